@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+# `make demo` and `make test` need nothing but the packages that `make check` asks for: they make
+# .venv, install the pinned dependencies and the package, and run. PYTHON=/path/to/python uses an
+# environment that already has torch instead; nothing is installed into it.
+
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+.PHONY: help check ready build demo format lint types test aot bench clean
+.NOTPARALLEL:
+
+ifdef PYTHON
+PY := $(PYTHON)
+# Not installed there: found by path, by child processes as well.
+export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+else
+PY := $(CURDIR)/.venv/bin/python
+endif
+BASE_PYTHON ?= python3
+CLANG_FORMAT = $(PY) -c 'import clang_format; clang_format.clang_format()'
+SOURCES = $(shell find csrc -name '*.h' -o -name '*.cpp')
+
+# Import names a target needs from an environment given by PYTHON=.
+NEEDS := setuptools pybind11
+demo: NEEDS += torch typer rich skimage matplotlib
+lint types test aot format: NEEDS += torch triton numpy typer rich skimage matplotlib pytest \
+  pytest_benchmark hypothesis ruff mypy clang_format
+
+help:
+	@echo 'make demo    choose patches of a photograph, write kept.png'
+	@echo 'make test    lint, types and tests'
+	@echo 'make build   the native module, in place'
+	@echo 'make lint    formatting and lint      make types   mypy'
+	@echo 'make aot     compile every Triton kernel for every target (minutes)'
+	@echo 'make bench   the benchmarks'
+	@echo 'make clean   remove build outputs (.venv stays)'
+	@echo 'PYTHON=/path/to/python uses an environment that has the dependencies, instead of .venv'
+
+demo: build
+	@$(PY) -m zspa_kernels.cli demo
+
+test: lint types
+	@$(PY) -m pytest -m 'not aot_full'
+
+lint: build
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(CLANG_FORMAT) --dry-run -Werror $(SOURCES)
+
+types: build
+	@$(PY) -m mypy
+
+format: ready
+	@$(PY) -m ruff format -q .
+	@$(CLANG_FORMAT) -i $(SOURCES)
+
+aot: build
+	@$(PY) -m pytest python_tests/test_triton_aot.py -m aot_full
+
+bench: build
+	@$(PY) -m bench.run
+
+build: ready
+	@$(PY) setup.py -q build_ext --inplace
+
+clean:
+	rm -rf build dist *.egg-info zspa_kernels/_C*.so .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+# --- what has to be there -------------------------------------------------------------------------
+
+ifdef PYTHON
+ready:
+	@$(PY) -c 'import importlib.util as u, sys; \
+	  gone = [name for name in "$(NEEDS)".split() if u.find_spec(name) is None]; \
+	  gone and sys.exit(f"{sys.executable} lacks: {chr(32).join(gone)}. The pinned versions are in constraints.txt.")'
+else
+ready: .venv/.installed
+
+.venv/.installed: constraints.txt pyproject.toml
+	@$(MAKE) check
+	$(BASE_PYTHON) -m venv .venv
+	$(PY) -m pip install -q -c constraints.txt cmake ninja pybind11 setuptools
+	$(PY) -m pip install -q -c constraints.txt --no-build-isolation -e '.[dev]'
+	@touch $@
+endif
+
+check:
+	@missing=; \
+	command -v $${CXX:-g++} >/dev/null || missing="$$missing g++"; \
+	if command -v $(BASE_PYTHON) >/dev/null; then \
+	  $(BASE_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	    { echo 'zspa_kernels needs Python 3.10 or newer; name one: make BASE_PYTHON=python3.11 ...'; exit 1; }; \
+	  $(BASE_PYTHON) -c 'import ensurepip, venv' 2>/dev/null || missing="$$missing python3-venv"; \
+	  $(BASE_PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' \
+	    || missing="$$missing python3-dev"; \
+	else missing="$$missing python3 python3-venv python3-dev"; fi; \
+	if [ -n "$$missing" ]; then \
+	  echo "Missing:$$missing"; echo "On Debian or Ubuntu: sudo apt-get install$$missing"; exit 1; fi

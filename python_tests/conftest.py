@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What holds for the whole session: Triton interprets, fresh memory is poisoned, warnings are errors."""
+
+from __future__ import annotations
+
+import os
+
+# Read by triton when it is imported, so it is set before anything can import it. Tests that compile
+# ahead of time do so in a child process without it.
+os.environ["TRITON_INTERPRET"] = "1"
+
+from collections.abc import Callable, Iterator
+
+import hypothesis
+import pytest
+import torch
+
+hypothesis.settings.register_profile(
+    "zspa", derandomize=True, deadline=None, max_examples=50, database=None
+)
+hypothesis.settings.load_profile("zspa")
+
+
+def _why_not(backend: str, op: str = "select", device: str = "cpu") -> str | None:
+    from zspa_kernels import _dispatch
+
+    return _dispatch.why_not(backend, op, torch.device(device))
+
+
+def _required() -> list[str]:
+    return [name for name in os.environ.get("ZSPA_REQUIRE_BACKENDS", "").split(",") if name]
+
+
+def pytest_report_header() -> list[str]:
+    from zspa_kernels import _dispatch
+
+    reasons = {name: _why_not(name) for name in _dispatch.BACKENDS}
+    lines = [f"torch: {torch.__version__}, {torch.get_num_threads()} threads"]
+    return lines + [f"backend {name}: {why or 'ready'}" for name, why in reasons.items()]
+
+
+def pytest_sessionstart() -> None:
+    for name in _required():
+        why = _why_not(name)
+        if why is not None:
+            pytest.exit(f"required backend {name} is missing: {why}", returncode=1)
+
+
+@pytest.fixture(scope="session")
+def require_backend() -> Callable[..., None]:
+    """`require_backend(name, op="select", device="cpu")`: skips with the reason why it cannot run.
+
+    A backend named in ZSPA_REQUIRE_BACKENDS (comma separated) fails the test instead.
+    """
+
+    def require(name: str, op: str = "select", device: str = "cpu") -> None:
+        why = _why_not(name, op, device)
+        if why is not None and name in _required():
+            pytest.fail(f"required backend {name} cannot run {op}: {why}")
+        if why is not None:
+            pytest.skip(f"{name}: {why}")
+
+    return require
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
+    """torch.empty gives NaN or the largest integer: an element nobody writes is seen."""
+    if request.node.get_closest_marker("raw_memory"):
+        yield
+        return
+    mode = torch.get_deterministic_debug_mode()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.set_deterministic_debug_mode(mode)
+    torch.utils.deterministic.fill_uninitialized_memory = fill

@@ -68,7 +68,7 @@ class CMakeBuild(build_ext):
     """Runs CMake and Ninja, and puts the module where setuptools expects it."""
 
     def run(self) -> None:
-        """Notes what the base class hides from `build_extension`: whether this build is in place."""
+        """Notes whether this build is in place: the base class hides it from `build_extension`."""
         self.in_tree = bool(self.inplace) or self.editable_mode
         super().run()
 
@@ -104,7 +104,11 @@ class CMakeBuild(build_ext):
             [cmake, "--install", str(folder), "--prefix", str(target)],
         ):
             done = subprocess.run(
-                command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+                command,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
             )
             if done.returncode:
                 raise SystemExit(

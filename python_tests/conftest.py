@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What holds for the whole session: Triton interprets, fresh memory is poisoned, warnings are errors."""
+"""What holds for the whole session: Triton interprets, and fresh memory is poisoned."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import os
 # Read by triton when it is imported, so it is set before anything can import it. Tests that compile
 # ahead of time do so in a child process without it.
 os.environ["TRITON_INTERPRET"] = "1"
+# cuBLAS is deterministic only with this; the poisoned memory below comes with deterministic mode.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 from collections.abc import Callable, Iterator
 

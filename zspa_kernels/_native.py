@@ -20,7 +20,10 @@ BUILD_COMMAND = "`pip install .` or `make build`"
 def _load() -> tuple[ModuleType | None, str | None]:
     """Imports the compiled module once: (module, None) or (None, reason)."""
     if os.environ.get("ZSPA_NO_NATIVE") == "1":
-        return None, f"the native module is off: ZSPA_NO_NATIVE=1 (unset it; build with {BUILD_COMMAND})"
+        return (
+            None,
+            f"the native module is off: ZSPA_NO_NATIVE=1 (unset it; build with {BUILD_COMMAND})",
+        )
     try:
         native = importlib.import_module("zspa_kernels._C")
     except ModuleNotFoundError as error:

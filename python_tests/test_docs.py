@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every example in README.md and in the public docstrings runs, on CPU."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+import zspa_kernels.methods
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULES = [
+    "zspa_kernels",
+    "zspa_kernels.api",
+    "zspa_kernels.types",
+    *(m.name for m in pkgutil.iter_modules(zspa_kernels.methods.__path__, "zspa_kernels.methods.")),
+]
+# A block that cannot run here (another package, a GPU) is preceded by `<!-- not run: why -->`.
+BLOCK = re.compile(r"^(<!-- not run: .+ -->\n)?```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def test_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks are one session, read from top to bottom."""
+    text = (ROOT / "README.md").read_text()
+    blocks = [(match.start(2), match[2]) for match in BLOCK.finditer(text) if not match[1]]
+    assert blocks
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {"__name__": "readme"}
+    for start, block in blocks:
+        # Line numbers of a traceback are those of the README.
+        padding = "\n" * text.count("\n", 0, start)
+        exec(compile(padding + block, str(ROOT / "README.md"), "exec"), namespace)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstrings(name: str) -> None:
+    result = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
+    assert result.failed == 0
+
+
+def test_public_functions_have_examples() -> None:
+    names = [name for name in zspa_kernels.__all__ if not name.startswith("_")]
+    bare = [name for name in names if ">>>" not in (getattr(zspa_kernels, name).__doc__ or "")]
+    assert not bare

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+// The module `zspa_kernels._C`: addresses and sizes in, nothing of torch inside. Arguments were
+// checked in Python (zspa_kernels/_contract.py); strides are in elements; address 0 means absent.
+#include <omp.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "cpu/problem.h"
+
+#ifndef ZSPA_VERSION
+#error "the build must define ZSPA_VERSION"
+#endif
+
+namespace py = pybind11;
+using zspa::DType;
+using zspa::cpu::Pooling;
+using zspa::cpu::Problem;
+
+namespace {
+
+template <class T>
+T* at(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+void set_visual(Problem& p, uintptr_t visual, int dtype, int64_t S, int64_t N, int64_t D,
+                int64_t batch_stride, int64_t row_stride, uintptr_t table, uintptr_t mask) {
+  p.visual = at<const char>(visual);
+  p.dtype = DType(dtype);
+  p.S = S;
+  p.N = N;
+  p.D = D;
+  p.batch_bytes = batch_stride * zspa::size_of(p.dtype);
+  p.row_bytes = row_stride * zspa::size_of(p.dtype);
+  p.table = at<const int64_t>(table);
+  p.visual_mask = at<const uint8_t>(mask);
+}
+
+void set_prompt(Problem& p, uintptr_t prompt, int dtype, int64_t M, int64_t batch_stride,
+                int64_t row_stride, uintptr_t spans, uintptr_t mask, int pooling) {
+  p.prompt = at<const char>(prompt);
+  p.prompt_dtype = DType(dtype);
+  p.M = M;
+  p.prompt_batch_bytes = batch_stride * zspa::size_of(p.prompt_dtype);
+  p.prompt_row_bytes = row_stride * zspa::size_of(p.prompt_dtype);
+  p.spans = at<const int64_t>(spans);
+  p.prompt_mask = at<const uint8_t>(mask);
+  p.pooling = Pooling(pooling);
+}
+
+void report(const Problem& p, uintptr_t stats) {
+  if (!stats) return;
+  int64_t* out = at<int64_t>(stats);
+  out[0] = p.stats.passes;
+  out[1] = p.stats.dots;
+  out[2] = p.stats.seed_dots;
+}
+
+void call_select(uintptr_t visual, int dtype, int64_t S, int64_t N, int64_t D, int64_t batch_stride,
+            int64_t row_stride, uintptr_t table, uintptr_t visual_mask, uintptr_t prompt,
+            int prompt_dtype, int64_t M, int64_t prompt_batch_stride, int64_t prompt_row_stride,
+            uintptr_t spans, uintptr_t prompt_mask, int pooling, int64_t k_core, int64_t k_diverse,
+            int64_t total_slots, bool sorted, int threads, uintptr_t indices, uintptr_t stats) {
+  Problem p{};
+  set_visual(p, visual, dtype, S, N, D, batch_stride, row_stride, table, visual_mask);
+  set_prompt(p, prompt, prompt_dtype, M, prompt_batch_stride, prompt_row_stride, spans, prompt_mask,
+             pooling);
+  p.k_core = k_core;
+  p.k_diverse = k_diverse;
+  p.total_slots = total_slots;
+  p.sorted = sorted;
+  p.threads = threads;
+  p.indices = at<int64_t>(indices);
+  zspa::cpu::select(p);
+  report(p, stats);
+}
+
+void call_relevance_topk(uintptr_t visual, int dtype, int64_t B, int64_t N, int64_t D,
+                    int64_t batch_stride, int64_t row_stride, uintptr_t visual_mask,
+                    uintptr_t prompt, int prompt_dtype, int64_t M, int64_t prompt_batch_stride,
+                    int64_t prompt_row_stride, uintptr_t prompt_mask, int pooling, int64_t k,
+                    int threads, uintptr_t indices, uintptr_t scores) {
+  Problem p{};
+  set_visual(p, visual, dtype, B, N, D, batch_stride, row_stride, 0, visual_mask);
+  set_prompt(p, prompt, prompt_dtype, M, prompt_batch_stride, prompt_row_stride, 0, prompt_mask,
+             pooling);
+  p.k_core = k;
+  p.threads = threads;
+  p.indices = at<int64_t>(indices);
+  p.scores = at<float>(scores);
+  zspa::cpu::relevance_topk(p);
+}
+
+void call_diversity(uintptr_t visual, int dtype, int64_t S, int64_t N, int64_t D, int64_t batch_stride,
+               int64_t row_stride, uintptr_t table, uintptr_t visual_mask, int64_t k,
+               uintptr_t seeds, int64_t num_seeds, uintptr_t weights, int64_t total_slots,
+               int threads, uintptr_t indices, uintptr_t stats) {
+  Problem p{};
+  set_visual(p, visual, dtype, S, N, D, batch_stride, row_stride, table, visual_mask);
+  p.seeds = at<const int64_t>(seeds);
+  p.num_seeds = num_seeds;
+  p.weights = at<const float>(weights);
+  p.k_diverse = k;
+  p.total_slots = total_slots;
+  p.threads = threads;
+  p.indices = at<int64_t>(indices);
+  zspa::cpu::diversity(p);
+  report(p, stats);
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["version"] = ZSPA_VERSION;
+  info["compiler"] = ZSPA_COMPILER;
+  info["openmp"] = _OPENMP;
+  info["isas"] = zspa::cpu::isas();
+  info["cuda"] = false;
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Native kernels of zspa_kernels; use the functions of the package instead.";
+  const auto unlocked = py::call_guard<py::gil_scoped_release>();
+  m.def("select", &call_select, unlocked);
+  m.def("relevance_topk", &call_relevance_topk, unlocked);
+  m.def("diversity", &call_diversity, unlocked);
+  m.def("build_info", &build_info, "How this module was built.");
+  m.def("isas", &zspa::cpu::isas, "Instruction sets this CPU can run, best first.");
+  m.def("isa", [] { return std::string(zspa::cpu::kernels().name); }, "The one in use.");
+  m.def("use_isa", &zspa::cpu::use_isa, "Use one of isas(), or \"auto\"; for tests.");
+}

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace zspa {
+
+// The numbers are part of the interface with zspa_kernels/backends/cpp/_arguments.py.
+enum class DType : int { f32 = 0, f16 = 1, bf16 = 2 };
+
+static constexpr int64_t size_of(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
+
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+static inline float to_float(float x) { return x; }
+
+static inline float to_float(BFloat16 x) {
+  const uint32_t bits = uint32_t(x.bits) << 16;
+  float y;
+  std::memcpy(&y, &bits, sizeof y);
+  return y;
+}
+
+// Exact for every half, subnormals, infinities and NaN included; needs no hardware support.
+static inline float to_float(Half x) {
+  const uint32_t sign = uint32_t(x.bits & 0x8000u) << 16;
+  const uint32_t rest = uint32_t(x.bits & 0x7fffu) << 13;
+  float magnitude;
+  std::memcpy(&magnitude, &rest, sizeof magnitude);
+  magnitude *= 0x1p112f;  // moves the exponent bias from 15 to 127, normalises subnormals
+  uint32_t bits;
+  std::memcpy(&bits, &magnitude, sizeof bits);
+  if ((x.bits & 0x7c00u) == 0x7c00u) bits |= 0x7f800000u;  // infinity, NaN
+  bits |= sign;
+  float y;
+  std::memcpy(&y, &bits, sizeof y);
+  return y;
+}
+
+}  // namespace zspa

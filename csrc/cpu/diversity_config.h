@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+// Block sizes of the greedy and of the seed search. They change the work, never a pick.
+#pragma once
+
+#include <cstdint>
+
+namespace zspa::cpu {
+
+struct BlockSizes {
+  int64_t refresh;     // stale rows brought up to date per pass
+  int64_t candidates;  // of them, picked from with their own Gram matrix
+};
+
+// Larger blocks mean fewer passes but a Gram matrix that grows with the square of `candidates`.
+inline BlockSizes block_sizes(int64_t N) {
+  if (N <= 1500) return {256, 64};
+  if (N <= 8192) return {512, 128};
+  return {1024, 256};
+}
+
+// A pass that takes one pick (similarities all alike in the wrong way) must not pay for a large
+// Gram matrix: candidates halve after a poor pass and double after a rich one.
+constexpr int64_t kFewestCandidates = 8;
+
+// Seed search.
+constexpr int64_t kNeighbours = 32;   // block of consecutive tokens compared with each other first
+constexpr int64_t kFinish = 16;       // most promising rows compared with everything at once
+constexpr int64_t kWitnesses = 48;    // tokens every open row is compared with, per round
+
+}  // namespace zspa::cpu

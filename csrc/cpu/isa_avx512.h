@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+// Vector operations of the two AVX-512 tables; included inside their anonymous namespaces.
+// 4 x 6 tiles: 24 sums, 4 rows and a column fit into the 32 registers.
+
+struct Avx512 {
+  static constexpr int kLanes = 16, kMR = 4, kNR = 6;
+  using Vec = __m512;
+
+  static Vec zero() { return _mm512_setzero_ps(); }
+  static Vec load(const float* p) { return _mm512_loadu_ps(p); }
+  static void store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
+  static Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
+  static Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+  static float sum(Vec v) { return _mm512_reduce_add_ps(v); }
+
+  static Vec load_half(const float* p, int half) { return load(p + half * kLanes); }
+  static Vec load_half(const Half* p, int half) {
+    const void* at = p + half * kLanes;
+    return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(at)));
+  }
+  static Vec load_half(const BFloat16* p, int half) {
+    const __m512i x = _mm512_loadu_si512(p);
+    const __m512i high = _mm512_set1_epi32(int(0xffff0000u));
+    return _mm512_castsi512_ps(half ? _mm512_and_si512(x, high) : _mm512_slli_epi32(x, 16));
+  }
+};

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+// The seam between the algorithms (one copy, no instruction set) and the inner loops (one copy per
+// instruction set). Everything hot is behind `Kernels`; the best table the CPU can run is chosen once.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "../common/dtype.h"
+
+namespace zspa::cpu {
+
+// Rows of one product call at most; columns of one call at most (the accumulators must stay in L1/L2).
+constexpr int kUnitRows = 16;
+constexpr int kUnitColumns = 48;
+
+// Depth of one block of a panel, in elements: a column group of a block and the rows beside it fit
+// into L1. The block size does not change the order of a sum: accumulators live across blocks.
+constexpr int64_t kBlockDepth = 1024;
+
+// Columns of a product, packed for the inner loop: [block][column][depth of a block], zero padded.
+// An element is a float, or a bfloat16 where the instruction set multiplies those directly.
+struct PanelView {
+  char* data;
+  int64_t D;              // channels
+  int64_t blocks;         // ceil(D / kBlockDepth), evened out
+  int64_t depth;          // elements of a block, a multiple of the kernel's step
+  int64_t column_bytes;   // distance of two columns inside a block
+  int64_t block_bytes;    // distance of two blocks
+};
+
+struct Kernels {
+  const char* name;
+  int64_t step;  // elements of a row that one iteration of the inner loop consumes
+
+  int64_t (*packed_size)(DType dtype);  // bytes of a packed element
+
+  // Row -> column `column` of the panel.
+  void (*pack)(DType dtype, const void* row, const PanelView& panel, int64_t column);
+
+  // out[i * out_stride + (c - first)] = dot(rows[i], column c) for first <= c < last, i < count.
+  // Every dot is summed in one order that depends on D and the dtype alone, and is symmetric:
+  // dot(a, b) and dot(b, a) have the same bits, whatever the tile they fall into.
+  // Needs count <= kUnitRows and last - first <= kUnitColumns.
+  void (*dots)(DType dtype, const void* const* rows, int count, const PanelView& panel,
+               int64_t first, int64_t last, float* out, int64_t out_stride);
+
+  // Float vector -> the element order in which `row_pass` reads rows of this dtype, zero padded to
+  // a multiple of `step` (ordered_size elements).
+  void (*order)(DType dtype, const float* vector, int64_t D, float* ordered);
+
+  // One read of a row: its sum of squares and its dots with `count` ordered vectors.
+  void (*row_pass)(DType dtype, const void* row, int64_t D, const float* const* vectors, int count,
+                   float* squares, float* dots);
+};
+
+static inline int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
+
+// The table in use: the best this CPU can run, or the one `use_isa` asked for.
+const Kernels& kernels();
+std::vector<std::string> isas();           // what this build and this CPU can run, best first
+void use_isa(const std::string& name);     // "auto" or one of isas(); for tests and benchmarks
+
+const Kernels& portable_kernels();
+#if ZSPA_HAVE_AVX2
+const Kernels& avx2_kernels();
+#endif
+#if ZSPA_HAVE_AVX512
+const Kernels& avx512_kernels();
+#endif
+#if ZSPA_HAVE_AVX512BF16
+const Kernels& avx512bf16_kernels();
+#endif
+
+}  // namespace zspa::cpu

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+// AVX2 + FMA + F16C: 3 x 4 tiles fill the sixteen registers.
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "kernels.h"
+
+namespace zspa::cpu {
+namespace {
+
+struct Isa {
+  static constexpr const char* kName = "avx2";
+  static constexpr int kLanes = 8, kMR = 3, kNR = 4;
+  using Vec = __m256;
+
+  static Vec zero() { return _mm256_setzero_ps(); }
+  static Vec load(const float* p) { return _mm256_loadu_ps(p); }
+  static void store(float* p, Vec v) { _mm256_storeu_ps(p, v); }
+  static Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
+  static Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+  static float sum(Vec v) {
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+  }
+
+  static Vec load_half(const float* p, int half) { return load(p + half * kLanes); }
+  static Vec load_half(const Half* p, int half) {
+    const void* at = p + half * kLanes;
+    return _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(at)));
+  }
+  static Vec load_half(const BFloat16* p, int half) {
+    const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    const __m256i high = _mm256_set1_epi32(int(0xffff0000u));
+    return _mm256_castsi256_ps(half ? _mm256_and_si256(x, high) : _mm256_slli_epi32(x, 16));
+  }
+};
+
+#define ZSPA_ISA_DEFINED
+#define ZSPA_ISA_MR 3
+#define ZSPA_ISA_NR 4
+#include "microkernel.h"
+
+}  // namespace
+
+const Kernels& avx2_kernels() { return table; }
+
+}  // namespace zspa::cpu

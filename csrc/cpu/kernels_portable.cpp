@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+// Any CPU: the compiler's generic vectors of four floats, no instruction set assumed.
+#include <algorithm>
+#include <cstring>
+
+#include "kernels.h"
+
+namespace zspa::cpu {
+namespace {
+
+struct Isa {
+  static constexpr const char* kName = "portable";
+  static constexpr int kLanes = 4, kMR = 4, kNR = 4;
+  typedef float Vec __attribute__((vector_size(16)));
+  typedef uint32_t Bits __attribute__((vector_size(16)));
+
+  static Vec zero() { return Vec{}; }
+  static Vec load(const float* p) {
+    Vec v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+  }
+  static void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
+  static Vec add(Vec a, Vec b) { return a + b; }
+  static Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
+  static float sum(Vec v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+
+  static Vec load_half(const float* p, int half) { return load(p + half * kLanes); }
+  static Vec load_half(const Half* p, int half) {
+    p += half * kLanes;
+    return Vec{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])};
+  }
+  static Vec load_half(const BFloat16* p, int half) {
+    return Vec{to_float(p[half]), to_float(p[2 + half]), to_float(p[4 + half]),
+               to_float(p[6 + half])};
+  }
+};
+
+#define ZSPA_ISA_DEFINED
+#define ZSPA_ISA_MR 4
+#define ZSPA_ISA_NR 4
+#include "microkernel.h"
+
+}  // namespace
+
+const Kernels& portable_kernels() { return table; }
+
+}  // namespace zspa::cpu

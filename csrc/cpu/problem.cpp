@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+// The three operations on one segment, and the loop over segments: one image a thread for batches,
+// all threads on one image otherwise.
+#include "problem.h"
+
+#include <algorithm>
+
+namespace zspa::cpu {
+namespace {
+
+struct Segment {
+  Tokens tokens;
+  const uint8_t* mask;
+  bool has_prompt;
+  Prompt prompt;
+  const int64_t* seeds;
+  const float* weights;
+  float* scores;
+  int64_t k_core, k_diverse;
+  int64_t first_row;  // added to indices
+  int64_t* out;       // k_core + k_diverse slots
+};
+
+Segment segment_of(const Problem& p, int64_t s) {
+  Segment segment{};
+  segment.tokens = {p.visual + s * p.batch_bytes, p.dtype, p.N, p.D, p.row_bytes};
+  segment.k_core = p.k_core;
+  segment.k_diverse = p.k_diverse;
+  int64_t slot = s * (p.k_core + p.k_diverse);
+  int64_t first_token = s * p.N;
+  if (p.table) {
+    const int64_t* row = p.table + s * kTableColumns;
+    segment.first_row = first_token = row[kFirstRow];
+    segment.tokens.data = p.visual + row[kFirstRow] * p.row_bytes;
+    segment.tokens.N = row[kLength];
+    segment.k_core = row[kCore];
+    segment.k_diverse = row[kDiverse];
+    slot = row[kFirstSlot];
+  }
+  segment.mask = p.visual_mask ? p.visual_mask + first_token : nullptr;
+  segment.weights = p.weights ? p.weights + first_token : nullptr;
+  segment.scores = p.scores ? p.scores + first_token : nullptr;
+  segment.seeds = p.seeds ? p.seeds + s * p.num_seeds : nullptr;
+  segment.out = p.indices + slot;
+  segment.has_prompt = p.prompt != nullptr;
+  if (segment.has_prompt) {
+    const int64_t from = p.spans ? p.spans[2 * s] : 0;
+    const int64_t to = p.spans ? std::max(from, p.spans[2 * s + 1]) : p.M;
+    segment.prompt = {p.prompt + s * p.prompt_batch_bytes + from * p.prompt_row_bytes,
+                      p.prompt_dtype,
+                      to - from,
+                      p.D,
+                      p.prompt_row_bytes,
+                      p.prompt_mask ? p.prompt_mask + s * p.M : nullptr};
+  }
+  return segment;
+}
+
+// Below about this many multiply-adds, waking other threads costs more than it saves.
+constexpr double kWorkPerThread = 4e6;
+
+int threads_for(const Segment& segment, int threads) {
+  const double columns = 2.0 + double(segment.k_core + segment.k_diverse);
+  const double work = double(segment.tokens.N) * double(segment.tokens.D) * columns;
+  return work < kWorkPerThread ? 1 : threads;
+}
+
+template <class Run>
+void for_each_segment(Problem& problem, const Run& run) {
+  if (problem.table) std::fill(problem.indices, problem.indices + problem.total_slots, int64_t(-1));
+  const int threads = usable_threads(problem.threads);
+  const bool image_per_thread = problem.S >= threads && problem.S > 1;
+  const int outer = image_per_thread ? threads : 1;
+  std::vector<Workspace> workspaces{size_t(outer)};
+  std::vector<Stats> stats{size_t(outer)};
+  parallel_for(outer, problem.S, [&](int64_t s, int thread) {
+    const Segment segment = segment_of(problem, s);
+    const int inner = image_per_thread ? 1 : threads_for(segment, threads);
+    run(segment, inner, workspaces[size_t(thread)], stats[size_t(thread)]);
+  });
+  for (const Stats& part : stats) {
+    problem.stats.passes += part.passes;
+    problem.stats.dots += part.dots;
+    problem.stats.seed_dots += part.seed_dots;
+  }
+}
+
+void select_one(const Segment& segment, Pooling pooling, bool sorted, int threads,
+                Workspace& workspace, Stats& stats) {
+  const int64_t N = segment.tokens.N, K = segment.k_core + segment.k_diverse;
+  if (K == 0) return;
+  std::vector<float> inv(static_cast<size_t>(N));
+  int64_t core = 0, k_diverse = segment.k_diverse;
+  if (!segment.has_prompt) k_diverse = K;
+  if (segment.has_prompt && segment.k_core > 0) {
+    std::vector<float> scores(static_cast<size_t>(N));
+    if (relevance(segment.tokens, segment.mask, segment.prompt, pooling, threads, inv.data(),
+                  scores.data()))
+      core = top_k(scores.data(), N, segment.k_core, segment.out);
+    else
+      k_diverse = K;  // nothing to be relevant to
+  } else {
+    inverse_norms(segment.tokens, segment.mask, threads, inv.data());
+  }
+  const std::vector<int64_t> seeds(segment.out, segment.out + core);
+  std::fill(segment.out + core, segment.out + K, int64_t(-1));
+  if (k_diverse > 0)
+    diversity(segment.tokens, {inv.data(), nullptr, seeds.data(), core, std::min(k_diverse, N)},
+              threads, workspace, stats, segment.out + core);
+  int64_t* end = std::find(segment.out, segment.out + K, int64_t(-1));
+  if (sorted) std::sort(segment.out, end);
+  for (int64_t* index = segment.out; index < end; ++index) *index += segment.first_row;
+}
+
+}  // namespace
+
+void select(Problem& problem) {
+  for_each_segment(problem, [&](const Segment& segment, int threads, Workspace& workspace,
+                                Stats& stats) {
+    select_one(segment, problem.pooling, problem.sorted, threads, workspace, stats);
+  });
+}
+
+void relevance_topk(Problem& problem) {
+  for_each_segment(problem, [&](const Segment& segment, int threads, Workspace&, Stats&) {
+    std::vector<float> inv(static_cast<size_t>(segment.tokens.N));
+    if (relevance(segment.tokens, segment.mask, segment.prompt, problem.pooling, threads,
+                  inv.data(), segment.scores))
+      top_k(segment.scores, segment.tokens.N, segment.k_core, segment.out);
+    else
+      std::fill(segment.out, segment.out + segment.k_core, int64_t(-1));
+  });
+}
+
+void diversity(Problem& problem) {
+  for_each_segment(problem, [&](const Segment& segment, int threads, Workspace& workspace,
+                                Stats& stats) {
+    const int64_t K = segment.k_diverse, k = std::min(K, segment.tokens.N);
+    std::vector<float> inv(static_cast<size_t>(segment.tokens.N));
+    inverse_norms(segment.tokens, segment.mask, threads, inv.data());
+    diversity(segment.tokens,
+              {inv.data(), segment.weights, segment.seeds, problem.num_seeds, k}, threads,
+              workspace, stats, segment.out);
+    std::fill(segment.out + k, segment.out + K, int64_t(-1));
+    for (int64_t i = 0; i < k; ++i)
+      if (segment.out[i] >= 0) segment.out[i] += segment.first_row;
+  });
+}
+
+}  // namespace zspa::cpu

@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+// relevance_topk: cosine of every visual token with the pooled prompt, and the k most relevant.
+// Algorithm   : pool the prompt in float32 (ZSPAPrune, arXiv 2510.17197, eq. 4), one pass over the
+//               tokens for norms and dots (eq. 5), quickselect + sort of (score, index) keys (eq. 6).
+// Work        : 4 N D flops, one read of the tokens (pooling none_max: one per 16 prompt tokens).
+// Mapping     : 64 rows a task; channels along the lanes.
+// Numerics    : float32; a row's result depends on that row and the prompt alone.
+#include "relevance_topk.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "../common/keys.h"
+
+namespace zspa::cpu {
+namespace {
+
+constexpr int64_t kRowsPerTask = 64;
+constexpr int64_t kVectorsPerPass = 16;  // prompt vectors beside a row in L1 and L2
+
+// Prompt tokens that count, and their inverse norms.
+struct ValidPrompt {
+  std::vector<int64_t> rows;
+  std::vector<float> inv;
+};
+
+ValidPrompt valid_tokens(const Prompt& prompt) {
+  ValidPrompt valid;
+  for (int64_t m = 0; m < prompt.M; ++m) {
+    if (prompt.mask && !prompt.mask[m]) continue;
+    float squares;
+    kernels().row_pass(prompt.dtype, prompt.row(m), prompt.D, nullptr, 0, &squares, nullptr);
+    const float inv = inverse_norm(squares);
+    if (inv == kMaskedOut) continue;
+    valid.rows.push_back(m);
+    valid.inv.push_back(inv);
+  }
+  return valid;
+}
+
+template <class T, class Fold>
+void fold_row(const T* row, int64_t begin, int64_t end, float* pooled, const Fold& fold) {
+  for (int64_t d = begin; d < end; ++d) pooled[d] = fold(pooled[d], to_float(row[d]));
+}
+
+template <class Fold>
+void fold_any(DType dtype, const void* row, int64_t begin, int64_t end, float* pooled,
+              const Fold& fold) {
+  switch (dtype) {
+    case DType::f32: return fold_row(static_cast<const float*>(row), begin, end, pooled, fold);
+    case DType::f16: return fold_row(static_cast<const Half*>(row), begin, end, pooled, fold);
+    case DType::bf16: return fold_row(static_cast<const BFloat16*>(row), begin, end, pooled, fold);
+  }
+}
+
+// The pooled prompt [D]: mean or maximum of the raw tokens, or the mean of the unit tokens.
+std::vector<float> pool(const Prompt& prompt, const ValidPrompt& valid, Pooling pooling,
+                        int threads) {
+  constexpr int64_t kChannels = 512;  // of one task; every channel is summed in token order
+  std::vector<float> pooled(size_t(prompt.D), pooling == Pooling::max ? -kInf : 0.0f);
+  const float scale = 1.0f / float(valid.rows.size());
+  const int64_t tasks = (prompt.D + kChannels - 1) / kChannels;
+  const bool large = int64_t(valid.rows.size()) * prompt.D > (1 << 18);
+  parallel_for(large ? threads : 1, tasks, [&](int64_t task, int) {
+    const int64_t begin = task * kChannels, end = std::min(begin + kChannels, prompt.D);
+    for (size_t v = 0; v < valid.rows.size(); ++v) {
+      const void* row = prompt.row(valid.rows[v]);
+      const float inv = valid.inv[v];
+      if (pooling == Pooling::max) {
+        fold_any(prompt.dtype, row, begin, end, pooled.data(),
+                 [](float best, float x) { return x > best ? x : best; });
+      } else if (pooling == Pooling::mean) {
+        fold_any(prompt.dtype, row, begin, end, pooled.data(),
+                 [](float sum, float x) { return sum + x; });
+      } else {
+        fold_any(prompt.dtype, row, begin, end, pooled.data(),
+                 [inv](float sum, float x) { return sum + x * inv; });
+      }
+    }
+    if (pooling != Pooling::max)
+      for (int64_t d = begin; d < end; ++d) pooled[d] *= scale;
+  });
+  return pooled;
+}
+
+float norm_scale(const std::vector<float>& vector) {
+  float squares;
+  kernels().row_pass(DType::f32, vector.data(), int64_t(vector.size()), nullptr, 0, &squares,
+                     nullptr);
+  return squares < kZeroRow ? 0.0f : 1.0f / std::sqrt(squares);
+}
+
+// Norms of all tokens and, for the given prompt vectors v, scores = max over v of
+// dot(token, v) * (inv * scale[v]), folded into `scores`.
+void token_pass(const Tokens& tokens, const uint8_t* mask,
+                const std::vector<std::vector<float>>& vectors, const std::vector<float>& scale,
+                int threads, float* inv, float* scores) {
+  const Kernels& kernel = kernels();
+  const int count = int(vectors.size());
+  std::vector<std::vector<float>> ordered(vectors.size());
+  const float* pointers[kVectorsPerPass];
+  for (int v = 0; v < count; ++v) {
+    ordered[v].resize(size_t(round_up(tokens.D, kernel.step)));
+    kernel.order(tokens.dtype, vectors[v].data(), tokens.D, ordered[v].data());
+    pointers[v] = ordered[v].data();
+  }
+  const int64_t tasks = (tokens.N + kRowsPerTask - 1) / kRowsPerTask;
+  const bool large = tokens.N * tokens.D > (1 << 16);  // below, waking threads costs more
+  parallel_for(large ? threads : 1, tasks, [&](int64_t task, int) {
+    const int64_t begin = task * kRowsPerTask;
+    const int64_t end = std::min(begin + kRowsPerTask, tokens.N);
+    for (int64_t i = begin; i < end; ++i) {
+      float squares, dots[kVectorsPerPass];
+      kernel.row_pass(tokens.dtype, tokens.row(i), tokens.D, pointers, count, &squares, dots);
+      inv[i] = mask && !mask[i] ? kMaskedOut : inverse_norm(squares);
+      if (!scores) continue;
+      for (int v = 0; v < count; ++v)
+        scores[i] = std::max(scores[i], dots[v] * (inv[i] * scale[size_t(v)]));
+      if (inv[i] == kMaskedOut) scores[i] = -kInf;
+      if (inv[i] == kNoDirection) scores[i] = -1.0f;
+    }
+  });
+}
+
+}  // namespace
+
+void inverse_norms(const Tokens& tokens, const uint8_t* mask, int threads, float* inv) {
+  token_pass(tokens, mask, {}, {}, threads, inv, nullptr);
+}
+
+bool relevance(const Tokens& tokens, const uint8_t* mask, const Prompt& prompt, Pooling pooling,
+               int threads, float* inv, float* scores) {
+  const ValidPrompt valid = valid_tokens(prompt);
+  if (valid.rows.empty()) {
+    std::fill(scores, scores + tokens.N, 0.0f);
+    token_pass(tokens, mask, {}, {}, threads, inv, scores);
+    return false;
+  }
+  std::fill(scores, scores + tokens.N, -kInf);
+  if (pooling != Pooling::none_max) {
+    const std::vector<float> pooled = pool(prompt, valid, pooling, threads);
+    const float scale = pooling == Pooling::none_mean ? 1.0f : norm_scale(pooled);
+    token_pass(tokens, mask, {pooled}, {scale}, threads, inv, scores);
+    return true;
+  }
+  const int64_t M = int64_t(valid.rows.size());
+  for (int64_t first = 0; first < M; first += kVectorsPerPass) {
+    const int64_t last = std::min(first + kVectorsPerPass, M);
+    std::vector<std::vector<float>> vectors;
+    for (int64_t v = first; v < last; ++v) {
+      std::vector<float> row(size_t(prompt.D), 0.0f);
+      fold_any(prompt.dtype, prompt.row(valid.rows[size_t(v)]), 0, prompt.D, row.data(),
+               [](float, float x) { return x; });
+      vectors.push_back(std::move(row));
+    }
+    const std::vector<float> scale(valid.inv.begin() + first, valid.inv.begin() + last);
+    token_pass(tokens, mask, vectors, scale, threads, inv, scores);
+  }
+  return true;
+}
+
+int64_t top_k(const float* scores, int64_t N, int64_t k, int64_t* out) {
+  std::vector<Key> keys;
+  keys.reserve(size_t(N));
+  for (int64_t i = 0; i < N; ++i)
+    if (scores[i] > -kInf) keys.push_back(make_key(-scores[i], i));
+  const int64_t found = std::min<int64_t>(k, int64_t(keys.size()));
+  if (found < int64_t(keys.size()))
+    std::nth_element(keys.begin(), keys.begin() + found, keys.end());
+  std::sort(keys.begin(), keys.begin() + found);
+  for (int64_t i = 0; i < found; ++i) out[i] = index_of(keys[size_t(i)]);
+  std::fill(out + found, out + k, int64_t(-1));
+  return found;
+}
+
+}  // namespace zspa::cpu

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "../common/dtype.h"
+#include "panel.h"
+#include "parallel.h"
+
+namespace zspa::cpu {
+
+constexpr float kInf = std::numeric_limits<float>::infinity();
+
+// Squared norms outside [kZeroRow, kHugeRow] have no usable direction: below, a zero row; above (or
+// NaN), a token that counts as masked out. Inside, no product of three of them over- or underflows.
+constexpr float kZeroRow = 0x1p-80f;
+constexpr float kHugeRow = 0x1p80f;
+
+// What `inverse_norm` says of a token without a direction.
+constexpr float kNoDirection = 0.0f;  // zero row
+constexpr float kMaskedOut = -1.0f;
+
+inline float inverse_norm(float squares) {
+  if (!(squares <= kHugeRow)) return kMaskedOut;
+  if (squares < kZeroRow) return kNoDirection;
+  return 1.0f / std::sqrt(squares);
+}
+
+// Tokens of one segment: N rows of D channels, channels contiguous.
+struct Tokens {
+  const char* data;
+  DType dtype;
+  int64_t N;
+  int64_t D;
+  int64_t row_bytes;
+
+  const void* row(int64_t i) const { return data + i * row_bytes; }
+};
+
+// Rows [begin, end) of a list, at most kUnitRows, all to be multiplied with the columns from `first` on.
+struct Unit {
+  int begin;
+  int end;
+  int64_t first;
+};
+
+// Calls visit(thread, rows, count, c0, c1, dots) for tiles that cover every unit's rows times its
+// columns [unit.first, last): dots[i * kUnitColumns + (c - c0)] = dot(token rows[i], column c).
+//
+// A task walks its rows once per chunk of columns, so that the chunk stays in L2 while rows stream:
+// a row is read ceil(columns / kUnitColumns) times, a column once per task.
+template <class Visit>
+void for_each_tile(const Tokens& tokens, const std::vector<int>& rows,
+                   const std::vector<Unit>& units, const Panel& panel, int64_t last, int threads,
+                   const Visit& visit) {
+  constexpr int64_t kUnitsPerTask = 8;  // 128 rows: about 1 MB of bf16 rows at D = 4096
+  const int64_t count = int64_t(units.size());
+  const int64_t per_task =
+      std::max<int64_t>(1, std::min(kUnitsPerTask, count / (int64_t(threads) * 4)));
+  const Kernels& kernel = kernels();
+  parallel_for(threads, (count + per_task - 1) / per_task, [&](int64_t task, int thread) {
+    alignas(64) float dots[kUnitRows * kUnitColumns];
+    const void* pointers[kUnitRows];
+    const int64_t begin = task * per_task, end = std::min(count, begin + per_task);
+    int64_t from = last;
+    for (int64_t u = begin; u < end; ++u) from = std::min(from, units[u].first);
+    for (int64_t c = from; c < last; c += kUnitColumns) {
+      const int64_t c1 = std::min<int64_t>(c + kUnitColumns, last);
+      for (int64_t u = begin; u < end; ++u) {
+        const int64_t c0 = std::max(c, units[u].first);
+        if (c0 >= c1) continue;
+        const int* ids = rows.data() + units[u].begin;
+        const int tall = units[u].end - units[u].begin;
+        for (int i = 0; i < tall; ++i) pointers[i] = tokens.row(ids[i]);
+        kernel.dots(tokens.dtype, pointers, tall, panel.view(), c0, c1, dots, kUnitColumns);
+        visit(thread, ids, tall, c0, c1, dots);
+      }
+    }
+  });
+}
+
+// Units over the whole list, all from column 0.
+inline void split_units(int64_t rows, std::vector<Unit>& units) {
+  units.clear();
+  for (int64_t i = 0; i < rows; i += kUnitRows)
+    units.push_back({int(i), int(std::min<int64_t>(i + kUnitRows, rows)), 0});
+}
+
+// cosines[a * n + b] of all pairs of the listed rows: the lower triangle is computed and mirrored,
+// the diagonal is left alone. `panel` is scratch.
+void gram(const Tokens& tokens, const std::vector<int>& rows, const float* inv, int threads,
+          Panel& panel, float* cosines);
+
+}  // namespace zspa::cpu

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures of selections: which pixels are lit, dimmed, outlined, and where."""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from PIL import Image
+
+from zspa_kernels.types import Selection
+from zspa_kernels.visualize import CORE_COLOUR, DIM, DIVERSITY_COLOUR, Panel, compare, light
+
+Pixels = npt.NDArray[np.uint8]
+
+
+def _photo(height: int, width: int) -> Pixels:
+    """Noise: no pixel looks the same dimmed, and hardly any equals its neighbour."""
+    return np.random.default_rng(0).integers(60, 256, (height, width, 3), dtype=np.uint8)
+
+
+def _selection(core: list[int], diverse: list[int], padding: int = 0) -> Selection:
+    indices = torch.tensor(core + diverse + [-1] * padding)
+    return Selection(indices, torch.arange(len(indices)) < len(core), None)
+
+
+def _grey(pixels: Pixels, dim: float = DIM) -> Pixels:
+    grey = (pixels @ np.array([0.299, 0.587, 0.114]) * dim).round().astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=-1)
+
+
+def test_light_keeps_kept_patches_and_dims_the_others() -> None:
+    photo = _photo(40, 60)
+    before = photo.copy()
+    lit = light(photo, _selection([7], [0, 23], padding=2), (4, 6), outline=0)
+    for patch in range(24):
+        rows = slice(patch // 6 * 10, patch // 6 * 10 + 10)
+        columns = slice(patch % 6 * 10, patch % 6 * 10 + 10)
+        kept = patch in (7, 0, 23)
+        expected = photo[rows, columns] if kept else _grey(photo[rows, columns])
+        np.testing.assert_array_equal(lit[rows, columns], expected)
+    np.testing.assert_array_equal(photo, before)
+
+
+def test_light_outlines_by_kind_and_joins_neighbours_of_a_kind() -> None:
+    lit = light(_photo(40, 60), _selection([7, 8], [9]), (4, 6), outline=1)
+    # The two core patches share an outline: nothing is drawn between them.
+    assert (lit[10, 10:30] == CORE_COLOUR).all()
+    assert (lit[10:20, 10] == CORE_COLOUR).all()
+    assert not (lit[11:19, 19] == np.array(CORE_COLOUR)).all(-1).any()
+    # Core and diversity are drawn apart, each inside its own patch.
+    assert (lit[10:20, 29] == CORE_COLOUR).all()
+    assert (lit[10:20, 30] == DIVERSITY_COLOUR).all()
+    assert (lit[10:20, 39] == DIVERSITY_COLOUR).all()
+
+
+def test_light_takes_bare_indices_and_grids_that_do_not_divide_the_image() -> None:
+    photo = _photo(11, 7)
+    lit = light(photo, torch.tensor([0, 5]), (3, 2), outline=0, dim=0.0)
+    kept: npt.NDArray[np.bool_] = lit.max(-1) > 0
+    # Rows 0-3, 4-7, 8-10 and columns 0-3, 4-6.
+    assert kept[:4, :4].all()
+    assert kept[8:, 4:].all()
+    assert kept.sum() == 4 * 4 + 3 * 3
+
+
+def test_light_of_nothing_is_all_dim() -> None:
+    photo = _photo(8, 8)
+    lit = light(photo, torch.tensor([], dtype=torch.int64), (2, 2))
+    np.testing.assert_array_equal(lit, _grey(photo))
+
+
+@pytest.mark.parametrize(
+    ("image", "indices", "grid", "dim", "said"),
+    [
+        (np.zeros((8, 8), np.uint8), [0], (2, 2), 0.3, "uint8 [H, W, 3]"),
+        (np.zeros((8, 8, 3)), [0], (2, 2), 0.3, "float64"),
+        (np.zeros((8, 8, 3), np.uint8), [0], (9, 2), 0.3, "does not fit"),
+        (np.zeros((8, 8, 3), np.uint8), [0], (0, 2), 0.3, "does not fit"),
+        (np.zeros((8, 8, 3), np.uint8), [4], (2, 2), 0.3, "outside a grid of 4"),
+        (np.zeros((8, 8, 3), np.uint8), [[0]], (2, 2), 0.3, "one row of a batch"),
+        (np.zeros((8, 8, 3), np.uint8), [0], (2, 2), float("nan"), "dim must be"),
+    ],
+)
+def test_light_says_what_does_not_fit(
+    image: Any, indices: list[Any], grid: tuple[int, int], dim: float, said: str
+) -> None:
+    with pytest.raises(ValueError) as caught:
+        light(image, torch.tensor(indices), grid, dim=dim)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(4, 4), (2, 8)])
+def test_compare_draws_each_selection_pixel_by_pixel(rows: int, columns: int) -> None:
+    # Panels are 640 pixels along their longer side, so this photo is drawn as it is.
+    cell = 640 // columns
+    photo = _photo(rows * cell, columns * cell)
+    selections = [_selection([1, 2], [5]), _selection([], [0, 7]), _selection([3], [])]
+    panels = [Panel(selection, f"number {i}") for i, selection in enumerate(selections)]
+    figure = compare(photo, panels, (rows, columns), heading="three", note="noise")
+
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    drawn = np.asarray(Image.open(file).convert("RGB"))
+    corners = []
+    for axes, selection in zip(figure.axes, selections, strict=True):
+        box = axes.get_position()
+        left, top = round(box.x0 * drawn.shape[1]), round((1 - box.y1) * drawn.shape[0])
+        panel = drawn[top : top + photo.shape[0], left : left + photo.shape[1]]
+        np.testing.assert_array_equal(panel, light(photo, selection, (rows, columns)))
+        corners.append((left, top))
+    side_by_side = len({top for _, top in corners}) == 1
+    assert side_by_side == (rows == columns)
+
+
+def test_compare_ignores_the_users_matplotlib_settings() -> None:
+    import matplotlib
+
+    photo = _photo(64, 64)
+    panels = [Panel(_selection([0], []), "one")]
+    plain = compare(photo, panels, (4, 4))
+    with matplotlib.rc_context({"figure.dpi": 37.0, "font.size": 40.0, "axes.facecolor": "red"}):
+        styled = compare(photo, panels, (4, 4))
+    pictures = []
+    for figure in (plain, styled):
+        file = io.BytesIO()
+        figure.savefig(file, format="png")
+        pictures.append(file.getvalue())
+    assert pictures[0] == pictures[1]
+
+
+def test_compare_without_the_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.style", None)
+    with pytest.raises(ModuleNotFoundError, match=r'pip install "zspa_kernels\[demo\]"'):
+        compare(_photo(8, 8), [Panel(_selection([0], []), "one")], (2, 2))

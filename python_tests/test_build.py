@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -73,9 +74,20 @@ def test_build_info(native: Path) -> None:
     info = _native.module().build_info()
     assert info["version"] == zspa_kernels.__version__
     assert info["compiler"].startswith("GNU ")
-    isas = _native.module().isas()
-    assert isas[-1] == "portable"
-    assert _native.module().isa() in isas
+    assert info["openmp"] >= 201511
+    assert info["isas"][-1] == "portable"
+    assert info["cuda"] is False
+
+
+def test_stub_describes_the_module(native: Path) -> None:
+    stub = ast.parse((ROOT / "zspa_kernels" / "_C.pyi").read_text())
+    declared = {node.name: node.args for node in stub.body if isinstance(node, ast.FunctionDef)}
+    module = _native.module()
+    assert set(declared) == {name for name in dir(module) if not name.startswith("_")}
+    for name, arguments in declared.items():
+        # pybind11 writes the signature into the first line of the docstring.
+        line = getattr(module, name).__doc__.splitlines()[0]
+        assert line.count("arg") == len(arguments.posonlyargs), line
 
 
 def test_module_knows_nothing_of_torch(native: Path) -> None:

@@ -1,7 +1,79 @@
 # SPDX-License-Identifier: Apache-2.0
+"""The native module. Addresses are those of elements in memory, 0 where an argument is absent; sizes
+and strides count elements. Nothing is checked here."""
+
 from typing import Any
 
+def select(
+    visual: int,
+    dtype: int,
+    S: int,
+    N: int,
+    D: int,
+    batch_stride: int,
+    row_stride: int,
+    table: int,
+    visual_mask: int,
+    prompt: int,
+    prompt_dtype: int,
+    M: int,
+    prompt_batch_stride: int,
+    prompt_row_stride: int,
+    spans: int,
+    prompt_mask: int,
+    pooling: int,
+    k_core: int,
+    k_diverse: int,
+    total_slots: int,
+    sorted: bool,
+    threads: int,
+    indices: int,
+    stats: int,
+    /,
+) -> None: ...
+def relevance_topk(
+    visual: int,
+    dtype: int,
+    B: int,
+    N: int,
+    D: int,
+    batch_stride: int,
+    row_stride: int,
+    visual_mask: int,
+    prompt: int,
+    prompt_dtype: int,
+    M: int,
+    prompt_batch_stride: int,
+    prompt_row_stride: int,
+    prompt_mask: int,
+    pooling: int,
+    k: int,
+    threads: int,
+    indices: int,
+    scores: int,
+    /,
+) -> None: ...
+def diversity(
+    visual: int,
+    dtype: int,
+    S: int,
+    N: int,
+    D: int,
+    batch_stride: int,
+    row_stride: int,
+    table: int,
+    visual_mask: int,
+    k: int,
+    seeds: int,
+    num_seeds: int,
+    weights: int,
+    total_slots: int,
+    threads: int,
+    indices: int,
+    stats: int,
+    /,
+) -> None: ...
 def build_info() -> dict[str, Any]: ...
 def isas() -> list[str]: ...
 def isa() -> str: ...
-def use_isa(name: str) -> None: ...
+def use_isa(name: str, /) -> None: ...

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The public functions of one backend on one segment, in the shape the standard cases call them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import zspa_kernels as zk
+from zspa_kernels.testing.cases import Case, Diversity, RelevanceTopk, Select
+
+BACKENDS = ("reference", "cpp", "triton")
+each_backend = pytest.mark.parametrize("backend", BACKENDS)
+
+
+def runs(backend: str, case: Case) -> bool:
+    """Whether `case` is of a size for `backend`: the interpreter takes milliseconds a block."""
+    return backend != "triton" or (case.n <= 300 and case.d <= 128)
+
+
+def relevance_topk(backend: str) -> RelevanceTopk:
+    def run(
+        visual: Tensor,
+        prompt: Tensor,
+        k: int,
+        mask: Tensor | None,
+        prompt_mask: Tensor | None,
+        pooling: str,
+    ) -> tuple[Tensor, Tensor]:
+        return zk.relevance_topk(
+            visual,
+            prompt,
+            k,
+            visual_mask=mask,
+            prompt_mask=prompt_mask,
+            pooling=pooling,
+            backend=backend,
+        )
+
+    return run
+
+
+def diversity(backend: str) -> Diversity:
+    def run(
+        visual: Tensor,
+        k: int,
+        seeds: Tensor | None,
+        weights: Tensor | None,
+        mask: Tensor | None,
+    ) -> Tensor:
+        return zk.diversity(
+            visual, k, seeds=seeds, weights=weights, visual_mask=mask, backend=backend
+        )
+
+    return run
+
+
+def select(backend: str) -> Select:
+    def run(
+        visual: Tensor,
+        prompt: Tensor | None,
+        k_core: int,
+        k_diverse: int,
+        mask: Tensor | None,
+        prompt_mask: Tensor | None,
+        pooling: str,
+    ) -> Tensor:
+        return zk.select(
+            visual,
+            prompt,
+            k_core=k_core,
+            k_diverse=k_diverse,
+            visual_mask=mask,
+            prompt_mask=prompt_mask,
+            pooling=pooling,
+            sorted=False,
+            backend=backend,
+        )
+
+    return run
+
+
+def strided_views(x: Tensor) -> dict[str, Tensor]:
+    """The values of `x` `[..., N, D]` in memory orders a caller may bring."""
+    n, d = x.shape[-2:]
+    lead = x.shape[:-2]
+    transposed = x.transpose(-1, -2).contiguous().transpose(-1, -2)
+    wide = torch.full((*lead, n, 2 * d + 3), torch.nan, dtype=x.dtype)
+    wide[..., 1 : d + 1] = x
+    stepped = torch.full((*lead, 2 * n, d), torch.nan, dtype=x.dtype)
+    stepped[..., ::2, :] = x
+    columns = torch.full((*lead, n, 3 * d), torch.nan, dtype=x.dtype)
+    columns[..., ::3] = x
+    offset = torch.full((x.numel() + 1,), torch.nan, dtype=x.dtype)[1:].view(x.shape)
+    offset.copy_(x)
+    return {
+        "transposed": transposed,
+        "part of a wider row": wide[..., 1 : d + 1],
+        "every other row": stepped[..., ::2, :],
+        "every third column": columns[..., ::3],
+        "unaligned start": offset,
+    }

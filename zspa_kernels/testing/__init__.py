@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Token models, float64 oracles, error bounds and PyTorch baselines for tests and benchmarks.
+
+Needs torch only, and nothing else of this package: a fault in the package cannot hide in its own
+judge. The package itself never imports this.
+"""
+
+from __future__ import annotations
+
+from .baselines import BASELINES, divprune_loop, gram_incremental, incremental, zspaprune_loop
+from .bounds import bound
+from .judge import Replay, check_diversity, check_relevance_topk, check_select, check_sorted
+from .oracle import diversity64, divprune_seed64, relevance64, select64, topk64
+from .special import SPECIAL, Special, special, two_textures
+from .tokens import MODELS, prompt, tokens
+
+__all__ = [
+    "BASELINES",
+    "MODELS",
+    "SPECIAL",
+    "Replay",
+    "Special",
+    "bound",
+    "check_diversity",
+    "check_relevance_topk",
+    "check_select",
+    "check_sorted",
+    "diversity64",
+    "divprune_loop",
+    "divprune_seed64",
+    "gram_incremental",
+    "incremental",
+    "prompt",
+    "relevance64",
+    "select64",
+    "special",
+    "tokens",
+    "topk64",
+    "two_textures",
+    "zspaprune_loop",
+]

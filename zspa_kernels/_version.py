@@ -1,4 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The version of the package, in one place: setup.py and CMake read this line as text."""
+"""The one place that knows the version."""
 
 __version__ = "0.1.0"

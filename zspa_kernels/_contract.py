@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every rule about arguments, once.
+
+Each op has one function here. It takes the op's own arguments (same order, same defaults), raises
+the contract's errors, and returns the shape of the indices the op will produce. Implementations on
+every device, named backends and fakes all call it, so no entry point knows a rule of its own.
+
+Errors read `<op>: <argument> must <rule>, got <value>`:
+    TypeError   a wrong kind of object or dtype, or None where something is required
+    ValueError  a wrong rank, shape, range, device, layout or option
+
+Values inside tensors are never looked at. Nothing is formatted unless it is raised: these functions
+are on the path of every call. A comparison of symbolic sizes that cannot be decided without adding
+a guard passes here; the call on real tensors checks it again.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+POOLINGS = ("mean", "max", "none_mean", "none_max")
+
+_FLOATS = frozenset((torch.float32, torch.float16, torch.bfloat16))
+_TOKEN_LIMIT = 2**31  # kernels count the tokens of a segment in 32 bits
+
+Shape = tuple[int, ...]
+
+
+# ---- kinds of arguments -------------------------------------------------------------------------
+
+
+def tensor(op: str, name: str, x: object) -> None:
+    """`x` must be a tensor with an ordinary (dense, strided) memory layout."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, got {_say(x)}")
+    if x.is_nested or x.layout is not torch.strided:
+        layout = "a nested tensor" if x.is_nested else f"layout {x.layout}"
+        raise ValueError(f"{op}: {name} must be a dense strided tensor, got {layout}")
+
+
+def optional_tensor(op: str, name: str, x: object) -> None:
+    """`x` must be None or what `tensor` accepts."""
+    if x is not None:
+        tensor(op, name, x)
+
+
+def integer(op: str, name: str, value: Any) -> Any:
+    """Return `value` as an int; symbolic sizes pass as they are. A bool is not a number."""
+    if type(value) is int or isinstance(value, torch.SymInt):
+        return value
+    if isinstance(value, bool | Tensor) or not hasattr(value, "__index__"):
+        raise TypeError(f"{op}: {name} must be an int, got {_say(value)}")
+    return operator.index(value)
+
+
+def share_or_count(op: str, name: str, value: Any) -> Any:
+    """Return `value` as a float in (0, 1] or an int of at least 1."""
+    if isinstance(value, bool | Tensor) or not isinstance(value, numbers.Real | torch.SymInt):
+        raise TypeError(f"{op}: {name} must be a float or an int, got {_say(value)}")
+    if isinstance(value, numbers.Integral | torch.SymInt):
+        if _true(value < 1):
+            raise ValueError(f"{op}: {name} must be a count of at least 1, got {value}")
+        return integer(op, name, value)
+    share = float(value)
+    if not 0.0 < share <= 1.0:  # NaN fails too
+        raise ValueError(f"{op}: {name} must be a share in (0, 1], got {value}")
+    return share
+
+
+def ratio(op: str, name: str, value: Any) -> float:
+    """Return `value` as a finite float of at least 0."""
+    if isinstance(value, bool | Tensor) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{op}: {name} must be a float, got {_say(value)}")
+    share = float(value)
+    if not 0.0 <= share < math.inf:
+        raise ValueError(f"{op}: {name} must be finite and at least 0, got {value}")
+    return share
+
+
+def at_least(op: str, name: str, value: int, minimum: int) -> None:
+    """`value` must not be below `minimum`."""
+    if _true(value < minimum):
+        raise ValueError(f"{op}: {name} must be at least {minimum}, got {value}")
+
+
+def flag(op: str, name: str, value: object) -> None:
+    """`value` must be True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{op}: {name} must be a bool, got {_say(value)}")
+
+
+def option(op: str, name: str, value: object, allowed: tuple[str, ...]) -> None:
+    """`value` must be one of the strings `allowed`."""
+    if value not in allowed:
+        error = ValueError if isinstance(value, str) else TypeError
+        raise error(f"{op}: {name} must be one of {', '.join(allowed)}, got {_say(value)}")
+
+
+# ---- the ops ------------------------------------------------------------------------------------
+
+
+def select(
+    visual: Tensor,
+    prompt: Tensor | None,
+    k_core: int,
+    k_diverse: int,
+    visual_mask: Tensor | None = None,
+    prompt_mask: Tensor | None = None,
+    pooling: str = "mean",
+    sorted: bool = True,
+) -> Shape:
+    """Rules of `zspa::select`."""
+    batch, n = _visual("select", visual, visual_mask)
+    if prompt is not None:
+        _prompt("select", visual, prompt, prompt_mask)
+    elif _true(k_core > 0):
+        raise TypeError(f"select: prompt must be a tensor when k_core={k_core} > 0, got None")
+    elif prompt_mask is not None:
+        raise ValueError("select: prompt_mask must be None without a prompt, got a tensor")
+    at_least("select", "k_core", k_core, 0)
+    at_least("select", "k_diverse", k_diverse, 0)
+    k = k_core + k_diverse
+    if _true(k > n):
+        raise ValueError(f"select: k_core + k_diverse must be in [0, N={n}], got {k}")
+    option("select", "pooling", pooling, POOLINGS)
+    return (*batch, k)
+
+
+def relevance_topk(
+    visual: Tensor,
+    prompt: Tensor,
+    k: int,
+    visual_mask: Tensor | None = None,
+    prompt_mask: Tensor | None = None,
+    pooling: str = "mean",
+) -> Shape:
+    """Rules of `zspa::relevance_topk`; the scores have the shape of `visual` without D."""
+    batch, n = _visual("relevance_topk", visual, visual_mask)
+    _prompt("relevance_topk", visual, prompt, prompt_mask)
+    _count("relevance_topk", k, n)
+    option("relevance_topk", "pooling", pooling, POOLINGS)
+    return (*batch, k)
+
+
+def diversity(
+    visual: Tensor,
+    k: int,
+    seeds: Tensor | None = None,
+    weights: Tensor | None = None,
+    visual_mask: Tensor | None = None,
+) -> Shape:
+    """Rules of `zspa::diversity`."""
+    batch, n = _visual("diversity", visual, visual_mask)
+    _count("diversity", k, n)
+    if seeds is not None:
+        tensor("diversity", "seeds", seeds)
+        num_seeds = seeds.shape[-1] if seeds.ndim else 0
+        _companion("diversity", "seeds", seeds, visual, _INT64, (*batch, num_seeds))
+    if weights is not None:
+        _companion("diversity", "weights", weights, visual, _FLOAT32, (*batch, n))
+    return (*batch, k)
+
+
+def select_varlen(
+    visual: Tensor,
+    cu_seqlens: Tensor,
+    prompt: Tensor | None,
+    prompt_spans: Tensor | None,
+    k_core: Tensor,
+    k_diverse: Tensor,
+    total_k: int,
+    max_seqlen: int,
+    pooling: str = "mean",
+    sorted: bool = True,
+) -> Shape:
+    """Rules of `zspa::select_varlen`."""
+    segments = _ragged("select_varlen", visual, cu_seqlens, total_k, max_seqlen)
+    if prompt is not None:
+        _prompt("select_varlen", visual, prompt, None)
+    elif prompt_spans is not None:
+        raise ValueError("select_varlen: prompt_spans must be None without a prompt, got a tensor")
+    if prompt_spans is not None:
+        _companion("select_varlen", "prompt_spans", prompt_spans, visual, _INTS, (segments, 2))
+    _companion("select_varlen", "k_core", k_core, visual, _INTS, (segments,))
+    _companion("select_varlen", "k_diverse", k_diverse, visual, _INTS, (segments,))
+    option("select_varlen", "pooling", pooling, POOLINGS)
+    return (total_k,)
+
+
+def diversity_varlen(
+    visual: Tensor,
+    cu_seqlens: Tensor,
+    k: Tensor,
+    total_k: int,
+    max_seqlen: int,
+    weights: Tensor | None = None,
+) -> Shape:
+    """Rules of `zspa::diversity_varlen`."""
+    segments = _ragged("diversity_varlen", visual, cu_seqlens, total_k, max_seqlen)
+    _companion("diversity_varlen", "k", k, visual, _INTS, (segments,))
+    if weights is not None:
+        rows = (visual.shape[0],)
+        _companion("diversity_varlen", "weights", weights, visual, _FLOAT32, rows)
+    return (total_k,)
+
+
+def gather(x: Tensor, indices: Tensor) -> None:
+    """Rules of `gather`: x `[N, ...]` with indices `[K]`, or x `[B, N, ...]` with `[B, K]`."""
+    tensor("gather", "x", x)
+    tensor("gather", "indices", indices)
+    if indices.dtype is not torch.int64:
+        raise TypeError(f"gather: indices must be int64, got {indices.dtype}")
+    if indices.ndim not in (1, 2):
+        raise ValueError(f"gather: indices must be [K] or [B, K], got {_axes(indices)}")
+    if x.ndim < indices.ndim or (indices.ndim == 2 and _true(x.shape[0] != indices.shape[0])):
+        rule = "[N, ...]" if indices.ndim == 1 else f"[B={indices.shape[0]}, N, ...]"
+        raise ValueError(f"gather: x must be {rule}, got {_axes(x)}")
+    if x.device != indices.device:
+        raise ValueError(f"gather: indices must be on {x.device} like x, got {indices.device}")
+
+
+# ---- the rules they share -----------------------------------------------------------------------
+
+_INT64 = (torch.int64,)
+_INTS = (torch.int64, torch.int32)
+_FLOAT32 = (torch.float32,)
+_BOOL = (torch.bool,)
+
+
+def _tokens(op: str, name: str, x: Tensor) -> None:
+    tensor(op, name, x)
+    if x.dtype not in _FLOATS:
+        raise TypeError(f"{op}: {name} must be float32, float16 or bfloat16, got {x.dtype}")
+
+
+def _visual(op: str, visual: Tensor, mask: Tensor | None) -> tuple[Shape, int]:
+    """Check the tokens and their mask; return the batch axes, () or (B,), and N."""
+    _tokens(op, "visual", visual)
+    if visual.is_meta:
+        raise ValueError(f"{op}: visual must be on a device that holds values, got a meta tensor")
+    shape = visual.shape
+    if len(shape) not in (2, 3):
+        raise ValueError(f"{op}: visual must be [N, D] or [B, N, D], got {_axes(visual)}")
+    n, d = shape[-2], shape[-1]
+    if _true(d < 1):
+        raise ValueError(f"{op}: visual must have D >= 1, got {_axes(visual)}")
+    if _true(n >= _TOKEN_LIMIT):
+        raise ValueError(f"{op}: visual must have N < 2**31 tokens, got {_axes(visual)}")
+    batch = shape[:-2]
+    if mask is not None:
+        _companion(op, "visual_mask", mask, visual, _BOOL, (*batch, n))
+    return batch, n
+
+
+def _prompt(op: str, visual: Tensor, prompt: Tensor, mask: Tensor | None) -> None:
+    _tokens(op, "prompt", prompt)
+    have, want = prompt.shape, visual.shape
+    if (
+        len(have) != len(want)
+        or _true(have[-1] != want[-1])
+        or (len(want) == 3 and _true(have[0] != want[0]))
+    ):
+        batch = f"B={want[0]}, " if len(want) == 3 else ""
+        raise ValueError(
+            f"{op}: prompt must be [{batch}M, D={want[-1]}] like visual, got {_axes(prompt)}"
+        )
+    if _true(have[-2] >= _TOKEN_LIMIT):
+        raise ValueError(f"{op}: prompt must have M < 2**31 tokens, got {_axes(prompt)}")
+    if prompt.device != visual.device:
+        raise ValueError(f"{op}: prompt must be on {visual.device}, got {prompt.device}")
+    if mask is not None:
+        _companion(op, "prompt_mask", mask, visual, _BOOL, have[:-1])
+
+
+def _companion(
+    op: str,
+    name: str,
+    x: Tensor,
+    visual: Tensor,
+    dtypes: tuple[torch.dtype, ...],
+    shape: Shape,
+) -> None:
+    """A tensor that goes with `visual`: same device, one of `dtypes`, exactly `shape`."""
+    tensor(op, name, x)
+    if x.dtype not in dtypes:
+        allowed = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise TypeError(f"{op}: {name} must be {allowed}, got {x.dtype}")
+    have = x.shape
+    if len(have) != len(shape) or any(_true(a != b) for a, b in zip(have, shape, strict=True)):
+        raise ValueError(f"{op}: {name} must have shape {list(shape)}, got {_axes(x)}")
+    if x.device != visual.device:
+        raise ValueError(f"{op}: {name} must be on {visual.device}, got {x.device}")
+
+
+def _count(op: str, k: int, n: int) -> None:
+    if _true(k < 0) or _true(k > n):
+        raise ValueError(f"{op}: k must be in [0, N={n}], got {k}")
+
+
+def _ragged(op: str, visual: Tensor, cu_seqlens: Tensor, total_k: int, max_seqlen: int) -> int:
+    """Check packed tokens `[T, D]` and their offsets; return the number of segments S."""
+    _visual(op, visual, None)
+    if visual.ndim != 2:
+        raise ValueError(f"{op}: visual must be packed tokens [T, D], got {_axes(visual)}")
+    tensor(op, "cu_seqlens", cu_seqlens)
+    if cu_seqlens.ndim != 1 or _true(cu_seqlens.shape[0] < 1):
+        raise ValueError(f"{op}: cu_seqlens must have shape [S + 1], got {_axes(cu_seqlens)}")
+    _companion(op, "cu_seqlens", cu_seqlens, visual, _INTS, cu_seqlens.shape)
+    at_least(op, "total_k", total_k, 0)
+    at_least(op, "max_seqlen", max_seqlen, 0)
+    return cu_seqlens.shape[0] - 1
+
+
+def _true(condition: Any) -> bool:
+    """Whether a condition on sizes is known to hold; a guard is never added to find out."""
+    return condition if condition.__class__ is bool else statically_known_true(condition)
+
+
+def _axes(x: Tensor) -> str:
+    return str(list(x.shape))
+
+
+def _say(value: object) -> str:
+    return "None" if value is None else f"{type(value).__name__} {value!r:.60}"

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many tokens to keep, and how many of them for relevance."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from . import _contract
+
+ROUNDINGS = ("round", "floor")
+DEFAULT_CORE_RATIO = 0.2  # between ZSPAPrune's optima: 0.1 GQA, 0.2 POPE, 0.4 MMMU (its Table 2)
+
+
+def num_keep(n: int, keep: float, rounding: str = "round") -> int:
+    """How many of `n` tokens to keep.
+
+    Args:
+        n: number of tokens, at least 0; a symbolic size under `torch.compile` and `torch.export`.
+        keep: a share, a float in (0, 1], or a count, an int of at least 1.
+        rounding: of a share: `"round"` is `round(keep * n)`, half to even, as in ZSPAPrune and
+            DivPrune; `"floor"` drops the fraction, as in ZOO-Prune.
+
+    Returns:
+        A count in `[1, n]`; 0 if `n` is 0. It depends on sizes only, so shapes are static.
+
+    Raises:
+        TypeError: `n` is not an int, or `keep` is neither an int nor a float (bool and tensors
+            are not).
+        ValueError: `n` is negative, `keep` is out of range or NaN, or `rounding` is unknown.
+
+    Example:
+        >>> num_keep(576, 0.1), num_keep(576, 0.1112, rounding="floor"), num_keep(576, 64)
+        (58, 64, 64)
+    """
+    return kept("num_keep", n, keep, rounding)
+
+
+def split_core(k: int, core_ratio: float) -> int:
+    """How many of `k` kept tokens are core: `min(k, round(core_ratio * k))`.
+
+    Args:
+        k: number of kept tokens, at least 0.
+        core_ratio: share chosen by relevance, 0 or more; 1 is the all-in-relevance baseline.
+
+    Returns:
+        `k_core` in `[0, k]`; the other `k - k_core` are chosen for diversity.
+
+    Raises:
+        TypeError: `k` is not an int, or `core_ratio` is not a number (bool and tensors are not).
+        ValueError: `k` or `core_ratio` is negative, or `core_ratio` is not finite.
+
+    Example:
+        >>> split_core(58, 0.4)
+        23
+    """
+    return core_of("split_core", k, core_ratio)
+
+
+def kept(op: str, n: int, keep: float, rounding: str) -> int:
+    """`num_keep`, with the errors of `op`."""
+    n = _contract.integer(op, "n", n)
+    _contract.at_least(op, "n", n, 0)
+    _contract.option(op, "rounding", rounding, ROUNDINGS)
+    count = _contract.share_or_count(op, "keep", keep)
+    if isinstance(count, float):
+        # round and floor of a symbolic product stay symbolic; int() would fix it to one size.
+        count = round(count * n) if rounding == "round" else math.floor(count * n)
+    result: int = torch.sym_min(n, torch.sym_max(1, count))
+    return result
+
+
+def core_of(op: str, k: int, core_ratio: float) -> int:
+    """`split_core`, with the errors of `op`."""
+    k = _contract.integer(op, "k", k)
+    _contract.at_least(op, "k", k, 0)
+    core_ratio = _contract.ratio(op, "core_ratio", core_ratio)
+    result: int = torch.sym_min(k, round(core_ratio * k))
+    return result

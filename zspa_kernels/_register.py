@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `zspa` ops as PyTorch sees them: schemas, fakes, and one implementation for every device.
+
+    torch.ops.zspa.<op> -> implementation below -> _contract (check) -> normalise
+                                                -> _dispatch (choose) -> backends/<backend>/<op>.py
+
+The implementations are plain functions with the signature of their schema and one more argument,
+`backend`, which the dispatcher never passes. `backend=` of the public functions arrives here too,
+so a named backend gets the same checks and the same normalised arguments.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from . import _contract, _dispatch, _segments
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _undisturbed(implementation: _F) -> _F:
+    """Grad mode and autocast off: selection has no derivative and rounds to no other dtype."""
+
+    @functools.wraps(implementation)
+    def call(visual: Tensor, *args: Any, **kwargs: Any) -> Any:
+        # The device is asked for without a check: whether `visual` is a tensor is the contract's.
+        device = "cuda" if getattr(visual, "is_cuda", False) else "cpu"
+        grad, autocast = torch.is_grad_enabled(), torch.is_autocast_enabled(device)
+        torch._C._set_grad_enabled(False)
+        if autocast:
+            torch.set_autocast_enabled(device, False)
+        try:
+            return implementation(visual, *args, **kwargs)
+        finally:
+            torch._C._set_grad_enabled(grad)
+            if autocast:
+                torch.set_autocast_enabled(device, True)
+
+    return call  # type: ignore[return-value]
+
+
+# ---- implementations ----------------------------------------------------------------------------
+
+
+@_undisturbed
+def select(
+    visual: Tensor,
+    prompt: Tensor | None,
+    k_core: int,
+    k_diverse: int,
+    visual_mask: Tensor | None = None,
+    prompt_mask: Tensor | None = None,
+    pooling: str = "mean",
+    sorted: bool = True,
+    backend: str = "auto",
+) -> Tensor:
+    _contract.select(visual, prompt, k_core, k_diverse, visual_mask, prompt_mask, pooling, sorted)
+    run = _backend(backend, "select", visual)
+    indices: Tensor = run(
+        _rows(visual),
+        _rows(prompt),
+        k_core,
+        k_diverse,
+        _matrix(visual_mask),
+        _matrix(prompt_mask),
+        pooling,
+        sorted,
+    )
+    return indices if visual.ndim == 3 else indices.squeeze(0)
+
+
+@_undisturbed
+def relevance_topk(
+    visual: Tensor,
+    prompt: Tensor,
+    k: int,
+    visual_mask: Tensor | None = None,
+    prompt_mask: Tensor | None = None,
+    pooling: str = "mean",
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    _contract.relevance_topk(visual, prompt, k, visual_mask, prompt_mask, pooling)
+    run = _backend(backend, "relevance_topk", visual)
+    indices, scores = run(
+        _rows(visual), _rows(prompt), k, _matrix(visual_mask), _matrix(prompt_mask), pooling
+    )
+    return (indices, scores) if visual.ndim == 3 else (indices.squeeze(0), scores.squeeze(0))
+
+
+@_undisturbed
+def diversity(
+    visual: Tensor,
+    k: int,
+    seeds: Tensor | None = None,
+    weights: Tensor | None = None,
+    visual_mask: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    _contract.diversity(visual, k, seeds, weights, visual_mask)
+    run = _backend(backend, "diversity", visual)
+    indices: Tensor = run(_rows(visual), k, _matrix(seeds), _matrix(weights), _matrix(visual_mask))
+    return indices if visual.ndim == 3 else indices.squeeze(0)
+
+
+@_undisturbed
+def select_varlen(
+    visual: Tensor,
+    cu_seqlens: Tensor,
+    prompt: Tensor | None,
+    prompt_spans: Tensor | None,
+    k_core: Tensor,
+    k_diverse: Tensor,
+    total_k: int,
+    max_seqlen: int,
+    pooling: str = "mean",
+    sorted: bool = True,
+    backend: str = "auto",
+) -> Tensor:
+    _contract.select_varlen(
+        visual, cu_seqlens, prompt, prompt_spans, k_core, k_diverse, total_k, max_seqlen, pooling
+    )
+    run = _backend(backend, "select_varlen", visual)
+    table = _segments.ragged_table(
+        cu_seqlens, k_core, k_diverse, total_k, max_seqlen, visual.shape[0]
+    )
+    spans = None if prompt is None else _segments.prompt_spans(prompt_spans, table.shape[0], prompt)
+    indices: Tensor = run(_dense(visual), table, _dense(prompt), spans, total_k, pooling, sorted)
+    return indices
+
+
+@_undisturbed
+def diversity_varlen(
+    visual: Tensor,
+    cu_seqlens: Tensor,
+    k: Tensor,
+    total_k: int,
+    max_seqlen: int,
+    weights: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    _contract.diversity_varlen(visual, cu_seqlens, k, total_k, max_seqlen, weights)
+    run = _backend(backend, "diversity_varlen", visual)
+    table = _segments.ragged_table(cu_seqlens, None, k, total_k, max_seqlen, visual.shape[0])
+    weights = None if weights is None else weights.contiguous()
+    indices: Tensor = run(_dense(visual), table, total_k, weights)
+    return indices
+
+
+# ---- what every backend is given ----------------------------------------------------------------
+
+
+def _backend(name: str, op: str, visual: Tensor) -> Callable[..., Any]:
+    if name == "auto":
+        return _dispatch.choose(op, visual.device)
+    return _dispatch.named(name, op, visual.device)
+
+
+def _dense(x: Tensor | None) -> Tensor | None:
+    """Tokens with a last axis of stride 1."""
+    if x is None or x.stride(-1) == 1:
+        return x
+    # Not contiguous(): that keeps any stride on an axis of size one.
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def _rows(x: Tensor | None) -> Tensor | None:
+    """Tokens as `[B, rows, D]`, with a last axis of stride 1."""
+    x = _dense(x)
+    return x if x is None or x.ndim == 3 else x.unsqueeze(0)
+
+
+def _matrix(x: Tensor | None) -> Tensor | None:
+    """A mask, weights or seeds as contiguous `[B, ...]`."""
+    if x is None:
+        return None
+    x = x.contiguous()
+    return x if x.ndim == 2 else x.unsqueeze(0)
+
+
+# ---- fakes: the same contract, then empty outputs -----------------------------------------------
+
+
+def _fake_indices(contract: Callable[..., tuple[int, ...]]) -> Callable[..., Tensor]:
+    def fake(visual: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return visual.new_empty(contract(visual, *args, **kwargs), dtype=torch.int64)
+
+    return fake
+
+
+def _fake_relevance_topk(visual: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    indices = visual.new_empty(_contract.relevance_topk(visual, *args, **kwargs), dtype=torch.int64)
+    return indices, visual.new_empty(visual.shape[:-1], dtype=torch.float32)
+
+
+# ---- registration -------------------------------------------------------------------------------
+
+# Shapes, order and ties are documented with the public functions in api.py.
+_OPS: dict[str, tuple[str, Callable[..., Any], Callable[..., Any]]] = {
+    "select": (
+        """(Tensor visual, Tensor? prompt, SymInt k_core, SymInt k_diverse,
+            Tensor? visual_mask=None, Tensor? prompt_mask=None,
+            str pooling="mean", bool sorted=True) -> Tensor""",
+        select,
+        _fake_indices(_contract.select),
+    ),
+    "select_varlen": (
+        """(Tensor visual, Tensor cu_seqlens, Tensor? prompt, Tensor? prompt_spans,
+            Tensor k_core, Tensor k_diverse, SymInt total_k, SymInt max_seqlen,
+            str pooling="mean", bool sorted=True) -> Tensor""",
+        select_varlen,
+        _fake_indices(_contract.select_varlen),
+    ),
+    "relevance_topk": (
+        """(Tensor visual, Tensor prompt, SymInt k,
+            Tensor? visual_mask=None, Tensor? prompt_mask=None,
+            str pooling="mean") -> (Tensor indices, Tensor scores)""",
+        relevance_topk,
+        _fake_relevance_topk,
+    ),
+    "diversity": (
+        """(Tensor visual, SymInt k, Tensor? seeds=None, Tensor? weights=None,
+            Tensor? visual_mask=None) -> Tensor""",
+        diversity,
+        _fake_indices(_contract.diversity),
+    ),
+    "diversity_varlen": (
+        """(Tensor visual, Tensor cu_seqlens, Tensor k, SymInt total_k, SymInt max_seqlen,
+            Tensor? weights=None) -> Tensor""",
+        diversity_varlen,
+        _fake_indices(_contract.diversity_varlen),
+    ),
+}
+
+# CompositeExplicitAutograd is every other device and layout: the contract's or _dispatch's error
+# is raised there instead of PyTorch's. Nested tensors are not part of it.
+_KEYS = ("CPU", "CUDA", "CompositeExplicitAutograd", "NestedTensorCPU", "NestedTensorCUDA")
+
+
+def _register() -> torch.library.Library:
+    library = torch.library.Library("zspa", "DEF")
+    for name, (schema, implementation, fake) in _OPS.items():
+        library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+        for key in _KEYS:
+            library.impl(name, implementation, key)
+        # Outputs have no derivative: nothing is recorded, so nothing runs at this key.
+        library.impl(name, torch.library.fallthrough_kernel, "Autograd")
+        torch.library.register_fake(f"zspa::{name}", fake, lib=library)
+    return library
+
+
+# The registrations live as long as this object. A reload runs in the same namespace, where PyTorch
+# allows one owner: the old one goes first.
+if "_LIBRARY" in globals():
+    globals()["_LIBRARY"]._destroy()
+_LIBRARY = _register()

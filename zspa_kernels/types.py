@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a method returns."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ._gather import gather
+
+
+class Selection(NamedTuple):
+    """The tokens a method keeps; unbatched input gives all of it without the batch axis.
+
+    Attributes:
+        indices: int64 `[B, K]` into the original tokens; -1 where a row had too few valid tokens.
+        core_mask: bool `[B, K]`, aligned with `indices`: True where a token was chosen for its
+            relevance to the prompt, False where for diversity, and at -1.
+        scores: relevance of every token, float32 `[B, N]`, -inf for invalid ones; None where the
+            method computes none.
+    """
+
+    indices: Tensor
+    core_mask: Tensor
+    scores: Tensor | None = None
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Rows of `x` `[B, N, ...]` at `indices`, zeros at -1; see `zspa_kernels.gather`."""
+        return gather(x, self.indices)

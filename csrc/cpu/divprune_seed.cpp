@@ -4,13 +4,17 @@
 //               value. A row is open while (bound, index) is below the best finished row.
 //               1. blocks of neighbours in raster order: most tokens resemble the next one;
 //               2. the most promising rows are finished (compared with everything), which gives a
-//                  first value to beat;
+//                  first value to beat, and tells how far away in the raster their nearest tokens
+//                  are: if several agree (the row above, the same place of the next frame), every
+//                  row is compared with the tokens around that offset;
 //               3. open rows are compared with rounds of witnesses spread over the image, and now
 //                  and then the most promising are finished; what cannot win is dropped.
 // Work        : N^2/2 dots at worst on random tokens, a few percent of that on images.
 // Numerics    : the cosines of diversity.cpp, bit for bit.
 // Deterministic: yes, for any number of threads.
 #include <algorithm>
+#include <cstdlib>
+#include <utility>
 
 #include "../common/keys.h"
 #include "diversity.h"
@@ -18,6 +22,19 @@
 
 namespace zspa::cpu {
 namespace {
+
+// The largest cosine of a row, and to whom; of equals the lowest index, whatever the order of calls.
+struct Nearest {
+  float cosine = -1.0f;
+  int row = -1;
+
+  void meet(float other_cosine, int other) {
+    if (other < 0 || other_cosine < cosine) return;
+    if (other_cosine == cosine && row >= 0 && row < other) return;
+    cosine = other_cosine;
+    row = other;
+  }
+};
 
 class SeedSearch {
  public:
@@ -44,6 +61,10 @@ class SeedSearch {
     }
     compare_neighbours();
     finish(most_promising(kFinish));
+    if (int64_t(open_.size()) > kEnoughOpen) {
+      for (int64_t offset : common_offsets()) compare_at(offset);
+      drop();
+    }
     for (int64_t round = 1; !open_.empty(); ++round) {
       if (int64_t(open_.size()) <= kFinish) {
         finish(open_);
@@ -120,20 +141,77 @@ class SeedSearch {
       if (!met_[size_t(i)]) rest.push_back(i);
     // Columns are the chosen rows, so that the long list streams; each thread keeps column maxima.
     const std::vector<int> columns = chosen;
-    std::vector<std::vector<float>> largest(size_t(threads_),
-                                            std::vector<float>(columns.size(), -1.0f));
+    std::vector<std::vector<Nearest>> nearest(size_t(threads_), std::vector<Nearest>(columns.size()));
     compare(rest, columns, [&](int thread, int row, int64_t column, float cosine) {
       raise(row, cosine);
-      float& top = largest[size_t(thread)][size_t(column)];
-      if (cosine > top) top = cosine;
+      nearest[size_t(thread)][size_t(column)].meet(cosine, row);
     });
     for (size_t c = 0; c < columns.size(); ++c) {
-      for (const auto& of_thread : largest) raise(columns[c], of_thread[c]);
+      Nearest nearest_of_all;
+      for (const auto& of_thread : nearest)
+        nearest_of_all.meet(of_thread[c].cosine, of_thread[c].row);
+      raise(columns[c], nearest_of_all.cosine);
+      if (nearest_of_all.row >= 0)
+        offsets_.push_back(std::abs(position(nearest_of_all.row) - position(columns[c])));
       met_[size_t(columns[c])] = 1;
       best_ = std::min(best_, key(columns[c]));
     }
     drop();
   }
+
+  // Distances in the raster at which several finished rows have their nearest token.
+  std::vector<int64_t> common_offsets() {
+    std::vector<std::pair<int64_t, int64_t>> votes;  // (-count, offset)
+    std::sort(offsets_.begin(), offsets_.end());
+    for (size_t i = 0; i < offsets_.size();) {
+      size_t end = i;
+      while (end < offsets_.size() && offsets_[end] == offsets_[i]) ++end;
+      if (int64_t(end - i) >= kOffsetVotes && offsets_[i] > kNeighbours / 2)
+        votes.emplace_back(-int64_t(end - i), offsets_[i]);
+      i = end;
+    }
+    std::sort(votes.begin(), votes.end());
+    std::vector<int64_t> offsets;
+    for (size_t i = 0; i < votes.size() && int64_t(i) < kOffsets; ++i)
+      offsets.push_back(votes[i].second);
+    return offsets;
+  }
+
+  // Blocks of consecutive tokens against the block `offset` further on. As rows and as columns the
+  // blocks are disjoint, so the tasks share nothing.
+  void compare_at(int64_t offset) {
+    const int64_t n = int64_t(all_.size()), rows = n - offset;
+    std::vector<Panel> panels{size_t(threads_)};
+    std::vector<float> ahead(size_t(n), -1.0f);
+    parallel_for(threads_, (rows + kUnitRows - 1) / kUnitRows, [&](int64_t block, int thread) {
+      const int64_t begin = block * kUnitRows;
+      const int count = int(std::min<int64_t>(kUnitRows, rows - begin));
+      const int* ids = all_.data() + begin;
+      const int* others = ids + offset;
+      Panel& panel = panels[size_t(thread)];
+      panel.reset(tokens_.dtype, tokens_.D, count);
+      const void* pointers[kUnitRows];
+      for (int i = 0; i < count; ++i) {
+        pointers[i] = tokens_.row(ids[i]);
+        panel.put(i, tokens_.row(others[i]));
+      }
+      float dots[kUnitRows * kUnitRows];
+      kernels().dots(tokens_.dtype, pointers, count, panel.view(), 0, count, dots, kUnitRows);
+      for (int i = 0; i < count; ++i) {
+        for (int c = 0; c < count; ++c) {
+          if (ids[i] == others[c]) continue;
+          const float cosine = dots[i * kUnitRows + c] * (inv_[ids[i]] * inv_[others[c]]);
+          raise(ids[i], cosine);
+          float& largest = ahead[size_t(begin + offset + c)];
+          if (cosine > largest) largest = cosine;
+        }
+      }
+    });
+    for (int64_t a = 0; a < n; ++a) raise(all_[size_t(a)], ahead[size_t(a)]);
+    count(rows * kUnitRows);
+  }
+
+  int64_t position(int i) const { return std::lower_bound(all_.begin(), all_.end(), i) - all_.begin(); }
 
   // One round of witnesses: tokens nobody has met yet, far apart in the raster.
   void meet_witnesses() {
@@ -198,6 +276,7 @@ class SeedSearch {
   std::vector<char> met_;       // compared with every row that is still open
   std::vector<int> all_;        // tokens with a direction
   std::vector<int> open_;       // of them, those that may still win
+  std::vector<int64_t> offsets_;  // raster distance of finished rows to their nearest token
   Key best_ = kNoKey;           // smallest finished key
   int64_t stride_ = 0;
   int64_t spread_ = 0;

@@ -17,7 +17,7 @@ constexpr int kUnitColumns = 48;
 
 // Depth of one block of a panel, in elements: a column group of a block and the rows beside it fit
 // into L1. The block size does not change the order of a sum: accumulators live across blocks.
-constexpr int64_t kBlockDepth = 1024;
+constexpr int64_t kBlockDepth = 512;
 
 // Columns of a product, packed for the inner loop: [block][column][depth of a block], zero padded.
 // An element is a float, or a bfloat16 where the instruction set multiplies those directly.

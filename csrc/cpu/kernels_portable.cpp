@@ -2,6 +2,7 @@
 // Any CPU: the compiler's generic vectors of four floats, no instruction set assumed.
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "kernels.h"
 

@@ -48,30 +48,44 @@ struct Product<BFloat16> {
 
 constexpr int64_t kStep = 2 * L;  // of every product of this instruction set
 
+// body(0), ..., body(COUNT - 1) with compile-time indices. A plain loop over a tile is unrolled too late
+// for GCC to keep the tile's sums in registers.
+template <class Body, int... I>
+[[gnu::always_inline]] inline void unrolled(const Body& body, std::integer_sequence<int, I...>) {
+  (body(std::integral_constant<int, I>{}), ...);
+}
+template <int COUNT, class Body>
+[[gnu::always_inline]] inline void unrolled(const Body& body) {
+  unrolled(body, std::make_integer_sequence<int, COUNT>{});
+}
+
+#define ZSPA_INLINE __attribute__((always_inline))
+
 // `fresh` starts the sums; otherwise they go on from `acc`.
 template <class P, class T, int MR, int NR>
 void tile(const T* const* rows, int64_t at, const typename P::Packed* columns, int64_t column_stride,
           int64_t depth, float* acc, int64_t acc_stride, bool fresh) {
   typename Isa::Vec c[MR][NR];
-  for (int i = 0; i < MR; ++i)
-    for (int j = 0; j < NR; ++j)
+  unrolled<MR>([&](auto i) ZSPA_INLINE {
+    unrolled<NR>([&](auto j) ZSPA_INLINE {
       c[i][j] = fresh ? Isa::zero() : Isa::load(acc + i * acc_stride + j * L);
+    });
+  });
+  const T* row[MR];
+  unrolled<MR>([&](auto i) ZSPA_INLINE { row[i] = rows[i] + at; });
   for (int64_t k = 0; k < depth; k += P::kStep) {
-#pragma GCC unroll 2
-    for (int half = 0; half < P::kHalves; ++half) {
+    unrolled<P::kHalves>([&](auto half) ZSPA_INLINE {
       typename P::Operand a[MR];  // [kLanes] of each row
-#pragma GCC unroll 4
-      for (int i = 0; i < MR; ++i) a[i] = P::load_row(rows[i] + at + k, half);
-#pragma GCC unroll 6
-      for (int j = 0; j < NR; ++j) {
+      unrolled<MR>([&](auto i) ZSPA_INLINE { a[i] = P::load_row(row[i] + k, half); });
+      unrolled<NR>([&](auto j) ZSPA_INLINE {
         const typename P::Operand b = P::load_column(columns + j * column_stride + k, half);
-#pragma GCC unroll 4
-        for (int i = 0; i < MR; ++i) c[i][j] = P::mul_add(a[i], b, c[i][j]);
-      }
-    }
+        unrolled<MR>([&](auto i) ZSPA_INLINE { c[i][j] = P::mul_add(a[i], b, c[i][j]); });
+      });
+    });
   }
-  for (int i = 0; i < MR; ++i)
-    for (int j = 0; j < NR; ++j) Isa::store(acc + i * acc_stride + j * L, c[i][j]);
+  unrolled<MR>([&](auto i) ZSPA_INLINE {
+    unrolled<NR>([&](auto j) ZSPA_INLINE { Isa::store(acc + i * acc_stride + j * L, c[i][j]); });
+  });
 }
 
 template <class P, class T, int MR>

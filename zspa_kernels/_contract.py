@@ -9,9 +9,11 @@ Errors read `<op>: <argument> must <rule>, got <value>`:
     TypeError   a wrong kind of object or dtype, or None where something is required
     ValueError  a wrong rank, shape, range, device, layout or option
 
-Values inside tensors are never looked at. Nothing is formatted unless it is raised: these functions
-are on the path of every call. A comparison of symbolic sizes that cannot be decided without adding
-a guard passes here; the call on real tensors checks it again.
+Values inside tensors are never looked at, and nothing is formatted unless it is raised: these
+functions are on the path of every call.
+
+Sizes are compared as `(k > n) is True`. In a fake they may be symbolic; then the comparison is no
+bool, the rule passes without adding a guard, and the call on real tensors applies it.
 """
 
 from __future__ import annotations
@@ -23,7 +25,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 POOLINGS = ("mean", "max", "none_mean", "none_max")
 
@@ -65,7 +66,7 @@ def share_or_count(op: str, name: str, value: Any) -> Any:
     if isinstance(value, bool | Tensor) or not isinstance(value, numbers.Real | torch.SymInt):
         raise TypeError(f"{op}: {name} must be a float or an int, got {_say(value)}")
     if isinstance(value, numbers.Integral | torch.SymInt):
-        if _true(value < 1):
+        if (value < 1) is True:
             raise ValueError(f"{op}: {name} must be a count of at least 1, got {value}")
         return integer(op, name, value)
     share = float(value)
@@ -86,7 +87,7 @@ def ratio(op: str, name: str, value: Any) -> float:
 
 def at_least(op: str, name: str, value: int, minimum: int) -> None:
     """`value` must not be below `minimum`."""
-    if _true(value < minimum):
+    if (value < minimum) is True:
         raise ValueError(f"{op}: {name} must be at least {minimum}, got {value}")
 
 
@@ -120,14 +121,14 @@ def select(
     batch, n = _visual("select", visual, visual_mask)
     if prompt is not None:
         _prompt("select", visual, prompt, prompt_mask)
-    elif _true(k_core > 0):
+    elif (k_core > 0) is True:
         raise TypeError(f"select: prompt must be a tensor when k_core={k_core} > 0, got None")
     elif prompt_mask is not None:
         raise ValueError("select: prompt_mask must be None without a prompt, got a tensor")
     at_least("select", "k_core", k_core, 0)
     at_least("select", "k_diverse", k_diverse, 0)
     k = k_core + k_diverse
-    if _true(k > n):
+    if (k > n) is True:
         raise ValueError(f"select: k_core + k_diverse must be in [0, N={n}], got {k}")
     option("select", "pooling", pooling, POOLINGS)
     return (*batch, k)
@@ -219,7 +220,7 @@ def gather(x: Tensor, indices: Tensor) -> None:
         raise TypeError(f"gather: indices must be int64, got {indices.dtype}")
     if indices.ndim not in (1, 2):
         raise ValueError(f"gather: indices must be [K] or [B, K], got {_axes(indices)}")
-    if x.ndim < indices.ndim or (indices.ndim == 2 and _true(x.shape[0] != indices.shape[0])):
+    if x.ndim < indices.ndim or (indices.ndim == 2 and (x.shape[0] != indices.shape[0]) is True):
         rule = "[N, ...]" if indices.ndim == 1 else f"[B={indices.shape[0]}, N, ...]"
         raise ValueError(f"gather: x must be {rule}, got {_axes(x)}")
     if x.device != indices.device:
@@ -249,9 +250,9 @@ def _visual(op: str, visual: Tensor, mask: Tensor | None) -> tuple[Shape, int]:
     if len(shape) not in (2, 3):
         raise ValueError(f"{op}: visual must be [N, D] or [B, N, D], got {_axes(visual)}")
     n, d = shape[-2], shape[-1]
-    if _true(d < 1):
+    if (d < 1) is True:
         raise ValueError(f"{op}: visual must have D >= 1, got {_axes(visual)}")
-    if _true(n >= _TOKEN_LIMIT):
+    if (n >= _TOKEN_LIMIT) is True:
         raise ValueError(f"{op}: visual must have N < 2**31 tokens, got {_axes(visual)}")
     batch = shape[:-2]
     if mask is not None:
@@ -264,14 +265,14 @@ def _prompt(op: str, visual: Tensor, prompt: Tensor, mask: Tensor | None) -> Non
     have, want = prompt.shape, visual.shape
     if (
         len(have) != len(want)
-        or _true(have[-1] != want[-1])
-        or (len(want) == 3 and _true(have[0] != want[0]))
+        or (have[-1] != want[-1]) is True
+        or (len(want) == 3 and (have[0] != want[0]) is True)
     ):
         batch = f"B={want[0]}, " if len(want) == 3 else ""
         raise ValueError(
             f"{op}: prompt must be [{batch}M, D={want[-1]}] like visual, got {_axes(prompt)}"
         )
-    if _true(have[-2] >= _TOKEN_LIMIT):
+    if (have[-2] >= _TOKEN_LIMIT) is True:
         raise ValueError(f"{op}: prompt must have M < 2**31 tokens, got {_axes(prompt)}")
     if prompt.device != visual.device:
         raise ValueError(f"{op}: prompt must be on {visual.device}, got {prompt.device}")
@@ -293,14 +294,18 @@ def _companion(
         allowed = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise TypeError(f"{op}: {name} must be {allowed}, got {x.dtype}")
     have = x.shape
-    if len(have) != len(shape) or any(_true(a != b) for a, b in zip(have, shape, strict=True)):
+    fits = len(have) == len(shape)
+    for a, b in zip(have, shape, strict=False):
+        if (a != b) is True:
+            fits = False
+    if not fits:
         raise ValueError(f"{op}: {name} must have shape {list(shape)}, got {_axes(x)}")
     if x.device != visual.device:
         raise ValueError(f"{op}: {name} must be on {visual.device}, got {x.device}")
 
 
 def _count(op: str, k: int, n: int) -> None:
-    if _true(k < 0) or _true(k > n):
+    if (k < 0) is True or (k > n) is True:
         raise ValueError(f"{op}: k must be in [0, N={n}], got {k}")
 
 
@@ -310,17 +315,12 @@ def _ragged(op: str, visual: Tensor, cu_seqlens: Tensor, total_k: int, max_seqle
     if visual.ndim != 2:
         raise ValueError(f"{op}: visual must be packed tokens [T, D], got {_axes(visual)}")
     tensor(op, "cu_seqlens", cu_seqlens)
-    if cu_seqlens.ndim != 1 or _true(cu_seqlens.shape[0] < 1):
+    if cu_seqlens.ndim != 1 or (cu_seqlens.shape[0] < 1) is True:
         raise ValueError(f"{op}: cu_seqlens must have shape [S + 1], got {_axes(cu_seqlens)}")
     _companion(op, "cu_seqlens", cu_seqlens, visual, _INTS, cu_seqlens.shape)
     at_least(op, "total_k", total_k, 0)
     at_least(op, "max_seqlen", max_seqlen, 0)
     return cu_seqlens.shape[0] - 1
-
-
-def _true(condition: Any) -> bool:
-    """Whether a condition on sizes is known to hold; a guard is never added to find out."""
-    return condition if condition.__class__ is bool else statically_known_true(condition)
 
 
 def _axes(x: Tensor) -> str:

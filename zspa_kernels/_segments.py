@@ -33,18 +33,51 @@ def ragged_table(
         num_rows: number of packed tokens T.
 
     Returns:
-        int64 `[S, 5]`, contiguous; no row leaves the T tokens or the `total_k` slots.
+        int64 `[S, 5]`, contiguous; no segment leaves the T tokens or the `total_k` slots.
     """
+    make = _table_on_host if cu_seqlens.is_cpu else _table_on_device
+    return make(cu_seqlens, k_core, k_diverse, total_k, max_seqlen, num_rows)
+
+
+def _table_on_host(
+    cu_seqlens: Tensor,
+    k_core: Tensor | None,
+    k_diverse: Tensor,
+    total_k: int,
+    max_seqlen: int,
+    num_rows: int,
+) -> Tensor:
+    """One segment at a time: for a few segments, less than the cost of two tensor operations."""
+    offsets = [min(max(row, 0), num_rows) for row in cu_seqlens.tolist()]
+    cores = [0] * len(k_diverse) if k_core is None else k_core.tolist()
+    table: list[int] = []
+    slot = 0
+    for s, (core, diverse) in enumerate(zip(cores, k_diverse.tolist(), strict=True)):
+        core = min(max(core, 0), total_k - slot)
+        diverse = min(max(diverse, 0), total_k - slot - core)
+        length = min(max(offsets[s + 1] - offsets[s], 0), max_seqlen)
+        table += (offsets[s], length, core, diverse, slot)
+        slot += core + diverse
+    return torch.tensor(table, dtype=torch.int64, device=cu_seqlens.device).reshape(-1, 5)
+
+
+def _table_on_device(
+    cu_seqlens: Tensor,
+    k_core: Tensor | None,
+    k_diverse: Tensor,
+    total_k: int,
+    max_seqlen: int,
+    num_rows: int,
+) -> Tensor:
+    """The same without reading a value on the host."""
     offsets = cu_seqlens.long().clamp(0, num_rows)
     diverse = k_diverse.long().clamp(0, total_k)
     core = torch.zeros_like(diverse) if k_core is None else k_core.long().clamp(0, total_k)
-    slots = core + diverse
-    first_slot = (slots.cumsum(0) - slots).clamp_(max=total_k)
-    room = total_k - first_slot
-    core = torch.minimum(core, room)
-    diverse = torch.minimum(diverse, room - core)
+    ends = torch.stack((core, diverse), dim=1).flatten().cumsum(0)  # [2S]: core, diverse, core, ...
+    edges = torch.nn.functional.pad(ends, (1, 0)).clamp_(max=total_k)
+    counts = edges.diff()
     length = offsets.diff().clamp_(0, max_seqlen)
-    return torch.stack((offsets[:-1], length, core, diverse, first_slot), dim=1)
+    return torch.stack((offsets[:-1], length, counts[::2], counts[1::2], edges[:-1:2]), dim=1)
 
 
 def prompt_spans(spans: Tensor | None, num_segments: int, prompt: Tensor) -> Tensor:

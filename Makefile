@@ -29,11 +29,12 @@ help:
 	@echo 'make demo    choose patches of a photograph, write kept.png'
 	@echo 'make test    lint, types and tests'
 	@echo 'make build   the native module, in place'
-	@echo 'make lint    formatting and lint      make types   mypy'
+	@echo 'make lint    ruff and clang-format     make format  apply them     make types   mypy'
 	@echo 'make aot     compile every Triton kernel for every target (minutes)'
 	@echo 'make bench   the benchmarks'
 	@echo 'make clean   remove build outputs (.venv stays)'
 	@echo 'PYTHON=/path/to/python uses an environment that has the dependencies, instead of .venv'
+	@echo 'BASE_PYTHON=python3.12     makes .venv from that interpreter'
 
 demo: build
 	@$(PY) -m zspa_kernels.cli demo

@@ -42,7 +42,8 @@ class Greedy {
     int64_t candidates = sizes.candidates;
     while (taken_ < request_.k) {
       const int64_t before = taken_;
-      const int64_t offered = pass(sizes.refresh, candidates);
+      const int64_t useful = kCandidatesPerPick * (request_.k - taken_);
+      const int64_t offered = pass(sizes.refresh, std::min(candidates, useful));
       if (offered < 0) break;
       const int64_t accepted = taken_ - before;
       if (8 * accepted < offered) candidates = std::max(kFewestCandidates, candidates / 2);

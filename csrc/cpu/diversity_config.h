@@ -22,6 +22,9 @@ inline BlockSizes block_sizes(int64_t N) {
 // Gram matrix: candidates halve after a poor pass and double after a rich one.
 constexpr int64_t kFewestCandidates = 8;
 
+// Towards the end there is no use for a block that is much larger than the picks still wanted.
+constexpr int64_t kCandidatesPerPick = 3;
+
 // Seed search.
 constexpr int64_t kNeighbours = 32;   // block of consecutive tokens compared with each other first
 constexpr int64_t kFinish = 16;       // most promising rows compared with everything at once

@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -97,11 +98,76 @@ def flag(op: str, name: str, value: object) -> None:
         raise TypeError(f"{op}: {name} must be a bool, got {_say(value)}")
 
 
+def integers(op: str, name: str, values: Any) -> list[int]:
+    """Return a sequence of ints of at least 0 as a list; sizes live on the host, not in tensors."""
+    if isinstance(values, Tensor | str) or not isinstance(values, Iterable):
+        raise TypeError(f"{op}: {name} must be a sequence of ints, got {_say(values)}")
+    result = [integer(op, f"{name}[{i}]", value) for i, value in enumerate(values)]
+    for i, value in enumerate(result):
+        at_least(op, f"{name}[{i}]", value, 0)
+    return result
+
+
 def option(op: str, name: str, value: object, allowed: tuple[str, ...]) -> None:
     """`value` must be one of the strings `allowed`."""
     if value not in allowed:
         error = ValueError if isinstance(value, str) else TypeError
         raise error(f"{op}: {name} must be one of {', '.join(allowed)}, got {_say(value)}")
+
+
+def num_tokens(op: str, visual: Tensor) -> int:
+    """N of the tokens `visual`, which must be a tensor of rank 2 or 3."""
+    tensor(op, "visual", visual)
+    shape = visual.shape
+    if len(shape) not in (2, 3):
+        raise ValueError(f"{op}: visual must be [N, D] or [B, N, D], got {_axes(visual)}")
+    return shape[-2]
+
+
+def count(op: str, k: int, n: int) -> None:
+    """`k` tokens of `n` can be taken."""
+    if (k < 0) is True or (k > n) is True:
+        raise ValueError(f"{op}: k must be in [0, N={n}], got {k}")
+
+
+def two_counts(op: str, k_core: int, k_diverse: int, n: int, has_prompt: bool) -> None:
+    """`k_core` and `k_diverse` tokens of `n` can be taken; a core needs a prompt."""
+    at_least(op, "k_core", k_core, 0)
+    at_least(op, "k_diverse", k_diverse, 0)
+    k = k_core + k_diverse
+    if (k > n) is True:
+        raise ValueError(f"{op}: k_core + k_diverse must be in [0, N={n}], got {k}")
+    if not has_prompt and (k_core > 0) is True:
+        raise TypeError(f"{op}: prompt must be a tensor when k_core={k_core} > 0, got None")
+
+
+def packed(op: str, name: str, x: Tensor, lengths_name: str, lengths: Any) -> list[int]:
+    """Segments of `lengths` ints make up the packed tensor `x`; return them as a list."""
+    tensor(op, name, x)
+    if lengths is None:
+        raise TypeError(f"{op}: {lengths_name} must be given for packed {name}, got None")
+    result = integers(op, lengths_name, lengths)
+    if x.ndim == 0 or sum(result) != x.shape[0]:
+        rows = f"sum {sum(result)}, {name} {_axes(x)}"
+        raise ValueError(f"{op}: {lengths_name} must add up to the rows of {name}, got {rows}")
+    return result
+
+
+def alike(op: str, name: str, items: Any, ndim: int) -> None:
+    """`items` are tensors of rank `ndim` that differ in nothing but their first axis."""
+    if isinstance(items, str) or not isinstance(items, Sequence):
+        kinds = "a tensor or a sequence of tensors"
+        raise TypeError(f"{op}: {name} must be {kinds}, got {_say(items)}")
+    for i, item in enumerate(items):
+        tensor(op, f"{name}[{i}]", item)
+        first = items[0]
+        if item.dtype != first.dtype:
+            raise TypeError(f"{op}: {name}[{i}] must be {first.dtype} like [0], got {item.dtype}")
+        if item.ndim != ndim or item.shape[1:] != first.shape[1:]:
+            rule = "[n, D], one D for all" if ndim == 2 else "[n]"
+            raise ValueError(f"{op}: {name}[{i}] must be {rule}, got {_axes(item)}")
+        if item.device != first.device:
+            raise ValueError(f"{op}: {name}[{i}] must be on {first.device}, got {item.device}")
 
 
 # ---- the ops ------------------------------------------------------------------------------------
@@ -121,17 +187,11 @@ def select(
     batch, n = _visual("select", visual, visual_mask)
     if prompt is not None:
         _prompt("select", visual, prompt, prompt_mask)
-    elif (k_core > 0) is True:
-        raise TypeError(f"select: prompt must be a tensor when k_core={k_core} > 0, got None")
     elif prompt_mask is not None:
         raise ValueError("select: prompt_mask must be None without a prompt, got a tensor")
-    at_least("select", "k_core", k_core, 0)
-    at_least("select", "k_diverse", k_diverse, 0)
-    k = k_core + k_diverse
-    if (k > n) is True:
-        raise ValueError(f"select: k_core + k_diverse must be in [0, N={n}], got {k}")
+    two_counts("select", k_core, k_diverse, n, prompt is not None)
     option("select", "pooling", pooling, POOLINGS)
-    return (*batch, k)
+    return (*batch, k_core + k_diverse)
 
 
 def relevance_topk(
@@ -145,7 +205,7 @@ def relevance_topk(
     """Rules of `zspa::relevance_topk`; the scores have the shape of `visual` without D."""
     batch, n = _visual("relevance_topk", visual, visual_mask)
     _prompt("relevance_topk", visual, prompt, prompt_mask)
-    _count("relevance_topk", k, n)
+    count("relevance_topk", k, n)
     option("relevance_topk", "pooling", pooling, POOLINGS)
     return (*batch, k)
 
@@ -159,7 +219,7 @@ def diversity(
 ) -> Shape:
     """Rules of `zspa::diversity`."""
     batch, n = _visual("diversity", visual, visual_mask)
-    _count("diversity", k, n)
+    count("diversity", k, n)
     if seeds is not None:
         tensor("diversity", "seeds", seeds)
         num_seeds = seeds.shape[-1] if seeds.ndim else 0
@@ -246,10 +306,9 @@ def _visual(op: str, visual: Tensor, mask: Tensor | None) -> tuple[Shape, int]:
     _tokens(op, "visual", visual)
     if visual.is_meta:
         raise ValueError(f"{op}: visual must be on a device that holds values, got a meta tensor")
+    n = num_tokens(op, visual)
     shape = visual.shape
-    if len(shape) not in (2, 3):
-        raise ValueError(f"{op}: visual must be [N, D] or [B, N, D], got {_axes(visual)}")
-    n, d = shape[-2], shape[-1]
+    d = shape[-1]
     if (d < 1) is True:
         raise ValueError(f"{op}: visual must have D >= 1, got {_axes(visual)}")
     if (n >= _TOKEN_LIMIT) is True:
@@ -302,11 +361,6 @@ def _companion(
         raise ValueError(f"{op}: {name} must have shape {list(shape)}, got {_axes(x)}")
     if x.device != visual.device:
         raise ValueError(f"{op}: {name} must be on {visual.device}, got {x.device}")
-
-
-def _count(op: str, k: int, n: int) -> None:
-    if (k < 0) is True or (k > n) is True:
-        raise ValueError(f"{op}: k must be in [0, N={n}], got {k}")
 
 
 def _ragged(op: str, visual: Tensor, cu_seqlens: Tensor, total_k: int, max_seqlen: int) -> int:

@@ -78,3 +78,32 @@ def core_of(op: str, k: int, core_ratio: float) -> int:
     core_ratio = _contract.ratio(op, "core_ratio", core_ratio)
     result: int = torch.sym_min(k, round(core_ratio * k))
     return result
+
+
+def counts(
+    op: str,
+    n: int,
+    keep: float | None,
+    core_ratio: float | None,
+    k_core: int | None,
+    k_diverse: int | None,
+    rounding: str,
+    has_prompt: bool,
+) -> tuple[int, int]:
+    """(k_core, k_diverse) of `n` tokens: from `keep` and `core_ratio`, or the counts as given."""
+    if keep is None:
+        if k_core is None and k_diverse is None:
+            raise TypeError(f"{op}: keep must be given, or k_core and k_diverse, got None")
+        if core_ratio is not None:
+            raise ValueError(f"{op}: core_ratio must be None without keep, got {core_ratio}")
+        return _contract.integer(op, "k_core", k_core), _contract.integer(
+            op, "k_diverse", k_diverse
+        )
+    for name, count in (("k_core", k_core), ("k_diverse", k_diverse)):
+        if count is not None:
+            raise ValueError(f"{op}: {name} must be None when keep is given, got {count}")
+    k = kept(op, n, keep, rounding)
+    if core_ratio is None:
+        core_ratio = DEFAULT_CORE_RATIO if has_prompt else 0.0
+    core = core_of(op, k, core_ratio)
+    return core, k - core

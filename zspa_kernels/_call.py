@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a public function to the op, or to the backend the caller named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from . import _contract, _dispatch, _register
+
+
+def call(op: str, backend: str, arguments: tuple[Any, ...], pooling: str = "mean") -> Any:
+    """Run `op` through PyTorch's dispatcher, or directly on a named backend.
+
+    `pooling` is checked here as well: the dispatcher rejects what is no string in its own words.
+    """
+    _contract.option(op, "backend", backend, ("auto", *_dispatch.BACKENDS))
+    _contract.option(op, "pooling", pooling, _contract.POOLINGS)
+    if backend == "auto":
+        return getattr(torch.ops.zspa, op)(*arguments)
+    if torch.compiler.is_compiling():
+        raise NotImplementedError(
+            f"{op}: backend must be 'auto' under torch.compile and torch.export, got {backend!r}"
+        )
+    return getattr(_register, op)(*arguments, backend=backend)

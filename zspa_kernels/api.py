@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The public functions: arguments in the user's terms, then one call of an op.
+
+    api -> torch.ops.zspa.<op> -> _register: _contract, _dispatch -> backends/<backend>/<op>.py
+    api(backend="cpp") ---------> _register: the same, with the backend named
+
+Common to all of them:
+
+* Tokens are float32, float16 or bfloat16 with any strides, `[B, N, D]`; or `[N, D]`, then every
+  other argument and the results have no batch axis either. Masks are bool, True for real tokens.
+* Similarity is the cosine, in float32 whatever the dtype. Zero rows are chosen last and influence
+  no other token; tokens with NaN, Inf or a length beyond 2**40 count as masked out.
+* Ties go to the lowest index. The same call gives the same bits, alone or in a batch, with any
+  number of threads, whatever autocast, default dtype, default device or grad mode are.
+* Nothing is written to the arguments. Results have no gradient: gradients flow through `gather`.
+* Calls work under `torch.compile(fullgraph=True)`, `torch.export` and CUDA-graph capture, with
+  `backend="auto"`. Naming a backend is for tests and measurements, in eager mode.
+
+Errors are raised before any work: TypeError for a wrong kind or dtype (and None where a value is
+required), ValueError for a wrong rank, shape, range, device, layout or option, NotImplementedError
+when the named backend (or, by default, every backend) cannot run there, ImportError when the named
+backend is not built.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _contract, _counts
+from ._call import call
+from ._counts import num_keep, split_core
+from ._gather import gather
+from ._varlen import diversity_varlen, select_varlen
+
+__all__ = [
+    "diversity",
+    "diversity_varlen",
+    "gather",
+    "num_keep",
+    "relevance_topk",
+    "select",
+    "select_varlen",
+    "split_core",
+    "warmup",
+]
+
+
+def select(
+    visual: Tensor,
+    prompt: Tensor | None = None,
+    *,
+    keep: float | None = None,
+    core_ratio: float | None = None,
+    k_core: int | None = None,
+    k_diverse: int | None = None,
+    visual_mask: Tensor | None = None,
+    prompt_mask: Tensor | None = None,
+    pooling: str = "mean",
+    sorted: bool = True,
+    rounding: str = "round",
+    backend: str = "auto",
+) -> Tensor:
+    """Choose which visual tokens to keep: a core by relevance, the rest for diversity.
+
+    First the `k_core` tokens most relevant to the prompt. Then, `k_diverse` times, the token whose
+    largest similarity to everything selected so far is smallest. With an empty core the first pick
+    is DivPrune's: the token whose largest similarity to any other is smallest.
+
+    Args:
+        visual: tokens of the image, `[B, N, D]` or `[N, D]`.
+        prompt: text embeddings in the same space, `[B, M, D]` or `[M, D]`; dtype may differ. None
+            selects by diversity alone. A row without a valid prompt token does the same.
+        keep: how many tokens: a share in (0, 1] of N (padding included) or a count; see `num_keep`.
+        core_ratio: share of the kept tokens chosen by relevance, default 0.2 (0 without a prompt);
+            see `split_core`.
+        k_core: core tokens, instead of `keep` and together with `k_diverse`; both at least 0.
+        k_diverse: diversity tokens; `k_core + k_diverse <= N`.
+        visual_mask: bool `[B, N]`, True for real tokens; None: all are.
+        prompt_mask: bool `[B, M]`, likewise.
+        pooling: relevance is the cosine with the `"mean"` or the element-wise `"max"` of the prompt
+            tokens; or the mean (`"none_mean"`) or largest (`"none_max"`) cosine with each of them.
+        sorted: True: indices ascend, which keeps the raster order. False: core by falling
+            relevance, then diversity picks in order.
+        rounding: of a share, `"round"` or `"floor"`; see `num_keep`.
+        backend: `"auto"`, or a named one: `"reference"`, `"cpp"`, `"triton"`, `"cuda"`.
+
+    Returns:
+        int64 indices `[B, K]`, K = k_core + k_diverse. A row with V valid tokens gets
+        `min(k_core, V)` core and `min(k_diverse, V - core)` diversity tokens, then -1.
+
+    Raises:
+        TypeError: wrong kinds or dtypes; `prompt` is None although `k_core > 0`; no `keep` and no
+            counts.
+        ValueError: shapes, ranges or devices do not fit; unknown option; `keep` beside counts.
+        NotImplementedError: the backend cannot run here.
+        ImportError: the named backend is not built.
+
+    Complexity: O(N K D) at most and no N x N matrix; DivPrune's first pick costs up to O(N^2 D).
+
+    Source: ZSPAPrune, arXiv 2510.17197, equations 4 to 9; DivPrune, arXiv 2503.02175, section 3.
+
+    Example:
+        >>> import torch
+        >>> visual = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [-1.0, 0.2]])
+        >>> prompt = torch.tensor([[2.0, 0.1]])
+        >>> indices = select(visual, prompt, keep=0.5, core_ratio=0.5)
+        >>> indices
+        tensor([0, 3])
+        >>> gather(visual, indices)
+        tensor([[ 1.0000,  0.0000],
+                [-1.0000,  0.2000]])
+    """
+    n = _contract.num_tokens("select", visual)
+    _contract.optional_tensor("select", "prompt", prompt)
+    _contract.optional_tensor("select", "visual_mask", visual_mask)
+    _contract.optional_tensor("select", "prompt_mask", prompt_mask)
+    _contract.flag("select", "sorted", sorted)
+    core, diverse = _counts.counts(
+        "select", n, keep, core_ratio, k_core, k_diverse, rounding, prompt is not None
+    )
+    indices: Tensor = call(
+        "select",
+        backend,
+        (visual, prompt, core, diverse, visual_mask, prompt_mask, pooling, sorted),
+        pooling,
+    )
+    return indices
+
+
+def relevance_topk(
+    visual: Tensor,
+    prompt: Tensor,
+    k: int,
+    *,
+    visual_mask: Tensor | None = None,
+    prompt_mask: Tensor | None = None,
+    pooling: str = "mean",
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Score every token by its relevance to the prompt and take the k most relevant.
+
+    Args:
+        visual: tokens `[B, N, D]` or `[N, D]`.
+        prompt: text embeddings `[B, M, D]` or `[M, D]`; dtype may differ.
+        k: how many, in `[0, N]`.
+        visual_mask: bool `[B, N]`, True for real tokens.
+        prompt_mask: bool `[B, M]`, likewise.
+        pooling: `"mean"`, `"max"`, `"none_mean"` or `"none_max"`; see `select`.
+        backend: see `select`.
+
+    Returns:
+        indices: int64 `[B, k]` by falling score, then index; then -1 where valid tokens run out,
+            and throughout a row without a valid prompt token.
+        scores: float32 `[B, N]`: a cosine; -1 for zero rows, -inf for invalid tokens, 0 for all
+            others where the pooled prompt is a zero row or no prompt token is valid.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError, ImportError: as in `select`.
+
+    Complexity: O((N + M) D) for `"mean"`, `"max"` and `"none_mean"`, O(N M D) for `"none_max"`.
+
+    Source: ZSPAPrune, arXiv 2510.17197, equations 4 to 7; pooling: its Table 4.
+
+    Example:
+        >>> import torch
+        >>> visual = torch.tensor([[0.0, 2.0], [3.0, 4.0], [5.0, 0.0]])
+        >>> indices, scores = relevance_topk(visual, torch.tensor([[1.0, 0.0]]), k=2)
+        >>> indices, scores
+        (tensor([2, 1]), tensor([0.0000, 0.6000, 1.0000]))
+    """
+    _contract.tensor("relevance_topk", "visual", visual)
+    _contract.tensor("relevance_topk", "prompt", prompt)
+    _contract.optional_tensor("relevance_topk", "visual_mask", visual_mask)
+    _contract.optional_tensor("relevance_topk", "prompt_mask", prompt_mask)
+    k = _contract.integer("relevance_topk", "k", k)
+    result: tuple[Tensor, Tensor] = call(
+        "relevance_topk", backend, (visual, prompt, k, visual_mask, prompt_mask, pooling), pooling
+    )
+    return result
+
+
+def diversity(
+    visual: Tensor,
+    k: int,
+    *,
+    seeds: Tensor | None = None,
+    weights: Tensor | None = None,
+    visual_mask: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Pick k tokens greedily, each the least similar to everything selected before it.
+
+    The score of a token is `weight * (1 - m)`, m its largest similarity to the seeds and the picks
+    so far; each pick has the largest score. Without a valid seed the first pick is DivPrune's (the
+    token whose largest similarity to any other is smallest) or, with weights, the largest weight:
+    so no weights is not the same as equal weights.
+
+    Args:
+        visual: tokens `[B, N, D]` or `[N, D]`.
+        k: how many new tokens, in `[0, N]`.
+        seeds: int64 `[B, S]`, tokens already selected. They are never picked; indices outside
+            `[0, N)` (-1 is padding), invalid tokens and repeats are ignored.
+        weights: float32 `[B, N]`; a token whose weight is negative, infinite or NaN is masked out.
+        visual_mask: bool `[B, N]`, True for real tokens.
+        backend: see `select`.
+
+    Returns:
+        int64 indices `[B, k]` in the order of picking, then -1 where valid tokens run out.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError, ImportError: as in `select`.
+
+    Complexity: O(N (S + k) D) at most and no N x N matrix; DivPrune's first pick up to O(N^2 D).
+
+    Source: DivPrune, arXiv 2503.02175; the second half of ZSPAPrune, arXiv 2510.17197, equations 8
+    and 9; weights: ZOO-Prune, arXiv 2509.24837.
+
+    Example:
+        >>> import torch
+        >>> visual = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]])
+        >>> diversity(visual, 2)
+        tensor([2, 0])
+        >>> diversity(visual, 1, seeds=torch.tensor([0]))
+        tensor([2])
+    """
+    _contract.tensor("diversity", "visual", visual)
+    _contract.optional_tensor("diversity", "seeds", seeds)
+    _contract.optional_tensor("diversity", "weights", weights)
+    _contract.optional_tensor("diversity", "visual_mask", visual_mask)
+    k = _contract.integer("diversity", "k", k)
+    indices: Tensor = call("diversity", backend, (visual, k, seeds, weights, visual_mask))
+    return indices
+
+
+def warmup(
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    num_tokens: int = 576,
+    dim: int = 4096,
+) -> None:
+    """Do now what the first calls would do: load the backend, compile its kernels, cache them.
+
+    Runs every op once on zeros, with and without its optional arguments. Call it once a device,
+    dtype and D before a latency that counts is measured, and before a CUDA-graph capture, in which
+    nothing can be compiled.
+
+    Args:
+        device: where the tokens will be.
+        dtype: their dtype.
+        num_tokens: a typical N.
+        dim: their D, on which compiled kernels depend.
+
+    Example:
+        >>> warmup("cpu", num_tokens=16, dim=8)
+    """
+    visual = torch.zeros((2, num_tokens, dim), dtype=dtype, device=device)
+    prompt = visual[:, :1]
+    weights = torch.zeros((2, num_tokens), dtype=torch.float32, device=device)
+    mask = torch.ones((2, num_tokens), dtype=torch.bool, device=device)
+    seeds = torch.zeros((2, 1), dtype=torch.int64, device=device)
+    k = min(2, num_tokens)
+    optional: tuple[dict[str, Any], ...] = ({}, {"visual_mask": mask})
+    for masked in optional:
+        select(visual, keep=k, **masked)
+        select(visual, prompt, keep=k, core_ratio=0.5, **masked)
+        relevance_topk(visual, prompt, k, **masked)
+        diversity(visual, k, seeds=seeds, **masked)
+        diversity(visual, k, weights=weights, **masked)
+    select_varlen(list(visual), keep=k)
+    select_varlen(list(visual), prompt[0], keep=k, core_ratio=0.5)
+    diversity_varlen(list(visual), k, weights=list(weights))

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All-in relevance: the baseline that keeps the tokens most relevant to the prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .. import api
+from ..types import Selection
+
+
+@dataclass(frozen=True)
+class AllInRelevance:
+    """The most relevant tokens and nothing for diversity: a baseline, poor by design.
+
+    "All-in Task-Relevance" of ZSPAPrune, arXiv 2510.17197.
+
+    Attributes:
+        keep: share of the tokens in (0, 1], or a count; see `num_keep`.
+        pooling: how the prompt tokens become one relevance; see `select`.
+        sorted: ascending indices, or by falling relevance.
+
+    Example:
+        >>> import torch
+        >>> visual = torch.tensor([[0.0, 2.0], [3.0, 4.0], [5.0, 0.0]])
+        >>> AllInRelevance(keep=2).select(visual, torch.tensor([[1.0, 0.0]])).indices
+        tensor([1, 2])
+    """
+
+    keep: float
+    pooling: str = "mean"
+    sorted: bool = True
+
+    def __post_init__(self) -> None:
+        api.num_keep(1, self.keep)  # raises what is out of range
+
+    def select(
+        self,
+        visual: Tensor,
+        prompt: Tensor | None = None,
+        *,
+        visual_mask: Tensor | None = None,
+        prompt_mask: Tensor | None = None,
+    ) -> Selection:
+        """Choose tokens of `visual` `[B, N, D]` for `prompt` `[B, M, D]`, which is required.
+
+        Returns:
+            The selection: all core, but for rows without a valid prompt token, which are selected
+            by diversity; its scores are the relevance of every token.
+        """
+        if prompt is None:
+            raise TypeError("AllInRelevance: prompt must be a tensor, got None")
+        indices = api.select(
+            visual,
+            prompt,
+            keep=self.keep,
+            core_ratio=1.0,
+            visual_mask=visual_mask,
+            prompt_mask=prompt_mask,
+            pooling=self.pooling,
+            sorted=self.sorted,
+        )
+        core, scores = api.relevance_topk(
+            visual,
+            prompt,
+            indices.shape[-1],
+            visual_mask=visual_mask,
+            prompt_mask=prompt_mask,
+            pooling=self.pooling,
+        )
+        # Both end in the same number of -1, except that `core` is all -1 without a prompt.
+        return Selection(indices, core >= 0, scores)

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DivPrune: diversity-based token pruning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import api
+from ..types import Selection
+
+
+@dataclass(frozen=True)
+class DivPrune:
+    """Tokens picked so that the smallest distance between any two of them is large.
+
+    DivPrune, arXiv 2503.02175, section 3: the max-min diversity problem, solved greedily from the
+    token whose nearest neighbour is farthest. Two tokens that are equal never cost a pick twice:
+    selected tokens are out of the race.
+
+    Attributes:
+        keep: share of the tokens in (0, 1], or a count; see `num_keep`.
+        sorted: ascending indices, or the order of picking.
+
+    Example:
+        >>> import torch
+        >>> DivPrune(keep=2).select(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]])).indices
+        tensor([0, 2])
+    """
+
+    keep: float
+    sorted: bool = True
+
+    def __post_init__(self) -> None:
+        api.num_keep(1, self.keep)  # raises what is out of range
+
+    def select(
+        self,
+        visual: Tensor,
+        prompt: Tensor | None = None,
+        *,
+        visual_mask: Tensor | None = None,
+        prompt_mask: Tensor | None = None,
+    ) -> Selection:
+        """Choose tokens of `visual` `[B, N, D]`; the prompt is accepted and plays no part.
+
+        Returns:
+            The selection, without core and without scores.
+        """
+        indices = api.select(visual, keep=self.keep, visual_mask=visual_mask, sorted=self.sorted)
+        return Selection(indices, torch.zeros_like(indices, dtype=torch.bool))

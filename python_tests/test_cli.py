@@ -63,7 +63,8 @@ def test_demo_prints_a_table_and_writes_the_picture(here: Path) -> None:
     ):
         assert text in result.output
     assert max(map(len, result.output.splitlines()[4:-1])) <= 80
-    assert Image.open("a [b].png").format == "PNG"
+    with Image.open("a [b].png") as picture:
+        assert picture.format == "PNG"
 
 
 USAGE, FAILURE = 2, 1

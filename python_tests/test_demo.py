@@ -14,12 +14,20 @@ import torch
 from PIL import Image
 
 from zspa_kernels import visualize
+from zspa_kernels.demo import choices
 from zspa_kernels.demo import run as run_module
 from zspa_kernels.demo.choices import choose, mean_pairwise_cosine
 from zspa_kernels.demo.errors import DemoError, UsageError
 from zspa_kernels.demo.features import describe
 from zspa_kernels.demo.picture import cut, parse_region, read, replacing
 from zspa_kernels.demo.run import FACE, Report, run
+
+
+@pytest.fixture(autouse=True)
+def _no_time_for_timing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One round of timing is enough for tests."""
+    monkeypatch.setattr(choices, "BUDGET", 0.0)
+
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -61,6 +69,7 @@ def _run_and_check_pixels(monkeypatch: pytest.MonkeyPatch, *args: Any, **kwargs:
         photo = Image.fromarray(report.patches.pixels).resize(
             (columns * cell, rows * cell), Image.Resampling.LANCZOS
         )
+        pixels = np.asarray(photo, dtype=int)
         kept = set(choice.selection.indices.tolist())
         for patch in range(rows * columns):
             # Away from outlines (a tenth of a patch) and from the box around the region.
@@ -68,7 +77,7 @@ def _run_and_check_pixels(monkeypatch: pytest.MonkeyPatch, *args: Any, **kwargs:
                 patch // columns * cell + cell // 4 : (patch // columns + 1) * cell - cell // 4,
                 patch % columns * cell + cell // 4 : (patch % columns + 1) * cell - cell // 4,
             ]
-            lit, before = panel[inner], np.asarray(photo, dtype=int)[inner]
+            lit, before = panel[inner], pixels[inner]
             if patch in kept:
                 assert (lit == before).all(), f"{choice.name}: patch {patch} should be lit"
             else:

@@ -139,7 +139,7 @@ def _text(facts: dict[str, Any]) -> str:
         "os": facts["os"],
         "cpu": f"{cpu['model']} ({cpu['architecture']}), {cores}",
         "": " ".join(cpu["instruction_sets"]) or "instruction sets unknown",
-        "torch": f"{torch_['version']}, {torch_['threads']} threads, GPUs: {gpus or 'none'}",
+        "torch": f"{torch_['version']}, threads {torch_['threads']}, GPUs: {gpus or 'none'}",
         "packages": ", ".join(packages),
         "environment": " ".join(environment) or "(nothing set that matters here)",
         "native": native_line,

@@ -103,14 +103,17 @@ def _print(report: Report) -> None:
     )
     box = ",".join(map(str, report.region))
     line(f"prompt   the {report.prompt_tokens} tokens in {report.region_name}, pixels {box}")
-    line(f"op       torch.ops.zspa.select, backend {report.backend}, {report.threads} threads")
+    line(f"op       torch.ops.zspa.select, backend {report.backend}, threads {report.threads}")
     console.print(_table(report.choices))
     line(f"written  {report.out}")
 
 
 def _table(choices: tuple[Choice, ...]) -> Table:
     """One column a method, one row a measure."""
-    table = Table(header_style="bold")
+    table = Table(
+        header_style="bold",
+        caption="x: times as long as the op. Medians, measured in turn in this process.",
+    )
     table.add_column("")
     for choice in choices:
         table.add_column(choice.name, justify="right")
@@ -128,16 +131,19 @@ def _table(choices: tuple[Choice, ...]) -> Table:
             return "yes"
         return f"no, from pick {choice.first_difference}"
 
+    def number(value: float) -> str:
+        return f"{value:.{2 if value < 1 else 1 if value < 100 else 0}f}"
+
     def milliseconds(seconds: float) -> str:
-        return f"{seconds * 1e3:.2f} ms"
+        return f"{number(seconds * 1e3)} ms"
 
     def against(choice: Choice, seconds: float) -> str:
-        return f"{milliseconds(seconds)}  {seconds / choice.op_seconds:.1f}x"
+        return f"{milliseconds(seconds)}  {number(seconds / choice.op_seconds)}x"
 
     rows = {
         "core tokens": [str(c.k_core) for c in choices],
         "diversity tokens": [str(c.k_diverse) for c in choices],
-        "core tokens in the region": [share(c) for c in choices],
+        "core in the region": [share(c) for c in choices],
         "mean pairwise cosine": [cosine(c) for c in choices],
         "time of the op": [milliseconds(c.op_seconds) for c in choices],
         "plain PyTorch loop": [against(c, c.loop_seconds) for c in choices],

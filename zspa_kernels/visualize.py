@@ -54,7 +54,8 @@ def light(
             diversity). Indices count patches in raster order; -1 is padding.
         grid: (rows, columns) of visual tokens; the image is divided evenly.
         dim: brightness left to dropped patches, from 0 to 1.
-        outline: width of outlines in pixels; by default a tenth of a patch, at least 1; 0 for none.
+        outline: width of outlines in pixels; by default a tenth of a patch, from 1 to 4; 0 for
+            none.
 
     Returns:
         A new uint8 `[H, W, 3]` array.
@@ -90,7 +91,8 @@ def light(
     grey = pixels @ np.array([0.299, 0.587, 0.114]) * dim
     lit = np.where(kind_at[..., None] > 0, pixels, grey.round().astype(np.uint8)[..., None])
     if outline is None:
-        outline = max(1, min(pixels.shape[0] // rows, pixels.shape[1] // columns) // 10)
+        outline = min(pixels.shape[0] // rows, pixels.shape[1] // columns) // 10
+        outline = min(max(outline, 1), 4)
     edge = _edges(kind_at, outline)
     lit[edge & (kind_at == 2)] = CORE_COLOUR
     lit[edge & (kind_at == 1)] = DIVERSITY_COLOUR
@@ -122,14 +124,14 @@ def _edges(kind_at: npt.NDArray[np.uint8], width: int) -> npt.NDArray[np.bool_]:
     """Pixels less than `width` away from a pixel of another kind, or from the image's border."""
     import numpy as np
 
-    edge = np.zeros(kind_at.shape, dtype=bool)
-    if width == 0:
-        return edge
-    padded = np.pad(kind_at, width, constant_values=255)
-    height, across = kind_at.shape
-    for down in range(2 * width + 1):
-        for right in range(2 * width + 1):
-            edge |= padded[down : down + height, right : right + across] != kind_at
+    # Two kinds are in a window where its smallest and largest differ; one axis after the other.
+    low = high = np.pad(kind_at, width, constant_values=255)
+    for axis in (0, 1):
+        shifts = range(2 * width + 1)
+        size = kind_at.shape[axis]
+        low = np.min([low.take(range(i, i + size), axis) for i in shifts], axis=0)
+        high = np.max([high.take(range(i, i + size), axis) for i in shifts], axis=0)
+    edge: npt.NDArray[np.bool_] = low != high
     return edge
 
 

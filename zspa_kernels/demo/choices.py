@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +12,8 @@ import torch
 from zspa_kernels.testing.baselines import Baseline, gram_incremental, incremental
 from zspa_kernels.types import Selection
 
-OP_CALLS, LOOP_CALLS = 5, 3
+# Rounds of timing, and the seconds after which no further one starts.
+ROUNDS, BUDGET = 9, 1.0
 
 
 @dataclass(frozen=True)
@@ -67,23 +67,17 @@ def choose(
         inside: bool `[N]`, which patches are in the prompt's region.
         loop: the plain PyTorch loop to compare with, from `testing.baselines`.
     """
-
-    def op() -> torch.Tensor:
-        picks: torch.Tensor = torch.ops.zspa.select(visual, prompt, k_core, k_diverse, sorted=False)
-        return picks
-
-    def seconds(run: Baseline) -> float:
-        return _timed(lambda: run(visual, prompt, k_core, k_diverse), LOOP_CALLS)[1]
-
-    indices, op_seconds = _timed(op, OP_CALLS)
-    picks, loop_seconds = _timed(lambda: loop(visual, prompt, k_core, k_diverse), LOOP_CALLS)
-    times = {
-        "the plain loop": loop_seconds,
-        "incremental": seconds(incremental),
-        "Gram matrix": seconds(gram_incremental),
+    calls: dict[str, Baseline] = {
+        "op": _op,
+        "the plain loop": loop,
+        "incremental": incremental,
+        "Gram matrix": gram_incremental,
     }
-    fastest = min(times, key=lambda rival: times[rival])
-    differing = torch.nonzero(indices != picks)
+    picks, seconds = _race(calls, (visual, prompt, k_core, k_diverse))
+    indices = picks["op"]
+    op_seconds = seconds.pop("op")
+    fastest = min(seconds, key=lambda rival: seconds[rival])
+    differing = torch.nonzero(indices != picks["the plain loop"])
     return Choice(
         name=name,
         selection=Selection(indices, torch.arange(len(indices)) < k_core, None),
@@ -92,8 +86,8 @@ def choose(
         core_inside=int(inside[indices[:k_core]].sum()),
         mean_cosine=mean_pairwise_cosine(visual[indices]),
         op_seconds=op_seconds,
-        loop_seconds=loop_seconds,
-        fastest_seconds=times[fastest],
+        loop_seconds=seconds["the plain loop"],
+        fastest_seconds=seconds[fastest],
         fastest_name=fastest,
         first_difference=int(differing[0]) + 1 if len(differing) else None,
     )
@@ -109,12 +103,29 @@ def mean_pairwise_cosine(tokens: torch.Tensor) -> float | None:
     return float(total) / (count * (count - 1))
 
 
-def _timed(call: Callable[[], torch.Tensor], calls: int) -> tuple[torch.Tensor, float]:
-    """The result of the first call, and the median seconds of `calls` further ones."""
-    result = call()
-    seconds = []
-    for _ in range(calls):
-        start = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - start)
-    return result, statistics.median(seconds)
+def _op(
+    visual: torch.Tensor, prompt: torch.Tensor | None, k_core: int, k_diverse: int
+) -> torch.Tensor:
+    picks: torch.Tensor = torch.ops.zspa.select(visual, prompt, k_core, k_diverse, sorted=False)
+    return picks
+
+
+def _race(
+    calls: dict[str, Baseline], arguments: tuple[torch.Tensor, torch.Tensor | None, int, int]
+) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    """What each call returns, and the median of its times.
+
+    The calls take turns, so that a busy moment of the machine does not hit one of them alone; the
+    first round warms up and counts only if there is no time for another.
+    """
+    results: dict[str, torch.Tensor] = {}
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    begin = time.perf_counter()
+    for _ in range(1 + ROUNDS):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            results[name] = call(*arguments)
+            times[name].append(time.perf_counter() - start)
+        if time.perf_counter() - begin > BUDGET:
+            break
+    return results, {name: statistics.median(each[1:] or each) for name, each in times.items()}

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,11 +167,15 @@ def parse_region(text: str, width: int, height: int) -> Box:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, never: Path | None = None) -> Iterator[Path]:
     """Yields a temporary path beside `path`, which takes its place only if the block succeeds.
 
+    Args:
+        path: the PNG; a link is followed.
+        never: a file that must stay as it is.
+
     Raises:
-        UsageError: `path` does not end in .png.
+        UsageError: `path` does not end in .png, or is the file `never`.
         DemoError: it cannot be written; found out before the block starts.
     """
     if path.suffix.lower() != ".png":
@@ -179,8 +184,11 @@ def replacing(path: Path) -> Iterator[Path]:
     # Hidden and beside the target, so that the final rename stays on one file system.
     temporary = target.with_name(f".zspa-{os.getpid()}.png")
     try:
-        if target.exists() and not target.is_file():
-            raise DemoError(f"cannot write {path}: it exists and is not a file")
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISREG(target.stat().st_mode):
+                raise DemoError(f"cannot write {path}: it exists and is not a file")
+            if never is not None and target.samefile(never):
+                raise UsageError(f"--out {path} is the picture itself")
         temporary.touch()
         yield temporary
         os.replace(temporary, target)

@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from zspa_kernels import _dispatch
-from zspa_kernels.api import num_keep, split_core
+from zspa_kernels import _dispatch, num_keep, split_core
 from zspa_kernels.demo.choices import Choice, choose
 from zspa_kernels.demo.errors import UsageError
 from zspa_kernels.demo.features import describe
@@ -85,16 +84,14 @@ def run(
     if image is None:
         from skimage.data import astronaut
 
-        name, pixels = "astronaut (scikit-image)", np.asarray(astronaut(), dtype=np.uint8)  # type: ignore[no-untyped-call]
+        name, pixels = "astronaut (scikit-image)", np.asarray(astronaut(), dtype=np.uint8)
     else:
         name, pixels = image.name, read(image)
     patches = cut(pixels, patch)
     box, box_name = _region(region, image is None, patches)
     inside = torch.from_numpy(patches.inside(box))
-    if image is not None and out.exists() and out.samefile(image):
-        raise UsageError(f"--out {out} is the picture itself")
 
-    with replacing(out) as temporary:
+    with replacing(out, never=image) as temporary:
         visual = describe(patches)
         prompt = visual[inside]
         kept = num_keep(len(patches), keep)

@@ -23,7 +23,9 @@ def num_keep(n: int, keep: float, rounding: str = "round") -> int:
             DivPrune; `"floor"` drops the fraction, as in ZOO-Prune.
 
     Returns:
-        A count in `[1, n]`; 0 if `n` is 0. It depends on sizes only, so shapes are static.
+        A count in `[1, n]`; 0 if `n` is 0. It depends on sizes only, so shapes are static. A
+        symbolic `n` gives a symbolic count; `torch.export` then wants a `Dim` whose `min` makes it
+        at least 2, because PyTorch takes a size of 1 for a case of its own.
 
     Raises:
         TypeError: `n` is not an int, or `keep` is neither an int nor a float (bool and tensors
@@ -63,12 +65,17 @@ def kept(op: str, n: int, keep: float, rounding: str) -> int:
     n = _contract.integer(op, "n", n)
     _contract.at_least(op, "n", n, 0)
     _contract.option(op, "rounding", rounding, ROUNDINGS)
-    count = _contract.share_or_count(op, "keep", keep)
-    if isinstance(count, float):
+    keep = _contract.share_or_count(op, "keep", keep)
+    count: int
+    if (n == 0) is True:
+        count = 0
+    elif isinstance(keep, float):
         # round and floor of a symbolic product stay symbolic; int() would fix it to one size.
-        count = round(count * n) if rounding == "round" else math.floor(count * n)
-    result: int = torch.sym_min(n, torch.sym_max(1, count))
-    return result
+        share = keep * n
+        count = torch.sym_max(1, round(share) if rounding == "round" else math.floor(share))
+    else:
+        count = torch.sym_min(n, keep)
+    return count
 
 
 def core_of(op: str, k: int, core_ratio: float) -> int:
@@ -76,8 +83,7 @@ def core_of(op: str, k: int, core_ratio: float) -> int:
     k = _contract.integer(op, "k", k)
     _contract.at_least(op, "k", k, 0)
     core_ratio = _contract.ratio(op, "core_ratio", core_ratio)
-    result: int = torch.sym_min(k, round(core_ratio * k))
-    return result
+    return k if core_ratio >= 1.0 else round(core_ratio * k)
 
 
 def counts(

@@ -53,7 +53,7 @@ def test_demo_prints_a_table_and_writes_the_picture(here: Path) -> None:
     for text in (
         "photo.png: 96 x 64 pixels, 4 x 6 patches of 16 x 16 = 24 tokens",
         "not a VLM's",
-        "the 4 tokens in the middle, pixels 32,21,64,43",
+        "4 of these tokens: the middle, pixels 32,21,64,43",
         "ZSPAPrune",
         "DivPrune",
         "All in relevance",
@@ -163,6 +163,7 @@ def test_doctor_json_has_every_backend_and_every_reason() -> None:
         "environment",
         "native",
         "backends",
+        "auto",
     ]
     assert facts["zspa_kernels"] == __version__
     assert facts["torch"]["version"] == torch.__version__
@@ -191,6 +192,8 @@ def test_doctor_json_has_every_backend_and_every_reason() -> None:
                 assert reason == _dispatch.why_not(backend, op, torch.device(device))
                 assert reason is None or reason.strip()
     assert set(facts["backends"]["cpu"]["reference"].values()) == {None}
+    native_runs = facts["backends"]["cpu"]["cpp"]["select"] is None
+    assert facts["auto"]["cpu"]["select"] == ("cpp" if native_runs else "reference")
 
 
 def test_doctor_text_names_every_backend_and_reason() -> None:

@@ -72,7 +72,7 @@ def _run_and_check_pixels(monkeypatch: pytest.MonkeyPatch, *args: Any, **kwargs:
         pixels = np.asarray(photo, dtype=int)
         kept = set(choice.selection.indices.tolist())
         for patch in range(rows * columns):
-            # Away from outlines (a tenth of a patch) and from the box around the region.
+            # Away from outlines (an eighth of a patch) and from the box around the region.
             inner = np.s_[
                 patch // columns * cell + cell // 4 : (patch // columns + 1) * cell - cell // 4,
                 patch % columns * cell + cell // 4 : (patch % columns + 1) * cell - cell // 4,

@@ -97,8 +97,8 @@ def test_light_says_what_does_not_fit(
 
 @pytest.mark.parametrize(("rows", "columns"), [(4, 4), (2, 8)])
 def test_compare_draws_each_selection_pixel_by_pixel(rows: int, columns: int) -> None:
-    # Panels are 640 pixels along their longer side, so this photo is drawn as it is.
-    cell = 640 // columns
+    # Panels have 640 pixels along their longer side, or 1360 above one another: drawn as it is.
+    cell = 160 if rows == columns else 170
     photo = _photo(rows * cell, columns * cell)
     selections = [_selection([1, 2], [5]), _selection([], [0, 7]), _selection([3], [])]
     panels = [Panel(selection, f"number {i}") for i, selection in enumerate(selections)]
@@ -116,6 +116,24 @@ def test_compare_draws_each_selection_pixel_by_pixel(rows: int, columns: int) ->
         corners.append((left, top))
     side_by_side = len({top for _, top in corners}) == 1
     assert side_by_side == (rows == columns)
+
+
+@pytest.mark.parametrize("grid", [(4, 4), (1, 40), (40, 1), (2, 3)])
+@pytest.mark.parametrize("count", [1, 3])
+def test_compare_keeps_every_word_within_the_figure(grid: tuple[int, int], count: int) -> None:
+    panels = [
+        Panel(_selection([0], [1]), "All in relevance", "1638 core (1600 in the box)")
+    ] * count
+    note = "Tokens: classical features. " * 5
+    region = (0, 0, 10, 10)
+    figure = compare(_photo(40, 40), panels, grid, heading="4096 kept", note=note, region=region)
+    (legend,) = figure.legends
+    for artist in (*figure.texts, legend):
+        box = artist.get_window_extent()
+        assert box.x0 >= 0
+        assert box.y0 >= 0
+        assert box.x1 <= figure.bbox.width
+        assert box.y1 <= figure.bbox.height
 
 
 def test_compare_ignores_the_users_matplotlib_settings() -> None:

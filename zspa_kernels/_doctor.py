@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from zspa_kernels._version import __version__
 
 PACKAGES = ("triton", "transformers", "numpy", "scikit-image", "matplotlib", "typer", "rich")
 VARIABLES = (
+    "ZSPA_NO_NATIVE",
     "TRITON_INTERPRET",
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -34,7 +36,7 @@ INSTRUCTION_SETS = (
 def report(as_json: bool = False) -> str:
     """The whole report, as text to paste into a bug report or as JSON."""
     facts = collect()
-    return json.dumps(facts, indent=2) if as_json else _text(facts)
+    return json.dumps(facts, indent=2, default=str) if as_json else _text(facts)
 
 
 def collect() -> dict[str, Any]:
@@ -42,7 +44,8 @@ def collect() -> dict[str, Any]:
 
     Returns:
         A dict that JSON can hold. `backends[device][backend][op]` is None where the backend runs
-        the op and the reason where it does not.
+        the op and the reason where it does not; `auto[device][op]` is the backend taken by
+        default.
     """
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
     return {
@@ -63,7 +66,24 @@ def collect() -> dict[str, Any]:
             }
             for device in devices
         },
+        "auto": {
+            device: {op: chosen(op, torch.device(device)) for op in _dispatch.OPS}
+            for device in devices
+        },
     }
+
+
+def chosen(op: str, device: torch.device) -> str | None:
+    """The backend that `backend="auto"` takes for an op, or None where there is none."""
+    with warnings.catch_warnings():
+        # That the reference is slow is said when it is used, and here by the reason of the others.
+        warnings.simplefilter("ignore")
+        try:
+            function = _dispatch.choose(op, device)
+        except NotImplementedError:
+            return None
+    # zspa_kernels.backends.<name>.<op>
+    return function.__module__.split(".")[2]
 
 
 def _cpu() -> dict[str, Any]:
@@ -117,7 +137,7 @@ def _native_module() -> dict[str, Any]:
         "available": True,
         "isa": module.isa(),
         "isas": list(module.isas()),
-        "build_info": {str(key): str(value) for key, value in module.build_info().items()},
+        "build_info": module.build_info(),
     }
 
 
@@ -126,7 +146,11 @@ def _text(facts: dict[str, Any]) -> str:
     gpus = ", ".join(f"{gpu['name']} (sm {gpu['capability']})" for gpu in torch_["gpus"])
     native = facts["native"]
     if native["available"]:
-        build = ", ".join(f"{key} {value}" for key, value in native["build_info"].items())
+        build = ", ".join(
+            f"{key} {value}"
+            for key, value in native["build_info"].items()
+            if isinstance(value, str | int)
+        )
         native_line = f"uses {native['isa']} of {', '.join(native['isas'])}; {build}"
     else:
         native_line = native["reason"]
@@ -148,15 +172,17 @@ def _text(facts: dict[str, Any]) -> str:
     for device, backends in facts["backends"].items():
         lines += ["", f"backends for {device} tensors"]
         for backend, reasons in backends.items():
-            lines += _backend_lines(backend, reasons)
+            lines += _lines(backend, {op: _verdict(reason) for op, reason in reasons.items()})
+        auto = facts["auto"][device]
+        lines += _lines("(auto)", {op: f"takes {name or 'none'}" for op, name in auto.items()})
     return "\n".join(lines)
 
 
-def _backend_lines(backend: str, reasons: dict[str, str | None]) -> list[str]:
+def _lines(name: str, verdicts: dict[str, str]) -> list[str]:
     """One line where all ops fare alike, else one an op."""
-    if len(set(reasons.values())) == 1:
-        return [f"  {backend:<10} {_verdict(next(iter(reasons.values())))}"]
-    return [f"  {backend:<10} {op}: {_verdict(reason)}" for op, reason in reasons.items()]
+    if len(set(verdicts.values())) == 1:
+        return [f"  {name:<10} {next(iter(verdicts.values()))}"]
+    return [f"  {name:<10} {op}: {verdict}" for op, verdict in verdicts.items()]
 
 
 def _verdict(reason: str | None) -> str:

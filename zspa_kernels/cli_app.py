@@ -102,7 +102,7 @@ def _print(report: Report) -> None:
         "scikit-image, classical features and not a VLM's"
     )
     box = ",".join(map(str, report.region))
-    line(f"prompt   the {report.prompt_tokens} tokens in {report.region_name}, pixels {box}")
+    line(f"prompt   {report.prompt_tokens} of these tokens: {report.region_name}, pixels {box}")
     line(f"op       torch.ops.zspa.select, backend {report.backend}, threads {report.threads}")
     console.print(_table(report.choices))
     line(f"written  {report.out}")
@@ -132,7 +132,8 @@ def _table(choices: tuple[Choice, ...]) -> Table:
         return f"no, from pick {choice.first_difference}"
 
     def number(value: float) -> str:
-        return f"{value:.{2 if value < 1 else 1 if value < 100 else 0}f}"
+        decimals = 3 if value < 0.1 else 2 if value < 1 else 1 if value < 100 else 0
+        return f"{value:.{decimals}f}"
 
     def milliseconds(seconds: float) -> str:
         return f"{number(seconds * 1e3)} ms"

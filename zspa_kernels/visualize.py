@@ -7,6 +7,7 @@ and a legend (needs Matplotlib and Pillow: `pip install "zspa_kernels[demo]"`).
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,9 @@ DIVERSITY_COLOUR = (56, 189, 248)
 DIM = 0.36
 
 _BACKGROUND, _INK, _FAINT = "#0e1117", "#f3f4f6", "#9ca3af"
-_PANEL, _GAP, _MARGIN, _HEAD, _FOOT, _TITLE = 640, 32, 40, 84, 124, 96
+# Pixels: longer side of a panel beside others and below others, room for a panel's own title.
+_PANEL, _WIDE_PANEL, _SLOT = 640, 1360, 520
+_MARGIN, _GAP, _HEAD, _TITLE, _LINE = 40, 32, 84, 118, 28
 
 
 def light(
@@ -54,7 +57,7 @@ def light(
             diversity). Indices count patches in raster order; -1 is padding.
         grid: (rows, columns) of visual tokens; the image is divided evenly.
         dim: brightness left to dropped patches, from 0 to 1.
-        outline: width of outlines in pixels; by default a tenth of a patch, from 1 to 4; 0 for
+        outline: width of outlines in pixels; by default an eighth of a patch, from 1 to 4; 0 for
             none.
 
     Returns:
@@ -91,7 +94,7 @@ def light(
     grey = pixels @ np.array([0.299, 0.587, 0.114]) * dim
     lit = np.where(kind_at[..., None] > 0, pixels, grey.round().astype(np.uint8)[..., None])
     if outline is None:
-        outline = min(pixels.shape[0] // rows, pixels.shape[1] // columns) // 10
+        outline = min(pixels.shape[0] // rows, pixels.shape[1] // columns) // 8
         outline = min(max(outline, 1), 4)
     edge = _edges(kind_at, outline)
     lit[edge & (kind_at == 2)] = CORE_COLOUR
@@ -137,7 +140,7 @@ def _edges(kind_at: npt.NDArray[np.uint8], width: int) -> npt.NDArray[np.bool_]:
 
 @dataclass(frozen=True)
 class Panel:
-    """One selection in `compare`: what to draw and what to write above it."""
+    """One selection in `compare`: what to draw and what to write above it (subtitle: two lines)."""
 
     selection: Selection
     title: str
@@ -156,7 +159,8 @@ def compare(
     """Selections side by side (above one another for a wide image), with titles and a legend.
 
     Args:
-        image: as for `light`; enlarged or reduced to panels of about 640 pixels.
+        image: as for `light`; resized so that the longer side of a panel has about 640 pixels, or
+            1360 where panels are above one another.
         panels: what to draw, from the left.
         grid: (rows, columns) of visual tokens.
         heading: line above everything.
@@ -189,47 +193,100 @@ def compare(
         needed = f'{error.name} is not installed: pip install "zspa_kernels[demo]"'
         raise ModuleNotFoundError(needed, name=error.name) from error
 
-    rows, columns = grid
     pixels = np.asarray(image)
-    cell = max(1, _PANEL // max(rows, columns))
-    width, height = columns * cell, rows * cell
-    resized = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
-    stacked = width > 1.6 * height
-    across, down = (1, len(panels)) if stacked else (len(panels), 1)
-    head = _HEAD if heading else _MARGIN // 2
-    total_width = max(2 * _MARGIN + across * width + (across - 1) * _GAP, 2 * _MARGIN + _PANEL)
-    total_height = head + down * (_TITLE + height) + (down - 1) * _GAP + _FOOT
-    left = (total_width - across * width - (across - 1) * _GAP) // 2
+    place = _Layout.of(grid, len(panels), heading, note, region is not None)
+    resized = Image.fromarray(pixels).resize((place.width, place.height), Image.Resampling.LANCZOS)
 
     # The user's own Matplotlib settings (a tight bounding box, say) would move the panels.
     with matplotlib.style.context("default"):
-        figure = Figure(figsize=(total_width / 100, total_height / 100), dpi=100)
+        figure = Figure(figsize=(place.total_width / 100, place.total_height / 100), dpi=100)
         figure.set_facecolor(_BACKGROUND)
-        for number, panel in enumerate(panels):
-            x = left + (0 if stacked else number * (width + _GAP))
-            y = head + _TITLE + (number * (height + _TITLE + _GAP) if stacked else 0)
-            box = (
-                x / total_width,
-                1 - (y + height) / total_height,
-                width / total_width,
-                height / total_height,
-            )
-            axes = figure.add_axes(box)
+        for panel, (left, top) in zip(panels, place.corners, strict=True):
+            x, y = place.at(left, top + place.height)
+            size = (place.width / place.total_width, place.height / place.total_height)
+            axes = figure.add_axes((x, y, *size))
             axes.imshow(light(resized, panel.selection, grid), interpolation="none", aspect="auto")
             axes.set_axis_off()
             if region is not None:
-                scale = (width / pixels.shape[1], height / pixels.shape[0])
+                scale = (place.width / pixels.shape[1], place.height / pixels.shape[0])
                 _outline(axes, region, scale)
-            line = 1 / total_height
-            title_at = 1 - (y - 52) * line
-            figure.text(x / total_width, title_at, panel.title, size=19, weight="bold", color=_INK)
+            figure.text(*place.at(left, top - 80), panel.title, size=19, weight="bold", color=_INK)
             figure.text(
-                x / total_width, title_at - 33 * line, panel.subtitle, size=15, color=_FAINT
+                *place.at(left, top - 70),
+                panel.subtitle,
+                size=15,
+                color=_FAINT,
+                verticalalignment="top",
+                linespacing=1.25,
             )
-        if heading:
-            figure.text(left / total_width, 1 - 60 / total_height, heading, size=24, color=_INK)
-        _legend(figure, left, region is not None, note)
+        figure.text(*place.at(_MARGIN, 60), heading, size=24, color=_INK)
+        _legend(figure, place, region is not None)
     return figure
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where everything goes, in pixels from the top left.
+
+    Attributes:
+        width: of a panel.
+        height: of a panel.
+        corners: (left, top) of each panel.
+        legend_columns: 1 where the legend does not fit on one line.
+        legend_top: upper end of the legend.
+        note: the small print, broken into lines.
+        note_top: upper end of the small print.
+        total_width: of the figure.
+        total_height: of the figure.
+    """
+
+    width: int
+    height: int
+    corners: tuple[tuple[int, int], ...]
+    legend_columns: int
+    legend_top: int
+    note: str
+    note_top: int
+    total_width: int
+    total_height: int
+
+    @classmethod
+    def of(
+        cls, grid: tuple[int, int], panels: int, heading: str, note: str, with_region: bool
+    ) -> _Layout:
+        rows, columns = grid
+        stacked = columns > 1.6 * rows and panels > 1
+        # Whole pixels a patch, so that every patch is drawn alike.
+        cell = max(1, (_WIDE_PANEL if stacked else _PANEL) // max(rows, columns))
+        width, height = columns * cell, rows * cell
+        across, down = max(width, _SLOT) + _GAP, height + _TITLE + _GAP // 2
+        top = (_HEAD if heading else _MARGIN // 2) + _TITLE
+        steps = [(0, i) if stacked else (i, 0) for i in range(panels)]
+        corners = tuple((_MARGIN + i * across, top + j * down) for i, j in steps)
+
+        total_width = max((x for x, _ in corners), default=0) + max(width, _SLOT) + _MARGIN
+        legend_top = max((y for _, y in corners), default=top) + height + _LINE
+        entries = 3 if with_region else 2
+        legend_columns = entries if total_width >= 470 * entries else 1
+        note_top = legend_top + (entries // legend_columns) * _LINE + _LINE // 2
+        # At its size a character is about ten pixels wide.
+        lines = textwrap.wrap(note, (total_width - 2 * _MARGIN) // 10)
+        total_height = note_top + len(lines) * _LINE + _MARGIN // 2
+        return cls(
+            width,
+            height,
+            corners,
+            legend_columns,
+            legend_top,
+            "\n".join(lines),
+            note_top,
+            total_width,
+            total_height,
+        )
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        """A position as Matplotlib counts: shares of the figure, from the bottom left."""
+        return x / self.total_width, 1 - y / self.total_height
 
 
 def _outline(
@@ -249,12 +306,11 @@ def _outline(
     )
 
 
-def _legend(figure: Figure, left: int, with_region: bool, note: str) -> None:
-    """What the colours mean, along the bottom."""
+def _legend(figure: Figure, place: _Layout, with_region: bool) -> None:
+    """What the colours mean, along the bottom, and the small print."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    width, height = figure.get_size_inches() * figure.dpi
     core, diversity = (f"#{r:02x}{g:02x}{b:02x}" for r, g, b in (CORE_COLOUR, DIVERSITY_COLOUR))
     handles: list[Patch | Line2D] = [
         Patch(facecolor=core, label="core: most relevant to the prompt"),
@@ -269,13 +325,19 @@ def _legend(figure: Figure, left: int, with_region: bool, note: str) -> None:
     figure.legend(
         handles=handles,
         loc="upper left",
-        bbox_to_anchor=(left / width, (_FOOT - 26) / height),
+        bbox_to_anchor=place.at(_MARGIN, place.legend_top),
         borderaxespad=0.0,
         borderpad=0.0,
-        ncols=len(handles),
+        ncols=place.legend_columns,
         frameon=False,
         labelcolor=_INK,
         fontsize=16,
         handlelength=1.4,
     )
-    figure.text(left / width, 32 / height, note, size=13.5, color=_FAINT)
+    figure.text(
+        *place.at(_MARGIN, place.note_top),
+        place.note,
+        size=13.5,
+        color=_FAINT,
+        verticalalignment="top",
+    )

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from zspa_kernels import _dispatch, num_keep, split_core
+from zspa_kernels import num_keep, split_core
+from zspa_kernels._doctor import chosen
 from zspa_kernels.demo.choices import Choice, choose
 from zspa_kernels.demo.errors import UsageError
 from zspa_kernels.demo.features import describe
@@ -112,8 +113,6 @@ def run(
             region=patches.scaled(box),
         )
         figure.savefig(temporary, format="png")
-    # zspa_kernels.backends.<name>.select
-    backend = _dispatch.choose("select", visual.device).__module__.split(".")[2]
     return Report(
         picture=name,
         region=box,
@@ -121,7 +120,7 @@ def run(
         patches=patches,
         dim=visual.shape[1],
         prompt_tokens=int(inside.sum()),
-        backend=backend,
+        backend=chosen("select", visual.device) or "none",
         threads=torch.get_num_threads(),
         choices=choices,
         out=out,
@@ -131,7 +130,7 @@ def run(
 def _region(text: str | None, is_default: bool, patches: Patches) -> tuple[Box, str]:
     width, height = patches.original
     if text is not None:
-        return parse_region(text, width, height), "given"
+        return parse_region(text, width, height), "the region"
     if is_default:
         return FACE, "the face"
     return (width // 3, height // 3, width - width // 3, height - height // 3), "the middle"
@@ -145,5 +144,5 @@ def _subtitle(choice: Choice) -> str:
         parts.append(f"{choice.k_diverse} diversity")
     text = " + ".join(parts)
     if choice.mean_cosine is not None:
-        text += f", mean cosine {choice.mean_cosine:.2f}"
+        text += f"\nmean pairwise cosine {choice.mean_cosine:.2f}"
     return text

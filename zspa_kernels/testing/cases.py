@@ -207,16 +207,27 @@ def model_cases(tier: str) -> list[Case]:
         for j in range(each):
             n, d, k_core, k_diverse = shapes[(each * turn + j) % len(shapes)]
             cases.append(Case(model, n, d, k_core, k_diverse, dtype))
+    if tier == "large":  # ties at the bounds of blocks of up to 512 candidates
+        shapes = ((1200, 20, 0, 500), (1000, 33, 100, 300), (1000, 100, 0, 400))
+        cases += [Case("exact", *shape) for shape in shapes]
     return cases
 
 
 def pooling_cases() -> list[Case]:
-    """Every pooling and dtype, prompts of one to sixteen tokens, some of them masked."""
+    """Every pooling and dtype, prompts of none to sixteen tokens, some of them masked."""
     cases = []
     for pooling, dtype in product(("mean", "max", "none_mean", "none_max"), DTYPES):
         cases.append(Case("vlm", 100, 33, 30, 6, dtype, 7, 2, pooling))
         cases.append(Case("exact", 130, 64, 60, 6, dtype, 8, 4, pooling))
-    for words, pooling in ((1, "mean"), (1, "none_max"), (16, "none_mean"), (16, "max")):
+        cases.append(Case("clusters", 40, 33, 10, 6, dtype, 3, 3, pooling))  # nothing is left
+    for words, pooling in (
+        (0, "mean"),
+        (0, "none_max"),
+        (1, "mean"),
+        (1, "none_max"),
+        (16, "none_mean"),
+        (16, "max"),
+    ):
         cases.append(Case("iid", 64, 100, 20, 4, torch.float32, words, 0, pooling))
     return cases
 
@@ -228,6 +239,7 @@ def special_cases() -> list[Case]:
         cases.append(Case(name, 45, 33, 0, 20, dtype))
         cases.append(Case(name, 37, 64, 9, 12, dtype))
     cases += [Case(name, 24, 1, 6, 18) for name in ("antipodal", "thresholds", "zero_rows")]
+    cases += [Case("narrow", 200, 100, 0, 100), Case("narrow", 130, 128, 20, 60)]
     cases += [Case(name, 70, 31, 0, 70) for name in ("duplicates", "masked", "masked_exact")]
     return cases
 

@@ -67,6 +67,13 @@ def _rescaled(n: int, d: int, seed: int) -> Special:
     return Special(tokens("vlm", n, d, seed) * torch.exp2(exponent.float()), None)
 
 
+def _narrow(n: int, d: int, seed: int) -> Special:
+    """A narrow cone: similarities differ by about 1e-3, so TF32 products choose other tokens."""
+    noise = tokens("iid", n, d, seed)
+    axis = tokens("iid", 1, d, seed + 1)
+    return Special(axis + 0.03 * noise, None)
+
+
 def _zero_rows(n: int, d: int, seed: int) -> Special:
     """Every third row is zero, some of them with negative zeros."""
     visual = tokens("smooth", n, d, seed)
@@ -158,6 +165,7 @@ SPECIAL: dict[str, Callable[[int, int, int], Special]] = {
     "duplicates": _duplicates,
     "antipodal": _antipodal,
     "rescaled": _rescaled,
+    "narrow": _narrow,
     "zero_rows": _zero_rows,
     "all_zero": _all_zero,
     "tiny_rows": _tiny_rows,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
+    pretty_exceptions_enable=False,
     help="Exact, fast selection of visual tokens for vision-language models.",
 )
 
@@ -71,8 +72,8 @@ def demo(
 ) -> None:
     """Select patches of a photograph in three ways; draw and measure them.
 
-    No model is involved: the tokens are classical descriptors (colour and gradient histograms) of
-    the picture's patches, and those in the region are the prompt.
+    No model is involved: the tokens are colour and gradient histograms of patches,
+    classical features, and those in the region are the prompt.
     """
     try:
         from zspa_kernels.demo.run import run

@@ -187,14 +187,18 @@ def _matrix(x: Tensor | None) -> Tensor | None:
 
 def _fake_indices(contract: Callable[..., tuple[int, ...]]) -> Callable[..., Tensor]:
     def fake(visual: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return visual.new_empty(contract(visual, *args, **kwargs), dtype=torch.int64)
+        shape = contract(visual, *args, **kwargs)
+        return visual.new_empty(shape, dtype=torch.int64)
 
     return fake
 
 
 def _fake_relevance_topk(visual: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-    indices = visual.new_empty(_contract.relevance_topk(visual, *args, **kwargs), dtype=torch.int64)
-    return indices, visual.new_empty(visual.shape[:-1], dtype=torch.float32)
+    shape = _contract.relevance_topk(visual, *args, **kwargs)
+    return (
+        visual.new_empty(shape, dtype=torch.int64),
+        visual.new_empty(visual.shape[:-1], dtype=torch.float32),
+    )
 
 
 # ---- registration -------------------------------------------------------------------------------

@@ -1,0 +1,372 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One table of bad calls, run against every entry point of every op.
+
+Entries: `zk` is the public function, `op` is torch.ops.zspa, `fake` is the op on fake tensors, the
+others are named backends behind the same registration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import zspa_kernels as zk
+from zspa_kernels import _register
+
+B, N, D, M, S = 2, 6, 4, 3, 2
+ENTRIES = ("zk", "op", "fake", "reference", "cpp", "triton")
+
+
+def draw(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
+def ones(*shape: int) -> Tensor:
+    return torch.ones(shape, dtype=torch.float32)
+
+
+def ints(*values: int, dtype: torch.dtype = torch.int64) -> Tensor:
+    return torch.tensor(values, dtype=dtype)
+
+
+def good(op: str) -> dict[str, Any]:
+    """A valid call of an op, every optional argument given."""
+    tokens = {"visual": draw(B, N, D), "visual_mask": torch.ones(B, N, dtype=torch.bool)}
+    prompt = {"prompt": draw(B, M, D), "prompt_mask": torch.ones(B, M, dtype=torch.bool)}
+    ragged = {"visual": draw(N, D), "cu_seqlens": ints(0, 2, N), "total_k": 4, "max_seqlen": N}
+    return {
+        "select": {
+            **tokens,
+            **prompt,
+            "k_core": 1,
+            "k_diverse": 2,
+            "pooling": "mean",
+            "sorted": True,
+        },
+        "relevance_topk": {**tokens, **prompt, "k": 2, "pooling": "mean"},
+        "diversity": {
+            **tokens,
+            "k": 2,
+            "seeds": ints(0, 1, 2, 3).view(B, S),
+            "weights": ones(B, N),
+        },
+        "select_varlen": {
+            **ragged,
+            "prompt": draw(M, D),
+            "prompt_spans": ints(0, M, 0, M).view(S, 2),
+            "k_core": ints(1, 1),
+            "k_diverse": ints(1, 1),
+            "pooling": "mean",
+        },
+        "diversity_varlen": {**ragged, "k": ints(2, 2), "weights": ones(N)},
+    }[op]
+
+
+OPS = ("select", "relevance_topk", "diversity", "select_varlen", "diversity_varlen")
+BATCHED = ("select", "relevance_topk", "diversity")
+RAGGED = ("select_varlen", "diversity_varlen")
+PROMPTED = ("select", "relevance_topk", "select_varlen")
+
+
+@dataclass(frozen=True)
+class Bad:
+    """One argument made bad, the error it must raise, and how its text starts after `<op>: `."""
+
+    ops: tuple[str, ...]
+    argument: str
+    make: Callable[[Any], Any]  # good value -> bad value
+    error: type[Exception]
+    text: str
+    # Through torch.ops the dispatcher sees the Python kind first; it rejects it in its own words
+    # (RuntimeError) or converts it. Not a case for `op` and `fake`.
+    kind: bool = False
+
+
+def to(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    return lambda x: x.to(dtype)
+
+
+def nested(x: Tensor) -> Tensor:
+    return torch.nested.as_nested_tensor(list(x.unbind()))
+
+
+FLOATS = "must be float32, float16 or bfloat16, got"
+BAD = [
+    # tokens
+    Bad(OPS, "visual", lambda x: None, TypeError, "must be a tensor, got None"),
+    Bad(OPS, "visual", lambda x: x.tolist(), TypeError, "must be a tensor, got list", kind=True),
+    *(
+        Bad(OPS, "visual", to(dtype), TypeError, f"{FLOATS} {dtype}")
+        for dtype in (
+            torch.int32,
+            torch.float64,
+            torch.complex64,
+            torch.float8_e4m3fn,
+            torch.float8_e5m2,
+            torch.bool,
+        )
+    ),
+    *(
+        Bad(PROMPTED, "prompt", to(dtype), TypeError, f"{FLOATS} {dtype}")
+        for dtype in (torch.int64, torch.float64, torch.complex64, torch.float8_e4m3fn)
+    ),
+    Bad(BATCHED, "visual", lambda x: x[0, 0], ValueError, "must be [N, D] or [B, N, D], got [4]"),
+    Bad(BATCHED, "visual", lambda x: x[None], ValueError, "must be [N, D] or [B, N, D], got [1,"),
+    Bad(OPS, "visual", lambda x: x.sum(), ValueError, "must be [N, D] or [B, N, D], got []"),
+    Bad(RAGGED, "visual", lambda x: x[None], ValueError, "must be packed tokens [T, D], got [1,"),
+    Bad(OPS, "visual", lambda x: x[..., :0], ValueError, "must have D >= 1, got"),
+    Bad(
+        OPS,
+        "visual",
+        lambda x: x[..., :1, :].expand(*x.shape[:-2], 2**31, -1),
+        ValueError,
+        "must have N < 2**31 tokens, got",
+    ),
+    Bad(OPS, "visual", lambda x: x.to_sparse(), ValueError, "must be a dense strided tensor, got"),
+    Bad(OPS, "visual", nested, ValueError, "must be a dense strided tensor, got a nested"),
+    Bad(OPS, "visual", lambda x: x.to_mkldnn(), ValueError, "must be a dense strided tensor, got"),
+    Bad(OPS, "visual", lambda x: x.to("meta"), ValueError, "must be on a device that holds values"),
+    # the prompt
+    Bad(("relevance_topk",), "prompt", lambda x: None, TypeError, "must be a tensor, got None"),
+    Bad(("select",), "prompt", lambda x: None, ValueError, "prompt_mask must be None without"),
+    Bad(("select_varlen",), "prompt", lambda x: None, ValueError, "prompt_spans must be None with"),
+    Bad(PROMPTED, "prompt", lambda x: x.sum(), ValueError, "must be ["),
+    Bad(PROMPTED, "prompt", lambda x: x[..., :-1], ValueError, "must be ["),
+    Bad(PROMPTED, "prompt", lambda x: x[None], ValueError, "must be ["),
+    Bad(
+        ("select", "relevance_topk"), "prompt", lambda x: x[0], ValueError, "must be [B=2, M, D=4]"
+    ),
+    Bad(("select", "relevance_topk"), "prompt", lambda x: x[:1], ValueError, "must be [B=2, M, D"),
+    Bad(PROMPTED, "prompt", lambda x: x.to("meta"), ValueError, "must be on cpu, got meta"),
+    Bad(PROMPTED, "prompt", lambda x: x.to_sparse(), ValueError, "must be a dense strided tensor"),
+    # masks
+    Bad(BATCHED, "visual_mask", to(torch.float32), TypeError, "must be bool, got torch.float32"),
+    Bad(BATCHED, "visual_mask", to(torch.uint8), TypeError, "must be bool, got torch.uint8"),
+    Bad(BATCHED, "visual_mask", lambda x: x[:, :-1], ValueError, "must have shape [2, 6], got"),
+    Bad(BATCHED, "visual_mask", lambda x: x[:1], ValueError, "must have shape [2, 6], got [1, 6]"),
+    Bad(BATCHED, "visual_mask", lambda x: x[0], ValueError, "must have shape [2, 6], got [6]"),
+    Bad(BATCHED, "visual_mask", lambda x: x.tolist(), TypeError, "must be a tensor", kind=True),
+    Bad(BATCHED, "visual_mask", lambda x: x.to("meta"), ValueError, "must be on cpu, got meta"),
+    Bad(("select", "relevance_topk"), "prompt_mask", to(torch.int64), TypeError, "must be bool"),
+    Bad(("select", "relevance_topk"), "prompt_mask", lambda x: x.T, ValueError, "must have shape"),
+    # counts
+    *(
+        Bad(
+            ("relevance_topk", "diversity"),
+            "k",
+            lambda x, k=k: k,
+            ValueError,
+            "must be in [0, N=6]",
+        )
+        for k in (-1, N + 1, 2**40)
+    ),
+    Bad(("select",), "k_core", lambda k: -1, ValueError, "must be at least 0, got -1"),
+    Bad(("select",), "k_diverse", lambda k: -3, ValueError, "must be at least 0, got -3"),
+    Bad(("select",), "k_core", lambda k: 5, ValueError, "k_core + k_diverse must be in [0, N=6]"),
+    Bad(
+        ("select",), "k_diverse", lambda k: 6, ValueError, "k_core + k_diverse must be in [0, N=6]"
+    ),
+    *(
+        Bad(ops, argument, lambda k, bad=bad: bad, TypeError, "must be an int, got", kind=True)
+        for ops, argument in (
+            (("relevance_topk", "diversity"), "k"),
+            (("select",), "k_core"),
+            (("select",), "k_diverse"),
+        )
+        for bad in (True, 1.0, "1", torch.tensor(1))
+    ),
+    Bad(
+        ("relevance_topk", "diversity"), "k", lambda k: None, TypeError, "must be an int", kind=True
+    ),
+    # options
+    Bad(PROMPTED, "pooling", lambda p: "median", ValueError, "must be one of mean, max, none_mean"),
+    Bad(PROMPTED, "pooling", lambda p: "", ValueError, "must be one of mean, max, none_mean"),
+    Bad(PROMPTED, "pooling", lambda p: None, TypeError, "must be one of mean", kind=True),
+    Bad(PROMPTED, "pooling", lambda p: 1, TypeError, "must be one of mean", kind=True),
+    Bad(("select",), "sorted", lambda s: 1, TypeError, "must be a bool, got int 1", kind=True),
+    # seeds and weights
+    Bad(("diversity",), "seeds", to(torch.int32), TypeError, "must be int64, got torch.int32"),
+    Bad(("diversity",), "seeds", to(torch.float32), TypeError, "must be int64, got torch.float32"),
+    Bad(("diversity",), "seeds", lambda x: x[0], ValueError, "must have shape [2, 2], got [2]"),
+    Bad(("diversity",), "seeds", lambda x: x[:1], ValueError, "must have shape [2, 2], got [1, 2]"),
+    Bad(("diversity",), "seeds", lambda x: x.sum(), ValueError, "must have shape [2, 0], got []"),
+    Bad(("diversity",), "seeds", lambda x: x.to("meta"), ValueError, "must be on cpu, got meta"),
+    Bad(
+        ("diversity",), "weights", to(torch.float64), TypeError, "must be float32, got torch.float"
+    ),
+    Bad(("diversity",), "weights", to(torch.bfloat16), TypeError, "must be float32, got torch.bf"),
+    Bad(("diversity",), "weights", lambda x: x[..., :-1], ValueError, "must have shape [2, 6]"),
+    Bad(("diversity_varlen",), "weights", to(torch.float16), TypeError, "must be float32, got"),
+    Bad(("diversity_varlen",), "weights", lambda x: x[:-1], ValueError, "must have shape [6], got"),
+    # tables
+    Bad(RAGGED, "cu_seqlens", to(torch.float32), TypeError, "must be int64 or int32, got"),
+    Bad(RAGGED, "cu_seqlens", lambda x: x[:0], ValueError, "must have shape [S + 1], got [0]"),
+    Bad(RAGGED, "cu_seqlens", lambda x: x[None], ValueError, "must have shape [S + 1], got [1, 3]"),
+    Bad(RAGGED, "cu_seqlens", lambda x: None, TypeError, "must be a tensor, got None"),
+    Bad(RAGGED, "cu_seqlens", lambda x: x.to("meta"), ValueError, "must be on cpu, got meta"),
+    Bad(("diversity_varlen",), "k", to(torch.int16), TypeError, "must be int64 or int32, got"),
+    Bad(("diversity_varlen",), "k", lambda x: x[:1], ValueError, "must have shape [2], got [1]"),
+    Bad(("select_varlen",), "k_core", to(torch.uint8), TypeError, "must be int64 or int32, got"),
+    Bad(("select_varlen",), "k_core", lambda x: x.sum(), ValueError, "must have shape [2], got []"),
+    Bad(("select_varlen",), "k_diverse", to(torch.bool), TypeError, "must be int64 or int32, got"),
+    Bad(
+        ("select_varlen",), "k_diverse", lambda x: ints(1, 1, 1), ValueError, "must have shape [2]"
+    ),
+    Bad(("select_varlen",), "prompt_spans", to(torch.float32), TypeError, "must be int64 or int32"),
+    Bad(("select_varlen",), "prompt_spans", lambda x: x[:1], ValueError, "must have shape [2, 2]"),
+    Bad(
+        ("select_varlen",),
+        "prompt_spans",
+        lambda x: x.view(4),
+        ValueError,
+        "must have shape [2, 2]",
+    ),
+    Bad(RAGGED, "total_k", lambda k: -1, ValueError, "must be at least 0, got -1"),
+    Bad(RAGGED, "max_seqlen", lambda k: -1, ValueError, "must be at least 0, got -1"),
+]
+
+
+def call(entry: str, op: str, arguments: dict[str, Any]) -> Any:
+    if entry == "op":
+        return getattr(torch.ops.zspa, op)(**arguments)
+    if entry == "fake":
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            return getattr(torch.ops.zspa, op)(**arguments)
+    named = {} if entry == "zk" else {"backend": entry}
+    # The ragged public functions take lengths on the host: test_api.py has their table.
+    return getattr(_register if op in RAGGED else zk, op)(**arguments, **named)
+
+
+def reaches(entry: str, op: str, bad: Bad) -> bool:
+    if entry == "zk":
+        return op not in RAGGED
+    if entry == "fake" and "dense strided" in bad.text:
+        return False  # no fakes of such tensors
+    return not (bad.kind and entry in ("op", "fake"))
+
+
+CASES = [
+    pytest.param(op, entry, bad, id=f"{op}-{entry}-{bad.argument}-{n}")
+    for n, bad in enumerate(BAD)
+    for op in bad.ops
+    for entry in ENTRIES
+    if reaches(entry, op, bad)
+]
+
+
+def storages(arguments: dict[str, Any]) -> list[bytes]:
+    """What the dense tensors hold, byte by byte (an expanded one is small in memory)."""
+    return [
+        bytes(x.untyped_storage())
+        for x in arguments.values()
+        if isinstance(x, Tensor) and x.layout is torch.strided and not x.is_nested and x.is_cpu
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors", "ignore:Sparse CSR")
+@pytest.mark.parametrize(("op", "entry", "bad"), CASES)
+def test_bad_call(op: str, entry: str, bad: Bad, require_backend: Callable[..., None]) -> None:
+    if entry in ENTRIES[3:]:
+        require_backend(entry, op)
+    arguments = good(op)
+    arguments[bad.argument] = bad.make(arguments[bad.argument])
+    before = storages(arguments)
+    with pytest.raises((TypeError, ValueError)) as caught:
+        call(entry, op, arguments)
+    message = str(caught.value)
+    assert caught.type is bad.error, message
+    assert message.startswith(f"{op}: "), message
+    assert bad.text in message, message
+    assert " must " in message, message
+    assert ", got " in message, message
+    assert storages(arguments) == before
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_the_good_call_is_good(op: str, entry: str, require_backend: Callable[..., None]) -> None:
+    if entry in ENTRIES[3:]:
+        require_backend(entry, op)
+    if entry != "zk" or op not in RAGGED:
+        call(entry, op, good(op))
+
+
+NONE = torch.empty(0, D)
+EDGES = {
+    "no tokens": ("select", {"visual": NONE, "prompt": draw(M, D), "k_core": 0, "k_diverse": 0}, 0),
+    "no prompt tokens": (
+        "select",
+        {"visual": draw(N, D), "prompt": NONE, "k_core": 1, "k_diverse": 1},
+        2,
+    ),
+    "no prompt": ("select", {"visual": draw(N, D), "prompt": None, "k_core": 0, "k_diverse": N}, N),
+    "one channel": (
+        "select",
+        {"visual": draw(N, 1), "prompt": draw(M, 1), "k_core": 1, "k_diverse": 1},
+        2,
+    ),
+    "no token to score": ("relevance_topk", {"visual": NONE, "prompt": draw(M, D), "k": 0}, 0),
+    "nothing to score by": ("relevance_topk", {"visual": draw(N, D), "prompt": NONE, "k": N}, N),
+    "nothing to pick": ("diversity", {"visual": NONE, "k": 0}, 0),
+    "no seeds": ("diversity", {"visual": draw(N, D), "k": N, "seeds": ints()}, N),
+    "all seeds": ("diversity", {"visual": draw(N, D), "k": N, "seeds": torch.arange(N)}, N),
+    "no segments": (
+        "diversity_varlen",
+        {"visual": draw(N, D), "cu_seqlens": ints(0), "k": ints(), "total_k": 3, "max_seqlen": 9},
+        3,
+    ),
+    "no rows": (
+        "select_varlen",
+        {
+            "visual": NONE,
+            "cu_seqlens": ints(0, 0, dtype=torch.int32),
+            "prompt": NONE,
+            "prompt_spans": None,
+            "k_core": ints(1),
+            "k_diverse": ints(1),
+            "total_k": 2,
+            "max_seqlen": 0,
+        },
+        2,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EDGES)
+@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize("batch", [None, 0, 2])
+def test_empty_is_not_an_error(
+    name: str, entry: str, batch: int | None, require_backend: Callable[..., None]
+) -> None:
+    op, arguments, k = EDGES[name]
+    if op in RAGGED and (entry == "zk" or batch is not None):
+        return
+    if entry in ENTRIES[3:]:
+        require_backend(entry, op)
+    if batch is not None:
+        arguments = {
+            key: x.expand(batch, *x.shape) if isinstance(x, Tensor) else x
+            for key, x in arguments.items()
+        }
+    result = call(entry, op, arguments)
+    indices = result[0] if op == "relevance_topk" else result
+    assert indices.shape == ((k,) if batch is None else (batch, k))
+    assert indices.dtype is torch.int64
+
+
+@pytest.mark.parametrize("op", BATCHED)
+def test_jagged_tensors_are_refused(op: str) -> None:
+    arguments = good(op)
+    arguments["visual"] = torch.nested.as_nested_tensor(
+        list(arguments["visual"]), layout=torch.jagged
+    )
+    with pytest.raises(ValueError, match="visual must be a dense strided tensor, got a nested"):
+        call("zk", op, arguments)
+    with pytest.raises(NotImplementedError):  # PyTorch's own: such tensors dispatch in Python
+        call("op", op, arguments)

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who runs what, and what a caller hears when nobody can."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+import zspa_kernels as zk
+from zspa_kernels import _dispatch, _native
+
+CPU = torch.device("cpu")
+COMMAND = "build it with `pip install .` or `make build`"
+
+
+@pytest.fixture
+def not_built(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The native module is missing; what was chosen before and after is forgotten."""
+    monkeypatch.setattr(_native, "reason", lambda: f"the native module is not built ({COMMAND})")
+    for cached in (_dispatch.choose, _dispatch._warn_once):
+        cached.cache_clear()
+    yield
+    for cached in (_dispatch.choose, _dispatch._warn_once):
+        cached.cache_clear()
+
+
+def tokens() -> torch.Tensor:
+    return torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("op", _dispatch.OPS)
+@pytest.mark.parametrize("backend", _dispatch.BACKENDS)
+def test_a_backend_without_a_reason_loads(backend: str, op: str) -> None:
+    reason = _dispatch.why_not(backend, op, CPU)
+    if reason is None:
+        assert callable(_dispatch.load(backend, op))
+    else:
+        assert reason
+
+
+@pytest.mark.parametrize("op", _dispatch.OPS)
+def test_auto_on_cpu_is_the_native_backend(op: str) -> None:
+    if _native.reason() is None:
+        assert _dispatch.choose(op, CPU) is _dispatch.load("cpp", op)
+
+
+def test_named_backends_run_or_say_why() -> None:
+    def run(backend: Any) -> torch.Tensor:
+        return zk.diversity(tokens(), 2, backend=backend)
+
+    assert torch.equal(run("reference"), run("auto"))
+    with pytest.raises(ValueError, match=r"^diversity: backend must be one of auto, .* got str 'f"):
+        run("fast")
+    with pytest.raises(TypeError, match=r"^diversity: backend must be one of auto, .* got None"):
+        run(None)
+    with pytest.raises(NotImplementedError, match=r"^diversity: .*CUDA kernels are not part"):
+        run("cuda")
+
+
+def test_other_devices_get_a_reason_for_each_backend() -> None:
+    with pytest.raises(
+        NotImplementedError, match=r"^select: visual must be on .* got mps"
+    ) as error:
+        _dispatch.choose("select", torch.device("mps"))
+    for backend in _dispatch.BACKENDS:
+        assert f"{backend}: " in str(error.value)
+
+
+def test_unknown_names_are_value_errors() -> None:
+    with pytest.raises(ValueError, match="backend must be one of"):
+        _dispatch.why_not("fast", "select", CPU)
+    with pytest.raises(ValueError, match="op must be one of"):
+        _dispatch.why_not("cpp", "dpp", CPU)
+
+
+def test_cpp_refuses_other_devices() -> None:
+    assert _dispatch.why_not("cpp", "select", torch.device("cuda")) is not None
+
+
+def test_the_interpreter_must_have_been_on_when_triton_was_imported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert _dispatch.why_not("triton", "select", CPU) is None  # the whole session interprets
+    monkeypatch.delenv("TRITON_INTERPRET")
+    reason = _dispatch.why_not("triton", "select", CPU)
+    assert reason is not None
+    assert "TRITON_INTERPRET=1" in reason
+
+
+@pytest.mark.usefixtures("not_built")
+def test_without_a_compiler_the_reference_runs_after_one_warning() -> None:
+    with pytest.warns(UserWarning, match="reference backend, which is slow: .*make build") as seen:
+        first = zk.select(tokens(), keep=2)
+    assert len(seen) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        second = zk.diversity(tokens(), 2)
+    assert torch.equal(first, second.sort().values)
+
+
+@pytest.mark.usefixtures("not_built")
+def test_a_named_backend_that_is_not_built_is_an_import_error() -> None:
+    with pytest.raises(ImportError, match=r"^diversity: backend 'cpp' cannot run: .*make build"):
+        zk.diversity(tokens(), 2, backend="cpp")

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""torch.compile in one graph with a dynamic N, and torch.export with a range of N."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+import zspa_kernels as zk
+
+B, D, M = 2, 6, 3
+
+
+@pytest.fixture(autouse=True)
+def fresh_dynamo() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def draw(n: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(n)
+    return torch.randn(B, n, D, generator=generator), torch.randn(B, M, D, generator=generator)
+
+
+def keep_share(visual: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor]:
+    """What a model does: how many follows from the size, rows are gathered."""
+    indices = zk.select(visual, prompt, keep=0.25, core_ratio=0.4)
+    return indices, zk.gather(visual, indices)
+
+
+def every_op(visual: Tensor, prompt: Tensor) -> list[Tensor]:
+    k = zk.num_keep(visual.shape[1], 0.25, rounding="floor")
+    core, scores = zk.relevance_topk(visual, prompt, k, pooling="none_max")
+    picks = zk.diversity(visual, k, seeds=core, weights=scores.abs())
+    packed, n = visual.flatten(0, 1), visual.shape[1]
+    cu_seqlens = torch.arange(B + 1, device=visual.device) * n
+    counts = torch.full((B,), 2, device=visual.device)
+    varlen = torch.ops.zspa.select_varlen(
+        packed, cu_seqlens, prompt[0], None, counts, counts, 4 * B, n
+    )
+    more = torch.ops.zspa.diversity_varlen(packed, cu_seqlens, counts, 2 * B, n)
+    return [core, scores, picks, varlen, more]
+
+
+def assert_same(found: object, expected: object) -> None:
+    for a, b in zip(tree_leaves(found), tree_leaves(expected), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("function", [keep_share, every_op])
+@pytest.mark.parametrize("dynamic", [True, None])
+def test_one_graph_serves_every_n(
+    function: Callable[[Tensor, Tensor], object], dynamic: bool | None
+) -> None:
+    graphs = []
+
+    def count(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(function, fullgraph=True, dynamic=dynamic, backend=count)
+    for n in (9, 16, 23, 64):
+        assert_same(compiled(*draw(n)), function(*draw(n)))
+    assert len(graphs) == (1 if dynamic else 2)  # None: the first call is taken for static
+
+
+@pytest.mark.parametrize("function", [keep_share, every_op])
+def test_aot_eager(function: Callable[[Tensor, Tensor], object]) -> None:
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
+    for n in (9, 30):
+        assert_same(compiled(*draw(n)), function(*draw(n)))
+
+
+def test_gradients_flow_through_gather_in_a_compiled_graph() -> None:
+    compiled = torch.compile(keep_share, fullgraph=True, dynamic=True, backend="aot_eager")
+    grads = []
+    for function in (keep_share, compiled):
+        visual, prompt = draw(12)
+        indices, kept = function(visual.requires_grad_(), prompt.requires_grad_())
+        assert not indices.requires_grad
+        (kept * kept).sum().backward()
+        assert prompt.grad is None
+        grads.append(visual.grad)
+    assert_same(*grads)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised by inductor's own imports
+def test_inductor() -> None:
+    compiled = torch.compile(keep_share, fullgraph=True, dynamic=True)
+    for n in (9, 30):
+        assert_same(compiled(*draw(n)), keep_share(*draw(n)))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("function", [keep_share, every_op])
+def test_export_with_a_range_of_n(
+    function: Callable[[Tensor, Tensor], object], strict: bool
+) -> None:
+    class Module(torch.nn.Module):
+        def forward(self, visual: Tensor, prompt: Tensor) -> object:
+            return function(visual, prompt)
+
+    # num_keep of the smallest N is 2: PyTorch makes a size of 1 a case of its own.
+    shapes = {"visual": {1: torch.export.Dim("N", min=8, max=4096)}, "prompt": None}
+    program = torch.export.export(Module(), draw(16), dynamic_shapes=shapes, strict=strict)
+    for n in (8, 16, 100):
+        assert_same(program.module()(*draw(n)), function(*draw(n)))
+
+
+def test_export_keeps_the_op_and_its_counts_symbolic() -> None:
+    class Module(torch.nn.Module):
+        def forward(self, visual: Tensor) -> Tensor:
+            return zk.select(visual, keep=0.25)
+
+    shapes = {"visual": {1: torch.export.Dim("N", min=8, max=64)}}
+    program = torch.export.export(Module(), draw(16)[:1], dynamic_shapes=shapes)
+    (node,) = (n for n in program.graph.nodes if n.target is torch.ops.zspa.select.default)
+    assert isinstance(node.args[3], torch.fx.Node)  # k_diverse is computed from N
+
+
+def test_a_bad_call_fails_in_the_words_of_the_contract() -> None:
+    compiled = torch.compile(
+        lambda x: zk.diversity(x, 99), fullgraph=True, dynamic=True, backend="aot_eager"
+    )
+    with pytest.raises(Exception, match=r"diversity: k must be in \[0, N=9\], got 99"):
+        compiled(draw(9)[0])
+
+
+def test_a_named_backend_is_for_eager_mode() -> None:
+    compiled = torch.compile(
+        lambda x: zk.diversity(x, 2, backend="cpp"), fullgraph=True, backend="aot_eager"
+    )
+    with pytest.raises(Exception, match=r"backend must be 'auto' under torch\.compile"):
+        compiled(draw(9)[0])

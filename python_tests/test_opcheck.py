@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""torch.library.opcheck on every op: schema, fakes, autograd registration, AOT dispatch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+B, N, D, M = 2, 7, 5, 3
+
+
+def draw(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(len(shape)))
+    return x.to(dtype).requires_grad_()
+
+
+def strided(*shape: int) -> Tensor:
+    """The same values with no axis where it usually is."""
+    x = torch.randn([2 * n for n in shape[::-1]], generator=torch.Generator().manual_seed(1))
+    return x[tuple(slice(None, None, 2) for _ in shape)].permute(*reversed(range(len(shape))))
+
+
+def mask(*shape: int) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(2)) > 0.3
+
+
+def ints(*values: int, dtype: torch.dtype = torch.int64) -> Tensor:
+    return torch.tensor(values, dtype=dtype)
+
+
+def check(op: str, *arguments: Any, **options: Any) -> None:
+    torch.library.opcheck(getattr(torch.ops.zspa, op).default, arguments, options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_select(dtype: torch.dtype) -> None:
+    prompt = draw(B, M, D, dtype=dtype)
+    check("select", draw(B, N, D, dtype=dtype), prompt, 2, 3, mask(B, N), mask(B, M), "max", False)
+
+
+@pytest.mark.parametrize("batch", [(), (0,), (1,)])
+@pytest.mark.parametrize(("k_core", "k_diverse"), [(0, 0), (0, 1), (1, 0), (3, 4)])
+def test_select_sizes(batch: tuple[int, ...], k_core: int, k_diverse: int) -> None:
+    check("select", draw(*batch, N, D), draw(*batch, M, D), k_core, k_diverse)
+
+
+def test_select_without_a_prompt_and_strided() -> None:
+    check("select", draw(B, N, D), None, 0, 4)
+    visual = strided(B, N, D).requires_grad_()
+    check("select", visual, strided(B, M, D), 2, 2, mask(N, B).T, pooling="none_max")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("pooling", ["mean", "none_mean"])
+def test_relevance_topk(dtype: torch.dtype, pooling: str) -> None:
+    visual, prompt = draw(B, N, D, dtype=dtype), draw(B, M, D)
+    check("relevance_topk", visual, prompt, 3, mask(B, N), pooling=pooling)
+
+
+@pytest.mark.parametrize("k", [0, 1, N])
+@pytest.mark.parametrize("batch", [(), (0,)])
+def test_relevance_topk_sizes(batch: tuple[int, ...], k: int) -> None:
+    check("relevance_topk", draw(*batch, N, D), draw(*batch, 0, D), k)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_diversity(dtype: torch.dtype) -> None:
+    seeds, weights = ints(0, -1, 3, 9).view(B, 2), draw(B, N)
+    check("diversity", draw(B, N, D, dtype=dtype), 3, seeds, weights, mask(B, N))
+
+
+@pytest.mark.parametrize("k", [0, 1, N])
+@pytest.mark.parametrize("batch", [(), (0,), (B,)])
+def test_diversity_sizes(batch: tuple[int, ...], k: int) -> None:
+    check("diversity", strided(*batch, N, D).requires_grad_(), k)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("prompt", ["none", "shared", "spans"])
+def test_select_varlen(dtype: torch.dtype, prompt: str) -> None:
+    check(
+        "select_varlen",
+        draw(N, D, dtype=dtype),
+        ints(0, 2, N, dtype=torch.int32),
+        None if prompt == "none" else draw(M, D),
+        ints(0, M, 1, M).view(2, 2) if prompt == "spans" else None,
+        ints(1, 1),
+        ints(1, 2),
+        7,
+        5,
+    )
+
+
+@pytest.mark.parametrize("weights", [False, True])
+@pytest.mark.parametrize("total_k", [0, 4])
+def test_diversity_varlen(weights: bool, total_k: int) -> None:
+    cu_seqlens, k = ints(0, 2, N), ints(1, 2)
+    check("diversity_varlen", draw(N, D), cu_seqlens, k, total_k, 5, draw(N) if weights else None)
+
+
+def test_outputs_never_require_grad() -> None:
+    visual, prompt = draw(B, N, D), draw(B, M, D)
+    indices, scores = torch.ops.zspa.relevance_topk(visual, prompt, 2)
+    assert not indices.requires_grad
+    assert not scores.requires_grad
+    assert not torch.ops.zspa.select(visual, prompt, 1, 2).requires_grad
+
+
+def test_schemas_are_what_the_design_fixes() -> None:
+    def schema(op: str) -> str:
+        return str(getattr(torch.ops.zspa, op).default._schema)
+
+    assert schema("select") == (
+        "zspa::select(Tensor visual, Tensor? prompt, SymInt k_core, SymInt k_diverse, "
+        "Tensor? visual_mask=None, Tensor? prompt_mask=None, "
+        'str pooling="mean", bool sorted=True) -> Tensor'
+    )
+    assert schema("select_varlen") == (
+        "zspa::select_varlen(Tensor visual, Tensor cu_seqlens, Tensor? prompt, "
+        "Tensor? prompt_spans, Tensor k_core, Tensor k_diverse, SymInt total_k, "
+        'SymInt max_seqlen, str pooling="mean", bool sorted=True) -> Tensor'
+    )
+    assert schema("relevance_topk") == (
+        "zspa::relevance_topk(Tensor visual, Tensor prompt, SymInt k, Tensor? visual_mask=None, "
+        'Tensor? prompt_mask=None, str pooling="mean") -> (Tensor indices, Tensor scores)'
+    )
+    assert schema("diversity") == (
+        "zspa::diversity(Tensor visual, SymInt k, Tensor? seeds=None, Tensor? weights=None, "
+        "Tensor? visual_mask=None) -> Tensor"
+    )
+    assert schema("diversity_varlen") == (
+        "zspa::diversity_varlen(Tensor visual, Tensor cu_seqlens, Tensor k, SymInt total_k, "
+        "SymInt max_seqlen, Tensor? weights=None) -> Tensor"
+    )
+
+
+@pytest.mark.parametrize("op", ["select", "select_varlen", "relevance_topk", "diversity"])
+def test_ops_are_tagged(op: str) -> None:
+    assert torch.Tag.pt2_compliant_tag in getattr(torch.ops.zspa, op).default.tags

@@ -89,6 +89,7 @@ def test_gradients_flow_through_gather_in_a_compiled_graph() -> None:
     assert_same(*grads)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised by inductor's own imports
 def test_inductor() -> None:
     compiled = torch.compile(keep_share, fullgraph=True, dynamic=True)

@@ -110,7 +110,8 @@ class SeedSearch {
   void compare_neighbours() {
     std::vector<Panel> panels{size_t(threads_)};
     const int64_t n = int64_t(all_.size());
-    parallel_for(threads_, (n + kNeighbours - 1) / kNeighbours, [&](int64_t block, int thread) {
+    const int threads = threads_for(n * kNeighbours / 2 * tokens_.D, threads_);
+    parallel_for(threads, (n + kNeighbours - 1) / kNeighbours, [&](int64_t block, int thread) {
       const int64_t begin = block * kNeighbours, end = std::min(begin + kNeighbours, n);
       const std::vector<int> rows(all_.begin() + begin, all_.begin() + end);
       float cosines[kNeighbours * kNeighbours];
@@ -183,7 +184,8 @@ class SeedSearch {
     const int64_t n = int64_t(all_.size()), rows = n - offset;
     std::vector<Panel> panels{size_t(threads_)};
     std::vector<float> ahead(size_t(n), -1.0f);
-    parallel_for(threads_, (rows + kUnitRows - 1) / kUnitRows, [&](int64_t block, int thread) {
+    const int threads = threads_for(rows * kUnitRows * tokens_.D, threads_);
+    parallel_for(threads, (rows + kUnitRows - 1) / kUnitRows, [&](int64_t block, int thread) {
       const int64_t begin = block * kUnitRows;
       const int count = int(std::min<int64_t>(kUnitRows, rows - begin));
       const int* ids = all_.data() + begin;

@@ -13,6 +13,13 @@ namespace zspa::cpu {
 // did not survive the fork, and waiting for them would never end.
 int usable_threads(int requested);
 
+// How many threads a loop over this many multiply-adds is worth. Waking threads costs microseconds on
+// an idle machine and a time slice on a busy one, so a loop of some tens of microseconds stays alone.
+inline int threads_for(int64_t multiply_adds, int threads) {
+  constexpr int64_t kWorthWaking = 3'000'000;
+  return multiply_adds < kWorthWaking ? 1 : threads;
+}
+
 // body(item, thread) for every item, thread < threads. Items go to threads as they come; nothing in
 // this library depends on which thread ran an item. The first exception is rethrown here.
 template <class Body>

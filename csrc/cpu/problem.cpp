@@ -56,15 +56,6 @@ Segment segment_of(const Problem& p, int64_t s) {
   return segment;
 }
 
-// Below about this many multiply-adds, waking other threads costs more than it saves.
-constexpr double kWorkPerThread = 4e6;
-
-int threads_for(const Segment& segment, int threads) {
-  const double columns = 2.0 + double(segment.k_core + segment.k_diverse);
-  const double work = double(segment.tokens.N) * double(segment.tokens.D) * columns;
-  return work < kWorkPerThread ? 1 : threads;
-}
-
 template <class Run>
 void for_each_segment(Problem& problem, const Run& run) {
   if (problem.table) std::fill(problem.indices, problem.indices + problem.total_slots, int64_t(-1));
@@ -75,7 +66,7 @@ void for_each_segment(Problem& problem, const Run& run) {
   std::vector<Stats> stats{size_t(outer)};
   parallel_for(outer, problem.S, [&](int64_t s, int thread) {
     const Segment segment = segment_of(problem, s);
-    const int inner = image_per_thread ? 1 : threads_for(segment, threads);
+    const int inner = image_per_thread ? 1 : threads;
     run(segment, inner, workspaces[size_t(thread)], stats[size_t(thread)]);
   });
   for (const Stats& part : stats) {

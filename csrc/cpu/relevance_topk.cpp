@@ -60,8 +60,8 @@ std::vector<float> pool(const Prompt& prompt, const ValidPrompt& valid, Pooling 
   std::vector<float> pooled(size_t(prompt.D), pooling == Pooling::max ? -kInf : 0.0f);
   const float scale = 1.0f / float(valid.rows.size());
   const int64_t tasks = (prompt.D + kChannels - 1) / kChannels;
-  const bool large = int64_t(valid.rows.size()) * prompt.D > (1 << 18);
-  parallel_for(large ? threads : 1, tasks, [&](int64_t task, int) {
+  const int64_t work = int64_t(valid.rows.size()) * prompt.D * 8;  // not vectorised by hand
+  parallel_for(threads_for(work, threads), tasks, [&](int64_t task, int) {
     const int64_t begin = task * kChannels, end = std::min(begin + kChannels, prompt.D);
     for (size_t v = 0; v < valid.rows.size(); ++v) {
       const void* row = prompt.row(valid.rows[v]);
@@ -105,8 +105,9 @@ void token_pass(const Tokens& tokens, const uint8_t* mask,
     pointers[v] = ordered[v].data();
   }
   const int64_t tasks = (tokens.N + kRowsPerTask - 1) / kRowsPerTask;
-  const bool large = tokens.N * tokens.D > (1 << 16);  // below, waking threads costs more
-  parallel_for(large ? threads : 1, tasks, [&](int64_t task, int) {
+  // A pass over the tokens waits for memory: a multiply-add costs several times that of a product.
+  const int64_t work = tokens.N * tokens.D * (count + 1) * 4;
+  parallel_for(threads_for(work, threads), tasks, [&](int64_t task, int) {
     const int64_t begin = task * kRowsPerTask;
     const int64_t end = std::min(begin + kRowsPerTask, tokens.N);
     for (int64_t i = begin; i < end; ++i) {

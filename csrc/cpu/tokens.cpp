@@ -10,7 +10,7 @@ void gram(const Tokens& tokens, const std::vector<int>& rows, const float* inv, 
   for (int64_t c = 0; c < n; ++c) panel.put(c, tokens.row(rows[size_t(c)]));
   const Kernels& kernel = kernels();
   const int64_t tasks = (n + kUnitRows - 1) / kUnitRows;
-  parallel_for(threads, tasks, [&](int64_t task, int) {
+  parallel_for(threads_for(n * n / 2 * tokens.D, threads), tasks, [&](int64_t task, int) {
     const int64_t begin = (tasks - 1 - task) * kUnitRows;  // the longest rows first
     const int count = int(std::min<int64_t>(kUnitRows, n - begin));
     alignas(64) float dots[kUnitRows * kUnitColumns];

@@ -57,6 +57,9 @@ void for_each_tile(const Tokens& tokens, const std::vector<int>& rows,
                    const Visit& visit) {
   constexpr int64_t kUnitsPerTask = 8;  // 128 rows: about 1 MB of bf16 rows at D = 4096
   const int64_t count = int64_t(units.size());
+  int64_t dots_wanted = 0;
+  for (const Unit& unit : units) dots_wanted += (unit.end - unit.begin) * (last - unit.first);
+  threads = threads_for(dots_wanted * tokens.D, threads);
   const int64_t per_task =
       std::max<int64_t>(1, std::min(kUnitsPerTask, count / (int64_t(threads) * 4)));
   const Kernels& kernel = kernels();

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a result file says: one line a workload, and the README's table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from bench.contenders import OURS
+from bench.registry import SHAPES, Workload
+from bench.results import Record, Results
+from zspa_kernels import split_core
+from zspa_kernels.testing import MODELS
+
+PUBLISHED = ("divprune_loop", "zspaprune_loop")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One workload, this package's op against the others.
+
+    Attributes:
+        workload: The workload.
+        ours: Record of the op; without times if its picks were wrong.
+        strongest: Fastest verified baseline, or None.
+        published: Record of the published loop, verified, or None.
+        refused: How many contenders have no figure because their picks were wrong.
+    """
+
+    workload: Workload
+    ours: Record
+    strongest: Record | None
+    published: Record | None
+    refused: int
+
+    @property
+    def gain(self) -> float | None:
+        """How many times faster than the strongest baseline."""
+        return ratio(self.strongest, self.ours)
+
+    @property
+    def published_gain(self) -> float | None:
+        """How many times faster than the published loop."""
+        return ratio(self.published, self.ours)
+
+    @property
+    def dots_share(self) -> float | None:
+        """Counted dots over N K."""
+        return None if self.ours.work is None else self.ours.work.dots / plain_dots(self.workload)
+
+    @property
+    def seed_share(self) -> float | None:
+        """Those of DivPrune's seed over N K."""
+        if self.ours.work is None:
+            return None
+        return self.ours.work.seed_dots / plain_dots(self.workload)
+
+    @property
+    def over_floor(self) -> float | None:
+        """Time over the counted dots at the GEMM rate."""
+        if self.ours.times is None or self.ours.floor is None or not self.ours.floor.dots_ms:
+            return None
+        return self.ours.times.median_ms / self.ours.floor.dots_ms
+
+
+def ratio(slower: Record | None, faster: Record | None) -> float | None:
+    """Ratio of two medians, where both exist."""
+    above, below = milliseconds(slower), milliseconds(faster)
+    return None if above is None or below is None else above / below
+
+
+def plain_dots(workload: Workload) -> int:
+    """N K, summed over the images."""
+    return sum(n * (core + diverse) for n, core, diverse in workload.images)
+
+
+def lines(results: Results) -> Iterator[Line]:
+    """The workloads of a file in its order."""
+    for name, workload in results.workloads.items():
+        records = results.of(name)
+        if OURS not in records:
+            continue
+        baselines = [r for r in records.values() if r.kind == "baseline" and r.times is not None]
+        strongest = min(baselines, key=lambda r: milliseconds(r) or 0.0, default=None)
+        published = next((r for r in baselines if r.contender in PUBLISHED), None)
+        refused = sum(record.status == "wrong" for record in records.values())
+        yield Line(workload, records[OURS], strongest, published, refused)
+
+
+def milliseconds(record: Record | None) -> float | None:
+    """Median of a record that has times."""
+    return None if record is None or record.times is None else record.times.median_ms
+
+
+def table(results: Results) -> Table:
+    """All workloads, for a terminal."""
+    cpu = results.environment["cpu"]["model"]
+    out = Table(title=f"{results.suite}: {cpu}, {results.environment['threads']} threads")
+    out.add_column("workload", no_wrap=True)
+    for name in (
+        "ms", "+-", "strongest", "ms", "x", "published x", "passes", "dots/NK", "seed/NK",
+        "/floor", "checked",
+    ):  # fmt: skip
+        out.add_column(name, justify="right")
+    for line in lines(results):
+        ours = line.ours
+        out.add_row(
+            line.workload.name,
+            _number(milliseconds(ours)),
+            _percent(ours.times.noise if ours.times else None),
+            line.strongest.contender if line.strongest else "-",
+            _number(milliseconds(line.strongest)),
+            _number(line.gain),
+            _number(line.published_gain),
+            str(ours.work.passes) if ours.work else "-",
+            _number(line.dots_share),
+            _number(line.seed_share),
+            _number(line.over_floor),
+            _checked(line),
+        )
+    return out
+
+
+def _checked(line: Line) -> str:
+    if line.ours.verdict is None:
+        return f"[red]WRONG[/red] {line.ours.reason}"
+    return line.ours.verdict.judge + (f", {line.refused} refused" if line.refused else "")
+
+
+def _number(value: float | None) -> str:
+    """Three digits."""
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if value >= 99.5 else f"{value:.3g}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.0f} %"
+
+
+# ---- README --------------------------------------------------------------------------------------
+
+BEGIN, END = "<!-- bench:cpu:begin -->", "<!-- bench:cpu:end -->"
+_HEADLINES = ("llava15", "qwen25vl", "llavanext", "large", "video")
+_HEADER = (
+    "| N x D | K (core) | ours, ms | strongest loop, ms | gain | over the published loop | "
+    "least gain elsewhere | time / floor | dots / NK |"
+)
+
+
+def readme_table(results: Results) -> str:
+    """The headline shapes as markdown, each with its least gain over all token models."""
+    every = list(lines(results))
+    rows = [_HEADER, "|---|---|---|---|---|---|---|---|---|"]
+    for shape in _HEADLINES:
+        for core in (0.0, 0.4):
+            k_core = split_core(SHAPES[shape].k, core)
+            alike = [line for line in every if _is_headline(line.workload, shape, k_core)]
+            rows += [_row(line, alike) for line in alike if line.workload.tokens == "vlm"]
+    return "\n".join([*rows, "", *_notes(results, every)])
+
+
+def _is_headline(workload: Workload, shape: str, k_core: int) -> bool:
+    single = workload.batch == 1 and not workload.lengths and not workload.threads
+    same = workload.shape == shape and workload.k_core == k_core and workload.dtype == "bf16"
+    return single and same and workload.tokens in MODELS
+
+
+def _row(line: Line, alike: list[Line]) -> str:
+    workload, strongest = line.workload, line.strongest
+    others = [o for o in alike if o is not line and o.gain is not None]
+    least = min(others, key=lambda other: other.gain or 0.0, default=None)
+    cells = (
+        f"{workload.n} x {workload.d}",
+        f"{workload.k} ({workload.k_core})",
+        _number(milliseconds(line.ours)) if line.ours.times else "wrong picks: no figure",
+        f"{strongest.contender} {_number(milliseconds(strongest))}" if strongest else "-",
+        _times(line.gain),
+        _times(line.published_gain),
+        f"{_times(least.gain)} ({least.workload.tokens})" if least else "-",
+        _times(line.over_floor),
+        _number(line.dots_share),
+    )
+    return "| " + " | ".join(cells) + " |"
+
+
+def _times(value: float | None) -> str:
+    return "-" if value is None else f"{_number(value)}x"
+
+
+def _notes(results: Results, every: list[Line]) -> Iterator[str]:
+    environment = results.environment
+    wrong = [line for line in every if line.ours.status != "verified"]
+    count = len(results.records)
+    verified = sum(record.status == "verified" for record in results.records)
+    refused = sum(record.status == "wrong" for record in results.records)
+    git = environment["git"]
+    commit = "no commit" if git is None else git["sha"][:12] + ("+" if git["dirty"] else "")
+    yield (
+        f"`make bench`: {environment['cpu']['model']}, {environment['threads']} threads, "
+        f"{environment['isa']}, torch {environment['torch']}, {commit}, {environment['date'][:10]}."
+    )
+    yield (
+        "Medians of one image a call, bf16 `vlm` tokens; the loops get float32 copies and the same "
+        "core. *Published loop*: DivPrune's without core, ZSPAPrune's with. *Elsewhere*: on the "
+        "other token models. *Floor*: the counted dots at the machine's best GEMM rate."
+    )
+    yield (
+        f"Verified in float64: {verified} of {count} records"
+        + (f"; {refused} refused a figure" if refused else "")
+        + (f"; **wrong picks of ours in {len(wrong)}**" if wrong else "")
+        + ("." if results.complete else "; **the run was interrupted**.")
+    )
+
+
+def rewrite(text: str, table: str) -> str:
+    """`text` with what stands between the two markers replaced.
+
+    Raises:
+        ValueError: If the markers are not there, once each and in order.
+    """
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise ValueError(f"README must have {BEGIN} and {END}, once each and in this order")
+    return re.sub(
+        f"{re.escape(BEGIN)}.*{re.escape(END)}",
+        lambda _: f"{BEGIN}\n{table}\n{END}",
+        text,
+        flags=re.DOTALL,
+    )
+
+
+def update_readme(path: Path, results: Results) -> None:
+    """Rewrite the table in the README at `path`."""
+    path.write_text(rewrite(path.read_text(), readme_table(results)))

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmarks' parts that need no run: timing, comparison of two files, the README's table."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench import compare, registry, report, timing
+from bench.ceilings import Ceilings, Floor, Work
+from bench.contenders import OURS
+from bench.registry import suite, workload
+from bench.results import Record, Results
+from bench.timing import POISON
+from bench.verify import Verdict
+from zspa_kernels.testing import MODELS
+
+RATES = Ceilings({1: 100.0, 2: 200.0}, {1: 50.0, 2: 400.0}, {1: 10.0, 2: 20.0})
+HERE = {
+    "cpu": {"model": "a CPU"},
+    "threads": 2,
+    "isa": "avx2",
+    "torch": "2",
+    "git": None,
+    "date": "2026-01-01T00:00:00",
+}
+
+
+def _results() -> Results:
+    """Two workloads, each with this package's record and one of a baseline."""
+    planned = [workload("llava15", core) for core in (0.0, 0.4)]
+    records = []
+    for w in planned:
+        fast, slow = (timing.Summary(ms, ms, ms, 0.05, 9) for ms in (1.0, 12.0))
+        verdict = Verdict("oracle", 1, w.k, w.k)
+        records += [
+            Record(
+                w.name, OURS, "ours", "verified", "", verdict, fast, [[1.0]], Work(3, 900, 0),
+                Floor(0.5, 0.7, 0.2),
+            ),
+            Record(w.name, "gram_incremental", "baseline", "verified", "", verdict, slow, [[12.0]]),
+        ]  # fmt: skip
+    return Results("cpu", 0, HERE, RATES, {w.name: w for w in planned}, records, complete=True)
+
+
+# ---- timing --------------------------------------------------------------------------------------
+
+
+def test_others_stand_between_slots_of_the_first() -> None:
+    order: list[str] = []
+
+    def call(name: str) -> Tensor:
+        if not order or order[-1] != name:
+            order.append(name)
+        return torch.zeros(3, dtype=torch.int64)
+
+    others = {"b": lambda: call("b"), "c": lambda: call("c")}
+    samples = timing.interleave(lambda: call("a"), others, seconds=0.0)
+    assert order == ["a", "b", "a", "c", "a"]
+    assert [len(samples[name].slots) for name in ("", "b", "c")] == [3, 1, 1]
+
+
+def test_outputs_are_poisoned_between_calls() -> None:
+    buffer = torch.arange(3)
+    samples = timing.Samples()
+    samples.add(lambda: buffer, 2)  # a call that writes nothing
+    assert samples.result is not None
+    assert samples.result.tolist() == [POISON] * 3
+    assert not samples.steady
+
+
+def test_summary() -> None:
+    summary = timing.summary([[1.0, 3.0], [2.0, 2.0], [5.0, 3.0]])
+    assert summary.median_ms == 2.5
+    assert (summary.calls, summary.p10_ms, summary.p90_ms) == (6, 1.5, 4.0)
+    assert summary.noise == pytest.approx((3.6 - 2.0) / 2.5)
+    assert timing.summary([[1.0, 2.0]]).noise is None
+
+
+# ---- two files -----------------------------------------------------------------------------------
+
+
+def _slower(results: Results, factor: float, kind: str) -> Results:
+    """The same results with the times of one kind multiplied."""
+
+    def scaled(record: Record) -> Record:
+        if record.kind != kind or record.times is None:
+            return record
+        times = dataclasses.replace(record.times, median_ms=record.times.median_ms * factor)
+        return dataclasses.replace(record, times=times)
+
+    return dataclasses.replace(results, records=[scaled(record) for record in results.records])
+
+
+def _compare(tmp_path: Path, old: Results, new: Results) -> int:
+    old.write(tmp_path / "old.json")
+    new.write(tmp_path / "new.json")
+    with pytest.raises(SystemExit) as left:
+        compare.main(tmp_path / "old.json", tmp_path / "new.json")
+    return int(left.value.code or 0)
+
+
+def test_compare_finds_a_planted_regression(tmp_path: Path) -> None:
+    calm = _results()
+    assert _compare(tmp_path, calm, calm) == 0
+    assert _compare(tmp_path, calm, _slower(calm, 1.3, "ours")) == 1
+    assert _compare(tmp_path, calm, _slower(calm, 0.5, "ours")) == 0
+    assert _compare(tmp_path, calm, _slower(calm, 1.04, "ours")) == 0, "within noise"
+    both = _slower(_slower(calm, 1.3, "ours"), 1.4, "baseline")
+    assert _compare(tmp_path, calm, both) == 0, "the whole machine was slower"
+
+
+def test_compare_finds_wrong_picks(tmp_path: Path) -> None:
+    calm = _results()
+    first, *rest = calm.records
+    wrong = Record(first.workload, first.contender, first.kind, "wrong", "pick 3 ...")
+    new = dataclasses.replace(calm, records=[wrong, *rest])
+    assert _compare(tmp_path, calm, new) == 1
+    assert compare.compare(calm, new)[0].verdict == "wrong"
+
+
+def test_compare_tells_more_work() -> None:
+    calm = _results()
+    first, *rest = calm.records
+    assert first.work is not None
+    more = dataclasses.replace(first.work, dots=first.work.dots + 1)
+    new = dataclasses.replace(calm, records=[dataclasses.replace(first, work=more), *rest])
+    change = compare.compare(calm, new)[0]
+    assert (change.verdict, change.worse) == ("more work", False)
+
+
+def test_compare_refuses_other_machines(tmp_path: Path) -> None:
+    calm = _results()
+    cpu = {**calm.environment["cpu"], "model": "another"}
+    other = dataclasses.replace(calm, environment={**calm.environment, "cpu": cpu})
+    assert _compare(tmp_path, calm, other) == 2
+    assert _compare(tmp_path, calm, dataclasses.replace(calm, records=[])) == 2
+
+
+# ---- README --------------------------------------------------------------------------------------
+
+
+def test_readme_is_rewritten_between_its_markers_only() -> None:
+    text = f"# a\n\\1 {report.BEGIN}\nold\n{report.END} b\n"
+    assert (
+        report.rewrite(text, "x \\g<0>") == f"# a\n\\1 {report.BEGIN}\nx \\g<0>\n{report.END} b\n"
+    )
+    for bad in ("", report.BEGIN, f"{report.END}{report.BEGIN}", text + text):
+        with pytest.raises(ValueError, match="README must have"):
+            report.rewrite(bad, "")
+
+
+def test_readme_table_says_what_was_verified_and_what_not() -> None:
+    made = _results()
+    for w in [workload("llava15", core, tokens="iid") for core in (0.0, 0.4)]:
+        made.workloads[w.name] = w
+        times = timing.Summary(2.0, 2.0, 2.0, 0.05, 9)
+        made.records.append(Record(w.name, OURS, "ours", "verified", times=times))
+        made.records.append(
+            dataclasses.replace(made.records[1], workload=w.name, contender="incremental")
+        )
+    made.records[2] = Record(made.records[2].workload, OURS, "ours", "wrong", "pick 7")
+    text = report.readme_table(made)
+    assert (
+        "| 576 x 4096 | 58 (0) | 1 | gram_incremental 12 | 12x | - | 6x (iid) | 2x | 0.0269 |"
+        in text
+    )
+    assert "| 576 x 4096 | 58 (23) | wrong picks: no figure |" in text
+    assert "7 of 8 records; 1 refused a figure; **wrong picks of ours in 1**" in text
+
+
+# ---- registry ------------------------------------------------------------------------------------
+
+
+def test_suites_cover_what_is_published() -> None:
+    for name in registry.SUITES:
+        names = [w.name for w in suite(name)]
+        assert len(set(names)) == len(names)
+    for name in ("cpu", "full"):
+        planned = suite(name)
+        for shape in ("llava15", "qwen25vl", "llavanext", "large"):
+            for model in MODELS:
+                for core in (0.0, 0.4):
+                    k_core = round(core * registry.SHAPES[shape].k)
+                    cell = (shape, model, k_core, "bf16", 1, 0)
+                    assert cell in {
+                        (w.shape, w.tokens, w.k_core, w.dtype, w.batch, w.threads) for w in planned
+                    }
+        assert {w.dtype for w in planned} == set(registry.DTYPES)
+        assert {w.batch for w in planned} == {1, 2, 4, 8, 16, 32}
+        assert {w.tokens for w in planned} == {*MODELS, "constant", "duplicates"}
+        assert any(w.lengths for w in planned)
+        assert any(w.n == 16384 for w in planned)
+    assert [w.shape for w in suite("cpu", "video-*core0")] == ["video"]

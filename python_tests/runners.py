@@ -8,15 +8,24 @@ import torch
 from torch import Tensor
 
 import zspa_kernels as zk
+from zspa_kernels._call import call
 from zspa_kernels.testing.cases import Case, Diversity, RelevanceTopk, Select
 
 BACKENDS = ("reference", "cpp", "triton")
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 
-def runs(backend: str, case: Case) -> bool:
-    """Whether `case` is of a size for `backend`: the interpreter takes milliseconds a block."""
-    return backend != "triton" or (case.n <= 300 and case.d <= 128)
+def runs(backend: str, op: str, case: Case) -> bool:
+    """Whether `case` is of a size for `backend`.
+
+    The interpreter takes milliseconds a block, and the reference, which multiplies row by row in
+    float64, a second for 10**8 products.
+    """
+    if backend == "triton":
+        return case.n <= 300 and case.d <= 128
+    if backend == "reference" and op != "relevance_topk":
+        return case.n * max(case.k_diverse, 0 if case.k_core else case.n) * case.d <= 3_000_000
+    return True
 
 
 def relevance_topk(backend: str) -> RelevanceTopk:
@@ -101,3 +110,41 @@ def strided_views(x: Tensor) -> dict[str, Tensor]:
         "every third column": columns[..., ::3],
         "unaligned start": offset,
     }
+
+
+def select_varlen(
+    backend: str,
+    visual: Tensor,
+    cu_seqlens: Tensor,
+    prompt: Tensor | None,
+    prompt_spans: Tensor | None,
+    k_core: Tensor,
+    k_diverse: Tensor,
+    *,
+    total_k: int,
+    max_seqlen: int,
+    pooling: str = "mean",
+    sort: bool = False,
+) -> Tensor:
+    """The op with all its arguments, on one backend."""
+    arguments = (visual, cu_seqlens, prompt, prompt_spans, k_core, k_diverse)
+    result: Tensor = call(
+        "select_varlen", backend, (*arguments, total_k, max_seqlen, pooling, sort), pooling
+    )
+    return result
+
+
+def diversity_varlen(
+    backend: str,
+    visual: Tensor,
+    cu_seqlens: Tensor,
+    k: Tensor,
+    *,
+    total_k: int,
+    max_seqlen: int,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """The op with all its arguments, on one backend."""
+    arguments = (visual, cu_seqlens, k, total_k, max_seqlen, weights)
+    result: Tensor = call("diversity_varlen", backend, arguments)
+    return result

@@ -35,7 +35,7 @@ Require = Callable[..., None]
 def _judge_all(backend: str, cases: list[Case]) -> None:
     run = relevance_topk(backend)
     for case in cases:
-        if runs(backend, case):
+        if runs(backend, "relevance_topk", case):
             try:
                 judge_relevance_topk(case, run, backend)
             except AssertionError as error:

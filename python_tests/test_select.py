@@ -38,7 +38,7 @@ Require = Callable[..., None]
 def _judge_all(backend: str, cases: list[Case]) -> None:
     run = select(backend)
     for case in cases:
-        if runs(backend, case):
+        if runs(backend, "select", case):
             try:
                 judge_select(case, run, backend)
             except AssertionError as error:

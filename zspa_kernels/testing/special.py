@@ -119,7 +119,7 @@ def _nonfinite_rows(n: int, d: int, seed: int) -> Special:
     visual = tokens("vlm", n, d, seed)
     column = torch.randint(d, (n,), generator=_draw(seed), device="cpu")
     for start, value in enumerate((torch.nan, torch.inf, -torch.inf)):
-        rows = torch.arange(start, n, 7, device="cpu")
+        rows = torch.arange(n, device="cpu")[start::7]
         visual[rows, column[rows]] = value
     visual[4::11] = torch.nan
     visual[5::13] = 3.0e38

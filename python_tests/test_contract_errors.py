@@ -92,6 +92,10 @@ def to(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     return lambda x: x.to(dtype)
 
 
+def always(bad: Any) -> Callable[[Any], Any]:
+    return lambda _: bad
+
+
 def nested(x: Tensor) -> Tensor:
     return torch.nested.as_nested_tensor(list(x.unbind()))
 
@@ -160,7 +164,7 @@ BAD = [
         Bad(
             ("relevance_topk", "diversity"),
             "k",
-            lambda x, k=k: k,
+            always(k),
             ValueError,
             "must be in [0, N=6]",
         )
@@ -173,7 +177,7 @@ BAD = [
         ("select",), "k_diverse", lambda k: 6, ValueError, "k_core + k_diverse must be in [0, N=6]"
     ),
     *(
-        Bad(ops, argument, lambda k, bad=bad: bad, TypeError, "must be an int, got", kind=True)
+        Bad(ops, argument, always(bad), TypeError, "must be an int, got", kind=True)
         for ops, argument in (
             (("relevance_topk", "diversity"), "k"),
             (("select",), "k_core"),
@@ -298,7 +302,7 @@ def test_the_good_call_is_good(op: str, entry: str, require_backend: Callable[..
 
 
 NONE = torch.empty(0, D)
-EDGES = {
+EDGES: dict[str, tuple[str, dict[str, Any], int]] = {
     "no tokens": ("select", {"visual": NONE, "prompt": draw(M, D), "k_core": 0, "k_diverse": 0}, 0),
     "no prompt tokens": (
         "select",

@@ -160,6 +160,7 @@ def alike(op: str, name: str, items: Any, ndim: int) -> None:
         raise TypeError(f"{op}: {name} must be {kinds}, got {_say(items)}")
     for i, item in enumerate(items):
         tensor(op, f"{name}[{i}]", item)
+        _holds_values(op, f"{name}[{i}]", item)
         first = items[0]
         if item.dtype != first.dtype:
             raise TypeError(f"{op}: {name}[{i}] must be {first.dtype} like [0], got {item.dtype}")
@@ -301,11 +302,15 @@ def _tokens(op: str, name: str, x: Tensor) -> None:
         raise TypeError(f"{op}: {name} must be float32, float16 or bfloat16, got {x.dtype}")
 
 
+def _holds_values(op: str, name: str, x: Tensor) -> None:
+    if x.is_meta:
+        raise ValueError(f"{op}: {name} must be on a device that holds values, got a meta tensor")
+
+
 def _visual(op: str, visual: Tensor, mask: Tensor | None) -> tuple[Shape, int]:
     """Check the tokens and their mask; return the batch axes, () or (B,), and N."""
     _tokens(op, "visual", visual)
-    if visual.is_meta:
-        raise ValueError(f"{op}: visual must be on a device that holds values, got a meta tensor")
+    _holds_values(op, "visual", visual)
     n = num_tokens(op, visual)
     shape = visual.shape
     d = shape[-1]

@@ -161,7 +161,11 @@ def _pack(
     _contract.alike(op, name, x, ndim)
     if lengths is not None:
         raise ValueError(f"{op}: {lengths_name} must be None for a list of tensors, got {lengths}")
-    return torch.cat(list(x)) if x else None, [len(item) for item in x]
+    sizes = [item.shape[0] for item in x]
+    if not sizes:
+        return None, sizes
+    with torch.autocast(x[0].device.type, enabled=False):  # which would change dtypes, or fail
+        return torch.cat(list(x)), sizes
 
 
 def _pack_prompt(

@@ -22,6 +22,7 @@ SOURCES = $(shell find csrc -name '*.h' -o -name '*.cpp')
 # Import names a target needs from an environment given by PYTHON=.
 NEEDS := setuptools pybind11
 demo: NEEDS += torch typer rich skimage matplotlib
+bench: NEEDS += torch typer rich matplotlib cpuinfo
 lint types test aot format: NEEDS += torch triton numpy typer rich skimage matplotlib pytest \
   pytest_benchmark hypothesis ruff mypy clang_format
 

@@ -76,6 +76,8 @@ def contender(name: str, problem: Problem) -> Contender:
     """
     if name == "one_by_one":
         return _one_by_one(problem)
+    if name == "column_by_column":
+        return _column_by_column(problem)
     if name == "half":
         if problem.workload.dtype == "fp32":
             raise UnavailableError("half: the tokens are float32")
@@ -158,6 +160,35 @@ def _one_by_one(problem: Problem) -> Contender:
         call,
         lambda result: _parts(result, problem),
         lambda: call(sort=False),
+    )
+
+
+def _column_by_column(problem: Problem) -> Contender:
+    """This package's one-column kernel and a running maximum: what blocks must not be slower than.
+
+    The column of a pick is the relevance of all tokens to it.
+    """
+    if not all(image.k_core for image in problem.images):
+        raise UnavailableError("has no first pick without a core")
+
+    def select(image: Image) -> Tensor:
+        visual, op = image.visual, torch.ops.zspa.relevance_topk
+        picks = torch.empty(image.k, dtype=torch.int64)
+        picks[: image.k_core] = op(visual, image.prompt, image.k_core)[0]
+        largest = torch.full((len(visual),), -1.0)
+        for t in range(image.k):
+            if t >= image.k_core:
+                picks[t] = largest.argmin()
+            pick = int(picks[t])
+            torch.maximum(largest, op(visual, visual[pick : pick + 1], 0)[1], out=largest)
+            largest[picks[: t + 1]] = torch.inf
+        return picks
+
+    return Contender(
+        "column_by_column",
+        "ours",
+        lambda: torch.cat([select(image) for image in problem.images]),
+        lambda result: _parts(result, problem),
     )
 
 

@@ -27,6 +27,7 @@ class Line:
         workload: The workload.
         ours: Record of the op; without times if its picks were wrong.
         strongest: Fastest verified baseline, or None.
+        other: The other record of this package, verified: an image or a column at a time.
         published: Record of the published loop, verified, or None.
         refused: How many contenders have no figure because their picks were wrong.
     """
@@ -34,6 +35,7 @@ class Line:
     workload: Workload
     ours: Record
     strongest: Record | None
+    other: Record | None
     published: Record | None
     refused: int
 
@@ -46,6 +48,11 @@ class Line:
     def published_gain(self) -> float | None:
         """How many times faster than the published loop."""
         return ratio(self.published, self.ours)
+
+    @property
+    def other_gain(self) -> float | None:
+        """How many times faster than an image, or a column, at a time."""
+        return ratio(self.other, self.ours)
 
     @property
     def dots_share(self) -> float | None:
@@ -87,8 +94,9 @@ def lines(results: Results) -> Iterator[Line]:
         baselines = [r for r in records.values() if r.kind == "baseline" and r.times is not None]
         strongest = min(baselines, key=lambda r: milliseconds(r) or 0.0, default=None)
         published = next((r for r in baselines if r.contender in PUBLISHED), None)
+        own = (r for r in records.values() if r.kind == "ours" and r.contender != OURS)
         refused = sum(record.status == "wrong" for record in records.values())
-        yield Line(workload, records[OURS], strongest, published, refused)
+        yield Line(workload, records[OURS], strongest, next(own, None), published, refused)
 
 
 def milliseconds(record: Record | None) -> float | None:
@@ -102,7 +110,7 @@ def table(results: Results) -> Table:
     out = Table(title=f"{results.suite}: {cpu}, {results.environment['threads']} threads")
     out.add_column("workload", no_wrap=True)
     for name in (
-        "ms", "+-", "strongest", "ms", "x", "published x", "passes", "dots/NK", "seed/NK",
+        "ms", "+-", "strongest", "ms", "x", "published x", "own x", "passes", "dots/NK", "seed/NK",
         "/floor", "checked",
     ):  # fmt: skip
         out.add_column(name, justify="right")
@@ -116,6 +124,7 @@ def table(results: Results) -> Table:
             _number(milliseconds(line.strongest)),
             _number(line.gain),
             _number(line.published_gain),
+            _number(line.other_gain),
             str(ours.work.passes) if ours.work else "-",
             _number(line.dots_share),
             _number(line.seed_share),

@@ -101,7 +101,7 @@ def main(
     plot.plot(path.with_suffix(".png"), results)
     if readme is not None:
         report.update_readme(readme, results)
-    console.width = max(console.width, 165)  # a workload a line
+    console.width = max(console.width, 175)  # a workload a line
     console.print(report.table(results))
     console.print(f"{path}, {path.with_suffix('.png').name}: {results.seconds:.0f} s")
     if any(record.kind == "ours" and record.status == "wrong" for record in results.records):

@@ -64,7 +64,6 @@ def test_every_record_is_verified_and_complete(results: Results) -> None:
         records = results.of(name)
         assert set(records) == {OURS, *planned.against}
         for record in records.values():
-            # A loop of PyTorch knows no lowest index, but these inputs tempt it into none.
             assert record.status == "verified", record
             assert record.verdict is not None
             assert record.verdict.images == len(planned.images)

@@ -53,7 +53,7 @@ class Contender:
 
 def ours(problem: Problem) -> Contender:
     """One call of `torch.ops.zspa.select`, or of `select_varlen` for a ragged batch."""
-    if problem.workload.lengths:
+    if problem.workload.ragged:
         return _ragged(problem)
     visual = torch.stack([image.visual for image in problem.images])
     first = problem.images[0]

@@ -55,9 +55,8 @@ def plot(path: Path, results: Results) -> None:
 
 
 def _plain(workload: Workload) -> bool:
-    single = workload.batch == 1 and not workload.lengths and not workload.threads
-    # The widths of one plot are alike.
-    return single and workload.tokens == "vlm" and workload.dtype == "bf16" and workload.d != 128
+    usual = workload.tokens == "vlm" and workload.dtype == "bf16"
+    return workload.single and usual and workload.shape != "narrow"  # widths of a plot are alike
 
 
 def _panel(at: Axes, title: str, results: Results, chosen: dict[str, Workload]) -> None:

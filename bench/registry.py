@@ -63,7 +63,7 @@ class Workload:
         tokens: A token model or a special input of `zspa_kernels.testing`.
         dtype: Of the tokens this package is given; baselines get float32 copies.
         batch: Images in one call.
-        lengths: Tokens of each image of a ragged batch; empty for equal images.
+        ragged: (tokens, by relevance, by diversity) of each image of a ragged batch.
         threads: CPU threads; 0 for all.
         against: Names of the contenders, see `contenders`.
         seconds: Time to spend on timed calls, once every contender had its share.
@@ -78,7 +78,7 @@ class Workload:
     tokens: str = "vlm"
     dtype: str = "bf16"
     batch: int = 1
-    lengths: tuple[int, ...] = ()
+    ragged: tuple[tuple[int, int, int], ...] = ()
     threads: int = 0
     against: tuple[str, ...] = ()
     seconds: float = 1.0
@@ -89,19 +89,19 @@ class Workload:
         """Unique in a suite, and the key by which results are compared."""
         text = f"{self.shape}-{self.n}x{self.d}-k{self.k}-core{self.k_core}"
         text += f"-{self.tokens}-{self.dtype}"
-        text += f"-ragged{len(self.lengths)}" if self.lengths else ""
+        text += f"-b{len(self.ragged)}" if self.ragged else ""
         text += f"-b{self.batch}" if self.batch > 1 else ""
         return text + (f"-t{self.threads}" if self.threads else "")
 
     @property
-    def images(self) -> list[tuple[int, int, int]]:
+    def images(self) -> tuple[tuple[int, int, int], ...]:
         """(tokens, by relevance, by diversity) of every image."""
-        if not self.lengths:
-            return [(self.n, self.k_core, self.k - self.k_core)] * self.batch
-        kept = [num_keep(n, 0.1) for n in self.lengths]
-        ratio = self.k_core / self.k
-        cores = [split_core(k, ratio) for k in kept]
-        return [(n, c, k - c) for n, k, c in zip(self.lengths, kept, cores, strict=True)]
+        return self.ragged or ((self.n, self.k_core, self.k - self.k_core),) * self.batch
+
+    @property
+    def single(self) -> bool:
+        """One image a call, all threads."""
+        return len(self.images) == 1 and not self.threads
 
 
 def workload(shape: str, core: float = 0.0, **changes: object) -> Workload:
@@ -112,12 +112,26 @@ def workload(shape: str, core: float = 0.0, **changes: object) -> Workload:
     return Workload(shape, size.n, size.d, size.k, k_core, **fields)  # type: ignore[arg-type]
 
 
-def ragged(lengths: tuple[int, ...], d: int, core: float, **changes: object) -> Workload:
+def ragged(
+    lengths: tuple[int, ...], d: int, core: float, against: tuple[str, ...], seconds: float
+) -> Workload:
     """A batch of images of different lengths, a tenth kept of each."""
-    kept = [num_keep(n, 0.1) for n in lengths]
-    k_core = sum(split_core(k, core) for k in kept)
-    fields: dict[str, object] = {"lengths": lengths, **changes}
-    return Workload("ragged", sum(lengths), d, sum(kept), k_core, **fields)  # type: ignore[arg-type]
+    images = []
+    for n in lengths:
+        k = num_keep(n, 0.1)
+        k_core = split_core(k, core)
+        images.append((n, k_core, k - k_core))
+    n, k_core, k_diverse = map(sum, zip(*images, strict=True))
+    return Workload(
+        "ragged",
+        n,
+        d,
+        k_core + k_diverse,
+        k_core,
+        ragged=tuple(images),
+        against=against,
+        seconds=seconds,
+    )
 
 
 def _smoke() -> Iterator[Workload]:

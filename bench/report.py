@@ -174,9 +174,8 @@ def readme_table(results: Results) -> str:
 
 
 def _is_headline(workload: Workload, shape: str, k_core: int) -> bool:
-    single = workload.batch == 1 and not workload.lengths and not workload.threads
     same = workload.shape == shape and workload.k_core == k_core and workload.dtype == "bf16"
-    return single and same and workload.tokens in MODELS
+    return workload.single and same and workload.tokens in MODELS
 
 
 def _row(line: Line, alike: list[Line]) -> str:

@@ -134,8 +134,8 @@ def _rounded(value: Any) -> Any:
 
 
 def _workload(fields: dict[str, Any]) -> Workload:
-    lists = {key: tuple(fields[key]) for key in ("lengths", "against")}
-    return Workload(**{**fields, **lists})
+    ragged = tuple((n, k_core, k_diverse) for n, k_core, k_diverse in fields["ragged"])
+    return Workload(**{**fields, "ragged": ragged, "against": tuple(fields["against"])})
 
 
 _NESTED = {"verdict": Verdict, "times": Summary, "work": Work, "floor": Floor}

@@ -46,7 +46,8 @@ def run(workloads: list[Workload], results: Results, path: Path) -> None:
                 results.write(path)
                 if record.status == "wrong":
                     progress.console.print(
-                        f"{record.workload}: {record.contender}: no figure: {record.reason}"
+                        f"{record.workload}: {record.contender}: no figure: {record.reason}",
+                        markup=False,
                     )
             progress.advance(task)
     results.complete = True

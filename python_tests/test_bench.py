@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -31,9 +31,9 @@ RATES = Ceilings({1: 100.0, 2: 200.0}, {1: 50.0, 2: 400.0}, {1: 10.0, 2: 20.0})
 SMALL = workload("small", 0.4, seconds=0.0)
 
 
-@pytest.fixture(autouse=True)
-def _native(require_backend: object) -> None:
-    require_backend("cpp")  # type: ignore[operator]
+@pytest.fixture(scope="module", autouse=True)
+def _native(require_backend: Callable[..., None]) -> None:
+    require_backend("cpp")
 
 
 # ---- the command ---------------------------------------------------------------------------------
@@ -256,9 +256,9 @@ def _judge(image: Image, picks: Tensor, limit: float) -> object:
     )
 
 
-def _accepts(judgement: object) -> bool:
+def _accepts(judgement: Callable[[], object]) -> bool:
     try:
-        judgement()  # type: ignore[operator]
+        judgement()
     except AssertionError:
         return False
     return True

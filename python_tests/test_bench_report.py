@@ -193,6 +193,6 @@ def test_suites_cover_what_is_published() -> None:
         assert {w.dtype for w in planned} == set(registry.DTYPES)
         assert {w.batch for w in planned} == {1, 2, 4, 8, 16, 32}
         assert {w.tokens for w in planned} == {*MODELS, "constant", "duplicates"}
-        assert any(w.lengths for w in planned)
+        assert any(w.ragged for w in planned)
         assert any(w.n == 16384 for w in planned)
     assert [w.shape for w in suite("cpu", "video-*core0")] == ["video"]

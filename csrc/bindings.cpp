@@ -6,6 +6,7 @@
 #include <pybind11/stl.h>
 
 #include "cpu/problem.h"
+#include "cpu/sensitivity.h"
 
 #ifndef ZSPA_VERSION
 #error "the build must define ZSPA_VERSION"
@@ -108,6 +109,35 @@ void call_diversity(uintptr_t visual, int dtype, int64_t S, int64_t N, int64_t D
   report(p, stats);
 }
 
+zspa::cpu::Rows rows(uintptr_t data, int dtype, int64_t count, int64_t width, int64_t stride) {
+  return {at<char>(data), DType(dtype), count, width, stride * zspa::size_of(DType(dtype))};
+}
+
+void sensitivity_slopes(uintptr_t x, int dtype, int64_t N, int64_t H, int64_t stride,
+                        uintptr_t bias, int activation, uintptr_t diagonal, int threads,
+                        uintptr_t out, int out_dtype, int64_t out_stride, uintptr_t form) {
+  zspa::cpu::slopes(rows(x, dtype, N, H, stride), at<const float>(bias),
+                    zspa::cpu::Activation(activation), at<const float>(diagonal), threads,
+                    rows(out, out_dtype, N, H, out_stride), at<float>(form));
+}
+
+void sensitivity_quotients(uintptr_t x, int dtype, int64_t N, int64_t H, int64_t stride,
+                           uintptr_t bias, int activation, uintptr_t shifts, int64_t m,
+                           float radius, int threads, uintptr_t out, int out_dtype) {
+  zspa::cpu::quotients(rows(x, dtype, N, H, stride), at<const float>(bias),
+                       zspa::cpu::Activation(activation), at<const float>(shifts), m, radius,
+                       threads, rows(out, out_dtype, N * m, H, H));
+}
+
+void sensitivity_squares(uintptr_t x, int dtype, int64_t N, int64_t width, int64_t stride,
+                         int threads, uintptr_t sums) {
+  zspa::cpu::add_squares(rows(x, dtype, N, width, stride), threads, at<float>(sums));
+}
+
+int64_t sensitivity_zeros(uintptr_t x, int dtype, int64_t N, int64_t width, int64_t stride) {
+  return zspa::cpu::leading_zeros(rows(x, dtype, N, width, stride));
+}
+
 py::dict build_info() {
   py::dict info;
   info["version"] = ZSPA_VERSION;
@@ -126,6 +156,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("select", &call_select, unlocked);
   m.def("relevance_topk", &call_relevance_topk, unlocked);
   m.def("diversity", &call_diversity, unlocked);
+  m.def("sensitivity_slopes", &sensitivity_slopes, unlocked);
+  m.def("sensitivity_quotients", &sensitivity_quotients, unlocked);
+  m.def("sensitivity_squares", &sensitivity_squares, unlocked);
+  m.def("sensitivity_zeros", &sensitivity_zeros, unlocked);
   m.def("build_info", &build_info, "How this module was built.");
   m.def("isas", &zspa::cpu::isas, "Instruction sets this CPU can run, best first.");
   m.def("isa", [] { return std::string(zspa::cpu::kernels().name); }, "The one in use.");

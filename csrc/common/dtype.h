@@ -27,6 +27,14 @@ static inline float to_float(BFloat16 x) {
   return y;
 }
 
+// Rounds to the nearest bfloat16, ties to even; NaN stays NaN.
+static inline BFloat16 to_bfloat16(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return {uint16_t(x == x ? rounded : 0x7fc0u)};
+}
+
 // Exact for every half, subnormals, infinities and NaN included; needs no hardware support.
 static inline float to_float(Half x) {
   const uint32_t sign = uint32_t(x.bits & 0x8000u) << 16;

@@ -30,6 +30,13 @@ struct PanelView {
   int64_t block_bytes;    // distance of two blocks
 };
 
+// The numbers are part of the interface with zspa_kernels/backends/cpp/sensitivity.py.
+enum class Activation : int { gelu = 0, gelu_tanh, quick_gelu, silu, relu, identity };
+
+// Up to this step, act(a + d) - act(a - d) is 2 d (act'(a) + act'''(a) d^2 / 6) to float32's
+// precision: the next term is at most 4e-7. Beyond, the difference itself loses no more than that.
+constexpr float kSeriesStep = 0x1p-4f;
+
 struct Kernels {
   const char* name;
   int64_t step;  // elements of a row that one iteration of the inner loop consumes
@@ -53,6 +60,20 @@ struct Kernels {
   // One read of a row: its sum of squares and its dots with `count` ordered vectors.
   void (*row_pass)(DType dtype, const void* row, int64_t D, const float* const* vectors, int count,
                    float* squares, float* dots);
+
+  // out[i] = act'(x[i] + bias[i]), as floats or bfloat16; `out` may be `x`. A null bias is zero.
+  void (*slope)(Activation activation, DType dtype, const void* x, const float* bias, int64_t n,
+                DType to, void* out);
+
+  // What `quotient` needs to know of act around at[i] = x[i] + bias[i]: act' and act''' / 6.
+  // The outputs hold n elements rounded up to a multiple of 16.
+  void (*expand)(Activation activation, DType dtype, const void* x, const float* bias, int64_t n,
+                 float* at, float* first, float* third);
+
+  // out[i] = (act(at[i] + d) - act(at[i] - d)) / (2 radius), d = radius * shifts[i]; for radius 0
+  // its limit. `wide`: some |d| may exceed kSeriesStep.
+  void (*quotient)(Activation activation, const float* at, const float* first, const float* third,
+                   const float* shifts, float radius, bool wide, int64_t n, DType to, void* out);
 };
 
 static inline int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }

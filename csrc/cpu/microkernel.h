@@ -270,6 +270,9 @@ void row_pass(DType dtype, const void* row, int64_t D, const float* const* vecto
   ZSPA_BY_DTYPE(row_pass_any(static_cast<const T*>(row), D, vectors, count, squares, dots))
 }
 
+#include "activations.h"
+
 #undef ZSPA_BY_DTYPE
 
-const Kernels table = {Isa::kName, kStep, packed_size, pack, dots, order, row_pass};
+const Kernels table = {Isa::kName, kStep, packed_size, pack,   dots,
+                       order,      row_pass, slope,    expand, quotient};

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+// sensitivity: act', difference quotients of act, sums of squares, row by row.
+// Algorithm   : around a = x + bias, act is a series in the odd powers of the step: act' and act''' are
+//               evaluated once a token and hidden unit, a direction then costs three multiply-adds an
+//               element, and nothing cancels. Steps beyond kSeriesStep: the difference itself.
+// Work        : one exp an element of x; one pass over the output.
+// Mapping     : a token a task (with all its directions), or 16 rows; channels along the lanes.
+// Numerics    : float32; a row's result depends on that row alone.
+#include "sensitivity.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+namespace zspa::cpu {
+namespace {
+
+constexpr int64_t kRowsPerTask = 16;
+constexpr int64_t kSlopeCost = 30;  // of one derivative, in multiply-adds
+
+template <class Body>
+void for_rows(int64_t rows, int64_t multiply_adds, int threads, const Body& body) {
+  const int64_t tasks = (rows + kRowsPerTask - 1) / kRowsPerTask;
+  parallel_for(threads_for(multiply_adds, usable_threads(threads)), tasks,
+               [&](int64_t task, int thread) {
+                 const int64_t end = std::min((task + 1) * kRowsPerTask, rows);
+                 for (int64_t i = task * kRowsPerTask; i < end; ++i) body(i, thread);
+               });
+}
+
+template <class T>
+int64_t zeros_of(const T* row, int64_t limit) {
+  int64_t i = 0;
+  while (i < limit && to_float(row[i]) == 0.0f) ++i;
+  return i;
+}
+
+}  // namespace
+
+void slopes(const Rows& x, const float* bias, Activation activation, const float* diagonal,
+            int threads, const Rows& out, float* form) {
+  const Kernels& kernel = kernels();
+  const int64_t padded = round_up(x.width, kernel.step);
+  // Of each thread: the derivatives as floats, and the same times the diagonal, zero padded.
+  std::vector<float> scratch(diagonal ? size_t(2 * padded * std::max(1, threads)) : 0);
+  for_rows(x.count, x.count * x.width * kSlopeCost, threads, [&](int64_t i, int thread) {
+    if (diagonal) {
+      float* g = scratch.data() + 2 * padded * thread;
+      float* weighted = g + padded;
+      kernel.slope(activation, x.dtype, x.row(i), bias, x.width, DType::f32, g);
+      for (int64_t h = 0; h < x.width; ++h) weighted[h] = g[h] * diagonal[h];
+      float squares, sum;
+      kernel.row_pass(DType::f32, g, x.width, &weighted, 1, &squares, &sum);
+      form[i] += sum;
+    }
+    kernel.slope(activation, x.dtype, x.row(i), bias, x.width, out.dtype, out.row(i));
+  });
+}
+
+void quotients(const Rows& x, const float* bias, Activation activation, const float* shifts,
+               int64_t m, float radius, int threads, const Rows& out) {
+  const Kernels& kernel = kernels();
+  std::vector<char> wide(static_cast<size_t>(m));
+  for (int64_t j = 0; j < m; ++j) {
+    float largest = 0.0f;
+    for (int64_t h = 0; h < x.width; ++h)
+      largest = std::max(largest, std::fabs(shifts[j * x.width + h]));
+    wide[size_t(j)] = largest * radius > kSeriesStep;
+  }
+  const int64_t padded = round_up(x.width, 16);
+  std::vector<float> scratch(size_t(3 * padded * std::max(1, threads)));
+  const int64_t work = x.count * x.width * (m * 4 + kSlopeCost);
+  parallel_for(threads_for(work, usable_threads(threads)), x.count, [&](int64_t i, int thread) {
+    float* at = scratch.data() + 3 * padded * thread;
+    float* first = at + padded;
+    float* third = first + padded;
+    kernel.expand(activation, x.dtype, x.row(i), bias, x.width, at, first, third);
+    for (int64_t j = 0; j < m; ++j)
+      kernel.quotient(activation, at, first, third, shifts + j * x.width, radius, wide[size_t(j)],
+                      x.width, out.dtype, out.row(i * m + j));
+  });
+}
+
+void add_squares(const Rows& x, int threads, float* sums) {
+  const Kernels& kernel = kernels();
+  for_rows(x.count, x.count * x.width, threads, [&](int64_t i, int) {
+    float squares;
+    kernel.row_pass(x.dtype, x.row(i), x.width, nullptr, 0, &squares, nullptr);
+    sums[i] += squares;
+  });
+}
+
+int64_t leading_zeros(const Rows& x) {
+  int64_t zeros = x.width;
+  for (int64_t i = 0; i < x.count; ++i) {
+    switch (x.dtype) {
+      case DType::f32: zeros = zeros_of(reinterpret_cast<float*>(x.row(i)), zeros); break;
+      case DType::f16: zeros = zeros_of(reinterpret_cast<Half*>(x.row(i)), zeros); break;
+      case DType::bf16: zeros = zeros_of(reinterpret_cast<BFloat16*>(x.row(i)), zeros); break;
+    }
+  }
+  return zeros;
+}
+
+}  // namespace zspa::cpu

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the Triton kernels share: products, sums in a fixed order, ordered keys, segments, launching.
+
+Two rules keep a row's bits the same wherever the row stands and however its tensor is strided:
+
+* a dot of two tiles goes through `pair_dots`: the matrix units (or, for float32, each thread) add
+  along D in ascending steps of BLOCK_K for every pair alike, whatever way the tiles were loaded;
+* a sum along one row goes through `ordered_sum`. `tl.sum` adds in the order of the register layout,
+  which follows the width of the loads, which follows the alignment of the caller's strides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from zspa_kernels import _segments
+
+# The interpreter is chosen when a kernel is decorated, which is when these modules are imported.
+INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+
+INF = tl.constexpr(float("inf"))
+TINY = tl.constexpr(2.0**-80)  # a smaller sum of squares has no direction
+HUGE = tl.constexpr(2.0**80)  # a larger one, like NaN or Inf, counts as masked out
+KEY_END = tl.constexpr(0x7F800000 << 32)  # the key of (+inf, 0): from here on nothing can be chosen
+
+FIRST_ROW = tl.constexpr(_segments.FIRST_ROW)
+LENGTH = tl.constexpr(_segments.LENGTH)
+K_CORE = tl.constexpr(_segments.K_CORE)
+K_DIVERSE = tl.constexpr(_segments.K_DIVERSE)
+FIRST_SLOT = tl.constexpr(_segments.FIRST_SLOT)
+COLUMNS = tl.constexpr(5)
+
+
+@triton.jit
+def program(programs, REVERSED: tl.constexpr):
+    """(segment, which of its programs this one is). REVERSED: tests run the grid back to front."""
+    pid = tl.program_id(0)
+    if REVERSED:
+        pid = tl.num_programs(0) - 1 - pid
+    return pid // programs, pid % programs
+
+
+@triton.jit
+def segment(seg, table, N, stride_b, stride_n, k_core, k_diverse):
+    """Where a segment's rows and output slots are.
+
+    Returns (first scratch row, element offset of the first row, what to add to an index on output,
+    length, k_core, k_diverse, first slot). A padded batch has no table: row b starts at b * N.
+    """
+    if table is not None:
+        entry = table + seg * COLUMNS
+        first_row = tl.load(entry + FIRST_ROW)
+        length = tl.load(entry + LENGTH).to(tl.int32)
+        core = tl.load(entry + K_CORE).to(tl.int32)
+        diverse = tl.load(entry + K_DIVERSE).to(tl.int32)
+        slot = tl.load(entry + FIRST_SLOT)
+        return first_row, first_row * stride_n, first_row, length, core, diverse, slot
+    else:
+        row = seg.to(tl.int64)
+        return row * N, row * stride_b, row * 0, N, k_core, k_diverse, row * (k_core + k_diverse)
+
+
+@triton.jit
+def pair_dots(x, x_ok, y, y_ok, D, ROWS: tl.constexpr, COLS: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Dots of the rows at `x` [ROWS, 1] with the rows at `y` [COLS, 1], float32 [ROWS, COLS].
+
+    The one place where tiles are multiplied. Rows that are not ok are never read and count as zero.
+    float32 stays float32 ("ieee"): no TF32 anywhere. The interpreter multiplies the bit patterns of
+    bfloat16 and its matrix product rounds by position, so there the products are added up openly.
+    """
+    k = tl.arange(0, BLOCK_K)
+    total = tl.full([ROWS, COLS], 0.0, tl.float32)
+    for k0 in range(0, D, BLOCK_K):
+        inside = (k0 + k < D)[None, :]
+        a = tl.load(x + (k0 + k)[None, :], mask=x_ok[:, None] & inside, other=0.0)  # [ROWS, BLOCK_K]
+        b = tl.load(y + (k0 + k)[None, :], mask=y_ok[:, None] & inside, other=0.0)  # [COLS, BLOCK_K]
+        if a.dtype != b.dtype or INTERPRETED:
+            a = a.to(tl.float32)
+            b = b.to(tl.float32)
+        if INTERPRETED:
+            total += tl.sum(a[:, None, :] * b[None, :, :], 2)
+        else:
+            total = tl.dot(a, tl.trans(b), total, input_precision="ieee")
+    return total
+
+
+@triton.jit
+def ordered_sum(x, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """[ROWS, WIDTH] -> [ROWS]: neighbours are added in pairs, level by level, in any layout alike."""
+    for level in tl.static_range(12):
+        if (WIDTH >> level) > 1:
+            left, right = tl.split(tl.reshape(x, [ROWS, WIDTH >> (level + 1), 2]))
+            x = left + right
+    return tl.reshape(x, [ROWS])
+
+
+@triton.jit
+def row_sums(x, x_ok, t, D, ROWS: tl.constexpr, BLOCK_K: tl.constexpr):
+    """(sum of squares, dot with the float32 vector `t`) of the rows at `x` [ROWS, 1], each read once.
+
+    Without `t` the second sum is the first. The fused multiply-adds are spelled out, so that the
+    sum of squares has the same bits with and without `t`.
+    """
+    k = tl.arange(0, BLOCK_K)
+    squares = tl.full([ROWS, BLOCK_K], 0.0, tl.float32)
+    dots = tl.full([ROWS, BLOCK_K], 0.0, tl.float32)
+    for k0 in range(0, D, BLOCK_K):
+        inside = (k0 + k < D)[None, :]
+        v = tl.load(x + (k0 + k)[None, :], mask=x_ok[:, None] & inside, other=0.0)  # [ROWS, BLOCK_K]
+        v = v.to(tl.float32)
+        squares = tl.fma(v, v, squares)
+        if t is not None:
+            u = tl.load(t + k0 + k, mask=k0 + k < D, other=0.0)[None, :]  # [1, BLOCK_K]
+            dots = tl.fma(v, tl.broadcast_to(u, [ROWS, BLOCK_K]), dots)
+    q = ordered_sum(squares, ROWS, BLOCK_K)
+    if t is not None:
+        return q, ordered_sum(dots, ROWS, BLOCK_K)
+    else:
+        return q, q
+
+
+@triton.jit
+def unit_scale(q):
+    """1/sqrt(q), or 0 where q is the sum of squares of a zero row."""
+    directed = q >= TINY
+    inv = tl.div_rn(tl.full(q.shape, 1.0, tl.float32), tl.sqrt_rn(tl.where(directed, q, 1.0)))
+    return tl.where(directed, inv, 0.0)
+
+
+@triton.jit
+def inverse_norm(q, ok):
+    """1/sqrt(q) of a row with a direction, 0 of a zero row, -1 of a row that counts as masked out."""
+    return tl.where(ok & (q <= HUGE), unit_scale(q), -1.0)  # q <= HUGE is False for NaN
+
+
+@triton.jit
+def block_norms(
+    rows, first, i, length, mask, weights, D, stride_n, ROWS: tl.constexpr, BLOCK_K: tl.constexpr
+):
+    """Inverse norms of the rows `i` [ROWS] of a segment whose rows start at `rows`.
+
+    A row with a weight that is NaN, infinite or negative counts as masked out.
+    """
+    ok = i < length
+    if mask is not None:
+        ok = ok & (tl.load(mask + first + i, mask=ok, other=0) != 0)
+    if weights is not None:
+        w = tl.load(weights + first + i, mask=ok, other=0.0)
+        ok = ok & (w >= 0.0) & (w < INF)
+    q, _ = row_sums(rows + (i.to(tl.int64) * stride_n)[:, None], ok, None, D, ROWS, BLOCK_K)
+    return inverse_norm(q, ok)
+
+
+@triton.jit
+def order_key(value, index):
+    """(value, index) as one int64: smaller value first, then lower index; -0.0 and +0.0 are equal."""
+    value = tl.where(value == 0.0, 0.0, value)
+    bits = value.to(tl.int32, bitcast=True)
+    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return (bits.to(tl.int64) << 32) | index.to(tl.int64)
+
+
+@dataclass(frozen=True)
+class Segments:
+    """How a launch is cut into segments: a padded batch, or a ragged one with its table.
+
+    Attributes:
+        count: segments of the launch, B or S.
+        rows: the most rows a segment can have: N, or T for a ragged batch.
+        k_core: core slots of each segment of a padded batch.
+        k_diverse: its other slots.
+        table: int64 `[S, 5]` of a ragged batch, None for a padded one.
+    """
+
+    count: int
+    rows: int
+    k_core: int
+    k_diverse: int
+    table: Tensor | None = None
+
+    @property
+    def slots(self) -> int:
+        """Output slots a segment of a padded batch has."""
+        return self.k_core + self.k_diverse
+
+
+def row_strides(tensor: Tensor) -> tuple[int, int]:
+    """Strides of the batch axis and of the row axis of `[B, N, D]` or (packed) `[T, D]`."""
+    return (tensor.stride(0) if tensor.dim() == 3 else 0), tensor.stride(-2)
+
+
+def launch(kernel: Any, programs: int, device: torch.device, *args: Any, **options: Any) -> None:
+    """Run `programs` programs of a kernel on `device`, which need not be the current one."""
+    if programs == 0:
+        return
+    with contextlib.ExitStack() as stack:
+        if device.type == "cuda":
+            stack.enter_context(torch.cuda.device(device))
+        elif INTERPRETED.value:
+            import numpy as np
+
+            # NaN, Inf and overflow are ordinary input: numpy must not warn about them.
+            stack.enter_context(np.errstate(all="ignore"))
+        kernel[(programs,)](*args, **options)

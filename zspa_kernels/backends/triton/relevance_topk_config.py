@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Block sizes of the relevance kernels, each with its reason. Standard library only, no autotuner.
+
+Only `block_k` and `max_block_k` decide the order of a sum. They depend on D and the dtype and on
+nothing else, so a row has the same bits alone, in a batch, padded, or as a ragged segment.
+The reasons are counts (registers, bytes in flight, instructions); no figure here was timed yet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Config:
+    """One launch configuration of the five relevance kernels."""
+
+    # Norms and cosines against a pooled prompt: a stream over the tokens, bound by memory.
+    # Elementwise on purpose: the pooled prompt is float32, so a matrix unit would have to round it
+    # for bfloat16 tokens (or run at its float32 rate for one column in sixteen).
+    block_n: int  # rows a program holds: block_n * block_k * 2 sums in registers
+    block_k: int  # elements of a row at a time
+    warps: int
+    # Cosines against every prompt token (none_max): tiles on the matrix units.
+    max_block_n: int
+    max_block_m: int
+    max_block_k: int
+    max_warps: int
+    max_stages: int
+    # Pooling: prompt tokens one after another, so that masked ones leave the sum's bits alone.
+    pool_block_d: int
+    pool_warps: int
+    # Top-k by counting: for each row, how many rows precede it.
+    rank_rows: int
+    rank_columns: int
+    rank_warps: int
+    # Programs a launch aims at; a ragged segment shorter than the longest leaves some idle.
+    programs: int
+    reverse: bool = False  # run the grid back to front; for tests of program order
+
+
+def config(d: int, itemsize: int, hip: bool = False) -> Config:
+    """The configuration for D channels of `itemsize` bytes (the wider of visual and prompt)."""
+    width = 1 << max(4, (d - 1).bit_length())  # the power of two that holds a row; tl.dot needs 16
+    return Config(
+        # 16 x 256 sums of squares and dots are 64 registers a thread of 128; a row of 256 is 512
+        # bytes of bfloat16, whole 128-byte lines; several such programs share a multiprocessor.
+        block_n=16,
+        block_k=min(width, 256),
+        warps=4,
+        # One warpgroup needs 64 rows. 32 prompt tokens: a question is 10 to 60 tokens long.
+        max_block_n=64,
+        max_block_m=32,
+        # float32 runs without matrix units: half the depth keeps its operands out of local memory.
+        max_block_k=min(width, 64 if itemsize == 2 else 32),
+        max_warps=4,
+        # (64 + 32) x 256 bytes a stage: 3 stages are 72 KiB; AMD has 64 KiB and buffers one less.
+        max_stages=2 if hip else 3,
+        # 128 channels a program: D = 4096 gives 32 programs a prompt, a warp reads whole lines.
+        pool_block_d=min(width, 128),
+        pool_warps=1,
+        # 32 x 128 comparisons of 64-bit keys are 32 a thread of 128.
+        rank_rows=32,
+        rank_columns=128,
+        rank_warps=4,
+        # An H200 holds 132 x 8 such programs at a time; four rounds even out the last one.
+        programs=4096,
+    )
+
+
+def programs(cfg: Config, rows: int, segments: int, block: int) -> int:
+    """Programs a segment, each taking every `programs`-th block of `block` rows."""
+    blocks = -(-rows // block)
+    return max(1, min(blocks, cfg.programs // max(1, segments)))

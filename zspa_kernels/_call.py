@@ -23,4 +23,6 @@ def call(op: str, backend: str, arguments: tuple[Any, ...], pooling: str = "mean
         raise NotImplementedError(
             f"{op}: backend must be 'auto' under torch.compile and torch.export, got {backend!r}"
         )
+    # What the dispatcher does first: a tensor that stands for its negative becomes that.
+    arguments = tuple(x.resolve_neg() if isinstance(x, torch.Tensor) else x for x in arguments)
     return getattr(_register, op)(*arguments, backend=backend)

@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The public functions: counts, gather, ragged forms, and how arguments reach the ops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import zspa_kernels as zk
+
+
+def draw(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+# ---- how many -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("n", "keep", "rounding", "expected"),
+    [
+        (576, 0.1, "round", 58),  # ZSPAPrune, DivPrune: 57.6
+        (576, 0.098, "round", 56),
+        (576, 0.1112, "floor", 64),  # ZOO-Prune: 64.05
+        (576, 0.1, "floor", 57),
+        (5, 0.5, "round", 2),  # half to even
+        (7, 0.5, "round", 4),
+        (576, 1.0, "round", 576),
+        (576, 1e-9, "round", 1),
+        (576, 1e-9, "floor", 1),
+        (576, 64, "round", 64),
+        (576, 1, "floor", 1),
+        (576, 9999, "round", 576),
+        (1, 0.1, "round", 1),
+        (0, 0.5, "round", 0),
+        (0, 7, "round", 0),
+        (10, np.float32(0.5), "round", 5),
+        (np.int64(10), np.int64(3), "round", 3),
+    ],
+)
+def test_num_keep(n: int, keep: float, rounding: str, expected: int) -> None:
+    kept = zk.num_keep(n, keep, rounding=rounding)
+    assert kept == expected
+    assert type(kept) is int
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        ((576, 0.0), ValueError, "keep must be a share in (0, 1], got 0.0"),
+        ((576, -0.1), ValueError, "keep must be a share in (0, 1], got -0.1"),
+        ((576, 1.01), ValueError, "keep must be a share in (0, 1], got 1.01"),
+        ((576, float("nan")), ValueError, "keep must be a share in (0, 1], got nan"),
+        ((576, float("inf")), ValueError, "keep must be a share in (0, 1], got inf"),
+        ((576, 0), ValueError, "keep must be a count of at least 1, got 0"),
+        ((576, -5), ValueError, "keep must be a count of at least 1, got -5"),
+        ((0, 0.0), ValueError, "keep must be a share in (0, 1], got 0.0"),
+        ((-1, 0.5), ValueError, "n must be at least 0, got -1"),
+        ((576, 0.5, "ceil"), ValueError, "rounding must be one of round, floor, got str 'ceil'"),
+        ((576, 0.5, None), TypeError, "rounding must be one of round, floor, got None"),
+        ((576, True), TypeError, "keep must be a float or an int, got bool True"),
+        ((576, None), TypeError, "keep must be a float or an int, got None"),
+        ((576, "0.1"), TypeError, "keep must be a float or an int, got str '0.1'"),
+        ((576, torch.tensor(0.1)), TypeError, "keep must be a float or an int, got Tensor"),
+        ((576, 1j), TypeError, "keep must be a float or an int, got complex 1j"),
+        ((True, 0.1), TypeError, "n must be an int, got bool True"),
+        ((5.0, 0.1), TypeError, "n must be an int, got float 5.0"),
+        ((torch.tensor(5), 0.1), TypeError, "n must be an int, got Tensor"),
+    ],
+)
+def test_num_keep_errors(arguments: Any, error: type[Exception], text: str) -> None:
+    with pytest.raises(error) as caught:
+        zk.num_keep(*arguments)
+    assert caught.type is error
+    assert str(caught.value).startswith(f"num_keep: {text}")
+
+
+@pytest.mark.parametrize(
+    ("k", "ratio", "expected"),
+    [
+        (58, 0.4, 23),
+        (58, 0.2, 12),
+        (5, 0.5, 2),
+        (58, 0, 0),
+        (58, 1, 58),
+        (58, 7.5, 58),
+        (0, 0.5, 0),
+        (1, 0.2, 0),
+    ],
+)
+def test_split_core(k: int, ratio: float, expected: int) -> None:
+    core = zk.split_core(k, ratio)
+    assert core == expected
+    assert type(core) is int
+
+
+@pytest.mark.parametrize(
+    ("k", "ratio", "error"),
+    [
+        (58, -0.1, ValueError),
+        (58, float("nan"), ValueError),
+        (58, float("inf"), ValueError),
+        (-1, 0.2, ValueError),
+        (58, True, TypeError),
+        (58, None, TypeError),
+        (58, torch.tensor(0.2), TypeError),
+        (True, 0.2, TypeError),
+        (5.0, 0.2, TypeError),
+    ],
+)
+def test_split_core_errors(k: Any, ratio: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=r"^split_core: (k|core_ratio) must .*, got "):
+        zk.split_core(k, ratio)
+
+
+# ---- select -------------------------------------------------------------------------------------
+
+
+def test_keep_becomes_counts() -> None:
+    visual, prompt = draw(2, 30, 8), draw(2, 3, 8)
+
+    def op(k_core: int, k_diverse: int) -> Tensor:
+        result: Tensor = torch.ops.zspa.select(visual, prompt, k_core, k_diverse)
+        return result
+
+    assert torch.equal(zk.select(visual, prompt, keep=0.5), op(3, 12))  # a core of 0.2
+    assert torch.equal(zk.select(visual, prompt, keep=0.5, core_ratio=0.4), op(6, 9))
+    assert torch.equal(zk.select(visual, prompt, keep=7, core_ratio=1), op(7, 0))
+    assert torch.equal(zk.select(visual, prompt, keep=0.55, rounding="floor"), op(3, 13))
+    assert torch.equal(zk.select(visual, prompt, k_core=np.int64(2), k_diverse=3), op(2, 3))
+    assert torch.equal(zk.select(visual, keep=4), torch.ops.zspa.select(visual, None, 0, 4))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({}, TypeError, "keep must be given, or k_core and k_diverse, got None"),
+        ({"k_core": 1}, TypeError, "k_diverse must be an int, got None"),
+        ({"k_diverse": 1}, TypeError, "k_core must be an int, got None"),
+        ({"keep": 0.5, "k_core": 1}, ValueError, "k_core must be None when keep is given, got 1"),
+        ({"keep": 0.5, "k_diverse": 0}, ValueError, "k_diverse must be None when keep is given"),
+        ({"k_core": 1, "k_diverse": 1, "core_ratio": 0.2}, ValueError, "core_ratio must be None"),
+        ({"keep": 0.5, "core_ratio": -1.0}, ValueError, "core_ratio must be finite and at least 0"),
+        ({"keep": 0.0}, ValueError, "keep must be a share in (0, 1], got 0.0"),
+        ({"keep": True}, TypeError, "keep must be a float or an int, got bool True"),
+        ({"keep": 0.5, "rounding": "up"}, ValueError, "rounding must be one of round, floor"),
+        ({"keep": 0.5, "prompt": None, "core_ratio": 0.5}, TypeError, "prompt must be a tensor"),
+    ],
+)
+def test_select_errors_of_its_own(
+    options: dict[str, Any], error: type[Exception], text: str
+) -> None:
+    with pytest.raises(error) as caught:
+        zk.select(draw(8, 4), **{"prompt": draw(2, 4), **options})
+    assert caught.type is error
+    assert str(caught.value).startswith(f"select: {text}")
+
+
+def test_named_and_automatic_backends_agree_on_unbatched_and_strided_input() -> None:
+    visual, prompt = draw(2, 8, 20, 2)[..., 0].mT, draw(2, 8, 4).mT
+    mask = (draw(20, 2) > -0.5).T
+    assert visual.stride(-1) != 1
+    for backend in ("reference", "cpp"):
+        found = zk.select(visual, prompt, keep=9, visual_mask=mask, backend=backend)
+        assert torch.equal(found, zk.select(visual, prompt, keep=9, visual_mask=mask))
+        alone = zk.select(visual[1], prompt[1], keep=9, visual_mask=mask[1], backend=backend)
+        assert torch.equal(alone, found[1])
+
+
+def test_the_negative_bit_is_seen() -> None:
+    visual, prompt = draw(9, 4), draw(2, 4)
+    negative = torch._neg_view(visual)
+    assert negative.is_neg()
+    for backend in ("auto", "reference", "cpp"):
+        _, scores = zk.relevance_topk(negative, prompt, 3, backend=backend)
+        assert torch.equal(scores, zk.relevance_topk(-visual, prompt, 3, backend=backend)[1])
+
+
+def test_arguments_are_never_written() -> None:
+    visual, prompt, weights = draw(2, 9, 4), draw(2, 3, 4), draw(2, 9)
+    seeds, mask = torch.tensor([[0, -1], [99, 3]]), torch.ones(2, 9, dtype=torch.bool)
+    tensors = (visual, prompt, weights, seeds, mask)
+    before = [(x.clone(), x._version) for x in tensors]
+    for backend in ("auto", "reference", "cpp", "triton"):
+        zk.select(visual, prompt, keep=5, visual_mask=mask, backend=backend)
+        zk.relevance_topk(visual, prompt, 5, visual_mask=mask, backend=backend)
+        zk.diversity(visual, 5, seeds=seeds, weights=weights, visual_mask=mask, backend=backend)
+    for x, (values, version) in zip(tensors, before, strict=True):
+        assert torch.equal(x, values)
+        assert x._version == version
+
+
+# ---- gather -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
+@pytest.mark.parametrize("rest", [(), (3,), (2, 5)])
+def test_gather(dtype: torch.dtype, rest: tuple[int, ...]) -> None:
+    x = (draw(2, 6, *rest) * 9).to(dtype)
+    indices = torch.tensor([[5, 0, -1, 3], [-1, -1, 2, 2]])
+    found = zk.gather(x, indices)
+    assert found.shape == (2, 4, *rest)
+    assert found.dtype == dtype
+    for b in range(2):
+        assert torch.equal(zk.gather(x[b], indices[b]), found[b])
+        for k, i in enumerate(indices[b].tolist()):
+            assert torch.equal(found[b, k], x[b, i] if i >= 0 else torch.zeros_like(x[b, 0]))
+
+
+def test_gather_gives_zeros_even_where_row_0_is_not_finite() -> None:
+    x = torch.tensor([[float("nan")], [2.0]], requires_grad=True)
+    found = zk.gather(x, torch.tensor([-1, 1, 2, -9, 2**40]))
+    assert found.flatten().tolist() == [0.0, 2.0, 0.0, 0.0, 0.0]
+    found.sum().backward()
+    assert x.grad is not None
+    assert x.grad.flatten().tolist() == [0.0, 1.0]
+
+
+def test_gather_is_differentiable() -> None:
+    x = draw(2, 6, 3).double().requires_grad_()
+    indices = torch.tensor([[5, 0, -1], [2, 2, 1]])
+    assert torch.autograd.gradcheck(lambda y: zk.gather(y, indices), (x,))
+
+
+@pytest.mark.parametrize("batch", [(), (2,), (0,)])
+def test_gather_of_nothing(batch: tuple[int, ...]) -> None:
+    none = torch.full((*batch, 3), -1)
+    assert torch.equal(zk.gather(draw(*batch, 0, 4), none), torch.zeros(*batch, 3, 4))
+    assert zk.gather(draw(*batch, 6, 4), none[..., :0]).shape == (*batch, 0, 4)
+
+
+@pytest.mark.parametrize(
+    ("x", "indices", "error"),
+    [
+        (None, torch.tensor([0]), TypeError),
+        (draw(4, 2), [0], TypeError),
+        (draw(4, 2), torch.tensor([0.0]), TypeError),
+        (draw(4, 2), torch.tensor([0], dtype=torch.int32), TypeError),
+        (draw(4, 2), torch.tensor(0), ValueError),
+        (draw(4, 2), torch.zeros(1, 1, 1, dtype=torch.int64), ValueError),
+        (draw(4), torch.tensor([[0]]), ValueError),
+        (draw(4, 2), torch.zeros(3, 1, dtype=torch.int64), ValueError),
+        (draw(4, 2), torch.tensor([0], device="meta"), ValueError),
+        (draw(4, 2).to_sparse(), torch.tensor([0]), ValueError),
+    ],
+)
+def test_gather_errors(x: Any, indices: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=r"^gather: (x|indices) must .*, got "):
+        zk.gather(x, indices)
+
+
+# ---- warmup -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_tokens", [0, 1, 8])
+def test_warmup_runs_every_op(num_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    called = set()
+    for op in ("select", "select_varlen", "relevance_topk", "diversity", "diversity_varlen"):
+        real: Callable[..., Any] = getattr(torch.ops.zspa, op)
+
+        def run(*arguments: Any, op: str = op, real: Callable[..., Any] = real) -> Any:
+            called.add(op)
+            return real(*arguments)
+
+        monkeypatch.setattr(torch.ops.zspa, op, run)
+    zk.warmup("cpu", torch.bfloat16, num_tokens=num_tokens, dim=4)
+    assert len(called) == 5

@@ -222,4 +222,5 @@ def test_licence_line_and_length() -> None:
         lines = path.read_text().splitlines()
         assert lines[:1], path
         assert lines[0].lstrip("#/ ") == "SPDX-License-Identifier: Apache-2.0", path
-        assert len(lines) < 400, f"{path}: {len(lines)} lines"
+        limit = 500 if path.parent.name == "python_tests" else 400
+        assert len(lines) < limit, f"{path}: {len(lines)} lines"

@@ -19,6 +19,12 @@ class Selection(NamedTuple):
             relevance to the prompt, False where for diversity, and at -1.
         scores: relevance of every token, float32 `[B, N]`, -inf for invalid ones; None where the
             method computes none.
+
+    Example:
+        >>> import torch
+        >>> picked = Selection(torch.tensor([0, 2, -1]), torch.tensor([True, False, False]))
+        >>> picked.gather(torch.tensor([[1.0], [2.0], [3.0]])).flatten().tolist()
+        [1.0, 3.0, 0.0]
     """
 
     indices: Tensor

@@ -36,9 +36,7 @@ def diversity(
     return indices
 
 
-def diversity_varlen(
-    visual: Tensor, table: Tensor, total_k: int, weights: Tensor | None
-) -> Tensor:
+def diversity_varlen(visual: Tensor, table: Tensor, total_k: int, weights: Tensor | None) -> Tensor:
     """Picks of every segment of packed tokens `[T, D]`."""
     indices = torch.empty((total_k,), dtype=torch.int64, device=visual.device)
     module().diversity(

@@ -25,7 +25,9 @@ def select(
     stats: Tensor | None = None,
 ) -> Tensor:
     """Indices `[B, k_core + k_diverse]` of `[B, N, D]`; `stats` as in `diversity`."""
-    indices = torch.empty((len(visual), k_core + k_diverse), dtype=torch.int64, device=visual.device)
+    indices = torch.empty(
+        (len(visual), k_core + k_diverse), dtype=torch.int64, device=visual.device
+    )
     text = _NO_PROMPT
     if prompt is not None:
         stride_b, stride_m, _ = prompt.stride()

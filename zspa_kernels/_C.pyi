@@ -109,6 +109,42 @@ def sensitivity_squares(
     x: int, dtype: int, N: int, width: int, stride: int, threads: int, sums: int, /
 ) -> None: ...
 def sensitivity_zeros(x: int, dtype: int, N: int, width: int, stride: int, /) -> int: ...
+def sensitivity_slopes(
+    x: int,
+    dtype: int,
+    N: int,
+    H: int,
+    stride: int,
+    bias: int,
+    activation: int,
+    diagonal: int,
+    threads: int,
+    out: int,
+    out_dtype: int,
+    out_stride: int,
+    form: int,
+    /,
+) -> None: ...
+def sensitivity_quotients(
+    x: int,
+    dtype: int,
+    N: int,
+    H: int,
+    stride: int,
+    bias: int,
+    activation: int,
+    shifts: int,
+    m: int,
+    radius: float,
+    threads: int,
+    out: int,
+    out_dtype: int,
+    /,
+) -> None: ...
+def sensitivity_squares(
+    x: int, dtype: int, N: int, width: int, stride: int, threads: int, sums: int, /
+) -> None: ...
+def sensitivity_zeros(x: int, dtype: int, N: int, width: int, stride: int, /) -> int: ...
 def build_info() -> dict[str, Any]: ...
 def isas() -> list[str]: ...
 def isa() -> str: ...

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The native module. Addresses are those of elements in memory, 0 where an argument is absent; sizes
-and strides count elements. Nothing is checked here."""
+"""The native module; its arguments were checked in Python.
+
+Addresses are those of elements in memory, 0 where an argument is absent; sizes and strides count
+elements.
+"""
 
 from typing import Any
 
@@ -73,42 +76,6 @@ def diversity(
     stats: int,
     /,
 ) -> None: ...
-def sensitivity_slopes(
-    x: int,
-    dtype: int,
-    N: int,
-    H: int,
-    stride: int,
-    bias: int,
-    activation: int,
-    diagonal: int,
-    threads: int,
-    out: int,
-    out_dtype: int,
-    out_stride: int,
-    form: int,
-    /,
-) -> None: ...
-def sensitivity_quotients(
-    x: int,
-    dtype: int,
-    N: int,
-    H: int,
-    stride: int,
-    bias: int,
-    activation: int,
-    shifts: int,
-    m: int,
-    radius: float,
-    threads: int,
-    out: int,
-    out_dtype: int,
-    /,
-) -> None: ...
-def sensitivity_squares(
-    x: int, dtype: int, N: int, width: int, stride: int, threads: int, sums: int, /
-) -> None: ...
-def sensitivity_zeros(x: int, dtype: int, N: int, width: int, stride: int, /) -> int: ...
 def sensitivity_slopes(
     x: int,
     dtype: int,

@@ -118,10 +118,7 @@ def option(op: str, name: str, value: object, allowed: tuple[str, ...]) -> None:
 def num_tokens(op: str, visual: Tensor) -> int:
     """N of the tokens `visual`, which must be a tensor of rank 2 or 3."""
     tensor(op, "visual", visual)
-    shape = visual.shape
-    if len(shape) not in (2, 3):
-        raise ValueError(f"{op}: visual must be [N, D] or [B, N, D], got {_axes(visual)}")
-    return shape[-2]
+    return _token_axes(op, visual)[-2]
 
 
 def count(op: str, k: int, n: int) -> None:
@@ -302,6 +299,13 @@ def _tokens(op: str, name: str, x: Tensor) -> None:
         raise TypeError(f"{op}: {name} must be float32, float16 or bfloat16, got {x.dtype}")
 
 
+def _token_axes(op: str, visual: Tensor) -> torch.Size:
+    shape = visual.shape
+    if len(shape) not in (2, 3):
+        raise ValueError(f"{op}: visual must be [N, D] or [B, N, D], got {_axes(visual)}")
+    return shape
+
+
 def _holds_values(op: str, name: str, x: Tensor) -> None:
     if x.is_meta:
         raise ValueError(f"{op}: {name} must be on a device that holds values, got a meta tensor")
@@ -311,10 +315,9 @@ def _visual(op: str, visual: Tensor, mask: Tensor | None) -> tuple[Shape, int]:
     """Check the tokens and their mask; return the batch axes, () or (B,), and N."""
     _tokens(op, "visual", visual)
     _holds_values(op, "visual", visual)
-    n = num_tokens(op, visual)
-    shape = visual.shape
-    d = shape[-1]
-    if (d < 1) is True:
+    shape = _token_axes(op, visual)
+    n = shape[-2]
+    if (shape[-1] < 1) is True:
         raise ValueError(f"{op}: visual must have D >= 1, got {_axes(visual)}")
     if (n >= _TOKEN_LIMIT) is True:
         raise ValueError(f"{op}: visual must have N < 2**31 tokens, got {_axes(visual)}")

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from array import array
+
 import torch
 from torch import Tensor
 
@@ -50,15 +52,17 @@ def _table_on_host(
     """One segment at a time: for a few segments, less than the cost of two tensor operations."""
     offsets = [min(max(row, 0), num_rows) for row in cu_seqlens.tolist()]
     cores = [0] * len(k_diverse) if k_core is None else k_core.tolist()
-    table: list[int] = []
+    table = array("q")  # int64, and a buffer: torch.tensor would take a list item by item
     slot = 0
     for s, (core, diverse) in enumerate(zip(cores, k_diverse.tolist(), strict=True)):
         core = min(max(core, 0), total_k - slot)
         diverse = min(max(diverse, 0), total_k - slot - core)
         length = min(max(offsets[s + 1] - offsets[s], 0), max_seqlen)
-        table += (offsets[s], length, core, diverse, slot)
+        table.extend((offsets[s], length, core, diverse, slot))
         slot += core + diverse
-    return torch.tensor(table, dtype=torch.int64, device=cu_seqlens.device).reshape(-1, 5)
+    if not table:
+        return torch.empty((0, 5), dtype=torch.int64, device=cu_seqlens.device)
+    return torch.frombuffer(table, dtype=torch.int64).view(-1, 5)
 
 
 def _table_on_device(

@@ -18,7 +18,17 @@ from typing import Any
 import torch
 
 BACKENDS = ("reference", "cpp", "triton", "cuda")
-OPS = ("select", "select_varlen", "relevance_topk", "diversity", "diversity_varlen")
+OPS = (
+    "select",
+    "select_varlen",
+    "relevance_topk",
+    "diversity",
+    "diversity_varlen",
+    "sensitivity",
+    "sensitivity_hidden",
+    "sensitivity_rms",
+    "sensitivity_rms_hidden",
+)
 
 # What backend="auto" tries, best first. The reference comes after these, and only where the backend
 # in front of it is not there at all: it is too slow to be chosen for any other reason.
@@ -43,9 +53,8 @@ def why_not(backend: str, op: str, device: torch.device) -> str | None:
 
 def load(backend: str, op: str) -> Callable[..., Any]:
     """The function of `backend` that computes `op`; backends are imported on first use."""
-    module = importlib.import_module(
-        f"zspa_kernels.backends.{backend}.{op.removesuffix('_varlen')}"
-    )
+    stem = "sensitivity" if op.startswith("sensitivity") else op.removesuffix("_varlen")
+    module = importlib.import_module(f"zspa_kernels.backends.{backend}.{stem}")
     function: Callable[..., Any] = getattr(module, op)
     return function
 
@@ -68,7 +77,7 @@ def choose(op: str, device: torch.device) -> Callable[..., Any]:
         return load("reference", op)
     tried = "; ".join(f"{backend}: {reason}" for backend, reason in reasons.items())
     raise NotImplementedError(
-        f"{op}: visual must be on a device a backend runs on, got {device} ({tried})"
+        f"{op}: {_argument(op)} must be on a device a backend runs on, got {device} ({tried})"
     )
 
 
@@ -85,6 +94,13 @@ def named(backend: str, op: str, device: torch.device) -> Callable[..., Any]:
         return load(backend, op)
     error = ImportError if reason == _missing(backend) else NotImplementedError
     raise error(f"{op}: backend {backend!r} cannot run: {reason}")
+
+
+def _argument(op: str) -> str:
+    """The argument whose device decides."""
+    if op.startswith("sensitivity"):
+        return "preactivation" if op.endswith("_hidden") else "features"
+    return "visual"
 
 
 def _missing(backend: str) -> str | None:

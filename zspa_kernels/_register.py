@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from . import _contract, _dispatch, _segments
+from . import _contract, _contract_sensitivity, _dispatch, _segments
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -151,6 +151,68 @@ def diversity_varlen(
     return indices
 
 
+@_undisturbed
+def sensitivity(
+    features: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    activation: str,
+    directions: Tensor,
+    radius: float = 0.01,
+    backend: str = "auto",
+) -> Tensor:
+    _contract_sensitivity.sensitivity(features, w1, b1, w2, activation, directions, radius)
+    run = _backend(backend, "sensitivity", features)
+    weights = (_dense(w1), _vector(b1), _dense(w2), activation, _dense(directions), radius)
+    return _scores(features, run(_rows(features), *weights))
+
+
+@_undisturbed
+def sensitivity_hidden(
+    preactivation: Tensor,
+    w2: Tensor,
+    activation: str,
+    shifts: Tensor,
+    radius: float = 0.01,
+    backend: str = "auto",
+) -> Tensor:
+    _contract_sensitivity.sensitivity_hidden(preactivation, w2, activation, shifts, radius)
+    run = _backend(backend, "sensitivity_hidden", preactivation)
+    weights = (_dense(w2), activation, _dense(shifts), radius)
+    return _scores(preactivation, run(_rows(preactivation), *weights))
+
+
+@_undisturbed
+def sensitivity_rms(
+    features: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    factor: Tensor,
+    activation: str,
+    diagonal: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    _contract_sensitivity.sensitivity_rms(features, w1, b1, factor, activation, diagonal)
+    run = _backend(backend, "sensitivity_rms", features)
+    weights = (_dense(w1), _vector(b1), _dense(factor), activation, _vector(diagonal))
+    return _scores(features, run(_rows(features), *weights))
+
+
+@_undisturbed
+def sensitivity_rms_hidden(
+    preactivation: Tensor,
+    factor: Tensor,
+    activation: str,
+    diagonal: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    _contract_sensitivity.sensitivity_rms_hidden(preactivation, factor, activation, diagonal)
+    run = _backend(backend, "sensitivity_rms_hidden", preactivation)
+    weights = (_dense(factor), activation, _vector(diagonal))
+    return _scores(preactivation, run(_rows(preactivation), *weights))
+
+
 # ---- what every backend is given ----------------------------------------------------------------
 
 
@@ -182,6 +244,16 @@ def _matrix(x: Tensor | None) -> Tensor | None:
     return x if x.ndim == 2 else x.unsqueeze(0)
 
 
+def _vector(x: Tensor | None) -> Tensor | None:
+    """A bias or a diagonal, contiguous."""
+    return None if x is None else x.contiguous()
+
+
+def _scores(tokens: Tensor, scores: Tensor) -> Tensor:
+    """Scores `[B, N]` as the caller's tokens have their axes."""
+    return scores if tokens.ndim == 3 else scores.squeeze(0)
+
+
 # ---- fakes: the same contract, then empty outputs -----------------------------------------------
 
 
@@ -199,6 +271,13 @@ def _fake_relevance_topk(visual: Tensor, *args: Any, **kwargs: Any) -> tuple[Ten
         visual.new_empty(shape, dtype=torch.int64),
         visual.new_empty(visual.shape[:-1], dtype=torch.float32),
     )
+
+
+def _fake_scores(contract: Callable[..., tuple[int, ...]]) -> Callable[..., Tensor]:
+    def fake(tokens: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return tokens.new_empty(contract(tokens, *args, **kwargs), dtype=torch.float32)
+
+    return fake
 
 
 # ---- registration -------------------------------------------------------------------------------
@@ -237,6 +316,30 @@ _OPS: dict[str, tuple[str, Callable[..., Any], Callable[..., Any]]] = {
             Tensor? weights=None) -> Tensor""",
         diversity_varlen,
         _fake_indices(_contract.diversity_varlen),
+    ),
+    "sensitivity": (
+        """(Tensor features, Tensor w1, Tensor? b1, Tensor w2, str activation,
+            Tensor directions, float radius=0.01) -> Tensor""",
+        sensitivity,
+        _fake_scores(_contract_sensitivity.sensitivity),
+    ),
+    "sensitivity_hidden": (
+        """(Tensor preactivation, Tensor w2, str activation, Tensor shifts,
+            float radius=0.01) -> Tensor""",
+        sensitivity_hidden,
+        _fake_scores(_contract_sensitivity.sensitivity_hidden),
+    ),
+    "sensitivity_rms": (
+        """(Tensor features, Tensor w1, Tensor? b1, Tensor factor, str activation,
+            Tensor? diagonal=None) -> Tensor""",
+        sensitivity_rms,
+        _fake_scores(_contract_sensitivity.sensitivity_rms),
+    ),
+    "sensitivity_rms_hidden": (
+        """(Tensor preactivation, Tensor factor, str activation,
+            Tensor? diagonal=None) -> Tensor""",
+        sensitivity_rms_hidden,
+        _fake_scores(_contract_sensitivity.sensitivity_rms_hidden),
     ),
 }
 

@@ -68,12 +68,27 @@ def segment(seg, table, N, stride_b, stride_n, k_core, k_diverse):
 
 
 @triton.jit
+def tile_dots(a, b, total):
+    """`total` plus the dots of the rows of `a` [ROWS, K] with the rows of `b` [COLS, K].
+
+    The one place where tiles are multiplied. float32 stays float32 ("ieee"): no TF32 anywhere. The
+    interpreter multiplies the bit patterns of bfloat16 and its matrix product rounds by position,
+    so there the products are added up openly.
+    """
+    if a.dtype != b.dtype or INTERPRETED:
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    if INTERPRETED:
+        return total + tl.sum(a[:, None, :] * b[None, :, :], 2)
+    else:
+        return tl.dot(a, tl.trans(b), total, input_precision="ieee")
+
+
+@triton.jit
 def pair_dots(x, x_ok, y, y_ok, D, ROWS: tl.constexpr, COLS: tl.constexpr, BLOCK_K: tl.constexpr):
     """Dots of the rows at `x` [ROWS, 1] with the rows at `y` [COLS, 1], float32 [ROWS, COLS].
 
-    The one place where tiles are multiplied. Rows that are not ok are never read and count as zero.
-    float32 stays float32 ("ieee"): no TF32 anywhere. The interpreter multiplies the bit patterns of
-    bfloat16 and its matrix product rounds by position, so there the products are added up openly.
+    Rows that are not ok are never read and count as zero.
     """
     k = tl.arange(0, BLOCK_K)
     total = tl.full([ROWS, COLS], 0.0, tl.float32)
@@ -81,13 +96,7 @@ def pair_dots(x, x_ok, y, y_ok, D, ROWS: tl.constexpr, COLS: tl.constexpr, BLOCK
         inside = (k0 + k < D)[None, :]
         a = tl.load(x + (k0 + k)[None, :], mask=x_ok[:, None] & inside, other=0.0)  # [ROWS, BLOCK_K]
         b = tl.load(y + (k0 + k)[None, :], mask=y_ok[:, None] & inside, other=0.0)  # [COLS, BLOCK_K]
-        if a.dtype != b.dtype or INTERPRETED:
-            a = a.to(tl.float32)
-            b = b.to(tl.float32)
-        if INTERPRETED:
-            total += tl.sum(a[:, None, :] * b[None, :, :], 2)
-        else:
-            total = tl.dot(a, tl.trans(b), total, input_precision="ieee")
+        total = tile_dots(a, b, total)
     return total
 
 

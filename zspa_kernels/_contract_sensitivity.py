@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rules about arguments of the sensitivity ops; see `_contract` for what rules are.
+
+Each function returns the shape of the scores.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._activations import NAMES as ACTIVATIONS
+from ._contract import _TOKEN_LIMIT, Shape, _axes, _say, _tokens, option, tensor
+
+
+def sensitivity(
+    features: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    activation: str,
+    directions: Tensor,
+    radius: float = 0.01,
+) -> Shape:
+    """Rules of `zspa::sensitivity`."""
+    op = "sensitivity"
+    shape = _rows(op, "features", features)
+    hidden = _first_layer(op, features, w1, b1)
+    _matrix(op, "w2", w2, features, "O", "H", hidden)
+    option(op, "activation", activation, ACTIVATIONS)
+    _matrix(op, "directions", directions, features, "m", "D", features.shape[-1])
+    length(op, "radius", radius)
+    return shape
+
+
+def sensitivity_hidden(
+    preactivation: Tensor,
+    w2: Tensor,
+    activation: str,
+    shifts: Tensor,
+    radius: float = 0.01,
+) -> Shape:
+    """Rules of `zspa::sensitivity_hidden`."""
+    op = "sensitivity_hidden"
+    shape = _rows(op, "preactivation", preactivation)
+    hidden = preactivation.shape[-1]
+    _matrix(op, "w2", w2, preactivation, "O", "H", hidden)
+    option(op, "activation", activation, ACTIVATIONS)
+    _matrix(op, "shifts", shifts, preactivation, "m", "H", hidden)
+    length(op, "radius", radius)
+    return shape
+
+
+def sensitivity_rms(
+    features: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    factor: Tensor,
+    activation: str,
+    diagonal: Tensor | None = None,
+) -> Shape:
+    """Rules of `zspa::sensitivity_rms`."""
+    op = "sensitivity_rms"
+    shape = _rows(op, "features", features)
+    hidden = _first_layer(op, features, w1, b1)
+    _form(op, features, factor, diagonal, hidden)
+    option(op, "activation", activation, ACTIVATIONS)
+    return shape
+
+
+def sensitivity_rms_hidden(
+    preactivation: Tensor, factor: Tensor, activation: str, diagonal: Tensor | None = None
+) -> Shape:
+    """Rules of `zspa::sensitivity_rms_hidden`."""
+    op = "sensitivity_rms_hidden"
+    shape = _rows(op, "preactivation", preactivation)
+    _form(op, preactivation, factor, diagonal, preactivation.shape[-1])
+    option(op, "activation", activation, ACTIVATIONS)
+    return shape
+
+
+def projector(
+    op: str, w1: Tensor, b1: Tensor | None, w2: Tensor, activation: str
+) -> tuple[int, int]:
+    """Rules of a projector's weights; returns (D, H)."""
+    tensor(op, "w1", w1)
+    d = w1.shape[-1] if w1.ndim else 0
+    _matrix(op, "w1", w1, w1, "H", "D", d)
+    if (d < 1) is True:
+        raise ValueError(f"{op}: w1 must have D >= 1, got {_axes(w1)}")
+    hidden = w1.shape[0]
+    if b1 is not None:
+        _vector(op, "b1", b1, w1, hidden)
+    _matrix(op, "w2", w2, w1, "O", "H", hidden)
+    option(op, "activation", activation, ACTIVATIONS)
+    return d, hidden
+
+
+def directions(op: str, x: Tensor, w1: Tensor) -> None:
+    """Rules of directions beside the weights `w1` `[H, D]`."""
+    _matrix(op, "directions", x, w1, "m", "D", w1.shape[-1])
+
+
+def finite(op: str, name: str, x: Tensor) -> None:
+    """No element of the weights `x` may be NaN or infinite; looks at them, so it synchronises."""
+    bad = x.numel() - int(torch.isfinite(x).sum())
+    if bad:
+        raise ValueError(f"{op}: {name} must be finite, got {bad} elements that are not")
+
+
+def length(op: str, name: str, value: Any) -> float:
+    """Return `value` as a finite float of at least 0."""
+    if isinstance(value, bool | Tensor) or not isinstance(value, numbers.Real | torch.SymFloat):
+        raise TypeError(f"{op}: {name} must be a float, got {_say(value)}")
+    radius = float(value)
+    if not 0.0 <= radius < math.inf:  # NaN fails too
+        raise ValueError(f"{op}: {name} must be finite and at least 0, got {value}")
+    return radius
+
+
+# ---- the rules they share -----------------------------------------------------------------------
+
+
+def _rows(op: str, name: str, x: Tensor) -> Shape:
+    """Check tokens `[N, D]` or `[B, N, D]`; return their shape without D."""
+    _tokens(op, name, x)
+    if x.is_meta:
+        raise ValueError(f"{op}: {name} must be on a device that holds values, got a meta tensor")
+    shape = x.shape
+    if len(shape) not in (2, 3):
+        raise ValueError(f"{op}: {name} must be [N, D] or [B, N, D], got {_axes(x)}")
+    if (shape[-1] < 1) is True:
+        raise ValueError(f"{op}: {name} must have D >= 1, got {_axes(x)}")
+    if (shape[-2] >= _TOKEN_LIMIT) is True:
+        raise ValueError(f"{op}: {name} must have N < 2**31 tokens, got {_axes(x)}")
+    return shape[:-1]
+
+
+def _first_layer(op: str, features: Tensor, w1: Tensor, b1: Tensor | None) -> int:
+    """Check the first layer beside its input; return H."""
+    _matrix(op, "w1", w1, features, "H", "D", features.shape[-1])
+    if b1 is not None:
+        _vector(op, "b1", b1, features, w1.shape[0])
+    return w1.shape[0]
+
+
+def _form(op: str, like: Tensor, factor: Tensor, diagonal: Tensor | None, hidden: int) -> None:
+    """Check the factor of a quadratic form and the diagonal beside it."""
+    _matrix(op, "factor", factor, like, "R", "H", hidden, minimum=0)
+    if diagonal is not None:
+        _vector(op, "diagonal", diagonal, like, hidden)
+
+
+def _matrix(
+    op: str, name: str, x: Tensor, like: Tensor, rows: str, columns: str, n: int, minimum: int = 1
+) -> None:
+    """A float matrix of `n` columns and at least `minimum` rows, on the device of `like`."""
+    _tokens(op, name, x)
+    if x.ndim != 2 or (x.shape[1] != n) is True:
+        raise ValueError(f"{op}: {name} must be [{rows}, {columns}={n}], got {_axes(x)}")
+    if (x.shape[0] < minimum) is True:
+        raise ValueError(f"{op}: {name} must have {rows} >= {minimum}, got {_axes(x)}")
+    _beside(op, name, x, like)
+
+
+def _vector(op: str, name: str, x: Tensor, like: Tensor, n: int) -> None:
+    _tokens(op, name, x)
+    if x.ndim != 1 or (x.shape[0] != n) is True:
+        raise ValueError(f"{op}: {name} must be [H={n}], got {_axes(x)}")
+    _beside(op, name, x, like)
+
+
+def _beside(op: str, name: str, x: Tensor, like: Tensor) -> None:
+    if x.device != like.device:
+        raise ValueError(f"{op}: {name} must be on {like.device}, got {x.device}")

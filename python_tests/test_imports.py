@@ -80,7 +80,7 @@ def test_a_reload_registers_the_ops_again() -> None:
 
 # ---- directions: what each module may import from the package ------------------------------------
 
-PUBLIC = ("zspa_kernels", "api", "types", "methods")
+PUBLIC = ("zspa_kernels", "api", "types", "methods", "projectors", "sensitivity_plan")
 ALLOWED: dict[str, tuple[str, ...]] = {
     "_version": (),
     "_contract": (),
@@ -95,11 +95,17 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "_register": ("_contract", "_contract_sensitivity", "_dispatch", "_segments"),
     "_call": ("_contract", "_dispatch", "_register"),
     "_varlen": ("_call", "_contract", "_counts"),
-    "api": ("_call", "_contract", "_counts", "_gather", "_varlen"),
-    "methods": ("api", "types"),
-    "zspa_kernels": ("_version", "api", "methods", "types"),
+    "sensitivity_plan": ("_call", "_contract", "_contract_sensitivity", "backends._blas"),
+    "projectors": ("_activations", "_contract", "_contract_sensitivity"),
+    "_sensitivity": (
+        *("_call", "_contract", "_contract_sensitivity"),
+        *("projectors", "sensitivity_plan"),
+    ),
+    "api": ("_call", "_contract", "_counts", "_gather", "_sensitivity", "_varlen"),
+    "methods": ("_contract", "_sensitivity", "api", "projectors", "sensitivity_plan", "types"),
+    "zspa_kernels": ("_version", "api", "methods", "sensitivity_plan", "types"),
     "backends": (),
-    "backends._blas": (),
+    "backends._blas": ("_native",),
     "backends.reference": ("_activations", "_segments"),
     "backends.cpp": ("_activations", "_native", "_segments", "backends._blas"),
     "backends.triton": ("_segments", "backends._blas"),

@@ -13,16 +13,20 @@ from .api import (
     relevance_topk,
     select,
     select_varlen,
+    sensitivity,
     split_core,
     warmup,
 )
-from .methods import AllInRelevance, DivPrune, ZSPAPrune
+from .methods import AllInRelevance, DivPrune, ZOOPrune, ZSPAPrune
+from .sensitivity_plan import SensitivityPlan, unit_directions
 from .types import Selection
 
 __all__ = [
     "AllInRelevance",
     "DivPrune",
     "Selection",
+    "SensitivityPlan",
+    "ZOOPrune",
     "ZSPAPrune",
     "__version__",
     "diversity",
@@ -32,6 +36,8 @@ __all__ = [
     "relevance_topk",
     "select",
     "select_varlen",
+    "sensitivity",
     "split_core",
+    "unit_directions",
     "warmup",
 ]

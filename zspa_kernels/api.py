@@ -33,6 +33,7 @@ from . import _contract, _counts
 from ._call import call
 from ._counts import num_keep, split_core
 from ._gather import gather
+from ._sensitivity import sensitivity
 from ._varlen import diversity_varlen, select_varlen
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "relevance_topk",
     "select",
     "select_varlen",
+    "sensitivity",
     "split_core",
     "warmup",
 ]

@@ -17,8 +17,8 @@ class Selection(NamedTuple):
         indices: int64 `[B, K]` into the original tokens; -1 where a row had too few valid tokens.
         core_mask: bool `[B, K]`, aligned with `indices`: True where a token was chosen for its
             relevance to the prompt, False where for diversity, and at -1.
-        scores: relevance of every token, float32 `[B, N]`, -inf for invalid ones; None where the
-            method computes none.
+        scores: what the method rates every token by, float32 `[B, N]`: relevance, -inf for invalid
+            ones; or sensitivity, NaN for invalid ones. None where the method computes none.
 
     Example:
         >>> import torch

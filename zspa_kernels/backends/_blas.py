@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from .. import _native
+
 _lock = threading.Lock()
 _users: dict[str, int] = {"cuda": 0, "mkldnn": 0}
 _callers: dict[str, str] = {}
@@ -43,3 +45,10 @@ def full_float32(device: torch.device) -> Iterator[None]:
                     setting.fp32_precision = "none"
                     if setting.fp32_precision != _callers[name]:
                         setting.fp32_precision = _callers[name]
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether products of bfloat16 matrices are faster on `device` than those of float32."""
+    if device.type == "cpu":
+        return _native.reason() is None and _native.module().isa() == "avx512bf16"
+    return device.type == "cuda"

@@ -3,6 +3,7 @@
 
 from .all_in_relevance import AllInRelevance
 from .divprune import DivPrune
+from .zooprune import ZOOPrune
 from .zspaprune import ZSPAPrune
 
-__all__ = ["AllInRelevance", "DivPrune", "ZSPAPrune"]
+__all__ = ["AllInRelevance", "DivPrune", "ZOOPrune", "ZSPAPrune"]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..._activations import NAMES
 from ..._native import module
-from .._blas import full_float32
+from .._blas import full_float32, multiplies_bfloat16
 from ._arguments import DTYPES, address
 
 # csrc/cpu/kernels.h
@@ -28,6 +28,7 @@ _ROWS = 768
 # factor are skipped, and all that exists of a converted copy of the weights.
 _WEIGHT_ROWS = 512
 
+_CPU = torch.device("cpu")
 _HUGE = 2.0**80  # a squared length beyond it, like NaN, makes a token invalid
 
 
@@ -184,7 +185,7 @@ def _parts(weight: Tensor, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
 
 
 def _product_dtype(a: torch.dtype, b: torch.dtype) -> torch.dtype:
-    half = a == b == torch.bfloat16 and module().isa() == "avx512bf16"
+    half = a == b == torch.bfloat16 and multiplies_bfloat16(_CPU)
     return torch.bfloat16 if half else torch.float32
 
 

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ZOO-Prune: sensitivity-aware diverse token pruning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from .. import _contract, api
+from .._sensitivity import SCORES, Scorer
+from ..projectors import Projector
+from ..sensitivity_plan import SensitivityPlan
+from ..types import Selection
+
+# A range of scores below this share of the largest is noise of the arithmetic, not a ranking.
+_FLAT = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class ZOOPrune:
+    """Diverse tokens to which the projector responds: each pick maximises sensitivity x distance.
+
+    ZOO-Prune, arXiv 2509.24837. A token's sensitivity says how far the projector's output moves
+    under small perturbations of its input. Scaled to [0, 1] over the valid tokens of its image it
+    weighs the distance `1 - largest similarity` to the tokens picked before; the first pick is the
+    most sensitive token. Where all sensitivities are equal up to 0.1 % (a linear projector) they
+    weigh nothing. The published code draws other directions at every run; here a seed fixes them,
+    and by default there are none: the closed form is their limit.
+
+    Attributes:
+        keep: share of the tokens in (0, 1], or a count; see `num_keep`.
+        projector: the module between vision tower and language model, or what was made of it: a
+            `Projector` or a `SensitivityPlan`. Prepared once, here. None: `select` is given the
+            sensitivities, or score is `"norm"`.
+        score: `"closed_form"`, `"zeroth_order"` (the published estimate), `"linearised"` or
+            `"norm"` (length of the visual tokens, free); see `sensitivity`.
+        rank: of the closed form's factor; see `SensitivityPlan`.
+        directions: `[m, D]`, used as given, or how many random unit vectors.
+        seed: of those.
+        radius: of the perturbation.
+        rounding: of a share, `"floor"` as published or `"round"`; see `num_keep`.
+        sorted: ascending indices, or the order of picking.
+
+    Example:
+        >>> import torch
+        >>> visual = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [-1.0, 0.2]])
+        >>> method = ZOOPrune(keep=2)
+        >>> method.select(visual, sensitivity=torch.tensor([0.2, 0.9, 0.1, 0.5])).indices
+        tensor([1, 3])
+    """
+
+    keep: float
+    projector: nn.Module | Projector | SensitivityPlan | None = None
+    score: str = "closed_form"
+    rank: int | None = None
+    directions: Tensor | int = 64
+    seed: int = 0
+    radius: float = 0.01
+    rounding: str = "floor"
+    sorted: bool = True
+    _scorer: Scorer | None = field(init=False, default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        api.num_keep(1, self.keep, self.rounding)  # raises what is out of range
+        _contract.option("ZOOPrune", "score", self.score, SCORES)
+        if self.projector is not None and self.score != "norm":
+            scorer = Scorer.of(
+                "ZOOPrune",
+                self.projector,
+                self.score,
+                self.rank,
+                self.directions,
+                self.seed,
+                self.radius,
+                reuse=True,
+            )
+            object.__setattr__(self, "_scorer", scorer)
+
+    def select(
+        self,
+        visual: Tensor,
+        prompt: Tensor | None = None,
+        *,
+        features: Tensor | None = None,
+        sensitivity: Tensor | None = None,
+        tiles: Sequence[int] | Tensor | None = None,
+        visual_mask: Tensor | None = None,
+        prompt_mask: Tensor | None = None,
+    ) -> Selection:
+        """Choose tokens of `visual`; the prompt is accepted and plays no part.
+
+        Args:
+            visual: projected tokens `[B, N, D]` or `[N, D]`.
+            prompt: ignored.
+            features: what the projector made them of, `[B, N, C]`; see `sensitivity`.
+            sensitivity: instead, one score a token, `[B, N]`: larger is more sensitive.
+            tiles: for one image `[N, D]` of several tiles (LLaVA-NeXT): the tile of every token, on
+                the host. Each tile is scaled and selected by itself and gets an equal share of the
+                budget, what is left over going to the first ones; a tile with too few tokens leaves
+                its rest to the others. Tokens of no tile (-1: newline embeddings) are all kept, in
+                addition.
+            visual_mask: bool `[B, N]`, True for real tokens.
+            prompt_mask: ignored.
+
+        Returns:
+            The selection, without core; its scores are the sensitivities, NaN for invalid tokens.
+        """
+        _contract.diversity(visual, 0, visual_mask=visual_mask)
+        n = visual.shape[-2]
+        scores = self._scores(visual, features, sensitivity)
+        if scores.shape != visual.shape[:-1]:
+            got = list(scores.shape)
+            raise ValueError(
+                f"ZOOPrune: sensitivity must be one score a token, {list(visual.shape[:-1])}, "
+                f"got {got}"
+            )
+        valid = scores.isfinite() if visual_mask is None else scores.isfinite() & visual_mask
+        if tiles is None:
+            k = api.num_keep(n, self.keep, self.rounding)
+            weights = min_max(scores, valid)
+            indices = api.diversity(visual, k, weights=weights, visual_mask=visual_mask)
+        else:
+            indices = self._select_tiles(visual, scores, valid, _labels(tiles, visual))
+        if self.sorted:
+            indices = ascending(indices, n)
+        return Selection(indices, torch.zeros_like(indices, dtype=torch.bool), scores)
+
+    def _scores(
+        self, visual: Tensor, features: Tensor | None, sensitivity: Tensor | None
+    ) -> Tensor:
+        if sensitivity is not None:
+            if not isinstance(sensitivity, Tensor) or not sensitivity.is_floating_point():
+                raise TypeError(
+                    f"ZOOPrune: sensitivity must be a float tensor, got {sensitivity!r:.60}"
+                )
+            return sensitivity.detach().float()
+        if self.score == "norm":
+            length: Tensor = torch.linalg.vector_norm(visual.detach(), dim=-1, dtype=torch.float32)
+            return length
+        if self._scorer is None:
+            raise TypeError("ZOOPrune: projector must be given, or sensitivity, got None")
+        if features is None:
+            raise TypeError("ZOOPrune: features must be given, or sensitivity, got None")
+        return self._scorer(features)
+
+    def _select_tiles(
+        self, visual: Tensor, scores: Tensor, valid: Tensor, labels: list[int]
+    ) -> Tensor:
+        """The picks of every tile, tile after tile, then the tokens of none."""
+        members: dict[int, list[int]] = {}
+        for token, tile in enumerate(labels):
+            members.setdefault(tile, []).append(token)
+        outside = torch.tensor(members.pop(-1, []), dtype=torch.int64, device=visual.device)
+        groups = [members[tile] for tile in sorted(members)]
+        sizes = [len(group) for group in groups]
+        k = api.num_keep(sum(sizes), self.keep, self.rounding)
+        order = torch.tensor(
+            [i for group in groups for i in group], dtype=torch.int64, device=visual.device
+        )
+        weights = [min_max(scores[g], valid[g]) for g in order.split(sizes)]
+        picks = api.diversity_varlen(
+            visual[order],
+            quotas(k, sizes),
+            lengths=sizes,
+            weights=torch.cat([*weights, scores[:0]]),
+        )
+        picks = cast(Tensor, picks)  # packed, as the tokens are
+        return torch.cat((api.gather(order + 1, picks) - 1, outside))
+
+
+def min_max(scores: Tensor, valid: Tensor) -> Tensor:
+    """Scores `[B, N]` scaled to [0, 1] over each image's valid tokens, NaN for the others.
+
+    All 1 where the scores differ by less than 0.1 % of the largest: there the order is noise.
+    """
+    if scores.shape[-1] == 0:
+        return scores
+    low = scores.masked_fill(~valid, torch.inf).amin(-1, keepdim=True)
+    high = scores.masked_fill(~valid, -torch.inf).amax(-1, keepdim=True)
+    weights = torch.where(high - low > _FLAT * high.abs(), (scores - low) / (high - low), 1.0)
+    return weights.masked_fill(~valid, torch.nan)
+
+
+def quotas(k: int, sizes: Sequence[int]) -> list[int]:
+    """`k` tokens spread over tiles as evenly as their sizes allow; the first ones get more."""
+    counts = [0] * len(sizes)
+    left = min(k, sum(sizes))
+    while left:
+        open_tiles = [i for i, size in enumerate(sizes) if counts[i] < size]
+        share, extra = divmod(left, len(open_tiles))
+        for rank, i in enumerate(open_tiles):
+            more = min(sizes[i] - counts[i], share + (rank < extra))
+            counts[i] += more
+            left -= more
+    return counts
+
+
+def ascending(indices: Tensor, n: int) -> Tensor:
+    """Indices below `n` in ascending order, the -1s behind them."""
+    ordered = indices.masked_fill(indices < 0, n).sort(dim=-1).values
+    return ordered.masked_fill(ordered == n, -1)
+
+
+def _labels(tiles: Sequence[int] | Tensor, visual: Tensor) -> list[int]:
+    """The tile of every token as ints."""
+    if visual.ndim != 2:
+        raise ValueError(f"ZOOPrune: tiles must be None for a batch, got {list(visual.shape)}")
+    labels = tiles.tolist() if isinstance(tiles, Tensor) else list(tiles)
+    if len(labels) != len(visual) or not all(type(label) is int for label in labels):
+        raise ValueError(
+            f"ZOOPrune: tiles must be one int a token, {len(visual)}, got {len(labels)} values"
+        )
+    if any(label < -1 for label in labels):
+        raise ValueError(f"ZOOPrune: tiles must be at least -1, got {min(labels)}")
+    return labels

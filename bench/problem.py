@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,19 +12,47 @@ from torch import Tensor
 
 from bench.registry import DTYPES, Workload
 from zspa_kernels.testing import MODELS, prompt, special, tokens
+from zspa_kernels.testing.oracle import Geometry
 
 #: Words of a question.
 PROMPT_TOKENS = 32
 
 
-@dataclass(frozen=True)
-class Image:
-    """Tokens of one image, its prompt, and what is asked for."""
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """Tokens of one image and of its prompt, with what is made of them once."""
 
     visual: Tensor  # [N, D]
     prompt: Tensor  # [M, D]
+
+    @cached_property
+    def floats(self) -> Tokens:
+        """The same values in float32: what baselines are given."""
+        return Tokens(self.visual.float(), self.prompt.float())
+
+    @cached_property
+    def geometry(self) -> Geometry:
+        """The oracle's float64 directions."""
+        return Geometry(self.visual, None)
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image and what is asked for."""
+
+    tokens: Tokens
     k_core: int
     k_diverse: int
+
+    @property
+    def visual(self) -> Tensor:
+        """`[N, D]`."""
+        return self.tokens.visual
+
+    @property
+    def prompt(self) -> Tensor:
+        """`[M, D]`."""
+        return self.tokens.prompt
 
     @property
     def k(self) -> int:
@@ -31,8 +60,8 @@ class Image:
         return self.k_core + self.k_diverse
 
     def float(self) -> Image:
-        """The same values in float32: what baselines are given."""
-        return Image(self.visual.float(), self.prompt.float(), self.k_core, self.k_diverse)
+        """The same in float32."""
+        return Image(self.tokens.floats, self.k_core, self.k_diverse)
 
 
 @dataclass(frozen=True)
@@ -44,7 +73,7 @@ class Problem:
 
     @cached_property
     def floats(self) -> list[Image]:
-        """Float32 copies, made once and never inside a timed call."""
+        """Float32 copies, never made inside a timed call."""
         return [image.float() for image in self.images]
 
     @property
@@ -60,14 +89,21 @@ class Problem:
 
 def draw(workload: Workload, seed: int = 0) -> Problem:
     """Draw the images of a workload; image i of a batch has the seed `seed + i`."""
-    dtype: torch.dtype = getattr(torch, DTYPES[workload.dtype])
-    images = []
-    for i, (n, k_core, k_diverse) in enumerate(workload.images):
-        if workload.tokens in MODELS:
-            model, visual = workload.tokens, tokens(workload.tokens, n, workload.d, seed + i, dtype)
-        else:
-            model = "iid"
-            visual = special(workload.tokens, n, workload.d, seed + i).visual.to(dtype)
-        words = prompt(model, PROMPT_TOKENS, workload.d, seed + i, dtype)
-        images.append(Image(visual, words, k_core, k_diverse))
-    return Problem(workload, images)
+    return Problem(
+        workload,
+        [
+            Image(_draw(workload.tokens, n, workload.d, seed + i, workload.dtype), core, diverse)
+            for i, (n, core, diverse) in enumerate(workload.images)
+        ],
+    )
+
+
+# Suites name workloads of the same tokens one after another.
+@functools.lru_cache(maxsize=1)
+def _draw(name: str, n: int, d: int, seed: int, dtype_name: str) -> Tokens:
+    dtype: torch.dtype = getattr(torch, DTYPES[dtype_name])
+    if name in MODELS:
+        visual = tokens(name, n, d, seed, dtype)
+        return Tokens(visual, prompt(name, PROMPT_TOKENS, d, seed, dtype))
+    visual = special(name, n, d, seed).visual.to(dtype)
+    return Tokens(visual, prompt("iid", PROMPT_TOKENS, d, seed, dtype))

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from itertools import product
 
 from zspa_kernels import num_keep, split_core
 from zspa_kernels.testing import MODELS
@@ -153,32 +154,33 @@ def _cpu() -> Iterator[Workload]:
     DivPrune's is the one that `iid` tokens must not lose to.
     """
     yield from _tiny()
-    for core in (0.0, 0.4):
-        yield workload("llava15", core, against=(*loops(core > 0), *EXTRA, "half"), seconds=1.5)
-        yield workload("qwen25vl", core, against=(*loops(core > 0), "compiled"), seconds=2.0)
-        yield workload("llavanext", core, against=(*loops(core > 0), "compiled"), seconds=4.0)
-        yield workload("large", core, seconds=6.0)
-    for shape in ("llava15", "qwen25vl", "llavanext", "large"):
-        yield workload(shape, 0.2, against=("incremental", "gram_incremental"), seconds=1.0)
+    for shape, extra, seconds in (
+        ("llava15", (*EXTRA, "half"), 1.0),
+        ("qwen25vl", ("compiled",), 1.5),
+        ("llavanext", ("compiled",), 3.0),
+        ("large", (), 4.0),
+    ):
+        for core in (0.0, 0.4):
+            yield workload(shape, core, against=(*loops(core > 0), *extra), seconds=seconds)
+        yield workload(shape, 0.2, against=WITH_CORE[1:], seconds=0.5)
     for tokens in MODELS:
         if tokens == "vlm":
             continue
-        for core in (0.0, 0.4):
-            yield workload("llava15", core, tokens=tokens, seconds=0.5)
-            yield workload("qwen25vl", core, tokens=tokens, seconds=0.8)
-            gram = ("divprune_loop",) * (tokens == "iid" and not core) + ("gram_incremental",)
-            yield workload("llavanext", core, tokens=tokens, against=gram, seconds=1.0)
-            yield workload("large", core, tokens=tokens, against=gram, seconds=1.0, warm=False)
+        for shape, core in product(("llava15", "qwen25vl"), (0.0, 0.4)):
+            yield workload(shape, core, tokens=tokens, seconds=0.5)
+        for shape, core in product(("llavanext", "large"), (0.0, 0.4)):
+            divprune = ("divprune_loop",) if tokens == "iid" and not core else ()
+            against = (*divprune, "gram_incremental")
+            yield workload(shape, core, tokens=tokens, against=against, seconds=0.5, warm=False)
     for dtype in ("fp16", "fp32"):
         for shape in ("llava15", "llavanext"):
             yield workload(shape, 0.4, dtype=dtype, against=("gram_incremental",), seconds=1.0)
     yield from _batches((2, 4, 8, 16, 32))
     yield from _degenerate(("llava15", "llavanext"))
     yield workload("llavanext", 0.4, threads=1, against=("gram_incremental",), warm=False)
-    once = ("gram_incremental",)
-    yield workload("video", 0.4, against=("incremental", *once), warm=False)
-    yield workload("video", 0.4, tokens="video", against=once, warm=False)
-    yield workload("video", 0.0, against=once, warm=False)
+    yield workload("video", 0.4, against=WITH_CORE[1:], warm=False)
+    yield workload("video", 0.0, against=("gram_incremental",), warm=False)
+    yield workload("video", 0.4, tokens="video", against=())
 
 
 def _full() -> Iterator[Workload]:

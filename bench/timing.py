@@ -122,7 +122,7 @@ MOST_ROUNDS = 10
 
 
 def interleave(first: Call, others: Mapping[str, Call], seconds: float) -> dict[str, Samples]:
-    """Time `first` against `others` in the order A B A C A ..., round by round.
+    """Time `first` against `others` in the order A B A C A B A C A ...
 
     Every round gives each of the others one slot between two slots of the first, so a machine that
     slows down slows all of them, and the slots of the first show by how much. There is at least one
@@ -133,11 +133,13 @@ def interleave(first: Call, others: Mapping[str, Call], seconds: float) -> dict[
     """
     samples = {name: Samples() for name in ("", *others)}
     end = time.perf_counter() + seconds
+    _slot(samples[""], first)
     for _ in range(MOST_ROUNDS):
         for name, call in others.items():
-            _slot(samples[""], first)
             _slot(samples[name], call)
-        _slot(samples[""], first)
+            _slot(samples[""], first)
+        if not others:
+            _slot(samples[""], first)
         if time.perf_counter() >= end:
             break
     return samples

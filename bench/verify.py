@@ -49,7 +49,6 @@ class Verifier:
         # On these tokens every cosine is exact in any order and dtype, so nothing is tolerated.
         self._bound = 0.0 if problem.workload.tokens == "exact" else bound(problem.workload.d)
         self._limit = judge_limit
-        self._geometry: dict[int, Geometry] = {}
         self._accepted: dict[int, tuple[Tensor, Verdict]] = {}
 
     def check(self, contender: Contender, result: Tensor) -> Verdict:
@@ -92,11 +91,7 @@ class Verifier:
             )
             verdict = Verdict("oracle", 1, seen.picks, seen.decided)
         else:
-            if index not in self._geometry:
-                self._geometry[index] = Geometry(image.visual, None)
-            seen = replay(
-                image, picks, self._geometry[index], bound=self._bound, lowest_index=lowest_index
-            )
+            seen = replay(image, picks, bound=self._bound, lowest_index=lowest_index)
             verdict = Verdict("replay", 1, seen.picks, seen.decided)
         if lowest_index:
             # The stricter judgement also answers for a baseline that picked the same.
@@ -104,15 +99,12 @@ class Verifier:
         return verdict
 
 
-def replay(
-    image: Image, picks: Tensor, geometry: Geometry, *, bound: float, lowest_index: bool
-) -> Replay:
+def replay(image: Image, picks: Tensor, *, bound: float, lowest_index: bool) -> Replay:
     """Replay picks in their order; each may be at most 2 `bound` worse than the best at its turn.
 
     Args:
         image: What was selected from; every row must have a direction.
         picks: `[K]`, core by falling relevance, then diversity picks in order.
-        geometry: Of `image.visual`.
         bound: Largest error of a cosine; 0 demands the lowest index among equal costs.
         lowest_index: Whether identical rows must be picked in the order of their indices.
 
@@ -120,7 +112,7 @@ def replay(
         AssertionError: At the first pick that is wrong.
         ValueError: If a row has no direction.
     """
-    n = len(image.visual)
+    n, geometry = len(image.visual), image.tokens.geometry
     if not bool(geometry.directed.all()):
         raise ValueError("replay: every row must have a direction")
     if picks.dtype != torch.int64 or tuple(picks.shape) != (image.k,):

@@ -62,6 +62,8 @@ def test_others_stand_between_slots_of_the_first() -> None:
     samples = timing.interleave(lambda: call("a"), others, seconds=0.0)
     assert order == ["a", "b", "a", "c", "a"]
     assert [len(samples[name].slots) for name in ("", "b", "c")] == [3, 1, 1]
+    alone = timing.interleave(lambda: call("a"), {}, seconds=0.0)
+    assert len(alone[""].slots) == 2, "its noise is known without others, too"
 
 
 def test_outputs_are_poisoned_between_calls() -> None:

@@ -198,7 +198,8 @@ class SeedSearch {
         panel.put(i, tokens_.row(others[i]));
       }
       float dots[kUnitRows * kUnitRows];
-      kernels().dots(tokens_.dtype, pointers, count, panel.view(), 0, count, dots, kUnitRows);
+      kernels().dots(tokens_.dtype, pointers, count, panel.view(), 0, count, dots, kUnitRows,
+                     nullptr, 0);
       for (int i = 0; i < count; ++i) {
         for (int c = 0; c < count; ++c) {
           if (ids[i] == others[c]) continue;

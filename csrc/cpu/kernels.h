@@ -49,9 +49,12 @@ struct Kernels {
   // out[i * out_stride + (c - first)] = dot(rows[i], column c) for first <= c < last, i < count.
   // Every dot is summed in one order that depends on D and the dtype alone, and is symmetric:
   // dot(a, b) and dot(b, a) have the same bits, whatever the tile they fall into.
-  // Needs count <= kUnitRows and last - first <= kUnitColumns.
+  // Needs count <= kUnitRows and last - first <= kUnitColumns. `ahead` (null, or `ahead_count` rows)
+  // is what the caller multiplies next: it is fetched into L2 meanwhile. Rows lie anywhere in memory
+  // and are read in pieces of a block, too short for the hardware to see them coming.
   void (*dots)(DType dtype, const void* const* rows, int count, const PanelView& panel,
-               int64_t first, int64_t last, float* out, int64_t out_stride);
+               int64_t first, int64_t last, float* out, int64_t out_stride,
+               const void* const* ahead, int ahead_count);
 
   // Float vector -> the element order in which `row_pass` reads rows of this dtype, zero padded to
   // a multiple of `step` (ordered_size elements).

@@ -129,9 +129,39 @@ void tile_any(int rows_left, int columns_left, const T* const* rows, int64_t at,
 #undef ZSPA_ROWS
 }
 
+// Fetches whole rows in equal portions, one portion a call of `some`.
+class Prefetch {
+ public:
+  Prefetch(const void* const* rows, int count, int64_t row_bytes, int64_t portions)
+      : rows_(rows),
+        row_bytes_(row_bytes),
+        lines_a_row_((row_bytes + kLine - 1) / kLine),
+        portion_(((rows ? count : 0) * lines_a_row_ + portions - 1) / portions),
+        left_((rows ? count : 0) * lines_a_row_) {}
+
+  void some() {
+    int64_t todo = portion_ < left_ ? portion_ : left_;
+    left_ -= todo;
+    for (; todo > 0; --todo) {
+      __builtin_prefetch(static_cast<const char*>(*rows_) + at_, 0, 2);
+      at_ += kLine;
+      if (at_ >= row_bytes_) {
+        at_ = 0;
+        ++rows_;
+      }
+    }
+  }
+
+ private:
+  static constexpr int64_t kLine = 64;
+  const void* const* rows_;
+  int64_t row_bytes_, lines_a_row_, portion_, left_;
+  int64_t at_ = 0;  // in *rows_
+};
+
 template <class T>
 void dots_of(const T* const* rows, int count, const PanelView& panel, int64_t first, int64_t last,
-             float* out, int64_t out_stride) {
+             float* out, int64_t out_stride, const void* const* ahead, int ahead_count) {
   using P = typename Product<T>::type;
   using Packed = typename P::Packed;
   const int columns = int(last - first);
@@ -148,10 +178,13 @@ void dots_of(const T* const* rows, int count, const PanelView& panel, int64_t fi
       tail_rows[i] = tails[i];
     }
   }
+  const int64_t groups = (last - first + Isa::kNR - 1) / Isa::kNR;
+  Prefetch prefetch(ahead, ahead_count, panel.D * int64_t(sizeof(T)), panel.blocks * groups);
   for (int64_t block = 0; block < panel.blocks; ++block) {
     const int64_t at = block * panel.depth;
     const int64_t depth = std::min(panel.depth, whole - at);
     for (int64_t c = first; c < last; c += Isa::kNR) {
+      prefetch.some();
       const char* base = panel.data + block * panel.block_bytes + c * panel.column_bytes;
       const Packed* group = reinterpret_cast<const Packed*>(base);
       const int64_t stride = panel.column_bytes / int64_t(sizeof(Packed));
@@ -249,9 +282,9 @@ void pack(DType dtype, const void* row, const PanelView& panel, int64_t column) 
 }
 
 void dots(DType dtype, const void* const* rows, int count, const PanelView& panel, int64_t first,
-          int64_t last, float* out, int64_t out_stride) {
+          int64_t last, float* out, int64_t out_stride, const void* const* ahead, int ahead_count) {
   ZSPA_BY_DTYPE(dots_of(reinterpret_cast<const T* const*>(rows), count, panel, first, last, out,
-                        out_stride))
+                        out_stride, ahead, ahead_count))
 }
 
 // Rows of bfloat16 are read as even and odd channels (two cheap operations a load, no shuffle).

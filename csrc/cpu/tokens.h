@@ -65,20 +65,28 @@ void for_each_tile(const Tokens& tokens, const std::vector<int>& rows,
   const Kernels& kernel = kernels();
   parallel_for(threads, (count + per_task - 1) / per_task, [&](int64_t task, int thread) {
     alignas(64) float dots[kUnitRows * kUnitColumns];
-    const void* pointers[kUnitRows];
+    const void* pointers[2][kUnitRows];  // of this unit and of the next
+    auto point_to = [&](int64_t u) {
+      const int* ids = rows.data() + units[u].begin;
+      const int tall = units[u].end - units[u].begin;
+      for (int i = 0; i < tall; ++i) pointers[u % 2][i] = tokens.row(ids[i]);
+      return tall;
+    };
     const int64_t begin = task * per_task, end = std::min(count, begin + per_task);
     int64_t from = last;
     for (int64_t u = begin; u < end; ++u) from = std::min(from, units[u].first);
     for (int64_t c = from; c < last; c += kUnitColumns) {
       const int64_t c1 = std::min<int64_t>(c + kUnitColumns, last);
+      int tall = point_to(begin);
       for (int64_t u = begin; u < end; ++u) {
+        const int count_next = u + 1 < end ? point_to(u + 1) : 0;
         const int64_t c0 = std::max(c, units[u].first);
-        if (c0 >= c1) continue;
-        const int* ids = rows.data() + units[u].begin;
-        const int tall = units[u].end - units[u].begin;
-        for (int i = 0; i < tall; ++i) pointers[i] = tokens.row(ids[i]);
-        kernel.dots(tokens.dtype, pointers, tall, panel.view(), c0, c1, dots, kUnitColumns);
-        visit(thread, ids, tall, c0, c1, dots);
+        if (c0 < c1) {
+          kernel.dots(tokens.dtype, pointers[u % 2], tall, panel.view(), c0, c1, dots, kUnitColumns,
+                      pointers[(u + 1) % 2], count_next);
+          visit(thread, rows.data() + units[u].begin, tall, c0, c1, dots);
+        }
+        tall = count_next;
       }
     }
   });

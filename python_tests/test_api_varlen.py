@@ -87,12 +87,12 @@ def test_counts_for_all_or_one_an_image() -> None:
 
 
 def test_invalid_tokens_leave_minus_one_in_every_form() -> None:
-    images = [torch.full((3, D), float("nan")), draw(2, D)]
+    images = [draw(2, D), torch.full((3, D), float("nan")), draw(2, D)]
     found = zk.select_varlen(images, keep=2)
-    assert_same(found, [torch.tensor([-1, -1]), torch.tensor([0, 1])])
-    in_one = in_packed(torch.cat(images), lengths=[3, 2], keep=2)
-    assert in_one.tolist() == [-1, -1, 3, 4]
-    assert zk.gather(torch.cat(images), in_one)[:2].tolist() == [[0.0] * D] * 2
+    assert [part.tolist() for part in found] == [[0, 1], [-1, -1], [0, 1]]
+    in_one = in_packed(torch.cat(images), lengths=[2, 3, 2], keep=2)
+    assert in_one.tolist() == [0, 1, -1, -1, 5, 6]
+    assert zk.gather(torch.cat(images), in_one)[2:4].tolist() == [[0.0] * D] * 2
 
 
 def test_nothing_to_select() -> None:

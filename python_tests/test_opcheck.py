@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+import zspa_kernels  # noqa: F401  # registers the ops
+
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 B, N, D, M = 2, 7, 5, 3
 

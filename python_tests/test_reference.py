@@ -125,8 +125,9 @@ def test_seeds_that_are_none_are_ignored() -> None:
 
 
 def test_weights_scale_the_distance() -> None:
-    weights = torch.tensor([1.0, 1.0, 1.0, 5.0, 1.0])
-    # First the largest weight, at 110. Then 0, by 1 - cos of 110, 100, 15 and 70 degrees.
+    weights = torch.tensor([1.0, 1.0, 2.0, 5.0, 0.5])
+    # First the largest weight, at 110 degrees; scores are then 1.34, 1.17, 0.07 and 0.33. After 0
+    # they are 0.02, 0.07 and 0.33.
     assert diversity(PLANE, 5, weights=weights) == [3, 0, 4, 2, 1]
     # Without weights the first pick is the seed, so weights of one are something else.
     assert diversity(PLANE, 1, weights=torch.ones(5)) == [0]
@@ -152,8 +153,10 @@ def test_zero_rows_are_chosen_last_and_influence_nobody() -> None:
     assert diversity(visual, 4) == [1, 3, 0, 2]
     assert diversity(visual, 3, seeds=torch.tensor([0])) == [1, 3, 2]
     assert select(visual, EAST, 4, 0) == [1, 3, 0, 2]
-    # By weight a zero row may be first; it then leaves everybody at a similarity of -1.
     assert diversity(visual, 2, weights=torch.tensor([9.0, 1.0, 1.0, 2.0])) == [0, 3]
+    # Beside a zero row everybody stays at -1, so that cosines below 0 still count.
+    visual = torch.tensor([[0.0, 0.0], [1.0, 0.0], [-0.5, 0.8], [-1.0, 0.0]])
+    assert diversity(visual, 3, seeds=torch.tensor([0])) == [1, 3, 2]
 
 
 @pytest.mark.parametrize("bad", [NAN, INF, -INF, 2.0**41])

@@ -13,16 +13,17 @@ from dataclasses import dataclass
 class Config:
     """One launch configuration of the sensitivity kernels."""
 
-    # Quadratic form: tokens by rows of the factor, block_h hidden units at a time.
+    # Quadratic form: tokens by rows of the factor, form_h hidden units at a time.
     form_n: int
     form_r: int
+    form_h: int
     form_warps: int
     # Responses: response_n tokens times response_m directions are the rows of a tile.
     response_n: int
     response_m: int
     response_o: int
+    response_h: int
     response_warps: int
-    block_h: int
     stages: int
     # Scores: a stream over the tokens and their partial sums.
     score_n: int
@@ -40,23 +41,24 @@ def config(h: int, d: int, m: int, itemsize: int, hip: bool = False) -> Config:
     `itemsize` is that of the weights a tile is multiplied with.
     """
     half = itemsize == 2
+    width = max(16, 1 << (h - 1).bit_length())  # tl.dot needs 16
     directions = min(16, 1 << (m - 1).bit_length())
     return Config(
-        # 64 x 128 float32 sums are 64 registers a thread of 128. A derivative (some 30
-        # instructions) is used for 128 products; 64 rows are what a warpgroup multiplies at once.
-        form_n=64,
+        # Half precision: 128 x 128 float32 sums are 64 registers a thread of 256, two warpgroups of
+        # 64 rows; a derivative (some 30 instructions) is used for 128 products; 64 weights are one
+        # 128-byte line. float32 has no matrix units: a quarter of the tile stays in registers.
+        form_n=128 if half else 64,
         form_r=128 if half else 64,
-        form_warps=4,
-        # A token's derivatives are shared by its 16 directions, so they cost little beside the
-        # tile; 64 rows in all, for the same reason as above.
-        response_n=64 // directions,
+        form_h=min(width, 64 if half else 32),
+        form_warps=8 if half else 4,
+        # The same tile; a token's derivatives are shared by its 16 directions. 64 hidden units at a
+        # time, or 256 outputs, would spill the quotients.
+        response_n=(128 if half else 64) // directions,
         response_m=directions,
         response_o=128 if half else 64,
-        response_warps=4,
-        # A row of 64 half-precision weights is one 128-byte line; float32 runs without matrix
-        # units, where half the depth keeps operands in registers.
-        block_h=min(max(16, 1 << (h - 1).bit_length()), 64 if half else 32),
-        # (128 + 64) x 128 bytes a stage; AMD has 64 KiB.
+        response_h=min(width, 32),
+        response_warps=8 if half else 4,
+        # (128 + 128) x 128 bytes a stage; AMD has 64 KiB.
         stages=2 if hip else 3,
         score_n=16,
         score_m=directions,

@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+import reprlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -64,12 +65,13 @@ def integer(op: str, name: str, value: Any) -> Any:
 
 def share_or_count(op: str, name: str, value: Any) -> Any:
     """Return `value` as a float in (0, 1] or an int of at least 1."""
-    if isinstance(value, bool | Tensor) or not isinstance(value, numbers.Real | torch.SymInt):
-        raise TypeError(f"{op}: {name} must be a float or an int, got {_say(value)}")
-    if isinstance(value, numbers.Integral | torch.SymInt):
-        if (value < 1) is True:
-            raise ValueError(f"{op}: {name} must be a count of at least 1, got {value}")
-        return integer(op, name, value)
+    if type(value) is not float:
+        if isinstance(value, bool | Tensor) or not isinstance(value, numbers.Real | torch.SymInt):
+            raise TypeError(f"{op}: {name} must be a float or an int, got {_say(value)}")
+        if isinstance(value, numbers.Integral | torch.SymInt):
+            if (value < 1) is True:
+                raise ValueError(f"{op}: {name} must be a count of at least 1, got {value}")
+            return integer(op, name, value)
     share = float(value)
     if not 0.0 < share <= 1.0:  # NaN fails too
         raise ValueError(f"{op}: {name} must be a share in (0, 1], got {value}")
@@ -390,4 +392,8 @@ def _axes(x: Tensor) -> str:
 
 
 def _say(value: object) -> str:
-    return "None" if value is None else f"{type(value).__name__} {value!r:.60}"
+    """A value for a message: never long, and never the values of a tensor."""
+    if value is None:
+        return "None"
+    shown = _axes(value) if isinstance(value, Tensor) else reprlib.repr(value)
+    return f"{type(value).__name__} {shown}"

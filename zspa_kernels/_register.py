@@ -275,7 +275,8 @@ def _fake_relevance_topk(visual: Tensor, *args: Any, **kwargs: Any) -> tuple[Ten
 
 def _fake_scores(contract: Callable[..., tuple[int, ...]]) -> Callable[..., Tensor]:
     def fake(tokens: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return tokens.new_empty(contract(tokens, *args, **kwargs), dtype=torch.float32)
+        shape = contract(tokens, *args, **kwargs)
+        return tokens.new_empty(shape, dtype=torch.float32)
 
     return fake
 

@@ -42,7 +42,7 @@ Require = Callable[..., None]
 
 # Largest N and D and number of examples: what an interpreter, a row-by-row reference and a compiled
 # kernel manage in the same few seconds.
-SIZES = {"reference": (60, 40, 25), "cpp": (400, 140, 60), "triton": (40, 40, 8)}
+SIZES = {"reference": (60, 40, 25), "cpp": (400, 140, 50), "triton": (24, 24, 3)}
 KINDS = [*MODELS, *SPECIAL]
 
 
@@ -232,6 +232,16 @@ def test_law_3_strides_do_not_matter(backend: str, require_backend: Require) -> 
         seen = views[view % len(views)]
         _same(select(backend)(seen, other, k_core, k_diverse, mask, None, "mean"), plain)
         _same(relevance_topk(backend)(seen, other, k_core, mask, None, "mean")[1], scores)
+        weights = x.weights()
+        seeds = torch.tensor([x.seed % x.n, -1, x.n // 2])
+        strided = diversity(backend)(
+            seen,
+            k_diverse,
+            seeds.repeat_interleave(2)[::2],
+            weights.repeat_interleave(3)[::3],
+            mask.repeat_interleave(2)[::2],
+        )
+        _same(strided, diversity(backend)(visual, k_diverse, seeds, weights, mask))
         wide_mask = torch.zeros(x.n, 3, dtype=torch.bool)
         wide_mask[:, 1] = mask
         expanded = zk.select(
@@ -279,12 +289,15 @@ def test_laws_5_and_6_threads_and_repetition(backend: str, require_backend: Requ
         visual, mask, words = x.visual(), x.mask(), x.prompt()
         k_core, k_diverse = x.n // 5, x.n // 2
         results = []
+        given_bits = [y.clone().view(torch.uint8) for y in (visual, mask, words)]
         for count in (1, threads, threads):
             with _threads(count):
                 core = select(backend)(visual, words, k_core, k_diverse, mask, None, "mean")
                 free = select(backend)(visual, None, 0, k_diverse, mask, None, "mean")
                 scores = relevance_topk(backend)(visual, words, k_core, mask, None, "max")[1]
                 results.append((core, free, scores))
+        for y, bits in zip((visual, mask, words), given_bits, strict=True):
+            assert torch.equal(y.view(torch.uint8), bits), "an argument was changed"
         for other in results[1:]:
             for a, b in zip(results[0], other, strict=True):
                 _same(a, b)

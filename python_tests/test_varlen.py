@@ -28,9 +28,9 @@ from zspa_kernels.testing.cases import DTYPES
 
 Require = Callable[..., None]
 
-LENGTHS = (5, 0, 33, 1, 64, 17, 0, 40)
-K_CORE = (2, 0, 6, 1, 0, 20, 3, 9)
-K_DIVERSE = (3, 4, 10, 0, 12, 0, 1, 40)  # more than there are in two segments
+LENGTHS = (5, 0, 17, 1, 33, 9, 0, 6)
+K_CORE = (2, 0, 4, 1, 0, 10, 3, 2)
+K_DIVERSE = (3, 4, 4, 0, 5, 0, 1, 5)  # more than there are in some segments
 SPANS = ((0, 3), (0, 4), (2, 6), (5, 6), (0, 9), (4, 4), (6, 9), (3, 9))
 
 
@@ -124,10 +124,12 @@ TOTAL = sum(K_CORE) + sum(K_DIVERSE)
 def test_select_varlen_models(backend: str, model: str, require_backend: Require) -> None:
     require_backend(backend, "select_varlen")
     for turn, dtype in enumerate(DTYPES):
+        if backend == "triton" and turn != MODELS.index(model) % 3:
+            continue  # the interpreter is slow: every dtype, but not with every model
         ragged = _ragged(model, (33, 16, 100)[turn], dtype, (torch.int32, torch.int64)[turn % 2])
         # Odd spans of exact prompts break their pairs, so their mean is rounded.
         error = bound(100, backend)
-        got = _select(backend, ragged, total_k=TOTAL + 3 * turn, max_seqlen=64 + turn)
+        got = _select(backend, ragged, total_k=TOTAL + 3 * turn, max_seqlen=33 + turn)
         _check(ragged, got, spans=True, words=True, error=error)
 
 
@@ -138,16 +140,17 @@ def test_select_varlen_prompts(backend: str, pooling: str, require_backend: Requ
     require_backend(backend, "select_varlen")
     ragged = _ragged("vlm", 33, torch.bfloat16, torch.int64)
     ragged.words[4] = math.nan
-    for words, spans in ((True, True), (True, False), (False, False)):
-        got = _select(backend, ragged, words, spans, total_k=TOTAL, max_seqlen=64, pooling=pooling)
+    kinds = ((True, True), (True, False), (False, False))
+    for words, spans in kinds if pooling == "mean" else kinds[:1]:
+        got = _select(backend, ragged, words, spans, total_k=TOTAL, max_seqlen=33, pooling=pooling)
         _check(ragged, got, spans=spans, words=words, error=bound(33, backend), pooling=pooling)
+        if not spans:
+            continue
         ascending = _select(
             backend,
             ragged,
-            words,
-            spans,
             total_k=TOTAL,
-            max_seqlen=64,
+            max_seqlen=33,
             pooling=pooling,
             sort=True,
         )
@@ -173,7 +176,7 @@ def test_diversity_varlen(backend: str, require_backend: Require) -> None:
                 ragged.cu_seqlens,
                 ragged.k_diverse,
                 total_k=total,
-                max_seqlen=64,
+                max_seqlen=33,
                 weights=given,
             )
             slot = 0
@@ -256,6 +259,8 @@ def test_nothing_at_all(backend: str, require_backend: Require) -> None:
             backend, part, torch.tensor([0]), None, None, none, none, total_k=0, max_seqlen=9
         )
         assert got.tolist() == []
+        got = diversity_varlen(backend, part, torch.tensor([0]), none, total_k=2, max_seqlen=0)
+        assert got.tolist() == [-1] * 2
     count = torch.tensor([2])
     got = select_varlen(
         backend,
@@ -277,7 +282,7 @@ def test_exact_picks_are_the_same_everywhere(require_backend: Require) -> None:
     results = {}
     for backend in BACKENDS:
         require_backend(backend, "select_varlen")
-        results[backend] = _select(backend, ragged, total_k=TOTAL, max_seqlen=64)
+        results[backend] = _select(backend, ragged, total_k=TOTAL, max_seqlen=33)
         _check(ragged, results[backend], spans=True, words=True, error=0.0)
     assert torch.equal(results["reference"], results["cpp"])
     assert torch.equal(results["reference"], results["triton"])

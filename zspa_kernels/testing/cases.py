@@ -189,7 +189,7 @@ _SHAPES = {
     ),
     "wide": (
         (40, 129, 10, 30), (129, 1000, 13, 40), (257, 129, 0, 60), (300, 1000, 0, 30),
-        (17, 1000, 0, 17), (1, 129, 1, 0),
+        (17, 1000, 0, 17), (1, 129, 1, 0), (60, 4100, 5, 20), (33, 2047, 0, 10),
     ),
     "large": (
         (577, 129, 60, 200), (1025, 33, 0, 300), (2000, 129, 400, 500), (3000, 31, 100, 600),
@@ -241,6 +241,17 @@ def special_cases() -> list[Case]:
     cases += [Case(name, 24, 1, 6, 18) for name in ("antipodal", "thresholds", "zero_rows")]
     cases += [Case("narrow", 200, 100, 0, 100), Case("narrow", 130, 128, 20, 60)]
     cases += [Case(name, 70, 31, 0, 70) for name in ("duplicates", "masked", "masked_exact")]
+    return cases
+
+
+def large_special_cases() -> list[Case]:
+    """Special inputs, seeds and weights over several blocks of candidates."""
+    cases = []
+    for turn, name in enumerate(SPECIAL):
+        k_core = 40 * (turn % 2)
+        cases.append(Case(name, 650, 65, k_core, 150, DTYPES[turn % 3]))
+    for weights, seeds in (("bad", "odd"), ("scales", "none"), ("zeros", "some")):
+        cases.append(Case("masked", 700, 33, 0, 200, seeds=seeds, weights=weights))
     return cases
 
 

@@ -135,12 +135,20 @@ class SensitivityPlan:
         form = (self.factor, self.activation, self.diagonal)
         scores: Tensor
         if preactivation is None:
-            _contract.tensor(_OP, "features", features)
+            self._width("features", features, self.w1.shape[1])
             scores = call("sensitivity_rms", backend, (features, self.w1, self.b1, *form))
         else:
-            _contract.tensor(_OP, "preactivation", preactivation)
+            self._width("preactivation", preactivation, self.w1.shape[0])
             scores = call("sensitivity_rms_hidden", backend, (preactivation, *form))
         return scores
+
+    @staticmethod
+    def _width(name: str, x: Tensor | None, width: int) -> None:
+        """The last axis of `x` must be `width`; the op has the other rules."""
+        _contract.tensor(_OP, name, x)
+        shape = [] if x is None else list(x.shape)
+        if shape[-1:] != [width]:
+            raise ValueError(f"{_OP}: {name} must have {width} channels, got {shape}")
 
     def __repr__(self) -> str:
         H, D = self.w1.shape
@@ -242,6 +250,9 @@ def _leading_factor(form: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         inside = basis.T @ (form @ basis - diagonal[:, None] * basis)
         values, vectors = torch.linalg.eigh(inside)
         factor = (values[-rank:].clamp(min=0.0).sqrt() * (basis @ vectors[:, -rank:])).T
+        # What exceeds the diagonal is scaled back: d is not negative and the trace stays exact.
+        own = factor.square().sum(0)
+        factor = factor * (form.diagonal() / own.clamp(min=1e-300)).sqrt().clamp(max=1.0)
         diagonal = (form.diagonal() - factor.square().sum(0)).clamp(min=0.0)
     return factor, diagonal
 

@@ -67,7 +67,9 @@ class Projector:
         D, shape = self.w1.shape[1], list(features.shape)
         width = shape[-1] if shape else 0
         if self.norm is None:
-            return features  # the op has the rule about its width
+            if width != D:
+                raise ValueError(f"{op}: features must have D={D} channels, got {shape}")
+            return features
         if features.ndim not in (2, 3) or width < 1 or D % width or shape[-2] * width % D:
             raise ValueError(f"{op}: features must be [..., T, C] that merge to D={D}, got {shape}")
         merged = [*shape[:-2], shape[-2] * width // D, D]

@@ -13,6 +13,24 @@ struct Avx512 {
   static Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
   static float sum(Vec v) { return _mm512_reduce_add_ps(v); }
 
+  // Sums of kLanes vectors that lie one after another, each in the same order: a transposition with
+  // an addition at every step.
+  static void sums(const float* p, float* out) {
+    Vec four[4];  // of four vectors: [4] sums of each quarter
+    for (int i = 0; i < 4; ++i, p += 4 * kLanes) {
+      const Vec a = load(p), b = load(p + 16), c = load(p + 32), d = load(p + 48);
+      const Vec ab = add(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+      const Vec cd = add(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+      four[i] = add(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+    }
+    const Vec low = halves(four[0], four[1]), high = halves(four[2], four[3]);
+    store(out, halves(low, high));
+  }
+  // Quarters 0 + 1 and 2 + 3 of a, then of b.
+  static Vec halves(Vec a, Vec b) {
+    return add(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+  }
+
   static Vec load_half(const float* p, int half) { return load(p + half * kLanes); }
   static Vec load_half(const Half* p, int half) {
     const void* at = p + half * kLanes;

@@ -11,13 +11,14 @@
 
 namespace zspa::cpu {
 
-// Rows of one product call at most; columns of one call at most (the accumulators must stay in L1/L2).
+// Rows and columns of one product call at most. The columns of a call (400 KB at D = 4096) stay in L2
+// while rows stream past them.
 constexpr int kUnitRows = 16;
-constexpr int kUnitColumns = 48;
+constexpr int kUnitColumns = 24;
 
 // Depth of one block of a panel, in elements: a column group of a block and the rows beside it fit
 // into L1. The block size does not change the order of a sum: accumulators live across blocks.
-constexpr int64_t kBlockDepth = 512;
+constexpr int64_t kBlockDepth = 1024;
 
 // Columns of a product, packed for the inner loop: [block][column][depth of a block], zero padded.
 // An element is a float, or a bfloat16 where the instruction set multiplies those directly.

@@ -27,6 +27,20 @@ struct Isa {
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
   }
 
+  // Sums of kLanes vectors that lie one after another, each in the same order: a transposition with
+  // an addition at every step.
+  static void sums(const float* p, float* out) {
+    Vec four[2];  // of four vectors: [4] sums of each half
+    for (int i = 0; i < 2; ++i, p += 4 * kLanes) {
+      const Vec a = load(p), b = load(p + 8), c = load(p + 16), d = load(p + 24);
+      const Vec ab = add(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+      const Vec cd = add(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+      four[i] = add(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xee));
+    }
+    store(out, add(_mm256_permute2f128_ps(four[0], four[1], 0x20),
+                   _mm256_permute2f128_ps(four[0], four[1], 0x31)));
+  }
+
   static Vec load_half(const float* p, int half) { return load(p + half * kLanes); }
   static Vec load_half(const Half* p, int half) {
     const void* at = p + half * kLanes;

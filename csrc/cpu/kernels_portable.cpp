@@ -26,6 +26,11 @@ struct Isa {
   static Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
   static float sum(Vec v) { return (v[0] + v[2]) + (v[1] + v[3]); }
 
+  // Sums of kLanes vectors that lie one after another, each in the same order.
+  static void sums(const float* p, float* out) {
+    for (int i = 0; i < kLanes; ++i) out[i] = sum(load(p + i * kLanes));
+  }
+
   static Vec load_half(const float* p, int half) { return load(p + half * kLanes); }
   static Vec load_half(const Half* p, int half) {
     p += half * kLanes;

@@ -166,7 +166,8 @@ void dots_of(const T* const* rows, int count, const PanelView& panel, int64_t fi
   using Packed = typename P::Packed;
   const int columns = int(last - first);
   const int64_t acc_stride = int64_t(columns) * L;  // of a row
-  alignas(64) float acc[kUnitRows * kUnitColumns * L];
+  // The sums of the last columns are read in a full group: L more than there are.
+  alignas(64) float acc[(kUnitRows * kUnitColumns + L) * L];
   // The last channels of each row, zero padded to a whole step: rows are never read past D.
   alignas(64) T tails[kUnitRows][kStep];
   const T* tail_rows[kUnitRows];
@@ -199,9 +200,19 @@ void dots_of(const T* const* rows, int count, const PanelView& panel, int64_t fi
       }
     }
   }
-  for (int i = 0; i < count; ++i)
-    for (int c = 0; c < columns; ++c)
-      out[i * out_stride + c] = Isa::sum(Isa::load(acc + i * acc_stride + int64_t(c) * L));
+  // The sums lie one after another, [count * columns][kLanes]; kLanes of them are added up at once.
+  int64_t i = 0, c = 0;
+  for (int64_t done = 0; done < int64_t(count) * columns; done += L) {
+    float values[L];
+    Isa::sums(acc + done * L, values);
+    for (int x = 0; x < L && i < count; ++x) {
+      out[i * out_stride + c] = values[x];
+      if (++c == columns) {
+        c = 0;
+        ++i;
+      }
+    }
+  }
 }
 
 template <class T>

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 from torch import Tensor
@@ -168,3 +171,21 @@ def diversity_varlen(
     arguments = (visual, cu_seqlens, k, total_k, max_seqlen, weights)
     result: Tensor = call("diversity_varlen", backend, arguments)
     return result
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Run with torch's number of threads set to `count`."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def same_bits(a: Tensor, b: Tensor) -> None:
+    """Equal bits; NaN never occurs in a result."""
+    assert a.dtype == b.dtype
+    assert a.shape == b.shape
+    assert torch.equal(a, b), f"{a.tolist()} != {b.tolist()}"

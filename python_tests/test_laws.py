@@ -3,15 +3,9 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,20 +16,15 @@ from python_tests.runners import (
     diversity,
     each_backend,
     relevance_topk,
+    same_bits,
     select,
     select_varlen,
     strided_views,
+    threads,
 )
 from zspa_kernels.testing import MODELS, SPECIAL, prompt, special, tokens
 from zspa_kernels.testing.cases import (
     DTYPES,
-    judge_diversity,
-    judge_relevance_topk,
-    judge_select,
-    model_cases,
-    pooling_cases,
-    seed_and_weight_cases,
-    special_cases,
 )
 
 Require = Callable[..., None]
@@ -96,23 +85,6 @@ def _try(backend: str, law: Callable[..., None], *strategies: st.SearchStrategy)
     settings(max_examples=SIZES[backend][2])(given(*strategies)(law))()
 
 
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _same(a: Tensor, b: Tensor) -> None:
-    """Equal bits; NaN never occurs in a result."""
-    assert a.dtype == b.dtype
-    assert a.shape == b.shape
-    assert torch.equal(a, b), f"{a.tolist()} != {b.tolist()}"
-
-
 @each_backend
 def test_law_1_select_is_relevance_then_diversity(backend: str, require_backend: Require) -> None:
     require_backend(backend)
@@ -130,7 +102,7 @@ def test_law_1_select_is_relevance_then_diversity(backend: str, require_backend:
         both = both[both >= 0]
         filled = torch.full_like(got, -1)
         filled[: len(both)] = both
-        _same(got, filled)
+        same_bits(got, filled)
         ascending = zk.select(
             visual,
             words,
@@ -140,7 +112,7 @@ def test_law_1_select_is_relevance_then_diversity(backend: str, require_backend:
             pooling=pooling,
             backend=backend,
         )
-        _same(ascending[: len(both)], both.sort().values)
+        same_bits(ascending[: len(both)], both.sort().values)
         assert (ascending[len(both) :] == -1).all()
 
     counts = st.integers(0, 2**16)
@@ -183,16 +155,16 @@ def test_law_2_a_row_is_a_row(backend: str, require_backend: Require) -> None:
             backend=backend,
         )
         moved = torch.where(alone >= 0, alone + before, alone)
-        _same(got[1], moved)
+        same_bits(got[1], moved)
         tops, all_scores = zk.relevance_topk(
             batch, texts, k_core, visual_mask=masks, backend=backend
         )
-        _same(all_scores[1, before : before + x.n], scores)
-        _same(tops[1], torch.where(top >= 0, top + before, top))
+        same_bits(all_scores[1, before : before + x.n], scores)
+        same_bits(tops[1], torch.where(top >= 0, top + before, top))
         weights = torch.ones(3, total)
         weights[1, before : before + x.n] = x.weights()
         picks = zk.diversity(batch, k_diverse, weights=weights, visual_mask=masks, backend=backend)
-        _same(picks[1], torch.where(heavy >= 0, heavy + before, heavy))
+        same_bits(picks[1], torch.where(heavy >= 0, heavy + before, heavy))
 
         # As a segment; masks become rows that are no tokens.
         shown = torch.where(mask[:, None], visual, torch.nan)
@@ -212,7 +184,7 @@ def test_law_2_a_row_is_a_row(backend: str, require_backend: Require) -> None:
             max_seqlen=packed.shape[0],
         )
         first = min(2, before)
-        _same(segments[first : first + k_core + k_diverse], moved)
+        same_bits(segments[first : first + k_core + k_diverse], moved)
 
     few = st.integers(0, 19)
     _try(backend, law, inputs(backend), inputs(backend), few, few)
@@ -230,8 +202,8 @@ def test_law_3_strides_do_not_matter(backend: str, require_backend: Require) -> 
         views = list(strided_views(visual).values())
         other = list(strided_views(words).values())[view % len(views)]
         seen = views[view % len(views)]
-        _same(select(backend)(seen, other, k_core, k_diverse, mask, None, "mean"), plain)
-        _same(relevance_topk(backend)(seen, other, k_core, mask, None, "mean")[1], scores)
+        same_bits(select(backend)(seen, other, k_core, k_diverse, mask, None, "mean"), plain)
+        same_bits(relevance_topk(backend)(seen, other, k_core, mask, None, "mean")[1], scores)
         weights = x.weights()
         seeds = torch.tensor([x.seed % x.n, -1, x.n // 2])
         strided = diversity(backend)(
@@ -241,7 +213,7 @@ def test_law_3_strides_do_not_matter(backend: str, require_backend: Require) -> 
             weights.repeat_interleave(3)[::3],
             mask.repeat_interleave(2)[::2],
         )
-        _same(strided, diversity(backend)(visual, k_diverse, seeds, weights, mask))
+        same_bits(strided, diversity(backend)(visual, k_diverse, seeds, weights, mask))
         wide_mask = torch.zeros(x.n, 3, dtype=torch.bool)
         wide_mask[:, 1] = mask
         expanded = zk.select(
@@ -253,7 +225,7 @@ def test_law_3_strides_do_not_matter(backend: str, require_backend: Require) -> 
             sorted=False,
             backend=backend,
         )
-        _same(expanded, plain.expand(2, -1))
+        same_bits(expanded, plain.expand(2, -1))
 
     _try(backend, law, inputs(backend), st.integers(0, 4))
 
@@ -269,14 +241,14 @@ def test_law_4_more_picks_extend_fewer(backend: str, require_backend: Require) -
         seeds = torch.tensor([x.seed % x.n, -1]) if seeded else None
         pick = diversity(backend)
         fewer = pick(visual, k, seeds, weights, mask)
-        _same(pick(visual, k + 1, seeds, weights, mask)[:k], fewer)
-        _same(pick(visual, x.n, seeds, weights, mask)[:k], fewer)
+        same_bits(pick(visual, k + 1, seeds, weights, mask)[:k], fewer)
+        same_bits(pick(visual, x.n, seeds, weights, mask)[:k], fewer)
         words = x.prompt()
         top = relevance_topk(backend)
         fewer, scores = top(visual, words, k, mask, None, "mean")
         more, same = top(visual, words, k + 1, mask, None, "mean")
-        _same(more[:k], fewer)
-        _same(same, scores)
+        same_bits(more[:k], fewer)
+        same_bits(same, scores)
 
     _try(backend, law, inputs(backend), st.integers(0, 2**16), st.booleans(), st.booleans())
 
@@ -285,13 +257,13 @@ def test_law_4_more_picks_extend_fewer(backend: str, require_backend: Require) -
 def test_laws_5_and_6_threads_and_repetition(backend: str, require_backend: Require) -> None:
     require_backend(backend)
 
-    def law(x: Input, threads: int) -> None:
+    def law(x: Input, several: int) -> None:
         visual, mask, words = x.visual(), x.mask(), x.prompt()
         k_core, k_diverse = x.n // 5, x.n // 2
         results = []
         given_bits = [y.clone().view(torch.uint8) for y in (visual, mask, words)]
-        for count in (1, threads, threads):
-            with _threads(count):
+        for count in (1, several, several):
+            with threads(count):
                 core = select(backend)(visual, words, k_core, k_diverse, mask, None, "mean")
                 free = select(backend)(visual, None, 0, k_diverse, mask, None, "mean")
                 scores = relevance_topk(backend)(visual, words, k_core, mask, None, "max")[1]
@@ -300,48 +272,9 @@ def test_laws_5_and_6_threads_and_repetition(backend: str, require_backend: Requ
             assert torch.equal(y.view(torch.uint8), bits), "an argument was changed"
         for other in results[1:]:
             for a, b in zip(results[0], other, strict=True):
-                _same(a, b)
+                same_bits(a, b)
 
     _try(backend, law, inputs(backend), st.integers(2, 5))
-
-
-@pytest.mark.parametrize("model", MODELS)
-def test_threads_and_batches_at_real_sizes(model: str, require_backend: Require) -> None:
-    """Large enough that every phase of the compiled kernels is parallel and blocked."""
-    require_backend("cpp")
-    n, d = 1300, 200
-    for dtype in (torch.float32, torch.bfloat16):
-        visual, words = tokens(model, n, d, dtype=dtype), prompt(model, 4, d, dtype=dtype)
-        for text, k_core in ((words, 50), (None, 0)):
-            run = select("cpp")
-            with _threads(1):
-                one = run(visual, text, k_core, 200, None, None, "mean")
-            for count in (2, 3):
-                with _threads(count):
-                    _same(run(visual, text, k_core, 200, None, None, "mean"), one)
-            longer = run(visual, text, k_core, 201, None, None, "mean")
-            _same(longer[:-1], one)
-            pair = zk.select(
-                torch.stack([visual.flip(0), visual]),
-                None if text is None else torch.stack([text, text]),
-                k_core=k_core,
-                k_diverse=200,
-                sorted=False,
-                backend="cpp",
-            )
-            _same(pair[1], one)
-            segments = select_varlen(
-                "cpp",
-                torch.cat([visual[:77], visual]),
-                torch.tensor([0, 77, 77 + n], dtype=torch.int32),
-                text,
-                None,
-                torch.tensor([3 if k_core else 0, k_core]),
-                torch.tensor([5, 200]),
-                total_k=208 + k_core if k_core else 205,
-                max_seqlen=n,
-            )
-            _same(segments[-len(one) :] - 77, one)
 
 
 @each_backend
@@ -353,115 +286,7 @@ def test_scaling_and_relabelling(backend: str, require_backend: Require) -> None
         visual = tokens("iid", 30, 33, seed)
         picks = zk.diversity(visual, 12, backend=backend)
         mirrored = zk.diversity(visual.flip(0), 12, backend=backend)
-        _same(29 - mirrored, picks)
-        _same(zk.diversity(visual * 2.0**exponent, 12, backend=backend), picks)
+        same_bits(29 - mirrored, picks)
+        same_bits(zk.diversity(visual * 2.0**exponent, 12, backend=backend), picks)
 
     _try(backend, law, st.integers(0, 999), st.integers(-30, 30))
-
-
-_FORK = """
-import os, sys, time
-import torch
-torch.set_num_threads(2)
-import zspa_kernels as zk
-from zspa_kernels.testing import prompt, tokens
-
-visual, words = tokens("vlm", 1500, 256), prompt("vlm", 4, 256)
-
-def calls():
-    return [
-        zk.select(visual, words, k_core=40, k_diverse=160, sorted=False, backend="cpp"),
-        zk.diversity(visual, 90, backend="cpp"),
-        zk.relevance_topk(visual, words, 9, backend="cpp")[1],
-    ]
-
-before = calls()
-child = os.fork()
-if child == 0:
-    after = calls()
-    same = all(torch.equal(a, b) for a, b in zip(before, after))
-    os._exit(0 if same else 3)
-_, status = os.waitpid(child, 0)
-again = calls()
-same = all(torch.equal(a, b) for a, b in zip(before, again))
-print("child", os.waitstatus_to_exitcode(status), "parent", same)
-"""
-
-
-def test_fork_after_a_parallel_call(require_backend: Require) -> None:
-    """A child forked after a parallel region finishes the same call with the same result."""
-    require_backend("cpp")
-    process = subprocess.Popen(
-        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", _FORK],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "2"},
-    )
-    try:
-        output, _ = process.communicate(timeout=60)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        pytest.fail("the child of a fork hangs in the call")
-    assert output.strip().splitlines()[-1] == "child 0 parent True", output
-
-
-def _isas() -> list[str]:
-    from zspa_kernels import _native
-
-    return _native.module().isas() if _native.reason() is None else ["none"]
-
-
-@pytest.fixture(params=_isas())
-def native_isa(request: pytest.FixtureRequest, require_backend: Require) -> Iterator[str]:
-    require_backend("cpp")
-    from zspa_kernels import _C
-
-    _C.use_isa(request.param)
-    assert _C.isa() == request.param
-    yield request.param
-    _C.use_isa("auto")
-
-
-def test_instruction_sets_meet_the_oracle(native_isa: str) -> None:
-    small, wide, large = (model_cases(tier) for tier in ("small", "wide", "large"))
-    for case in small[::3] + wide[::2] + large[1::6] + special_cases()[::3]:
-        judge_select(case, select("cpp"), "cpp")
-    for case in small[1::4] + pooling_cases()[::2] + wide[1::2]:
-        judge_relevance_topk(case, relevance_topk("cpp"), "cpp")
-    for case in seed_and_weight_cases()[::3]:
-        judge_diversity(case, diversity("cpp"), "cpp")
-
-
-def test_instruction_sets_keep_the_laws(native_isa: str) -> None:
-    for dtype in DTYPES:
-        for n, d in ((150, 129), (700, 67)):
-            visual, words = tokens("vlm", n, d, dtype=dtype), prompt("vlm", 3, d, dtype=dtype)
-            run, top = select("cpp"), relevance_topk("cpp")
-            alone = run(visual, words, n // 8, n // 4, None, None, "mean")
-            with _threads(1):
-                _same(run(visual, words, n // 8, n // 4, None, None, "mean"), alone)
-            core, scores = top(visual, words, n // 8, None, None, "mean")
-            rest = diversity("cpp")(visual, n // 4, core, None, None)
-            _same(torch.cat([core, rest]), alone)
-            free = run(visual, None, 0, n // 4, None, None, "mean")
-            _same(run(visual, None, 0, n // 4 + 9, None, None, "mean")[: n // 4], free)
-            padded = torch.cat([torch.full_like(visual[:13], torch.nan), visual, visual[:5]])
-            mask = (torch.arange(n + 18) >= 13) & (torch.arange(n + 18) < 13 + n)
-            _same(run(padded, None, 0, n // 4, mask, None, "mean") - 13, free)
-            _same(top(padded, words, 1, mask, None, "mean")[1][13 : 13 + n], scores)
-
-
-def test_instruction_sets_agree_on_exact_tokens(native_isa: str) -> None:
-    from zspa_kernels import _C
-
-    for dtype in DTYPES:
-        visual, words = tokens("exact", 500, 129, dtype=dtype), prompt("exact", 4, 129)
-        got = select("cpp")(visual, words, 50, 150, None, None, "mean")
-        free = select("cpp")(visual, None, 0, 150, None, None, "mean")
-        _C.use_isa("auto")
-        _same(select("cpp")(visual, words, 50, 150, None, None, "mean"), got)
-        _same(select("cpp")(visual, None, 0, 150, None, None, "mean"), free)
-        _C.use_isa(native_isa)

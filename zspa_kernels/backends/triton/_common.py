@@ -36,6 +36,7 @@ K_CORE = tl.constexpr(_segments.K_CORE)
 K_DIVERSE = tl.constexpr(_segments.K_DIVERSE)
 FIRST_SLOT = tl.constexpr(_segments.FIRST_SLOT)
 COLUMNS = tl.constexpr(5)
+COUNT = tl.constexpr(128)  # segments counted at a time
 
 
 @triton.jit
@@ -51,20 +52,29 @@ def program(programs, REVERSED: tl.constexpr):
 def segment(seg, table, N, stride_b, stride_n, k_core, k_diverse):
     """Where a segment's rows and output slots are.
 
-    Returns (first scratch row, element offset of the first row, what to add to an index on output,
-    length, k_core, k_diverse, first slot). A padded batch has no table: row b starts at b * N.
+    Returns (first row in scratch, first row in masks and weights, element offset of the first row,
+    what to add to an index on output, length, k_core, k_diverse, first slot). A padded batch has no
+    table: row b starts at b * N. The segments of a ragged batch of N = T tokens lie one after
+    another in scratch, for offsets that fall may make them overlap in the tokens; what then goes
+    beyond T rows of scratch is cut off.
     """
     if table is not None:
+        before = tl.full([COUNT], 0, tl.int64)
+        for s0 in range(0, seg, COUNT):
+            s = s0 + tl.arange(0, COUNT)
+            before += tl.load(table + s * COLUMNS + LENGTH, mask=s < seg, other=0)
+        scratch = tl.minimum(tl.sum(before, 0), N)
         entry = table + seg * COLUMNS
-        first_row = tl.load(entry + FIRST_ROW)
-        length = tl.load(entry + LENGTH).to(tl.int32)
+        first = tl.load(entry + FIRST_ROW)
+        length = tl.minimum(tl.load(entry + LENGTH), N - scratch).to(tl.int32)
         core = tl.load(entry + K_CORE).to(tl.int32)
         diverse = tl.load(entry + K_DIVERSE).to(tl.int32)
         slot = tl.load(entry + FIRST_SLOT)
-        return first_row, first_row * stride_n, first_row, length, core, diverse, slot
+        return scratch, first, first * stride_n, first, length, core, diverse, slot
     else:
-        row = seg.to(tl.int64)
-        return row * N, row * stride_b, row * 0, N, k_core, k_diverse, row * (k_core + k_diverse)
+        b = seg.to(tl.int64)
+        slot = b * (k_core + k_diverse)
+        return b * N, b * N, b * stride_b, b * 0, N, k_core, k_diverse, slot
 
 
 @triton.jit
@@ -151,19 +161,20 @@ def inverse_norm(q, ok):
 
 @triton.jit
 def block_norms(
-    rows, first, i, length, mask, weights, D, stride_n, ROWS: tl.constexpr, BLOCK_K: tl.constexpr
+    x, i, length, tokens, mask, weights, D, stride_n, ROWS: tl.constexpr, BLOCK_K: tl.constexpr
 ):
-    """Inverse norms of the rows `i` [ROWS] of a segment whose rows start at `rows`.
+    """Inverse norms of the rows `i` [ROWS] of a segment whose rows start at `x`.
 
-    A row with a weight that is NaN, infinite or negative counts as masked out.
+    `tokens`: its first row in `mask` and `weights`. A row with a weight that is NaN, infinite or
+    negative counts as masked out.
     """
     ok = i < length
     if mask is not None:
-        ok = ok & (tl.load(mask + first + i, mask=ok, other=0) != 0)
+        ok = ok & (tl.load(mask + tokens + i, mask=ok, other=0) != 0)
     if weights is not None:
-        w = tl.load(weights + first + i, mask=ok, other=0.0)
+        w = tl.load(weights + tokens + i, mask=ok, other=0.0)
         ok = ok & (w >= 0.0) & (w < INF)
-    q, _ = row_sums(rows + (i.to(tl.int64) * stride_n)[:, None], ok, None, D, ROWS, BLOCK_K)
+    q, _ = row_sums(x + (i.to(tl.int64) * stride_n)[:, None], ok, None, D, ROWS, BLOCK_K)
     return inverse_norm(q, ok)
 
 

@@ -60,11 +60,11 @@ def _diversity_norm_kernel(
 ):
     """Inverse norms; a token that is masked or has no usable weight gets -1."""
     seg, me = program(programs, REVERSED)
-    first, origin, _, length, _, _, _ = segment(seg, table, N, stride_b, stride_n, 0, 0)
+    first, tokens, origin, _, length, _, _, _ = segment(seg, table, N, stride_b, stride_n, 0, 0)
     for block in range(me * BLOCK_N, length, programs * BLOCK_N):
         i = block + tl.arange(0, BLOCK_N)
         inv = block_norms(
-            visual + origin, first, i, length, mask, weights, D, stride_n, BLOCK_N, BLOCK_K
+            visual + origin, i, length, tokens, mask, weights, D, stride_n, BLOCK_N, BLOCK_K
         )
         tl.store(inv_norm + first + i, inv, mask=i < length)
 
@@ -116,7 +116,7 @@ def _diversity_start_kernel(
     that cannot be picked (masked out, or a seed).
     """
     seg, me = program(programs, REVERSED)
-    first, origin, base, length, core, diverse, slot = segment(
+    first, tokens, origin, base, length, core, diverse, slot = segment(
         seg, table, N, stride_b, stride_n, k_core, k_diverse
     )
     at, count = seed_list(seeds, seg, S, slot, core, IN_SLOTS)
@@ -164,7 +164,7 @@ def _diversity_start_kernel(
             lowest = tl.where(taken > 0, INF, top)
             start = lowest
         if weights is not None:
-            w = tl.load(weights + first + i, mask=inv >= 0.0, other=0.0)
+            w = tl.load(weights + tokens + i, mask=inv >= 0.0, other=0.0)
             if valid_seeds > 0:
                 start = cost(lowest, w)
             else:
@@ -196,7 +196,7 @@ def _diversity_pick_kernel(
 ):
     """One pick at a time, one program a segment; picks go to the slots after the core's."""
     seg, _ = program(1, REVERSED)
-    first, origin, base, length, core, diverse, slot = segment(
+    first, tokens, origin, base, length, core, diverse, slot = segment(
         seg, table, N, stride_b, stride_n, k_core, k_diverse
     )
     lane = tl.arange(0, BLOCK_N)
@@ -234,7 +234,7 @@ def _diversity_pick_kernel(
                 tl.store(nearest + first + i, m, mask=i < length)
                 w = None
                 if weights is not None:
-                    w = tl.load(weights + first + i, mask=inv >= 0.0, other=0.0)
+                    w = tl.load(weights + tokens + i, mask=inv >= 0.0, other=0.0)
                 lanes = tl.minimum(lanes, order_key(cost(m, w), i))
             # The next pass reads `nearest` in another layout: other threads of this program do.
             tl.debug_barrier()
@@ -293,7 +293,6 @@ def greedy(
         "IN_SLOTS": after_core,
         "BLOCK_K": cfg.block_k,
         "REVERSED": cfg.reverse,
-        "num_stages": cfg.stages,
     }
     each = programs(cfg, n, segments.count, cfg.start_n)
     launch(
@@ -305,6 +304,7 @@ def greedy(
         BLOCK_N=cfg.start_n,
         BLOCK_C=cfg.start_c,
         num_warps=cfg.start_warps,
+        num_stages=cfg.start_stages,
         **options,
     )
     launch(
@@ -316,6 +316,7 @@ def greedy(
         BLOCK_N=cfg.pick_n,
         BLOCK_C=cfg.pick_c,
         num_warps=cfg.pick_warps,
+        num_stages=cfg.pick_stages,
         **options,
     )
 

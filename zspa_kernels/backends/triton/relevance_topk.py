@@ -45,7 +45,7 @@ from .relevance_topk_config import Config, config, programs
 
 @triton.jit(do_not_specialize=["N", "programs"])
 def _relevance_topk_norm_kernel(
-    tokens,
+    rows,
     mask,
     inv_norm,
     table,
@@ -60,11 +60,11 @@ def _relevance_topk_norm_kernel(
 ):
     """Inverse norms of prompt tokens, or of the visual tokens where nothing is pooled."""
     seg, me = program(programs, REVERSED)
-    first, origin, _, length, _, _, _ = segment(seg, table, N, stride_b, stride_n, 0, 0)
+    first, tokens, origin, _, length, _, _, _ = segment(seg, table, N, stride_b, stride_n, 0, 0)
     for block in range(me * BLOCK_N, length, programs * BLOCK_N):
         i = block + tl.arange(0, BLOCK_N)
         inv = block_norms(
-            tokens + origin, first, i, length, mask, None, D, stride_n, BLOCK_N, BLOCK_K
+            rows + origin, i, length, tokens, mask, None, D, stride_n, BLOCK_N, BLOCK_K
         )
         tl.store(inv_norm + first + i, inv, mask=i < length)
 
@@ -151,7 +151,7 @@ def _relevance_topk_score_kernel(
 ):
     """Inverse norms and cosines with the pooled prompt; each visual token is read once."""
     seg, me = program(programs, REVERSED)
-    first, origin, _, length, _, _, _ = segment(seg, table, N, stride_b, stride_n, 0, 0)
+    first, tokens, origin, _, length, _, _, _ = segment(seg, table, N, stride_b, stride_n, 0, 0)
     t = pooled + seg.to(tl.int64) * D
     inv_t = tl.full([1], 1.0, tl.float32)
     if NORMALIZE:
@@ -161,7 +161,7 @@ def _relevance_topk_score_kernel(
         i = block + tl.arange(0, BLOCK_N)
         ok = i < length
         if mask is not None:
-            ok = ok & (tl.load(mask + first + i, mask=ok, other=0) != 0)
+            ok = ok & (tl.load(mask + tokens + i, mask=ok, other=0) != 0)
         rows = visual + origin + (i.to(tl.int64) * stride_n)[:, None]
         q, s = row_sums(rows, ok, t, D, BLOCK_N, BLOCK_K)
         inv = inverse_norm(q, ok)
@@ -195,7 +195,7 @@ def _relevance_topk_max_kernel(
 ):
     """The largest cosine with any valid prompt token; one that is a zero row has cosine 0."""
     seg, me = program(programs, REVERSED)
-    first, origin, _, length, _, _, _ = segment(seg, table, N, stride_b, stride_n, 0, 0)
+    first, _, origin, _, length, _, _, _ = segment(seg, table, N, stride_b, stride_n, 0, 0)
     first_m, origin_m, length_m = prompt_rows(seg, spans, M, stride_pb, stride_m)
     for block in range(me * BLOCK_N, length, programs * BLOCK_N):
         i = block + tl.arange(0, BLOCK_N)
@@ -233,7 +233,7 @@ def _relevance_topk_rank_kernel(
     Slots that get no token are left as they are.
     """
     seg, me = program(programs, REVERSED)
-    first, _, base, length, k_core, _, slot = segment(seg, table, N, 0, 0, k_core, k_diverse)
+    first, _, _, base, length, k_core, _, slot = segment(seg, table, N, 0, 0, k_core, k_diverse)
     if tl.load(count + seg) == 0 or k_core == 0:
         length = length * 0  # no valid prompt token: there is no core
     for block in range(me * ROWS, length, programs * ROWS):

@@ -48,13 +48,15 @@ def config(d: int, itemsize: int, hip: bool = False) -> Config:
         block_n=16,
         block_k=min(width, 256),
         warps=4,
-        # One warpgroup needs 64 rows. 32 prompt tokens: a question is 10 to 60 tokens long.
+        # One warpgroup needs 64 rows; 8 warps, because 4 spill where float32 does without matrix
+        # units. 32 prompt tokens: a question is 10 to 60 tokens long.
         max_block_n=64,
         max_block_m=32,
-        # float32 runs without matrix units: half the depth keeps its operands out of local memory.
+        # 128 bytes of a row, one line, at a time.
         max_block_k=min(width, 64 if itemsize == 2 else 32),
-        max_warps=4,
-        # (64 + 32) x 256 bytes a stage: 3 stages are 72 KiB; AMD has 64 KiB and buffers one less.
+        max_warps=8,
+        # (64 + 32) rows x 128 bytes a stage: 36 KiB, so that two programs fit beside each other;
+        # AMD has 64 KiB.
         max_stages=2 if hip else 3,
         # 128 channels a program: D = 4096 gives 32 programs a prompt, a warp reads whole lines.
         pool_block_d=min(width, 128),

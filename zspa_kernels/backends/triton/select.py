@@ -46,7 +46,7 @@ def _select_sort_kernel(
 ):
     """Copies the picks of a segment in ascending order; -1s are not copied."""
     seg, me = program(programs, REVERSED)
-    _, _, _, _, core, diverse, slot = segment(seg, table, N, 0, 0, k_core, k_diverse)
+    _, _, _, _, _, core, diverse, slot = segment(seg, table, N, 0, 0, k_core, k_diverse)
     for block in range(me * SLOTS, core + diverse, programs * SLOTS):
         s = block + tl.arange(0, SLOTS)
         own = tl.load(picks + slot + s, mask=s < core + diverse, other=-1)

@@ -334,7 +334,7 @@ def test_features_that_do_not_fit() -> None:
 
 def test_bad_options() -> None:
     module, x = build("LLaVA"), features("LLaVA")
-    plan = zk.SensitivityPlan(module.linear_1.weight, None, module.linear_2.weight, "gelu")
+    plan = zk.SensitivityPlan(torch.ones(3, D), None, torch.ones(2, 3), "gelu")
     for options, kind, text in (
         ({"score": "variance"}, ValueError, "score must be one of closed_form, zeroth_order, "),
         ({"score": "linearised", "directions": 0}, ValueError, "directions must be at least 1"),

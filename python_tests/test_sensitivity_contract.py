@@ -305,17 +305,18 @@ def test_ambient_state_changes_nothing(
 def test_the_precision_of_products_is_put_back(generic: str, require_backend: Require) -> None:
     """Also where it was inherited: what is set for all products later still applies."""
     require_backend("cpp", "sensitivity_rms")
-    own = torch.backends.mkldnn.matmul
-    saved = torch.backends.fp32_precision, own.fp32_precision
+    all_products: Any = torch.backends
+    own = all_products.mkldnn.matmul
+    saved = all_products.fp32_precision, own.fp32_precision
     try:
         own.fp32_precision = "none"
-        torch.backends.fp32_precision = generic
+        all_products.fp32_precision = generic
         call_named("sensitivity_rms", "cpp")
         assert own.fp32_precision == generic
-        torch.backends.fp32_precision = "ieee"
+        all_products.fp32_precision = "ieee"
         assert own.fp32_precision == "ieee"
     finally:
-        torch.backends.fp32_precision, own.fp32_precision = saved
+        all_products.fp32_precision, own.fp32_precision = saved
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -123,6 +123,7 @@ def test_residual_is_what_the_rank_leaves_out() -> None:
     w = spectrum(0.5)
     plan, full = zk.SensitivityPlan(*w, "gelu", 8), zk.SensitivityPlan(*w, "gelu")
     form = full.factor.double().T @ full.factor.double()
+    assert plan.diagonal is not None
     near = plan.factor.double().T @ plan.factor.double() + plan.diagonal.double().diag()
     assert plan.residual == pytest.approx(float((form - near).norm() / form.norm()), rel=1e-4)
 
@@ -136,7 +137,8 @@ def test_a_plan_is_the_same_every_time_and_leaves_the_generator_alone() -> None:
 
 def test_trained_weights_of_half_precision() -> None:
     w, x = weights(), draw(8, 24).bfloat16()
-    half = tuple(torch.nn.Parameter(t.bfloat16()) for t in w)
+    w1, b1, w2 = (torch.nn.Parameter(t.bfloat16()) for t in w)
+    half = w1, b1, w2
     plan = zk.SensitivityPlan(*half, "gelu")
     assert not plan.factor.requires_grad
     scores = plan(x)

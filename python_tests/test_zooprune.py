@@ -66,6 +66,7 @@ def test_published_sensitivity_and_selection() -> None:
     with torch.no_grad():
         visual = module(x)
     picked = method.select(visual, features=x)
+    assert picked.scores is not None
     assert torch.allclose(picked.scores.double(), exact.detach(), rtol=1e-4)
     assert picked.indices.tolist() == published_selection(visual, exact.detach(), 10)
 

@@ -69,7 +69,8 @@ def published_sensitivity(
 
 def linearised_sensitivity(features: Tensor, project: Function, directions: Tensor) -> Tensor:
     """Mean over the directions of `||J u||`, `[N]`: the published estimate's limit for h = 0."""
-    return _responses(features, project, directions).norm(dim=1).mean(1)
+    lengths: Tensor = _responses(features, project, directions).norm(dim=1)
+    return lengths.mean(1)
 
 
 def jacobian_sensitivity(
@@ -77,9 +78,11 @@ def jacobian_sensitivity(
 ) -> Tensor:
     """Root mean square of `||J u||` over all unit directions, or over the given ones, `[N]`."""
     if directions is None:
-        return _jacobian(features, project).flatten(1).norm(dim=1) / math.sqrt(features.shape[1])
-    responses = _responses(features, project, directions)
-    return responses.flatten(1).norm(dim=1) / math.sqrt(len(directions))
+        responses, count = _jacobian(features, project), features.shape[1]
+    else:
+        responses, count = _responses(features, project, directions), len(directions)
+    length: Tensor = responses.flatten(1).norm(dim=1)
+    return length / math.sqrt(count)
 
 
 def _jacobian(features: Tensor, project: Function) -> Tensor:

@@ -58,7 +58,9 @@ Segment segment_of(const Problem& p, int64_t s) {
 
 template <class Run>
 void for_each_segment(Problem& problem, const Run& run) {
-  if (problem.table) std::fill(problem.indices, problem.indices + problem.total_slots, int64_t(-1));
+  // A table without segments has no memory, and so the address of an absent one.
+  if (problem.table || problem.S == 0)
+    std::fill(problem.indices, problem.indices + problem.total_slots, int64_t(-1));
   const int threads = usable_threads(problem.threads);
   const bool image_per_thread = problem.S >= threads && problem.S > 1;
   const int outer = image_per_thread ? threads : 1;

@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The study of ZOO-Prune's sensitivity: `python -m bench.sensitivity [--suite cpu|smoke]`.
+
+Agreement: every variant against a float64 run of the published formula. Cost: time, floating-point
+operations and peak memory at the size of LLaVA-1.5's projector, in bfloat16, against the published
+code and one forward pass of the projector. Writes sensitivity.json and sensitivity.png.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bench import ceilings, sensitivity_plot
+from bench import sensitivity_study as study
+from bench.environment import ROOT, environment
+from bench.sensitivity_study import RADIUS, SIZES, SPECTRA, Problem, Size, Timed
+from bench.timing import Samples, interleave, quiet, summary
+from zspa_kernels import unit_directions
+from zspa_kernels.sensitivity_plan import compact_output
+from zspa_kernels.testing.sensitivity import published_sensitivity
+
+#: suite -> (size of the agreement, size of the cost, numbers of directions, seconds a group)
+SUITES = {
+    "cpu": ("quarter", "llava15", (4, 16, 64), 8.0),
+    "smoke": ("smoke", "smoke", (2, 4), 0.02),
+}
+FORWARD = "projector, one forward pass"
+#: Tokens of a timed call that are compared with float64.
+CHECKED = 2
+
+console = Console()
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One contender.
+
+    Attributes:
+        variant: What runs.
+        m: Directions; 0 for none.
+        median_ms: Of the timed calls.
+        p10_ms: Of the timed calls.
+        p90_ms: Of the timed calls.
+        calls: How many.
+        gflop: Floating-point operations of its products.
+        forward: Time in forward passes of the projector timed in the same group.
+        error: Largest relative error of the checked tokens of a timed call; None: not checked.
+    """
+
+    variant: str
+    m: int
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+    calls: int
+    gflop: float
+    forward: float
+    error: float | None
+
+
+def groups(
+    size: Size, counts: tuple[int, ...], seed: int
+) -> Iterator[tuple[int, dict[str, Timed]]]:
+    """(m, contenders) to be timed together; each group also times a forward pass."""
+    problem = Problem.draw(size, 0.0, seed)
+    single = problem.to(torch.float32)
+    a, x = problem.preactivation, problem.features
+    exact, ranked, diagonal = problem.plan(), problem.plan(256), problem.plan(0)
+    rows = exact.rank
+    triangular = bool(torch.equal(exact.factor, exact.factor.triu()))
+
+    def checked() -> torch.Tensor:
+        return study.closed_form64(problem, CHECKED)
+
+    yield (
+        0,
+        {
+            "projector in float32": Timed(
+                lambda: single.project(single.features), study.forward_gflop(size)
+            ),
+            "closed form": Timed(
+                lambda: exact(preactivation=a),
+                study.form_gflop(size, rows, False, triangular),
+                *(checked, 1e-2),
+            ),
+            "closed form, from the features": Timed(
+                lambda: exact(x), study.form_gflop(size, rows, True, triangular), *(checked, 1e-2)
+            ),
+            "closed form, rank 256": Timed(
+                lambda: ranked(preactivation=a), study.form_gflop(size, ranked.rank, False)
+            ),
+            "closed form, diagonal only": Timed(lambda: diagonal(preactivation=a), 0.0),
+        },
+    )
+    compact = compact_output(problem.w2)
+    wide = problem.to(torch.float64)
+    for m in counts:
+        u = unit_directions(m, size.d, seed)
+        first = wide.features[:CHECKED]
+        right = partial(published_sensitivity, first, wide.project, u.double(), RADIUS, 8)
+        work, naive = study.estimate_gflop(size, m), study.published_gflop(size, m)
+        half = 1e-9 * size.n * m * size.h * size.o  # what a triangular W2 spares
+        published = [
+            partial(published_sensitivity, p.features, p.project, u, RADIUS)
+            for p in (problem, single)
+        ]
+        yield (
+            m,
+            {
+                "zeroth order, plan": Timed(
+                    partial(problem.estimate, u, RADIUS, compact), work - half, right, 1e-2
+                ),
+                "zeroth order": Timed(partial(problem.estimate, u), work, right, 1e-2),
+                "published": Timed(published[0], naive),
+                "published in float32": Timed(published[1], naive),
+            },
+        )
+
+
+def costs(
+    size: Size, counts: tuple[int, ...], seconds: float, threads: int, seed: int
+) -> list[Cost]:
+    """Time every group."""
+    found: list[Cost] = []
+    problem = Problem.draw(size, 0.0, seed)
+    for m, contenders in groups(size, counts, seed):
+        with quiet(threads):
+            for timed in contenders.values():
+                if m < max(counts) or m == 0:
+                    timed.call()
+            calls = {name: timed.call for name, timed in contenders.items()}
+            samples = interleave(lambda: problem.project(problem.features), calls, seconds)
+        middle = summary(samples[""].slots).median_ms
+        if not any(cost.variant == FORWARD for cost in found):
+            forward = Timed(lambda: problem.features, study.forward_gflop(size))
+            found.append(_cost(FORWARD, 0, forward, samples[""], middle))
+        for name, timed in contenders.items():
+            found.append(_cost(name, m, timed, samples[name], middle))
+            console.print(f"  {name}, m = {m}: {found[-1].median_ms:.2f} ms")
+    return found
+
+
+def _cost(name: str, m: int, timed: Timed, samples: Samples, forward_ms: float) -> Cost:
+    times = summary(samples.slots)
+    error = None
+    if timed.exact is not None and samples.result is not None:
+        right = timed.exact()
+        error = float(((samples.result[: len(right)] - right) / right).abs().max())
+        if not error <= timed.bound:
+            raise RuntimeError(f"{name}, m = {m}: error {error:.2g} beyond {timed.bound}")
+    return Cost(
+        name,
+        m,
+        times.median_ms,
+        times.p10_ms,
+        times.p90_ms,
+        times.calls,
+        timed.gflop,
+        times.median_ms / forward_ms,
+        error,
+    )
+
+
+# ---- peak memory, in a process of its own --------------------------------------------------------
+
+
+def peak_megabytes(variant: str, size: str, m: int, threads: int, seed: int) -> float:
+    """What one call needs beside its arguments, in a fresh process."""
+    command = [sys.executable, "-m", "bench.sensitivity", "--suite", size, "--peak", variant]
+    command += ["--directions", str(m), "--threads", str(threads), "--seed", str(seed)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def _peak_here(variant: str, size: Size, m: int, seed: int) -> float:
+    def resident() -> float:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+    problem = Problem.draw(size, 0.0, seed)
+    u = unit_directions(m, size.d, seed)
+    w2 = compact_output(problem.w2) if variant == "plan" else None
+    few = Problem(problem.features[:4], *list(vars(problem).values())[1:])
+
+    def run(p: Problem) -> None:
+        if variant == "published":
+            published_sensitivity(p.features, p.project, u, RADIUS)
+        else:
+            p.estimate(u, RADIUS, w2)
+
+    with quiet(torch.get_num_threads()):
+        run(few)  # what the libraries keep for themselves is paid before
+        # A factorisation may have been the peak so far: what is freed is given back and filled up.
+        ballast = []
+        before = resident()
+        while resident() <= before:
+            ballast.append(torch.ones(2**18))
+        before = resident()
+        run(problem)
+    return resident() - before
+
+
+# ---- the command --------------------------------------------------------------------------------
+
+
+def main(
+    suite: Annotated[str, typer.Option(help="cpu or smoke.")] = "cpu",
+    out: Annotated[Path | None, typer.Option(help="Folder of the two files.")] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 for torch's choice.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of weights, tokens and directions.")] = 0,
+    peak: Annotated[str | None, typer.Option(hidden=True)] = None,
+    directions: Annotated[int, typer.Option(hidden=True)] = 64,
+) -> None:
+    """Run the study; the cpu suite goes to bench/results, others to build/bench."""
+    if suite not in SUITES:
+        raise typer.BadParameter(f"must be one of {', '.join(SUITES)}, got {suite}")
+    agreement_size, cost_size, counts, seconds = SUITES[suite]
+    threads = threads or torch.get_num_threads()
+    torch.set_num_threads(threads)
+    if peak is not None:
+        typer.echo(_peak_here(peak, SIZES[cost_size], directions, seed))
+        return
+    start = time.perf_counter()
+    results: dict[str, Any] = {
+        "schema": 1,
+        "suite": suite,
+        "seed": seed,
+        "radius": RADIUS,
+        "environment": environment(threads),
+        "ceilings": asdict(ceilings.measure(threads, 256 if suite == "smoke" else 2048)),
+        "sizes": {"agreement": asdict(SIZES[agreement_size]), "cost": asdict(SIZES[cost_size])},
+        "participation": {},
+        "agreement": [],
+    }
+    with torch.no_grad():
+        for spectrum, decay in SPECTRA.items():
+            console.print(f"agreement, {spectrum} spectrum")
+            size = SIZES[agreement_size]
+            problem = Problem.draw(size, decay, seed).to(torch.float64)
+            results["participation"][spectrum] = problem.participation()
+            for record in study.agreement(size, spectrum, counts, seed):
+                results["agreement"].append(asdict(record))
+    console.print("cost")
+    found = costs(SIZES[cost_size], counts, seconds, threads, seed)
+    results["cost"] = [asdict(cost) for cost in found]
+    m = max(counts)
+    results["peak_mb"] = {
+        variant: peak_megabytes(variant, suite, m, threads, seed)
+        for variant in ("published", "zeroth", "plan")
+    }
+    results["checks"] = checks(found, results["peak_mb"], m)
+    results["seconds"] = time.perf_counter() - start
+    folder = out or ROOT / ("bench/results" if suite == "cpu" else "build/bench")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "sensitivity.json").write_text(json.dumps(results, indent=1) + "\n")
+    sensitivity_plot.plot(folder / "sensitivity.png", results)
+    show(results)
+
+
+def checks(found: list[Cost], peak: dict[str, float], m: int) -> dict[str, float]:
+    """The ratios that matter: times in forward passes, and against the published shape."""
+    ms = {(cost.variant, cost.m): cost for cost in found}
+    published = ms["published", m]
+    plan = ms["zeroth order, plan", m]
+    return {
+        "closed form / forward": ms["closed form", 0].forward,
+        "rank 256 / forward": ms["closed form, rank 256", 0].forward,
+        f"published / zeroth order, m={m}": published.median_ms / ms["zeroth order", m].median_ms,
+        f"published / zeroth order with a plan, m={m}": published.median_ms / plan.median_ms,
+        f"published / closed form, m={m}": published.median_ms / ms["closed form", 0].median_ms,
+        "memory, published / zeroth order": peak["published"] / max(peak["zeroth"], 0.1),
+        "memory, published / with a plan": peak["published"] / max(peak["plan"], 0.1),
+    }
+
+
+def show(results: dict[str, Any]) -> None:
+    """Print the tables."""
+    table = Table("variant", "m", "median ms", "GFLOP", "GFLOP/s", "forward passes", "error")
+    for cost in results["cost"]:
+        error = "" if cost["error"] is None else f"{cost['error']:.1e}"
+        rate = cost["gflop"] / cost["median_ms"] * 1e3
+        cells = (f"{cost['median_ms']:.2f}", f"{cost['gflop']:.1f}", f"{rate:.0f}")
+        table.add_row(cost["variant"], str(cost["m"]), *cells, f"{cost['forward']:.2f}", error)
+    console.print(table)
+    table = Table("variant", "m", *(f"{s}: Spearman, top 10 %, error" for s in SPECTRA))
+    rows: dict[tuple[str, int], list[str]] = {}
+    for record in results["agreement"]:
+        cell = f"{record['spearman']:.3f}  {record['top10']:.2f}  {record['error']:.1e}"
+        rows.setdefault((record["variant"], record["m"]), []).append(cell)
+    for (variant, m), cells_of in rows.items():
+        table.add_row(variant, str(m), *cells_of)
+    console.print(table)
+    for name, ratio in results["checks"].items():
+        console.print(f"{name}: {ratio:.2f}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -19,6 +19,7 @@ each_backend = pytest.mark.parametrize("backend", BACKENDS)
 each_backend_and_dtype = pytest.mark.parametrize(
     ("backend", "dtype"),
     [(b, t) for b in ("reference", "cpp") for t in DTYPES] + [("triton", torch.bfloat16)],
+    ids=lambda value: str(value).removeprefix("torch."),
 )
 
 

@@ -2,7 +2,7 @@
 """Token models, float64 oracles, error bounds and PyTorch baselines for tests and benchmarks.
 
 Needs torch only, and nothing else of this package: a fault in the package cannot hide in its own
-judge. The package itself never imports this.
+judge. Of the package only the demonstration imports it, for the loops it is compared with.
 """
 
 from __future__ import annotations

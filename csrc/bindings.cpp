@@ -58,10 +58,11 @@ void report(const Problem& p, uintptr_t stats) {
 }
 
 void call_select(uintptr_t visual, int dtype, int64_t S, int64_t N, int64_t D, int64_t batch_stride,
-            int64_t row_stride, uintptr_t table, uintptr_t visual_mask, uintptr_t prompt,
-            int prompt_dtype, int64_t M, int64_t prompt_batch_stride, int64_t prompt_row_stride,
-            uintptr_t spans, uintptr_t prompt_mask, int pooling, int64_t k_core, int64_t k_diverse,
-            int64_t total_slots, bool sorted, int threads, uintptr_t indices, uintptr_t stats) {
+                 int64_t row_stride, uintptr_t table, uintptr_t visual_mask, uintptr_t prompt,
+                 int prompt_dtype, int64_t M, int64_t prompt_batch_stride,
+                 int64_t prompt_row_stride, uintptr_t spans, uintptr_t prompt_mask, int pooling,
+                 int64_t k_core, int64_t k_diverse, int64_t total_slots, bool sorted, int threads,
+                 uintptr_t indices, uintptr_t stats) {
   Problem p{};
   set_visual(p, visual, dtype, S, N, D, batch_stride, row_stride, table, visual_mask);
   set_prompt(p, prompt, prompt_dtype, M, prompt_batch_stride, prompt_row_stride, spans, prompt_mask,
@@ -77,10 +78,10 @@ void call_select(uintptr_t visual, int dtype, int64_t S, int64_t N, int64_t D, i
 }
 
 void call_relevance_topk(uintptr_t visual, int dtype, int64_t B, int64_t N, int64_t D,
-                    int64_t batch_stride, int64_t row_stride, uintptr_t visual_mask,
-                    uintptr_t prompt, int prompt_dtype, int64_t M, int64_t prompt_batch_stride,
-                    int64_t prompt_row_stride, uintptr_t prompt_mask, int pooling, int64_t k,
-                    int threads, uintptr_t indices, uintptr_t scores) {
+                         int64_t batch_stride, int64_t row_stride, uintptr_t visual_mask,
+                         uintptr_t prompt, int prompt_dtype, int64_t M, int64_t prompt_batch_stride,
+                         int64_t prompt_row_stride, uintptr_t prompt_mask, int pooling, int64_t k,
+                         int threads, uintptr_t indices, uintptr_t scores) {
   Problem p{};
   set_visual(p, visual, dtype, B, N, D, batch_stride, row_stride, 0, visual_mask);
   set_prompt(p, prompt, prompt_dtype, M, prompt_batch_stride, prompt_row_stride, 0, prompt_mask,
@@ -92,10 +93,11 @@ void call_relevance_topk(uintptr_t visual, int dtype, int64_t B, int64_t N, int6
   zspa::cpu::relevance_topk(p);
 }
 
-void call_diversity(uintptr_t visual, int dtype, int64_t S, int64_t N, int64_t D, int64_t batch_stride,
-               int64_t row_stride, uintptr_t table, uintptr_t visual_mask, int64_t k,
-               uintptr_t seeds, int64_t num_seeds, uintptr_t weights, int64_t total_slots,
-               int threads, uintptr_t indices, uintptr_t stats) {
+void call_diversity(uintptr_t visual, int dtype, int64_t S, int64_t N, int64_t D,
+                    int64_t batch_stride, int64_t row_stride, uintptr_t table,
+                    uintptr_t visual_mask, int64_t k, uintptr_t seeds, int64_t num_seeds,
+                    uintptr_t weights, int64_t total_slots, int threads, uintptr_t indices,
+                    uintptr_t stats) {
   Problem p{};
   set_visual(p, visual, dtype, S, N, D, batch_stride, row_stride, table, visual_mask);
   p.seeds = at<const int64_t>(seeds);

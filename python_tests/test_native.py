@@ -40,7 +40,7 @@ def test_portable_kernels_are_always_there_and_last(native):
 
 
 def test_an_unknown_instruction_set_is_refused(native):
-    with pytest.raises(ValueError, match="name must be one of auto, .*portable, got avx1024"):
+    with pytest.raises(ValueError, match=r"name must be one of auto, .*portable, got avx1024"):
         native.use_isa("avx1024")
     assert native.isa() == native.isas()[0]
 

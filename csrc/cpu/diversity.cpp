@@ -117,14 +117,12 @@ class Greedy {
   // Brings the listed rows up to date. Rows that missed about the same picks share a unit: the few
   // columns some of them have seen already are cheaper than a ragged tile, and change no maximum.
   void refresh(std::vector<int>& rows) {
-    rows.erase(std::remove_if(rows.begin(), rows.end(),
-                              [&](int i) {
-                                return seen_[i] == columns() || inv_[i] == kNoDirection;
-                              }),
-               rows.end());
-    std::sort(rows.begin(), rows.end(), [&](int a, int b) {
-      return seen_[a] != seen_[b] ? seen_[a] < seen_[b] : a < b;
-    });
+    rows.erase(
+        std::remove_if(rows.begin(), rows.end(),
+                       [&](int i) { return seen_[i] == columns() || inv_[i] == kNoDirection; }),
+        rows.end());
+    std::sort(rows.begin(), rows.end(),
+              [&](int a, int b) { return seen_[a] != seen_[b] ? seen_[a] < seen_[b] : a < b; });
     std::vector<Unit>& units = workspace_.units;
     units.clear();
     for (size_t i = 0; i < rows.size();) {

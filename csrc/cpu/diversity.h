@@ -9,7 +9,7 @@ namespace zspa::cpu {
 // Work done, for benchmarks and tests. The numbering is part of the interface with Python.
 struct Stats {
   int64_t passes = 0;
-  int64_t dots = 0;       // all, those of the seed included
+  int64_t dots = 0;  // all, those of the seed included
   int64_t seed_dots = 0;
 };
 

@@ -26,11 +26,11 @@ constexpr int64_t kFewestCandidates = 8;
 constexpr int64_t kCandidatesPerPick = 3;
 
 // Seed search.
-constexpr int64_t kNeighbours = 16;   // block of consecutive tokens compared with each other first
-constexpr int64_t kFinish = 12;       // most promising rows compared with everything at once
-constexpr int64_t kEnoughOpen = 64;   // fewer open rows are cheaper to compare with witnesses
-constexpr int64_t kOffsets = 2;       // raster offsets tried, each worth 16 N dots
-constexpr int64_t kOffsetVotes = 3;   // finished rows of kFinish that must agree on one
-constexpr int64_t kWitnesses = 24;    // tokens every open row is compared with, per round
+constexpr int64_t kNeighbours = 16;  // block of consecutive tokens compared with each other first
+constexpr int64_t kFinish = 12;      // most promising rows compared with everything at once
+constexpr int64_t kEnoughOpen = 64;  // fewer open rows are cheaper to compare with witnesses
+constexpr int64_t kOffsets = 2;      // raster offsets tried, each worth 16 N dots
+constexpr int64_t kOffsetVotes = 3;  // finished rows of kFinish that must agree on one
+constexpr int64_t kWitnesses = 24;   // tokens every open row is compared with, per round
 
 }  // namespace zspa::cpu

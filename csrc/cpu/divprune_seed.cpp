@@ -38,7 +38,8 @@ struct Nearest {
 
 class SeedSearch {
  public:
-  SeedSearch(const Tokens& tokens, const float* inv, int threads, Workspace& workspace, Stats& stats)
+  SeedSearch(const Tokens& tokens, const float* inv, int threads, Workspace& workspace,
+             Stats& stats)
       : tokens_(tokens),
         inv_(inv),
         threads_(threads),
@@ -142,7 +143,8 @@ class SeedSearch {
       if (!met_[size_t(i)]) rest.push_back(i);
     // Columns are the chosen rows, so that the long list streams; each thread keeps column maxima.
     const std::vector<int> columns = chosen;
-    std::vector<std::vector<Nearest>> nearest(size_t(threads_), std::vector<Nearest>(columns.size()));
+    std::vector<std::vector<Nearest>> nearest(size_t(threads_),
+                                              std::vector<Nearest>(columns.size()));
     compare(rest, columns, [&](int thread, int row, int64_t column, float cosine) {
       raise(row, cosine);
       nearest[size_t(thread)][size_t(column)].meet(cosine, row);
@@ -214,7 +216,9 @@ class SeedSearch {
     count(rows * kUnitRows);
   }
 
-  int64_t position(int i) const { return std::lower_bound(all_.begin(), all_.end(), i) - all_.begin(); }
+  int64_t position(int i) const {
+    return std::lower_bound(all_.begin(), all_.end(), i) - all_.begin();
+  }
 
   // One round of witnesses: tokens nobody has met yet, far apart in the raster.
   void meet_witnesses() {
@@ -252,21 +256,20 @@ class SeedSearch {
   void compare(const std::vector<int>& rows, const std::vector<int>& columns, const Use& use) {
     Panel& panel = workspace_.candidates;
     panel.reset(tokens_.dtype, tokens_.D, int64_t(columns.size()));
-    for (size_t c = 0; c < columns.size(); ++c)
-      panel.put(int64_t(c), tokens_.row(columns[c]));
+    for (size_t c = 0; c < columns.size(); ++c) panel.put(int64_t(c), tokens_.row(columns[c]));
     split_units(int64_t(rows.size()), workspace_.units);
-    for_each_tile(tokens_, rows, workspace_.units, panel, int64_t(columns.size()), threads_,
-                  [&](int thread, const int* ids, int tall, int64_t c0, int64_t c1,
-                      const float* dots) {
-                    for (int i = 0; i < tall; ++i) {
-                      for (int64_t c = c0; c < c1; ++c) {
-                        const int column = columns[size_t(c)];
-                        if (column == ids[i]) continue;
-                        const float scale = inv_[ids[i]] * inv_[column];
-                        use(thread, ids[i], c, dots[i * kUnitColumns + (c - c0)] * scale);
-                      }
-                    }
-                  });
+    for_each_tile(
+        tokens_, rows, workspace_.units, panel, int64_t(columns.size()), threads_,
+        [&](int thread, const int* ids, int tall, int64_t c0, int64_t c1, const float* dots) {
+          for (int i = 0; i < tall; ++i) {
+            for (int64_t c = c0; c < c1; ++c) {
+              const int column = columns[size_t(c)];
+              if (column == ids[i]) continue;
+              const float scale = inv_[ids[i]] * inv_[column];
+              use(thread, ids[i], c, dots[i * kUnitColumns + (c - c0)] * scale);
+            }
+          }
+        });
     count(int64_t(rows.size()) * int64_t(columns.size()));
   }
 
@@ -275,12 +278,12 @@ class SeedSearch {
   const int threads_;
   Workspace& workspace_;
   Stats& stats_;
-  std::vector<float> closest_;  // largest cosine found so far: a lower bound of the row's value
-  std::vector<char> met_;       // compared with every row that is still open
-  std::vector<int> all_;        // tokens with a direction
-  std::vector<int> open_;       // of them, those that may still win
+  std::vector<float> closest_;    // largest cosine found so far: a lower bound of the row's value
+  std::vector<char> met_;         // compared with every row that is still open
+  std::vector<int> all_;          // tokens with a direction
+  std::vector<int> open_;         // of them, those that may still win
   std::vector<int64_t> offsets_;  // raster distance of finished rows to their nearest token
-  Key best_ = kNoKey;           // smallest finished key
+  Key best_ = kNoKey;             // smallest finished key
   int64_t stride_ = 0;
   int64_t spread_ = 0;
 };

@@ -24,11 +24,11 @@ constexpr int64_t kBlockDepth = 1024;
 // An element is a float, or a bfloat16 where the instruction set multiplies those directly.
 struct PanelView {
   char* data;
-  int64_t D;              // channels
-  int64_t blocks;         // ceil(D / kBlockDepth), evened out
-  int64_t depth;          // elements of a block, a multiple of the kernel's step
-  int64_t column_bytes;   // distance of two columns inside a block
-  int64_t block_bytes;    // distance of two blocks
+  int64_t D;             // channels
+  int64_t blocks;        // ceil(D / kBlockDepth), evened out
+  int64_t depth;         // elements of a block, a multiple of the kernel's step
+  int64_t column_bytes;  // distance of two columns inside a block
+  int64_t block_bytes;   // distance of two blocks
 };
 
 // The numbers are part of the interface with zspa_kernels/backends/cpp/sensitivity.py.
@@ -84,8 +84,8 @@ static inline int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to
 
 // The table in use: the best this CPU can run, or the one `use_isa` asked for.
 const Kernels& kernels();
-std::vector<std::string> isas();           // what this build and this CPU can run, best first
-void use_isa(const std::string& name);     // "auto" or one of isas(); for tests and benchmarks
+std::vector<std::string> isas();        // what this build and this CPU can run, best first
+void use_isa(const std::string& name);  // "auto" or one of isas(); for tests and benchmarks
 
 const Kernels& portable_kernels();
 #if ZSPA_HAVE_AVX2

@@ -63,8 +63,8 @@ template <int COUNT, class Body>
 
 // `fresh` starts the sums; otherwise they go on from `acc`.
 template <class P, class T, int MR, int NR>
-void tile(const T* const* rows, int64_t at, const typename P::Packed* columns, int64_t column_stride,
-          int64_t depth, float* acc, int64_t acc_stride, bool fresh) {
+void tile(const T* const* rows, int64_t at, const typename P::Packed* columns,
+          int64_t column_stride, int64_t depth, float* acc, int64_t acc_stride, bool fresh) {
   typename Isa::Vec c[MR][NR];
   unrolled<MR>([&](auto i) ZSPA_INLINE {
     unrolled<NR>([&](auto j) ZSPA_INLINE {
@@ -113,7 +113,7 @@ template <class P, class T>
 void tile_any(int rows_left, int columns_left, const T* const* rows, int64_t at,
               const typename P::Packed* columns, int64_t column_stride, int64_t depth, float* acc,
               int64_t acc_stride, bool fresh) {
-#define ZSPA_ROWS(MR)                                                                          \
+#define ZSPA_ROWS(MR)                                                                            \
   tile_columns<P, T, MR>(columns_left, rows, at, columns, column_stride, depth, acc, acc_stride, \
                          fresh)
   switch (rows_left) {
@@ -193,7 +193,8 @@ void dots_of(const T* const* rows, int count, const PanelView& panel, int64_t fi
       for (int i = 0; i < count; i += Isa::kMR) {
         float* sums = acc + i * acc_stride + (c - first) * L;
         const int tall = std::min(Isa::kMR, count - i);
-        tile_any<P, T>(tall, wide, rows + i, at, group, stride, depth, sums, acc_stride, block == 0);
+        tile_any<P, T>(tall, wide, rows + i, at, group, stride, depth, sums, acc_stride,
+                       block == 0);
         if (block == panel.blocks - 1 && whole < panel.D)
           tile_any<P, T>(tall, wide, tail_rows + i, 0, group + std::max<int64_t>(depth, 0), stride,
                          kStep, sums, acc_stride, false);
@@ -236,7 +237,8 @@ void pack_of(const T* row, const PanelView& panel, int64_t column) {
 }
 
 template <class T, int COUNT>
-void row_pass_of(const T* row, int64_t D, const float* const* vectors, float* squares, float* dots) {
+void row_pass_of(const T* row, int64_t D, const float* const* vectors, float* squares,
+                 float* dots) {
   typename Isa::Vec q[2] = {Isa::zero(), Isa::zero()};
   typename Isa::Vec s[COUNT + 1][2];
   for (int v = 0; v < COUNT; ++v) s[v][0] = s[v][1] = Isa::zero();
@@ -275,11 +277,20 @@ void row_pass_any(const T* row, int64_t D, const float* const* vectors, int coun
 }
 
 // One switch a call from the type the caller names to the type the loops are compiled for.
-#define ZSPA_BY_DTYPE(CALL)                   \
-  switch (dtype) {                            \
-    case DType::f32: { using T = float; CALL; } break;     \
-    case DType::f16: { using T = Half; CALL; } break;      \
-    case DType::bf16: { using T = BFloat16; CALL; } break; \
+#define ZSPA_BY_DTYPE(CALL) \
+  switch (dtype) {          \
+    case DType::f32: {      \
+      using T = float;      \
+      CALL;                 \
+    } break;                \
+    case DType::f16: {      \
+      using T = Half;       \
+      CALL;                 \
+    } break;                \
+    case DType::bf16: {     \
+      using T = BFloat16;   \
+      CALL;                 \
+    } break;                \
   }
 
 int64_t packed_size(DType dtype) {
@@ -318,5 +329,5 @@ void row_pass(DType dtype, const void* row, int64_t D, const float* const* vecto
 
 #undef ZSPA_BY_DTYPE
 
-const Kernels table = {Isa::kName, kStep, packed_size, pack,   dots,
-                       order,      row_pass, slope,    expand, quotient};
+const Kernels table = {Isa::kName, kStep,    packed_size, pack,   dots,
+                       order,      row_pass, slope,       expand, quotient};

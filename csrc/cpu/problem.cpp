@@ -108,10 +108,10 @@ void select_one(const Segment& segment, Pooling pooling, bool sorted, int thread
 }  // namespace
 
 void select(Problem& problem) {
-  for_each_segment(problem, [&](const Segment& segment, int threads, Workspace& workspace,
-                                Stats& stats) {
-    select_one(segment, problem.pooling, problem.sorted, threads, workspace, stats);
-  });
+  for_each_segment(
+      problem, [&](const Segment& segment, int threads, Workspace& workspace, Stats& stats) {
+        select_one(segment, problem.pooling, problem.sorted, threads, workspace, stats);
+      });
 }
 
 void relevance_topk(Problem& problem) {
@@ -131,9 +131,8 @@ void diversity(Problem& problem) {
     const int64_t K = segment.k_diverse, k = std::min(K, segment.tokens.N);
     std::vector<float> inv(static_cast<size_t>(segment.tokens.N));
     inverse_norms(segment.tokens, segment.mask, threads, inv.data());
-    diversity(segment.tokens,
-              {inv.data(), segment.weights, segment.seeds, problem.num_seeds, k}, threads,
-              workspace, stats, segment.out);
+    diversity(segment.tokens, {inv.data(), segment.weights, segment.seeds, problem.num_seeds, k},
+              threads, workspace, stats, segment.out);
     std::fill(segment.out + k, segment.out + K, int64_t(-1));
     for (int64_t i = 0; i < k; ++i)
       if (segment.out[i] >= 0) segment.out[i] += segment.first_row;

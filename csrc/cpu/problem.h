@@ -16,28 +16,28 @@ struct Problem {
   DType dtype;
   int64_t S, N, D;
   int64_t batch_bytes, row_bytes;
-  const int64_t* table;         // [S, kTableColumns] or null
-  const uint8_t* visual_mask;   // [S, N] or null; padded only
+  const int64_t* table;        // [S, kTableColumns] or null
+  const uint8_t* visual_mask;  // [S, N] or null; padded only
   // Prompt; `prompt` null = none.
   const char* prompt;
   DType prompt_dtype;
   int64_t M;
   int64_t prompt_batch_bytes, prompt_row_bytes;
-  const int64_t* spans;         // [S, 2] into the packed prompt; ragged only
-  const uint8_t* prompt_mask;   // [S, M] or null; padded only
+  const int64_t* spans;        // [S, 2] into the packed prompt; ragged only
+  const uint8_t* prompt_mask;  // [S, M] or null; padded only
   Pooling pooling;
   // Diversity.
-  const int64_t* seeds;         // [S, num_seeds] or null; padded only
+  const int64_t* seeds;  // [S, num_seeds] or null; padded only
   int64_t num_seeds;
-  const float* weights;         // like the tokens without channels, or null
+  const float* weights;  // like the tokens without channels, or null
   // Counts; ragged segments have their own in the table.
   int64_t k_core, k_diverse;
-  int64_t total_slots;          // of `indices`
+  int64_t total_slots;  // of `indices`
   bool sorted;
   int threads;
   // Results.
   int64_t* indices;
-  float* scores;                // [S, N]; relevance_topk only
+  float* scores;  // [S, N]; relevance_topk only
   Stats stats;
 };
 

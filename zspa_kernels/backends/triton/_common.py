@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the Triton kernels share: products, sums in a fixed order, ordered keys, segments, launching.
+"""What the Triton kernels share: products, ordered sums, ordered keys, segments, launching.
 
 Two rules keep a row's bits the same wherever the row stands and however its tensor is strided:
 
@@ -81,7 +81,8 @@ def segment(seg, table, N, stride_b, stride_n, k_core, k_diverse):
 def tile_dots(a, b, total):
     """`total` plus the dots of the rows of `a` [ROWS, K] with the rows of `b` [COLS, K].
 
-    The one place where tiles are multiplied. float32 stays float32 ("ieee"): no TF32 anywhere. The
+    The one place where tiles are multiplied. float32 stays float32 ("ieee"): no TF32 anywhere; on
+    sm_100 that takes fewer than 64 rows where dtypes differ (see relevance_topk_config). The
     interpreter multiplies the bit patterns of bfloat16 and its matrix product rounds by position,
     so there the products are added up openly.
     """
@@ -103,16 +104,16 @@ def pair_dots(x, x_ok, y, y_ok, D, ROWS: tl.constexpr, COLS: tl.constexpr, BLOCK
     k = tl.arange(0, BLOCK_K)
     total = tl.full([ROWS, COLS], 0.0, tl.float32)
     for k0 in range(0, D, BLOCK_K):
-        inside = (k0 + k < D)[None, :]
-        a = tl.load(x + (k0 + k)[None, :], mask=x_ok[:, None] & inside, other=0.0)  # [ROWS, BLOCK_K]
-        b = tl.load(y + (k0 + k)[None, :], mask=y_ok[:, None] & inside, other=0.0)  # [COLS, BLOCK_K]
+        at = (k0 + k)[None, :]  # [1, BLOCK_K]
+        a = tl.load(x + at, mask=x_ok[:, None] & (at < D), other=0.0)  # [ROWS, BLOCK_K]
+        b = tl.load(y + at, mask=y_ok[:, None] & (at < D), other=0.0)  # [COLS, BLOCK_K]
         total = tile_dots(a, b, total)
     return total
 
 
 @triton.jit
 def ordered_sum(x, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """[ROWS, WIDTH] -> [ROWS]: neighbours are added in pairs, level by level, in any layout alike."""
+    """[ROWS, WIDTH] -> [ROWS]: neighbours are added in pairs, level by level, in any layout."""
     for level in tl.static_range(12):
         if (WIDTH >> level) > 1:
             left, right = tl.split(tl.reshape(x, [ROWS, WIDTH >> (level + 1), 2]))
@@ -122,7 +123,7 @@ def ordered_sum(x, ROWS: tl.constexpr, WIDTH: tl.constexpr):
 
 @triton.jit
 def row_sums(x, x_ok, t, D, ROWS: tl.constexpr, BLOCK_K: tl.constexpr):
-    """(sum of squares, dot with the float32 vector `t`) of the rows at `x` [ROWS, 1], each read once.
+    """(sum of squares, dot with the float32 vector `t`) of the rows at `x` [ROWS, 1], read once.
 
     Without `t` the second sum is the first. The fused multiply-adds are spelled out, so that the
     sum of squares has the same bits with and without `t`.
@@ -131,13 +132,13 @@ def row_sums(x, x_ok, t, D, ROWS: tl.constexpr, BLOCK_K: tl.constexpr):
     squares = tl.full([ROWS, BLOCK_K], 0.0, tl.float32)
     dots = tl.full([ROWS, BLOCK_K], 0.0, tl.float32)
     for k0 in range(0, D, BLOCK_K):
-        inside = (k0 + k < D)[None, :]
-        v = tl.load(x + (k0 + k)[None, :], mask=x_ok[:, None] & inside, other=0.0)  # [ROWS, BLOCK_K]
+        at = (k0 + k)[None, :]  # [1, BLOCK_K]
+        v = tl.load(x + at, mask=x_ok[:, None] & (at < D), other=0.0)  # [ROWS, BLOCK_K]
         v = v.to(tl.float32)
         squares = tl.fma(v, v, squares)
         if t is not None:
-            u = tl.load(t + k0 + k, mask=k0 + k < D, other=0.0)[None, :]  # [1, BLOCK_K]
-            dots = tl.fma(v, tl.broadcast_to(u, [ROWS, BLOCK_K]), dots)
+            u = tl.load(t + k0 + k, mask=k0 + k < D, other=0.0)  # [BLOCK_K]
+            dots = tl.fma(v, tl.broadcast_to(u[None, :], [ROWS, BLOCK_K]), dots)
     q = ordered_sum(squares, ROWS, BLOCK_K)
     if t is not None:
         return q, ordered_sum(dots, ROWS, BLOCK_K)
@@ -155,7 +156,7 @@ def unit_scale(q):
 
 @triton.jit
 def inverse_norm(q, ok):
-    """1/sqrt(q) of a row with a direction, 0 of a zero row, -1 of a row that counts as masked out."""
+    """1/sqrt(q) of a row with a direction, 0 of a zero row, -1 of one that counts as masked out."""
     return tl.where(ok & (q <= HUGE), unit_scale(q), -1.0)  # q <= HUGE is False for NaN
 
 
@@ -180,7 +181,7 @@ def block_norms(
 
 @triton.jit
 def order_key(value, index):
-    """(value, index) as one int64: smaller value first, then lower index; -0.0 and +0.0 are equal."""
+    """(value, index) as one int64: smaller value first, then lower index; -0.0 equals +0.0."""
     value = tl.where(value == 0.0, 0.0, value)
     bits = value.to(tl.int32, bitcast=True)
     bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
@@ -204,11 +205,6 @@ class Segments:
     k_core: int
     k_diverse: int
     table: Tensor | None = None
-
-    @property
-    def slots(self) -> int:
-        """Output slots a segment of a padded batch has."""
-        return self.k_core + self.k_diverse
 
 
 def row_strides(tensor: Tensor) -> tuple[int, int]:

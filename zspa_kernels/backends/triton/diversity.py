@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Diversity: again and again the token least similar to everything selected so far.
 
-Algorithm   : 1 inverse norms; 2 for every token the largest cosine m to the seeds, or, without valid
-              seeds and weights, to any other token (DivPrune's seed is the smallest of these,
+Algorithm   : 1 inverse norms; 2 for every token the largest cosine m to the seeds, or, without
+              valid seeds and weights, to any other token (DivPrune's seed is the smallest of these,
               arXiv 2503.02175); 3 one pick at a time: the smallest (m, index), or with weights the
               largest w (1 - m), then one pass that raises every m by the cosine with that pick and
               finds the next. No N x N matrix: only m is kept.
 Inputs      : visual [B, N, D] or [T, D], float32/float16/bfloat16, any row strides; seeds int64
-              [B, S] or the core slots of the output; weights float32 [B, N] or [T]; mask bool [B, N];
-              table int64 [S, 5]
+              [B, S] or the core slots of the output; weights float32 [B, N] or [T]; mask bool
+              [B, N]; table int64 [S, 5]
 Outputs     : int64 indices in pick order, [B, k] or [T']; slots that get no token stay as they are
 Work        : 2 N D flops and one read of V a pick (one column in block_c of the matrix units used),
               2 N S D flops for S seeds, 2 N^2 D without; 3 launches, 0 syncs, scratch 12 N bytes
@@ -110,7 +110,7 @@ def _diversity_start_kernel(
     BLOCK_K: tl.constexpr,
     REVERSED: tl.constexpr,
 ):
-    """The running maxima before the first pick (`nearest`) and what that pick minimises (`opening`).
+    """Running maxima before the first pick (`nearest`) and what that pick minimises (`opening`).
 
     nearest: -1 of a token with a direction, raised by the seeds; 1 of a zero row; +inf of a token
     that cannot be picked (masked out, or a seed).

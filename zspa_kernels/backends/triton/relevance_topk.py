@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Relevance: cosine of every visual token with the prompt, and the k most relevant tokens.
 
-Algorithm   : 1 norms of the prompt tokens; 2 pooling (mean, max, or mean of unit tokens) in float32;
-              3 one pass over the visual tokens: sum of squares and dot with the pooled prompt, from
-              them inverse norm, validity and cosine (none_max: dots with every prompt token instead,
-              and their maximum); 4 top-k by counting: a token's rank is the number of tokens whose
-              (score, index) precedes its own, so no sort and no selection of a threshold is needed.
+Algorithm   : 1 norms of the prompt tokens; 2 pooling (mean, max, or mean of unit tokens) in
+              float32; 3 one pass over the visual tokens: sum of squares and dot with the pooled
+              prompt, from them inverse norm, validity and cosine (none_max: the largest of the
+              cosines with every prompt token); 4 top-k by counting: a token's rank is the number of
+              tokens whose (score, index) precedes its own, so there is no sort and no threshold.
 Inputs      : visual [B, N, D] or [T, D], prompt [B, M, D] or [P, D], float32/float16/bfloat16, any
               row strides; masks bool [B, N], [B, M]; spans int64 [S, 2]; table int64 [S, 5]
 Outputs     : scores float32 [B, N] (-inf: masked out), inverse norms float32 [B, N] (0: zero row,
               -1: masked out), indices int64 [B, k] (-1 past the valid tokens)
-Work        : 4 N D flops, V and the prompt read once (none_max: V read 1 + M/32 times, 2 N M D more
-              flops), N^2 comparisons for the top-k; 4 launches, 0 syncs, scratch 4 (2 N + M + D) bytes
+Work        : 4 N D flops, V read once (none_max: 1 + M/32 times, 2 N M D more flops), the prompt
+              twice; N^2 comparisons for the top-k; 4 launches (none_max: 5) and a fill, 0 syncs,
+              scratch 4 (N + M + D) bytes
 Mapping     : program <-> every p-th block of rows of a segment; sums of a block in registers
 Numerics    : float32; sums in a fixed order that depends on D and the dtype only (see _common);
               pooling adds the prompt tokens in their order; ties to the lowest index, -0.0 == +0.0
@@ -42,6 +43,7 @@ from ._common import (
     unit_scale,
 )
 from .relevance_topk_config import Config, config, programs
+
 
 @triton.jit(do_not_specialize=["N", "programs"])
 def _relevance_topk_norm_kernel(
@@ -267,17 +269,15 @@ def score(
     cfg = _config(visual, prompt)
     stride_b, stride_n = row_strides(visual)
     stride_pb, stride_m = row_strides(prompt)
-    prompts, m = (1, prompt.shape[0]) if prompt.dim() == 2 else prompt.shape[:2]
+    prompts = Segments(1, prompt.shape[0], 0, 0)
+    if prompt.dim() == 3:
+        prompts = Segments(prompt.shape[0], prompt.shape[1], 0, 0)
+    n, m, table = segments.rows, prompts.rows, segments.table
     scores = torch.empty(visual.shape[:-1], dtype=torch.float32, device=device)
     inv_norm = torch.empty_like(scores)
     inv_prompt = torch.empty(prompt.shape[:-1], dtype=torch.float32, device=device)
     count = torch.empty(segments.count, dtype=torch.int32, device=device)
-
-    norm = {"BLOCK_N": cfg.block_n, "BLOCK_K": cfg.block_k, "REVERSED": cfg.reverse}
-    each = programs(cfg, m, prompts, cfg.block_n)
-    arguments = (prompt, prompt_mask, inv_prompt, None, m, dim, stride_pb, stride_m, each)
-    kernel = _relevance_topk_norm_kernel
-    launch(kernel, prompts * each, device, *arguments, **norm, num_warps=cfg.warps)
+    _norms(cfg, prompt, prompt_mask, prompts, inv_prompt)
 
     pooled = None
     blocks = 1
@@ -294,10 +294,8 @@ def score(
         REVERSED=cfg.reverse,
         num_warps=cfg.pool_warps,
     )
-
-    n, table = segments.rows, segments.table
-    each = programs(cfg, n, segments.count, cfg.block_n)
     if pooled is not None:
+        each = programs(cfg, n, segments.count, cfg.block_n)
         launch(
             _relevance_topk_score_kernel,
             segments.count * each,
@@ -305,13 +303,14 @@ def score(
             *(visual, visual_mask, pooled, inv_norm, scores, table),
             *(n, dim, stride_b, stride_n, each),
             NORMALIZE=pooling != "none_mean",
-            **norm,
+            BLOCK_N=cfg.block_n,
+            BLOCK_K=cfg.block_k,
+            REVERSED=cfg.reverse,
             num_warps=cfg.warps,
         )
         return scores, inv_norm, count
 
-    arguments = (visual, visual_mask, inv_norm, table, n, dim, stride_b, stride_n, each)
-    launch(kernel, segments.count * each, device, *arguments, **norm, num_warps=cfg.warps)
+    _norms(cfg, visual, visual_mask, segments, inv_norm)
     each = programs(cfg, n, segments.count, cfg.max_block_n)
     launch(
         _relevance_topk_max_kernel,
@@ -327,6 +326,24 @@ def score(
         num_stages=cfg.max_stages,
     )
     return scores, inv_norm, count
+
+
+def _norms(
+    cfg: Config, tokens: Tensor, mask: Tensor | None, segments: Segments, inv_norm: Tensor
+) -> None:
+    """Fill `inv_norm` with the inverse norms of `tokens`."""
+    each = programs(cfg, segments.rows, segments.count, cfg.block_n)
+    launch(
+        _relevance_topk_norm_kernel,
+        segments.count * each,
+        tokens.device,
+        *(tokens, mask, inv_norm, segments.table),
+        *(segments.rows, tokens.shape[-1], *row_strides(tokens), each),
+        BLOCK_N=cfg.block_n,
+        BLOCK_K=cfg.block_k,
+        REVERSED=cfg.reverse,
+        num_warps=cfg.warps,
+    )
 
 
 def rank(scores: Tensor, count: Tensor, segments: Segments, indices: Tensor) -> None:
@@ -366,4 +383,5 @@ def relevance_topk(
 
 def _config(visual: Tensor, prompt: Tensor) -> Config:
     itemsize = max(visual.element_size(), prompt.element_size())
-    return config(visual.shape[-1], itemsize, hip=torch.version.hip is not None)
+    mixed = visual.dtype != prompt.dtype
+    return config(visual.shape[-1], itemsize, mixed, hip=torch.version.hip is not None)

@@ -39,8 +39,15 @@ class Config:
     reverse: bool = False  # run the grid back to front; for tests of program order
 
 
-def config(d: int, itemsize: int, hip: bool = False) -> Config:
-    """The configuration for D channels of `itemsize` bytes (the wider of visual and prompt)."""
+def config(d: int, itemsize: int, mixed: bool = False, hip: bool = False) -> Config:
+    """The configuration for D channels.
+
+    Args:
+        d: D.
+        itemsize: bytes of an element of visual or prompt, whichever is wider.
+        mixed: visual and prompt differ in dtype.
+        hip: for an AMD GPU.
+    """
     width = 1 << max(4, (d - 1).bit_length())  # the power of two that holds a row; tl.dot needs 16
     return Config(
         # 16 x 256 sums of squares and dots are 64 registers a thread of 128; a row of 256 is 512
@@ -49,8 +56,10 @@ def config(d: int, itemsize: int, hip: bool = False) -> Config:
         block_k=min(width, 256),
         warps=4,
         # One warpgroup needs 64 rows; 8 warps, because 4 spill where float32 does without matrix
-        # units. 32 prompt tokens: a question is 10 to 60 tokens long.
-        max_block_n=64,
+        # units. With 64 rows Triton 3.6 and 3.7 multiply float32 values that were half-precision
+        # ones in TF32 on sm_100 whatever is asked of them; fewer rows do without matrix units.
+        # 32 prompt tokens: a question is 10 to 60 tokens long.
+        max_block_n=32 if mixed else 64,
         max_block_m=32,
         # 128 bytes of a row, one line, at a time.
         max_block_k=min(width, 64 if itemsize == 2 else 32),

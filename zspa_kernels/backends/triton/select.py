@@ -2,11 +2,11 @@
 """Select: a core of the most relevant tokens, then the tokens most diverse from it and one another.
 
 Algorithm   : the launchers of relevance_topk and diversity one after another (ZSPAPrune, arXiv
-              2510.17197): scores and inverse norms; the core to each segment's first slots; picks by
-              diversity after it; sorted: each slot's place is the number of slots before it in
-              (index, slot), so the indices ascend and the -1s stay behind them.
-Inputs      : visual [B, N, D] or [T, D], prompt [B, M, D] or [P, D] or none, masks bool, spans int64
-              [S, 2], table int64 [S, 5]
+              2510.17197): scores and inverse norms; the core to each segment's first slots; picks
+              by diversity after it; sorted: a pick's place is the number of picks with a lower
+              index, so the indices ascend and the -1s stay behind them.
+Inputs      : visual [B, N, D] or [T, D], prompt [B, M, D] or [P, D] or none, masks bool, spans
+              int64 [S, 2], table int64 [S, 5]
 Outputs     : int64 indices [B, K] or [T'], -1 where a slot gets no token
 Work        : that of the two ops, the norms once, plus K^2 comparisons for sorting; at most 8
               launches and 2 fills, 0 syncs
@@ -85,7 +85,7 @@ def select(
     visual_mask: Tensor | None,
     prompt_mask: Tensor | None,
     pooling: str,
-    sorted: bool,  # noqa: A002 - the op's name for it
+    sorted: bool,
 ) -> Tensor:
     """See `zspa_kernels.select`."""
     batch, n, _ = visual.shape
@@ -111,7 +111,7 @@ def select_varlen(
     prompt_spans: Tensor | None,
     total_k: int,
     pooling: str,
-    sorted: bool,  # noqa: A002 - the op's name for it
+    sorted: bool,
 ) -> Tensor:
     """See `zspa_kernels.select_varlen`."""
     picks = torch.full((total_k,), -1, dtype=torch.int64, device=visual.device)

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The CPU backend of sensitivity beyond the contract: instruction sets, bfloat16 products, memory."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from torch import Tensor
+
+from zspa_kernels import _native
+from zspa_kernels._activations import ACTIVATIONS, NAMES
+from zspa_kernels.testing.sensitivity import projector, published_sensitivity
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def native(require_backend):
+    require_backend("cpp", "sensitivity")
+    module = _native.module()
+    yield module
+    module.use_isa("auto")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("h", [1, 7, 16, 31, 255, 257, 530])
+def test_every_instruction_set_gives_the_derivative(native, dtype: torch.dtype, h: int) -> None:
+    """Widths around vectors and buffers; each unit alone through a factor that is the identity."""
+    from zspa_kernels.backends.cpp.sensitivity import sensitivity_rms_hidden
+
+    a = (draw(1, 2, h) * 4.0).to(dtype)
+    weights = torch.arange(1, h + 1) / h
+    for isa in native.isas():
+        native.use_isa(isa)
+        for name in NAMES:
+            slope = ACTIVATIONS[name].slope(a.double())
+            exact = (slope**2 * weights.double()).sum(-1).sqrt()
+            by_diagonal = sensitivity_rms_hidden(a, torch.empty(0, h), name, weights)
+            by_factor = sensitivity_rms_hidden(a, weights.sqrt().diag(), name, None)
+            bound = 4e-7 * math.sqrt(h)
+            assert float((by_diagonal - exact).abs().max()) < bound, (isa, name)
+            assert float((by_factor - exact).abs().max()) < bound, (isa, name)
+
+
+@pytest.mark.parametrize("h", [5, 16, 300])
+def test_every_instruction_set_gives_the_quotient(native, h: int) -> None:
+    from zspa_kernels.backends.cpp.sensitivity import sensitivity
+
+    x, w1, b1 = draw(1, 3, 6), draw(h, 6, seed=1) / 2, draw(h, seed=2)
+    w2, u = draw(9, h, seed=3) / math.sqrt(h), draw(3, 6, seed=4)
+    u[1] *= 30.0  # steps beyond the series in one direction, not in the others
+    for name in NAMES:
+        double = (w1.double(), b1.double(), w2.double(), None, name)
+        exact = published_sensitivity(x[0].double(), projector(*double), u.double(), 0.02)
+        for isa in native.isas():
+            native.use_isa(isa)
+            scores = sensitivity(x, w1, b1, w2, name, u, 0.02)
+            assert float(((scores[0] - exact) / exact).abs().max()) < 2e-6, (isa, name)
+
+
+def test_bfloat16_products(native, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs on a CPU that multiplies bfloat16 itself, here through PyTorch's emulation."""
+    from zspa_kernels.backends.cpp import sensitivity as backend
+
+    x, w1, b1 = draw(1, 9, 40).bfloat16(), draw(200, 40, seed=1) / 6, draw(200, seed=2)
+    w2, u = draw(90, 200, seed=3).bfloat16() / 14, draw(3, 40, seed=4) / 6
+    w1 = w1.bfloat16()
+    arguments = (x, w1, b1, w2, "gelu")
+    full = (
+        backend.sensitivity(*arguments, u, 0.01),
+        backend.sensitivity_rms(*arguments[:3], w2, "gelu", None),
+    )
+    used = []
+    product = torch.mm
+    monkeypatch.setattr(
+        torch, "mm", lambda a, b, **k: (used.append(a.dtype), product(a, b, **k))[1]
+    )
+    monkeypatch.setattr(backend, "multiplies_bfloat16", lambda device: True)
+    half = (
+        backend.sensitivity(*arguments, u, 0.01),
+        backend.sensitivity_rms(*arguments[:3], w2, "gelu", None),
+    )
+    assert used.count(torch.bfloat16) == 4  # W1 and the second matrix of both
+    assert used.count(torch.float32) == 1  # the directions, once a call
+    for a, b in zip(half, full, strict=True):
+        assert not torch.equal(a, b)
+        assert torch.allclose(a, b, rtol=1e-2)
+
+
+def test_zeros_of_a_triangular_factor_are_not_multiplied(
+    native, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from zspa_kernels.backends.cpp import sensitivity as backend
+
+    widths = []
+    product = torch.mm
+    monkeypatch.setattr(
+        torch, "mm", lambda a, b, **k: (widths.append(a.shape[1]), product(a, b, **k))[1]
+    )
+    h, step = 1500, backend._WEIGHT_ROWS
+    a = draw(1, 2, h)
+    backend.sensitivity_rms_hidden(a, draw(h, h).triu(), "silu", None)
+    assert widths == [h, h - step, h - 2 * step]
+    widths.clear()
+    backend.sensitivity_rms_hidden(a, draw(h, h), "silu", None)
+    assert widths == [h] * 3
+
+
+def test_scratch_is_small(require_backend) -> None:
+    """64 directions of 576 tokens at the size of LLaVA-1.5's first layer: under 50 MB, where the
+    published code needs about a gigabyte."""
+    require_backend("cpp", "sensitivity")
+    script = textwrap.dedent(
+        """
+        import resource
+        import torch
+        import zspa_kernels
+
+        def peak():
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+        torch.set_num_threads(2)
+        run = torch.ops.zspa.sensitivity
+        x, u = torch.randn(576, 256).bfloat16(), torch.randn(64, 256)
+        w1, w2 = torch.randn(4096, 256).bfloat16(), torch.randn(64, 4096).bfloat16()
+        run(x[:4], w1, None, w2, "gelu", u[:2])  # the libraries' own memory is paid before
+        before = peak()
+        run(x, w1, None, w2, "gelu", u)
+        print(peak() - before)
+        """
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 50.0

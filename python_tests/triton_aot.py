@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiles what the Triton launchers launch, for GPUs that need not be there, and reads the result.
+
+Run as a script it must see no TRITON_INTERPRET:
+`python python_tests/triton_aot.py TARGETS default|full DTYPE...` prints one JSON object a kernel.
+The launchers run on meta tensors with the launch itself replaced by a recorder, so every kernel is
+compiled with exactly the arguments and options the package uses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Shared memory one program may use, in bytes.
+TARGETS = {"sm_80": 166912, "sm_90": 232448, "sm_100": 232448, "gfx942": 65536}
+DTYPES = ("bfloat16", "float16", "float32")
+ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "silu", "relu", "identity")
+POOLINGS = ("mean", "max", "none_mean", "none_max")
+
+
+@dataclasses.dataclass
+class Launch:
+    """One recorded launch."""
+
+    kernel: Any
+    args: tuple[Any, ...]
+    options: dict[str, Any]
+
+
+def record(dtype: torch.dtype, full: bool, hip: bool) -> list[Launch]:
+    """Every launch of the ops at the size of a real model, with nothing run."""
+    from zspa_kernels.backends.triton import diversity, relevance_topk, select, sensitivity
+
+    launches: list[Launch] = []
+
+    def recorder(kernel: Any, programs: int, device: Any, *args: Any, **options: Any) -> None:
+        launches.append(Launch(kernel, args, options))
+
+    for module in (diversity, relevance_topk, select, sensitivity):
+        module.launch = recorder  # type: ignore[attr-defined]
+    torch.version.hip = "0" if hip else None
+    call_selection(dtype, full)
+    call_sensitivity(dtype, full)
+    return launches
+
+
+def call_selection(dtype: torch.dtype, full: bool, n: int = 2880, d: int = 4096) -> None:
+    """The selection ops on meta tensors; `full` adds masks, weights, seeds, poolings, odd sizes."""
+    from zspa_kernels.backends.triton import diversity, relevance_topk, select
+
+    def empty(*shape: int, kind: torch.dtype = dtype) -> Tensor:
+        return torch.empty(shape, dtype=kind, device="meta")
+
+    visual, prompt = empty(2, n, d), empty(2, 40, d)
+    relevance_topk.relevance_topk(visual, prompt, 58, None, None, "none_max")
+    select.select(visual, prompt, 23, 35, None, None, "mean", True)
+    if not full:
+        return
+    mask, prompt_mask = empty(2, n, kind=torch.bool), empty(2, 40, kind=torch.bool)
+    packed, table = empty(n, d), empty(5, 5, kind=torch.int64)
+    spans = empty(5, 2, kind=torch.int64)
+    for pooling in POOLINGS:
+        select.select(visual, prompt, 23, 35, mask, prompt_mask, pooling, False)
+        select.select_varlen(packed, table, empty(40, d), spans, 58, pooling, True)
+    select.select(visual, None, 0, 58, mask, None, "mean", False)
+    select.select_varlen(packed, table, None, None, 58, "mean", False)
+    for weights in (None, empty(2, n, kind=torch.float32)):
+        for seeds in (None, empty(2, 4, kind=torch.int64)):
+            diversity.diversity(visual, 58, seeds, weights, mask)
+    diversity.diversity_varlen(packed, table, 58, empty(n, kind=torch.float32))
+    other = torch.bfloat16 if dtype == torch.float32 else torch.float32
+    select.select(visual, empty(2, 40, d, kind=other), 23, 35, None, None, "none_max", False)
+    # Rows that are not aligned are read element by element.
+    select.select(empty(2, 300, 100), empty(2, 7, 100), 3, 5, mask, None, "none_max", True)
+
+
+def call_sensitivity(dtype: torch.dtype, full: bool, d: int = 4096) -> None:
+    """The sensitivity ops on meta tensors; `full` adds every activation and inputs without one."""
+    from zspa_kernels.backends.triton import sensitivity
+
+    def empty(*shape: int, kind: torch.dtype = dtype) -> Tensor:
+        return torch.empty(shape, dtype=kind, device="meta")
+
+    preactivation, w2 = empty(1, 576, d), empty(d, d)
+    diagonal, shifts = empty(d, kind=torch.float32), empty(64, d, kind=torch.float32)
+    sensitivity.sensitivity_rms_hidden(preactivation, empty(256, d), "gelu", diagonal)
+    sensitivity.sensitivity_hidden(preactivation, w2, "gelu", shifts, 0.01)
+    for activation in ACTIVATIONS if full else ():
+        w1, b1, directions = empty(d, 1024), empty(d), empty(4, 1024)
+        features = empty(2, 500, 1024)
+        sensitivity.sensitivity_rms(features, w1, b1, w2, activation, None)
+        sensitivity.sensitivity(features, w1, b1, w2, activation, directions, 0.0)
+
+
+def source(launch: Launch) -> Any:
+    """The launch as Triton's compiler wants it: types, constants, alignments."""
+    from triton.compiler import ASTSource
+
+    names = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "bool": "i1"}
+    names |= {"int32": "i32", "int64": "i64"}
+    signature: dict[str, str] = {}
+    constants: dict[tuple[int], Any] = {}
+    attributes: dict[tuple[int], Any] = {}
+    options = dict(launch.options)
+    for at, param in enumerate(launch.kernel.params):
+        value = launch.args[at] if at < len(launch.args) else options.pop(param.name)
+        special = not param.do_not_specialize
+        if isinstance(value, Tensor):
+            signature[param.name] = "*" + names[str(value.dtype).removeprefix("torch.")]
+            attributes[(at,)] = [["tt.divisibility", 16]]
+        elif param.is_constexpr or value is None or (special and value == 1):
+            signature[param.name] = "constexpr"
+            constants[(at,)] = value
+        elif isinstance(value, float):
+            signature[param.name] = "fp32"
+        else:
+            signature[param.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+            if special and value % 16 == 0:
+                attributes[(at,)] = [["tt.divisibility", 16]]
+    launch.options = options
+    return ASTSource(launch.kernel, signature, constants, attributes)
+
+
+def compile_for(launch: Launch, target: str) -> dict[str, Any]:
+    """Compile one launch and report what it uses."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    src = source(launch)
+    hip = target.startswith("gfx")
+    gpu = GPUTarget("hip", target, 64) if hip else GPUTarget("cuda", int(target[3:]), 32)
+    compiled = triton.compile(src, target=gpu, options=launch.options)
+    report = {
+        "kernel": launch.kernel.__name__,
+        "target": target,
+        "types": ",".join(t for t in src.signature.values() if t[:3] in ("*bf", "*fp")),
+        "shared": compiled.metadata.shared,
+        "hash": compiled.hash,
+    }
+    assembly = compiled.asm["amdgcn" if hip else "ptx"]
+    report["tf32"] = len(re.findall(r"tf32|xf32", assembly))
+    if hip:
+        report |= _read_amd(assembly)
+    else:
+        report |= _read_cubin(compiled.asm["cubin"])
+        report["matrix"] = sorted(
+            set(re.findall(r"wgmma\.mma_async|mma\.sync|tcgen05\.mma", assembly))
+        )
+    return report
+
+
+def _read_cubin(cubin: bytes) -> dict[str, Any]:
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(tool), "--dump-resource-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
+    if found is None:
+        raise RuntimeError(f"cuobjdump printed no resource usage: {text}")
+    registers, stack, local = map(int, found.groups())
+    return {"registers": registers, "spill": stack + local}
+
+
+def _read_amd(assembly: str) -> dict[str, Any]:
+    def number(field: str) -> int:
+        found = re.search(rf"\.{field}:\s+(\d+)", assembly)
+        if found is None:
+            raise RuntimeError(f"the assembly does not state {field}")
+        return int(found[1])
+
+    # Scalar registers are spilled to lanes of vector registers; only these go to memory.
+    return {
+        "registers": number("vgpr_count"),
+        "spill": number("vgpr_spill_count") + number("private_segment_fixed_size"),
+        "matrix": sorted(set(re.findall(r"v_mfma_\w+", assembly))),
+    }
+
+
+def main(targets: str, mode: str, *dtypes: str) -> None:
+    """Print one JSON object for each distinct kernel of the launches."""
+    for target in targets.split(","):
+        seen: set[str] = set()
+        for dtype in dtypes:
+            for launch in record(getattr(torch, dtype), mode == "full", target.startswith("gfx")):
+                report = compile_for(launch, target)
+                if report["hash"] not in seen:
+                    print(json.dumps(report), flush=True)
+                seen.add(report["hash"])
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

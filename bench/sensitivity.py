@@ -3,7 +3,8 @@
 
 Agreement: every variant against a float64 run of the published formula. Cost: time, floating-point
 operations and peak memory at the size of LLaVA-1.5's projector, in bfloat16, against the published
-code and one forward pass of the projector. Writes sensitivity.json and sensitivity.png.
+code and one forward pass of the projector. Writes sensitivity.json and sensitivity.png, and the
+tables of docs/sensitivity.md.
 """
 
 from __future__ import annotations
@@ -22,9 +23,8 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from bench import ceilings, sensitivity_plot
+from bench import ceilings, sensitivity_plot, sensitivity_report
 from bench import sensitivity_study as study
 from bench.environment import ROOT, environment
 from bench.sensitivity_study import RADIUS, SIZES, SPECTRA, Problem, Size, Timed
@@ -219,12 +219,17 @@ def _peak_here(variant: str, size: Size, m: int, seed: int) -> float:
 def main(
     suite: Annotated[str, typer.Option(help="cpu or smoke.")] = "cpu",
     out: Annotated[Path | None, typer.Option(help="Folder of the two files.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Page whose tables are rewritten.")] = None,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 for torch's choice.")] = 0,
     seed: Annotated[int, typer.Option(help="Of weights, tokens and directions.")] = 0,
     peak: Annotated[str | None, typer.Option(hidden=True)] = None,
     directions: Annotated[int, typer.Option(hidden=True)] = 64,
 ) -> None:
-    """Run the study; the cpu suite goes to bench/results, others to build/bench."""
+    """Run the study.
+
+    The cpu suite goes to bench/results and docs/sensitivity.md; with --out, and other suites, to
+    that folder or build/bench.
+    """
     if suite not in SUITES:
         raise typer.BadParameter(f"must be one of {', '.join(SUITES)}, got {suite}")
     agreement_size, cost_size, counts, seconds = SUITES[suite]
@@ -233,6 +238,7 @@ def main(
     if peak is not None:
         typer.echo(_peak_here(peak, SIZES[cost_size], directions, seed))
         return
+    published = suite == "cpu" and out is None
     start = time.perf_counter()
     results: dict[str, Any] = {
         "schema": 1,
@@ -263,11 +269,15 @@ def main(
     }
     results["checks"] = checks(found, results["peak_mb"], m)
     results["seconds"] = time.perf_counter() - start
-    folder = out or ROOT / ("bench/results" if suite == "cpu" else "build/bench")
+    folder = out or ROOT / ("bench/results" if published else "build/bench")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "sensitivity.json").write_text(json.dumps(results, indent=1) + "\n")
     sensitivity_plot.plot(folder / "sensitivity.png", results)
-    show(results)
+    if page is None and published:
+        page = ROOT / "docs" / "sensitivity.md"
+    if page is not None:
+        sensitivity_report.write_page(page, results)
+    console.print(sensitivity_report.tables(results), markup=False)
 
 
 def checks(found: list[Cost], peak: dict[str, float], m: int) -> dict[str, float]:
@@ -284,27 +294,6 @@ def checks(found: list[Cost], peak: dict[str, float], m: int) -> dict[str, float
         "memory, published / zeroth order": peak["published"] / max(peak["zeroth"], 0.1),
         "memory, published / with a plan": peak["published"] / max(peak["plan"], 0.1),
     }
-
-
-def show(results: dict[str, Any]) -> None:
-    """Print the tables."""
-    table = Table("variant", "m", "median ms", "GFLOP", "GFLOP/s", "forward passes", "error")
-    for cost in results["cost"]:
-        error = "" if cost["error"] is None else f"{cost['error']:.1e}"
-        rate = cost["gflop"] / cost["median_ms"] * 1e3
-        cells = (f"{cost['median_ms']:.2f}", f"{cost['gflop']:.1f}", f"{rate:.0f}")
-        table.add_row(cost["variant"], str(cost["m"]), *cells, f"{cost['forward']:.2f}", error)
-    console.print(table)
-    table = Table("variant", "m", *(f"{s}: Spearman, top 10 %, error" for s in SPECTRA))
-    rows: dict[tuple[str, int], list[str]] = {}
-    for record in results["agreement"]:
-        cell = f"{record['spearman']:.3f}  {record['top10']:.2f}  {record['error']:.1e}"
-        rows.setdefault((record["variant"], record["m"]), []).append(cell)
-    for (variant, m), cells_of in rows.items():
-        table.add_row(variant, str(m), *cells_of)
-    console.print(table)
-    for name, ratio in results["checks"].items():
-        console.print(f"{name}: {ratio:.2f}")
 
 
 if __name__ == "__main__":

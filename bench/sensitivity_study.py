@@ -18,6 +18,8 @@ from zspa_kernels.testing.sensitivity import Function, projector, published_sens
 ACTIVATION = "gelu"
 RADIUS = 0.01  # of the published code, as are 64 directions
 
+NORM = "norm of the output"
+
 #: Exponents of the singular values of W1 and W2: equal, slowly and quickly falling.
 SPECTRA = {"flat": 0.0, "mid": 0.5, "steep": 1.0}
 
@@ -123,7 +125,7 @@ class Agreement:
         variant: What is compared.
         spearman: Correlation of the ranks.
         top10: Share of the ten per cent most sensitive tokens that are the same.
-        error: Median relative difference of the scores.
+        error: Median relative difference of the scores; None for the norm, another quantity.
     """
 
     spectrum: str
@@ -131,7 +133,7 @@ class Agreement:
     variant: str
     spearman: float
     top10: float
-    error: float
+    error: float | None
 
 
 def agreement(size: Size, spectrum: str, counts: tuple[int, ...], seed: int) -> Iterator[Agreement]:
@@ -149,7 +151,7 @@ def agreement(size: Size, spectrum: str, counts: tuple[int, ...], seed: int) -> 
         f"closed form, rank {rank} without diagonal": alone,
     }
     fixed = {name: plan(single.features) for name, plan in without_directions.items()}
-    fixed["norm of the output"] = exact.project(exact.features).norm(dim=-1)
+    fixed[NORM] = exact.project(exact.features).norm(dim=-1)
     for m in counts:
         u, other = (unit_directions(m, size.d, s) for s in (seed, seed + 1))
         right = published_sensitivity(exact.features, exact.project, u.double(), RADIUS, 8)
@@ -171,7 +173,9 @@ def agreement(size: Size, spectrum: str, counts: tuple[int, ...], seed: int) -> 
             **fixed,
         }
         for name, scores in variants.items():
-            yield Agreement(spectrum, m, name, *compare(scores.double(), right))
+            spearman, top, error = compare(scores.double(), right)
+            other_quantity = name == NORM
+            yield Agreement(spectrum, m, name, spearman, top, None if other_quantity else error)
 
 
 def compare(scores: Tensor, right: Tensor) -> tuple[float, float, float]:

@@ -25,6 +25,7 @@ from torch import Tensor
 TARGETS = {"sm_80": 166912, "sm_90": 232448, "sm_100": 232448, "gfx942": 65536}
 DTYPES = ("bfloat16", "float16", "float32")
 ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "silu", "relu", "identity")
+TOKENS = ("visual", "prompt", "rows", "hidden", "factor", "w2")  # what is multiplied
 POOLINGS = ("mean", "max", "none_mean", "none_max")
 
 
@@ -63,6 +64,7 @@ def call_selection(dtype: torch.dtype, full: bool, n: int = 2880, d: int = 4096)
 
     visual, prompt = empty(2, n, d), empty(2, 40, d)
     relevance_topk.relevance_topk(visual, prompt, 58, None, None, "none_max")
+    diversity.diversity(visual, 58, None, None, None)
     select.select(visual, prompt, 23, 35, None, None, "mean", True)
     if not full:
         return
@@ -140,10 +142,12 @@ def compile_for(launch: Launch, target: str) -> dict[str, Any]:
     hip = target.startswith("gfx")
     gpu = GPUTarget("hip", target, 64) if hip else GPUTarget("cuda", int(target[3:]), 32)
     compiled = triton.compile(src, target=gpu, options=launch.options)
+    values = dict(zip(launch.kernel.arg_names, launch.args, strict=False))
     report = {
         "kernel": launch.kernel.__name__,
         "target": target,
-        "types": ",".join(t for t in src.signature.values() if t[:3] in ("*bf", "*fp")),
+        "tokens": [str(values[name].dtype)[6:] for name in TOKENS if name in values],
+        "aligned": all(v % 16 == 0 for name, v in values.items() if name.startswith("stride_")),
         "shared": compiled.metadata.shared,
         "hash": compiled.hash,
     }

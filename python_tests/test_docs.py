@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every example in README.md and in the public docstrings runs, on CPU."""
+"""Every example in README.md, in docs and in the public docstrings runs, on CPU."""
 
 from __future__ import annotations
 
@@ -18,23 +18,27 @@ MODULES = [
     "zspa_kernels",
     "zspa_kernels.api",
     "zspa_kernels.types",
+    "zspa_kernels.projectors",
+    "zspa_kernels.sensitivity_plan",
+    "zspa_kernels._sensitivity",
     *(m.name for m in pkgutil.iter_modules(zspa_kernels.methods.__path__, "zspa_kernels.methods.")),
 ]
 # A block that cannot run here (another package, a GPU) is preceded by `<!-- not run: why -->`.
 BLOCK = re.compile(r"^(<!-- not run: .+ -->\n)?```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def test_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", ["README.md", "docs/sensitivity.md"])
+def test_pages(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks are one session, read from top to bottom."""
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / page).read_text()
     blocks = [(match.start(2), match[2]) for match in BLOCK.finditer(text) if not match[1]]
     assert blocks
     monkeypatch.chdir(tmp_path)
-    namespace: dict[str, object] = {"__name__": "readme"}
+    namespace: dict[str, object] = {"__name__": "page"}
     for start, block in blocks:
-        # Line numbers of a traceback are those of the README.
+        # Line numbers of a traceback are those of the page.
         padding = "\n" * text.count("\n", 0, start)
-        exec(compile(padding + block, str(ROOT / "README.md"), "exec"), namespace)
+        exec(compile(padding + block, str(ROOT / page), "exec"), namespace)
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -3,7 +3,7 @@
 
 Every one but relu and identity is a gated identity `x * gate(x)`, so its derivative is
 `gate(x) + x * gate'(x)`. The kernels have the same table in their own languages
-(csrc/cpu/activations.h, backends/triton/sensitivity.py); tests compare them with this one.
+(csrc/cpu/activations.h, backends/triton/_activations.py); tests compare them with this one.
 """
 
 from __future__ import annotations

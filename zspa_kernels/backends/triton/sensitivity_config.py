@@ -46,14 +46,14 @@ def config(h: int, d: int, m: int, itemsize: int, hip: bool = False) -> Config:
     return Config(
         # Half precision: 128 x 128 float32 sums are 64 registers a thread of 256, two warpgroups of
         # 64 rows; a derivative (some 30 instructions) is used for 128 products; 64 weights are one
-        # 128-byte line. float32 has no matrix units: a quarter of the tile stays in registers.
-        form_n=128 if half else 64,
+        # 128-byte line. float32 does without matrix units: 32 x 64, as 64 rows spill on sm_100.
+        form_n=128 if half else 32,
         form_r=128 if half else 64,
         form_h=min(width, 64 if half else 32),
         form_warps=8 if half else 4,
         # The same tile; a token's derivatives are shared by its 16 directions. 64 hidden units at a
         # time, or 256 outputs, would spill the quotients.
-        response_n=(128 if half else 64) // directions,
+        response_n=(128 if half else 32) // directions,
         response_m=directions,
         response_o=128 if half else 64,
         response_h=min(width, 32),

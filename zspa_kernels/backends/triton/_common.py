@@ -214,14 +214,17 @@ def row_strides(tensor: Tensor) -> tuple[int, int]:
 
 def launch(kernel: Any, programs: int, device: torch.device, *args: Any, **options: Any) -> None:
     """Run `programs` programs of a kernel on `device`, which need not be the current one."""
-    if programs == 0:
-        return
-    with contextlib.ExitStack() as stack:
-        if device.type == "cuda":
-            stack.enter_context(torch.cuda.device(device))
-        elif INTERPRETED.value:
-            import numpy as np
+    if programs > 0:
+        with _surroundings(device):
+            kernel[(programs,)](*args, **options)
 
-            # NaN, Inf and overflow are ordinary input: numpy must not warn about them.
-            stack.enter_context(np.errstate(all="ignore"))
-        kernel[(programs,)](*args, **options)
+
+def _surroundings(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    if device.type == "cuda":
+        return torch.cuda.device(device)
+    if INTERPRETED.value:
+        import numpy as np
+
+        # NaN, Inf and overflow are ordinary input: numpy must not warn about them.
+        return np.errstate(all="ignore")
+    return contextlib.nullcontext()

@@ -17,7 +17,7 @@ Mapping     : norms and first pass: program <-> every p-th block of rows of a se
 Numerics    : dots accumulate in float32; c = dot * (inv_i * inv_j) in float32, bitwise symmetric;
               score w * (1 - m) in float32, in that order; ties to the lowest index, -0.0 == +0.0
 Deterministic: yes: no atomics; maxima and the smallest key do not depend on order
-Limits      : N < 2^31; N * D may exceed 2^31 (int64 addresses)
+Limits      : N < 2^31 - 2^20 (block numbers are int32); N * D may exceed 2^31 (int64 addresses)
 """
 
 from __future__ import annotations

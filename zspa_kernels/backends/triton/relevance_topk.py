@@ -17,7 +17,8 @@ Mapping     : program <-> every p-th block of rows of a segment; sums of a block
 Numerics    : float32; sums in a fixed order that depends on D and the dtype only (see _common);
               pooling adds the prompt tokens in their order; ties to the lowest index, -0.0 == +0.0
 Deterministic: yes: no atomics, every element is written by one program
-Limits      : N, M < 2^31; N * D may exceed 2^31 (int64 addresses)
+Limits      : N, M < 2^31 - 2^20 (block numbers are int32); N * D may exceed 2^31 (int64
+              addresses)
 """
 
 from __future__ import annotations

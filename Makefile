@@ -41,7 +41,7 @@ demo: build
 	@$(PY) -m zspa_kernels.cli demo
 
 test: lint types
-	@$(PY) -m pytest -m 'not aot_full'
+	@$(PY) -m pytest
 
 lint: build
 	@$(PY) -m ruff check .

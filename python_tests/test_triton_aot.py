@@ -19,7 +19,13 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 ROOT = Path(__file__).parents[1]
 # Kernels that multiply tiles, and so use the matrix units for half-precision tokens.
-PRODUCTS = ("_relevance_topk_max_kernel", "_diversity_start_kernel", "_diversity_pick_kernel")
+PRODUCTS = (
+    "_relevance_topk_max_kernel",
+    "_diversity_start_kernel",
+    "_diversity_pick_kernel",
+    "_sensitivity_form_kernel",
+    "_sensitivity_response_kernel",
+)
 # NVIDIA's compiler keeps a few loop-invariant scalars of the float32 tile products (which do
 # without matrix units) on the stack to fit one more program on a multiprocessor.
 FLOAT32_STACK = 32

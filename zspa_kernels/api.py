@@ -246,9 +246,9 @@ def warmup(
 ) -> None:
     """Do now what the first calls would do: load the backend, compile its kernels, cache them.
 
-    Runs every op of selection once on zeros, with and without its optional arguments. Call it once a device,
-    dtype and D before a latency that counts is measured, and before a CUDA-graph capture, in which
-    nothing can be compiled.
+    Runs every op of selection once on zeros, with and without its optional arguments. Call it once
+    a device, dtype and D before a latency that counts is measured, and before a CUDA-graph capture,
+    in which nothing can be compiled.
 
     Args:
         device: where the tokens will be.

@@ -276,6 +276,15 @@ def test_invalid_tokens_score_nan_and_disturb_nobody(
 
 
 @each_backend
+def test_a_score_beyond_float32_is_nan(backend: str, require_backend: Require) -> None:
+    require_backend(backend, "sensitivity")
+    problem = Problem.of(3, 6, 8, 5, 2)
+    problem.w2 = problem.w2 * 1e38
+    assert problem.score(0.01, backend).isnan().all()
+    assert problem.rms(problem.w2, backend).isnan().all()
+
+
+@each_backend
 def test_batches_and_strides(backend: str, require_backend: Require) -> None:
     require_backend(backend, "sensitivity")
     problem = Problem.of(10, 12, 20, 10, 2, dtype=torch.bfloat16)

@@ -19,6 +19,7 @@ from ._common import _VALID_UP_TO, row_sum
 # Below this step the difference quotient loses more to cancellation than to curvature, both about
 # 1e-10 of the result.
 _SMALL_STEP = 2.0**-17
+_TOO_LONG = 2.0**64  # the square of a longer response is infinite in float32
 
 
 def sensitivity(
@@ -77,7 +78,7 @@ def by_row(tokens: Tensor, score: Callable[[Tensor], Tensor]) -> Tensor:
         for n, x in enumerate(rows.double()):
             if row_sum(x * x).float() <= _VALID_UP_TO:
                 out[n] = score(x).float()
-    return scores.masked_fill(scores.isinf(), torch.nan)
+    return scores.masked_fill(scores > _TOO_LONG, torch.nan)
 
 
 def times(matrix: Tensor, x: Tensor) -> Tensor:

@@ -176,6 +176,8 @@ def test_estimates_and_norm(name: str) -> None:
     limit = zk.sensitivity(module, x, score="linearised", directions=u)
     estimate = zk.sensitivity(module, x, score="zeroth_order", directions=u, radius=1e-3)
     assert torch.allclose(estimate, limit, rtol=1e-4)
+    anyhow = zk.sensitivity(module, x, score="linearised", directions=u, radius=5.0)
+    assert torch.equal(anyhow, limit)
     many = zk.sensitivity(module, x, score="linearised", directions=2000, seed=5)
     closed = zk.sensitivity(module, x)
     assert ((many / closed) > 0.8).all()

@@ -130,13 +130,13 @@ def test_counts_are_floored() -> None:
 
 
 def test_scaling_is_per_image_over_valid_tokens() -> None:
-    scores = torch.tensor([[1.0, 3.0, 2.0, 100.0], [7.0, 5.0, torch.nan, 9.0]])
+    scores = torch.tensor([[1.0, 3.0, 2.0, 100.0, 0.0], [7.0, 5.0, torch.nan, 9.0, 7.0]])
     valid = scores.isfinite()
-    valid[0, 3] = False
+    valid[0, 3:] = False
     w = min_max(scores, valid)
     assert w[0, :3].tolist() == [0.0, 1.0, 0.5]
-    assert w[1, [0, 1, 3]].tolist() == [0.5, 0.0, 1.0]
-    assert w.isnan().sum() == 2
+    assert w[1, [0, 1, 3, 4]].tolist() == [0.5, 0.0, 1.0, 0.5]
+    assert w.isnan().sum() == 3
 
 
 def test_equal_sensitivities_weigh_nothing() -> None:
@@ -197,7 +197,8 @@ def next_layout(rows: int = 4, columns: int = 6) -> list[int]:
 def test_tiles_are_selected_by_themselves(as_tensor: bool) -> None:
     labels = next_layout()
     n = len(labels)
-    visual, scores = tokens("vlm", n, D), scores_of(n)
+    visual = tokens("vlm", n, D)
+    scores = scores_of(n) * (1.0 + 9.0 * torch.tensor(labels))  # one tile far above another
     tiles = torch.tensor(labels) if as_tensor else labels
     picked = zk.ZOOPrune(12).select(visual, sensitivity=scores, tiles=tiles)
     expected: list[int] = [i for i, tile in enumerate(labels) if tile == -1]

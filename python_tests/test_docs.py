@@ -27,7 +27,7 @@ MODULES = [
 BLOCK = re.compile(r"^(<!-- not run: .+ -->\n)?```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/sensitivity.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/methods.md", "docs/sensitivity.md"])
 def test_pages(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks are one session, read from top to bottom."""
     text = (ROOT / page).read_text()
@@ -38,7 +38,8 @@ def test_pages(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for start, block in blocks:
         # Line numbers of a traceback are those of the page.
         padding = "\n" * text.count("\n", 0, start)
-        exec(compile(padding + block, str(ROOT / page), "exec"), namespace)
+        code = compile(padding + block, str(ROOT / page), "exec", dont_inherit=True)
+        exec(code, namespace)
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -67,7 +67,9 @@ def test_all_in_relevance(sort: bool) -> None:
 
 
 def test_all_in_relevance_needs_a_prompt() -> None:
-    with pytest.raises(TypeError, match="AllInRelevance: prompt must be a tensor, got None"):
+    with pytest.raises(
+        TypeError, match=r"AllInRelevance: prompt must be a tensor \[B, M, D\] \(.*\), got None"
+    ):
         zk.AllInRelevance(keep=9).select(VISUAL)
 
 

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from .. import api
 from ..types import Selection
+from ._registry import PROMPT, VISUAL, About, register
 
 
+@register("allinrelevance")
 @dataclass(frozen=True)
 class AllInRelevance:
     """The most relevant tokens and nothing for diversity: a baseline, poor by design.
@@ -28,6 +31,15 @@ class AllInRelevance:
         >>> AllInRelevance(keep=2).select(visual, torch.tensor([[1.0, 0.0]])).indices
         tensor([1, 2])
     """
+
+    about: ClassVar[About] = About(
+        title="AllInRelevance",
+        paper="baseline of arXiv 2510.17197",
+        inputs=(VISUAL, PROMPT),
+        primitives=("select", "relevance_topk"),
+        cost="(N + M) D",
+        against="float64 oracle, replay of every pick",
+    )
 
     keep: float
     pooling: str = "mean"
@@ -50,8 +62,7 @@ class AllInRelevance:
             The selection: all core, but for rows without a valid prompt token, which are selected
             by diversity; its scores are the relevance of every token.
         """
-        if prompt is None:
-            raise TypeError("AllInRelevance: prompt must be a tensor, got None")
+        prompt = self.about.require("prompt", prompt)
         indices = api.select(
             visual,
             prompt,

@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from .. import api
 from ..types import Selection
+from ._registry import VISUAL, About, register
 
 
+@register("divprune")
 @dataclass(frozen=True)
 class DivPrune:
     """Tokens picked so that the smallest distance between any two of them is large.
@@ -29,6 +32,15 @@ class DivPrune:
         >>> DivPrune(keep=2).select(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]])).indices
         tensor([0, 2])
     """
+
+    about: ClassVar[About] = About(
+        title="DivPrune",
+        paper="arXiv 2503.02175, CVPR 2025",
+        inputs=(VISUAL,),
+        primitives=("select",),
+        cost="N K D; first pick up to N^2 D",
+        against="float64 oracle, replay of every pick",
+    )
 
     keep: float
     sorted: bool = True

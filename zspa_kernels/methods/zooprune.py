@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,13 @@ from .._sensitivity import SCORES, Scorer
 from ..projectors import Projector
 from ..sensitivity_plan import SensitivityPlan
 from ..types import Selection
+from ._registry import VISUAL, About, Input, register
 
 # A range of scores below this share of the largest is noise of the arithmetic, not a ranking.
 _FLAT = 1e-3
 
 
+@register("zooprune")
 @dataclass(frozen=True, eq=False)
 class ZOOPrune:
     """Diverse tokens to which the projector responds: each pick maximises sensitivity x distance.
@@ -52,6 +54,21 @@ class ZOOPrune:
         >>> method.select(visual, sensitivity=torch.tensor([0.2, 0.9, 0.1, 0.5])).indices
         tensor([1, 3])
     """
+
+    about: ClassVar[About] = About(
+        title="ZOOPrune",
+        paper="arXiv 2509.24837, CVPR 2026",
+        inputs=(
+            VISUAL,
+            Input(
+                "features", "[B, N, C]", "the projector's input, the vision tower's output", False
+            ),
+            Input("sensitivity", "[B, N]", "a score a token, instead of features", False),
+        ),
+        primitives=("sensitivity", "diversity"),
+        cost="N H^2 (closed form) + N K D",
+        against="float64 oracle, published formula",
+    )
 
     keep: float
     projector: nn.Module | Projector | SensitivityPlan | None = None

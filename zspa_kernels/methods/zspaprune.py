@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from .. import api
 from ..types import Selection
+from ._registry import PROMPT, VISUAL, About, register
 
 
+@register("zspaprune")
 @dataclass(frozen=True)
 class ZSPAPrune:
     """A core of the tokens most relevant to the prompt, completed by diverse tokens.
@@ -36,6 +39,15 @@ class ZSPAPrune:
         >>> picked.gather(visual).shape
         torch.Size([2, 2])
     """
+
+    about: ClassVar[About] = About(
+        title="ZSPAPrune",
+        paper="arXiv 2510.17197",
+        inputs=(VISUAL, replace(PROMPT, required=False)),
+        primitives=("select", "relevance_topk"),
+        cost="N K D",
+        against="float64 oracle, replay of every pick",
+    )
 
     keep: float
     core_ratio: float = 0.2

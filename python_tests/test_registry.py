@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Methods by name: what is available, what each says of itself, and the page made of it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import zspa_kernels as zk
+from zspa_kernels.methods import __main__ as page
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "methods.md"
+METHODS = zk.methods.available()
+
+
+class Nothing:
+    """Keeps no token."""
+
+    def select(self, visual: Tensor) -> zk.Selection:
+        indices = torch.empty(0, dtype=torch.int64)
+        return zk.Selection(indices, indices > 0)
+
+
+@pytest.fixture
+def names() -> Iterator[None]:
+    yield
+    for name in set(zk.methods.available()) - set(METHODS):
+        zk.methods.unregister(name)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_described(name: str) -> None:
+    about = zk.methods.about(name)
+    assert about.paper
+    assert about.cost
+    assert about.against
+    assert "visual" in [x.name for x in about.inputs]
+    method = zk.methods.get(name, keep=0.5)
+    takes = inspect.signature(method.select).parameters
+    assert list(takes)[:2] == ["visual", "prompt"]
+    for x in about.inputs:
+        assert x.name in takes
+        assert x.shape.startswith("[")
+        assert x.source
+    named = {"visual", "prompt", *(x.name for x in about.inputs)}
+    assert {"visual_mask", "prompt_mask"} <= set(takes)
+    for parameter in takes.values():
+        if parameter.name not in ("visual", "prompt"):
+            assert parameter.kind is inspect.Parameter.KEYWORD_ONLY
+            assert parameter.default is None, "optional in the signature, refused by name if needed"
+    undescribed = set(takes) - named - {"visual_mask", "prompt_mask", "tiles", "segments"}
+    assert not undescribed, undescribed
+    # What it is composed of exists.
+    for primitive in about.primitives:
+        places = (zk, torch.ops.zspa, getattr(zk, "primitives", None))
+        assert any(hasattr(place, primitive) for place in places), primitive
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_an_input_that_is_missing_is_named(name: str) -> None:
+    about = zk.methods.about(name)
+    method = zk.methods.get(name, keep=0.5)
+    visual = torch.eye(4)
+    for x in about.inputs:
+        if x.name == "visual" or not x.required:
+            continue
+        given = {y.name: torch.ones(4, 4) for y in about.inputs if y.name not in ("visual", x.name)}
+        with pytest.raises(TypeError) as raised:
+            method.select(visual, **given)
+        message = f"{about.title}: {x.name} must be a tensor {x.shape} ({x.source}), got None"
+        assert str(raised.value) == message
+        with pytest.raises(TypeError, match=f"{x.name} must be a tensor .* got int 3"):
+            method.select(visual, **given, **{x.name: 3})
+
+
+def test_get_makes_what_the_class_makes() -> None:
+    assert zk.methods.get("divprune", keep=0.1) == zk.DivPrune(keep=0.1)
+    assert zk.methods.get("zspaprune", keep=9, core_ratio=0.4) == zk.ZSPAPrune(9, 0.4)
+
+
+@pytest.mark.parametrize("call", [zk.methods.get, zk.methods.about, zk.methods.unregister])
+def test_unknown_names(call: Any) -> None:
+    known = ", ".join(METHODS)
+    with pytest.raises(ValueError, match=f"{call.__name__}: name must be one of {known}, got 'No'"):
+        call("No")
+    with pytest.raises(TypeError, match=f"{call.__name__}: name must be a string, one of {known}"):
+        call(7)
+
+
+def test_options_are_those_of_the_class() -> None:
+    with pytest.raises(TypeError, match="size"):
+        zk.methods.get("divprune", keep=0.1, size=3)
+    with pytest.raises(ValueError, match="keep must be a share"):
+        zk.methods.get("divprune", keep=0.0)
+
+
+@pytest.mark.usefixtures("names")
+def test_register() -> None:
+    assert zk.methods.register("nothing", Nothing) is Nothing
+    assert isinstance(zk.methods.get("nothing"), Nothing)
+    assert "nothing" in zk.methods.available()
+    with pytest.raises(TypeError, match="about: name must be of a method that has an `about`"):
+        zk.methods.about("nothing")
+    with pytest.raises(ValueError, match=r"register: name must be none of .*nothing.*, got 'noth"):
+        zk.methods.register("nothing", Nothing)
+    assert zk.methods.register("half", lambda: zk.DivPrune(0.5))() == zk.DivPrune(0.5)
+    facts = zk.methods.about("divprune")
+    zk.methods.register("facts", Nothing, facts)
+    assert zk.methods.about("facts") is facts
+    zk.methods.unregister("nothing")
+    assert "nothing" not in zk.methods.available()
+
+
+@pytest.mark.parametrize("name", ["Upper", "with_separator", "with-hyphen", "7", "", "é", "a\n"])
+def test_bad_names(name: str) -> None:
+    with pytest.raises(ValueError, match="register: name must be lower-case letters and digits"):
+        zk.methods.register(name, Nothing)
+
+
+def test_bad_registrations() -> None:
+    with pytest.raises(TypeError, match="register: name must be a string, got int 3"):
+        zk.methods.register(3, Nothing)
+    bad: tuple[Any, ...] = (3, int)
+    for make in bad:
+        with pytest.raises(TypeError, match="register: make must be a class with a `select`"):
+            zk.methods.register("bad", make)
+    assert "bad" not in zk.methods.available()
+
+
+def test_the_page_is_up_to_date() -> None:
+    text = PAGE.read_text()
+    assert page.rewrite(text) == text, "run: python -m zspa_kernels.methods docs/methods.md"
+
+
+def test_the_page_is_rewritten_between_its_marks(tmp_path: Path) -> None:
+    old = tmp_path / "page.md"
+    old.write_text(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n")
+    page.main([str(old)])
+    assert old.read_text() == f"before\n{page.BEGIN}\n{page.table()}\n{page.END}\nafter\n"
+    for bad in ("", page.BEGIN, f"{page.END}{page.BEGIN}", 2 * old.read_text()):
+        with pytest.raises(ValueError, match="page must have"):
+            page.rewrite(bad)
+
+
+def test_the_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    page.main([])
+    assert capsys.readouterr().out == page.table() + "\n"
+
+
+def test_backends_are_those_of_all_ops() -> None:
+    assert page.backends(("select",)) == "cpp, reference, triton"
+    assert page.backends(("merge", "topk")) == "torch"
+    assert page.backends(("topk", "diversity", "merge")) == "cpp, reference, triton"

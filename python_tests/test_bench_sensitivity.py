@@ -42,11 +42,13 @@ def test_agreement_of_exact_variants() -> None:
     with torch.no_grad():
         records = list(sensitivity_study.agreement(SIZES["smoke"], "mid", (2,), 0))
     by_name = {record.variant: record for record in records}
-    for name in ("zeroth order", "zeroth order, bfloat16 input", "linearised"):
+    # bfloat16 inputs are multiplied as such where the CPU does it.
+    bounds = {"zeroth order": 1e-5, "zeroth order, bfloat16 input": 1e-2, "linearised": 1e-5}
+    for name, bound in bounds.items():
         assert by_name[name].spearman == pytest.approx(1.0, abs=1e-3)
         error = by_name[name].error
         assert error is not None
-        assert error < 1e-5
+        assert error < bound
     assert by_name["published in bfloat16"].spearman < 0.9
     assert by_name["norm of the output"].error is None
 

@@ -89,6 +89,7 @@ def test_bfloat16_products(native, monkeypatch: pytest.MonkeyPatch) -> None:
     w1 = w1.bfloat16()
     arguments = (x, w1, b1, w2, "gelu")
     form = (x, w1, b1, w2, "gelu", None)
+    monkeypatch.setattr(backend, "multiplies_bfloat16", lambda device: False)
     full = backend.sensitivity(*arguments, u, 0.01), backend.sensitivity_rms(*form)
     products = Products(monkeypatch)
     monkeypatch.setattr(backend, "multiplies_bfloat16", lambda device: True)
@@ -99,6 +100,24 @@ def test_bfloat16_products(native, monkeypatch: pytest.MonkeyPatch) -> None:
     for a, b in zip(half, full, strict=True):
         assert not torch.equal(a, b)
         assert torch.allclose(a, b, rtol=1e-2)
+
+
+@pytest.mark.parametrize("wide", ["w1", "factor"])
+def test_one_matrix_of_float32(native, wide: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products and buffers of two dtypes in one call; a float32 factor asks for float32 alone."""
+    from zspa_kernels.backends.cpp import sensitivity as backend
+
+    # Pre-activations of under 1 KB: malloc writes into memory of that size when it is freed.
+    x, b1 = draw(1, 9, 40).bfloat16(), draw(24, seed=2)
+    w1, factor = draw(24, 40, seed=1).bfloat16() / 6, draw(30, 24, seed=3).bfloat16() / 5
+    exact = backend.sensitivity_rms(x.float(), w1.float(), b1, factor.float(), "gelu", None)
+    products = Products(monkeypatch)
+    monkeypatch.setattr(backend, "multiplies_bfloat16", lambda device: True)
+    w1, factor = (w1.float(), factor) if wide == "w1" else (w1, factor.float())
+    scores = backend.sensitivity_rms(x, w1, b1, factor, "gelu", None)
+    assert torch.allclose(scores, exact, rtol=1e-2 if wide == "w1" else 1e-6)
+    dtypes = [x.dtype for x in products.inputs]
+    assert dtypes == [torch.float32, torch.bfloat16 if wide == "w1" else torch.float32]
 
 
 def test_zeros_of_a_triangular_factor_are_not_multiplied(
@@ -114,6 +133,22 @@ def test_zeros_of_a_triangular_factor_are_not_multiplied(
     products.inputs.clear()
     backend.sensitivity_rms_hidden(a, draw(h, h), "silu", None)
     assert [x.shape[1] for x in products.inputs] == [h] * 3
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_leading_zeros(native, dtype: torch.dtype) -> None:
+    """The first value at every column around the words in which they are looked for."""
+    from zspa_kernels.backends.cpp.sensitivity import _described
+
+    for width in (1, 31, 64, 65, 200):
+        for column in range(width + 1):
+            x = torch.zeros(3, width, dtype=dtype)
+            x[1, column:] = 2.0**-14
+            x[2, column + 5 :] = 1.0
+            assert native.sensitivity_zeros(*_described(x)) == column
+    x = torch.zeros(2, 90, dtype=dtype)
+    x[0, 70] = -0.0
+    assert native.sensitivity_zeros(*_described(x)) == 70  # at most as many as there are
 
 
 def test_scratch_is_small(require_backend) -> None:

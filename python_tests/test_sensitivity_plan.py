@@ -119,6 +119,15 @@ def test_a_rank_keeps_the_trace_and_gets_better(decay: float) -> None:
     assert zk.SensitivityPlan(*w, "gelu", 96).diagonal is None  # a full rank is exact
 
 
+def test_calls_copy_no_matrix() -> None:
+    """A factor or a W2 whose rows are not contiguous would be copied in every call."""
+    w = weights()
+    for x in (zk.SensitivityPlan(*w, "gelu"), zk.SensitivityPlan(*w, "gelu", 4)):
+        assert x.factor.is_contiguous()
+    assert compact_output(w[2]).is_contiguous()
+    assert compact_output(draw(50, 40)).is_contiguous()
+
+
 def test_residual_is_what_the_rank_leaves_out() -> None:
     w = spectrum(0.5)
     plan, full = zk.SensitivityPlan(*w, "gelu", 8), zk.SensitivityPlan(*w, "gelu")

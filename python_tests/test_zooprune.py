@@ -177,6 +177,19 @@ def test_invalid_and_masked_tokens_are_never_selected() -> None:
     assert torch.equal(few[:-3], keep)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 2.0**41])
+def test_an_invalid_visual_token_scales_nobody(value: float) -> None:
+    """As if it were masked, although its sensitivity is finite, and the smallest of all."""
+    visual, scores = tokens("iid", N, D), scores_of()
+    visual[4, 2], scores[4] = value, -10.0
+    method, keep = zk.ZOOPrune(9, sorted=False), torch.arange(N) != 4
+    picked = method.select(visual, sensitivity=scores).indices
+    alone = method.select(visual[keep], sensitivity=scores[keep]).indices
+    assert torch.equal(picked, keep.nonzero()[:, 0][alone])
+    masked = method.select(visual, sensitivity=scores, visual_mask=keep).indices
+    assert torch.equal(picked, masked)
+
+
 def test_ascending() -> None:
     assert ascending(torch.tensor([[4, -1, 2], [0, 3, 1]]), 5).tolist() == [[2, 4, -1], [0, 1, 3]]
 

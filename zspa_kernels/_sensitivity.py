@@ -129,7 +129,7 @@ class Scorer:
             return self._planned(features, backend)
         with torch.no_grad():
             if self.score == "norm":
-                return _length(self.projector.outputs(features, self.op))
+                return row_lengths(self.projector.outputs(features, self.op))
             x = self.projector.inputs(features, self.op)
             if self.projector.w2 is None:
                 return self._constant(x, self.projector.w1.double())
@@ -151,10 +151,10 @@ class Scorer:
             response = w.norm() / w.shape[1] ** 0.5
         else:
             response = (self.directions.double() @ w.T).norm(dim=1).mean()
-        return torch.where(_length(x).isnan(), torch.nan, response.float())
+        return torch.where(row_lengths(x).isnan(), torch.nan, response.float())
 
 
-def _length(x: Tensor) -> Tensor:
+def row_lengths(x: Tensor) -> Tensor:
     """Length of every row in float32, NaN for invalid ones."""
     length: Tensor = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)
     return length.masked_fill(~(length <= 2.0**40), torch.nan)

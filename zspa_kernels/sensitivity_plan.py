@@ -107,7 +107,7 @@ class SensitivityPlan:
                 factor, rest = _leading_factor(form, rank)
             self.rank = len(factor)
             self.discarded, self.residual = _losses(form, factor, rest)
-        self.factor = factor.to(dtype or product_dtype(w1))
+        self.factor = factor.to(dtype or product_dtype(w1)).contiguous()
         self.diagonal = None if rest is None else rest.float()
 
     def __call__(
@@ -171,7 +171,7 @@ def compact_output(w2: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         lower, failed = torch.linalg.cholesky_ex(wide.T @ wide)
         short = w2.shape[0] < w2.shape[1] or int(failed) != 0
         r: Tensor = torch.linalg.qr(wide, mode="r").R if short else lower.T
-    return r.to(dtype or product_dtype(w2))
+    return r.to(dtype or product_dtype(w2)).contiguous()
 
 
 def unit_directions(m: int, d: int, seed: int = 0, device: torch.device | str = "cpu") -> Tensor:

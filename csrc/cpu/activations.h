@@ -196,15 +196,27 @@ void store_piece(DType dtype, const float* from, void* to, int64_t begin, int64_
 }
 
 template <class A, class T>
-void slope_of(const T* x, const float* bias, int64_t n, DType to, void* out) {
-  alignas(64) float piece[kPiece];
+float slope_of(const T* x, const float* bias, int64_t n, const float* diagonal, DType to,
+               void* out) {
+  alignas(64) float piece[kPiece], weights[kPiece];
+  float form = 0.0f;
   for (int64_t begin = 0; begin < n; begin += kPiece) {
     const int64_t count = std::min(kPiece, n - begin);
     load_piece(x, bias, begin, count, piece);
     for (int64_t i = 0; i < count; i += L)
       Isa::store(piece + i, A::odd(Isa::load(piece + i)).first);
+    if (diagonal) {
+      load_piece(diagonal, nullptr, begin, count, weights);
+      Vec sum = Isa::zero();
+      for (int64_t i = 0; i < count; i += L) {
+        const Vec g = Isa::load(piece + i);
+        sum = Isa::fma(Isa::load(weights + i) * g, g, sum);
+      }
+      form += Isa::sum(sum);
+    }
     store_piece(to, piece, out, begin, count);
   }
+  return form;
 }
 
 template <class A, class T>
@@ -245,9 +257,12 @@ void quotient_of(const float* at, const float* first, const float* third, const 
   }
 }
 
-void slope(Activation activation, DType dtype, const void* x, const float* bias, int64_t n,
-           DType to, void* out) {
-  ZSPA_BY_ACTIVATION(ZSPA_BY_DTYPE((slope_of<A, T>(static_cast<const T*>(x), bias, n, to, out))))
+float slope(Activation activation, DType dtype, const void* x, const float* bias, int64_t n,
+            const float* diagonal, DType to, void* out) {
+  float form = 0.0f;
+  ZSPA_BY_ACTIVATION(
+      ZSPA_BY_DTYPE((form = slope_of<A, T>(static_cast<const T*>(x), bias, n, diagonal, to, out))))
+  return form;
 }
 
 void expand(Activation activation, DType dtype, const void* x, const float* bias, int64_t n,

@@ -66,8 +66,9 @@ struct Kernels {
                    float* squares, float* dots);
 
   // out[i] = act'(x[i] + bias[i]), as floats or bfloat16; `out` may be `x`. A null bias is zero.
-  void (*slope)(Activation activation, DType dtype, const void* x, const float* bias, int64_t n,
-                DType to, void* out);
+  // Returns sum(diagonal[i] act'^2), 0 for a null diagonal.
+  float (*slope)(Activation activation, DType dtype, const void* x, const float* bias, int64_t n,
+                 const float* diagonal, DType to, void* out);
 
   // What `quotient` needs to know of act around at[i] = x[i] + bias[i]: act' and act''' / 6.
   // The outputs hold n elements rounded up to a multiple of 16.

@@ -29,10 +29,17 @@ void for_rows(int64_t rows, int64_t multiply_adds, int threads, const Body& body
                });
 }
 
-template <class T>
-int64_t zeros_of(const T* row, int64_t limit) {
+// How many of the bytes before the first that is not 0, or `limit`.
+int64_t zero_bytes(const char* bytes, int64_t limit) {
+  constexpr int64_t kAtOnce = 16;  // words: one branch a cache line or two, not one an element
   int64_t i = 0;
-  while (i < limit && to_float(row[i]) == 0.0f) ++i;
+  for (; i + kAtOnce * 8 <= limit; i += kAtOnce * 8) {
+    uint64_t words[kAtOnce], any = 0;
+    std::memcpy(words, bytes + i, sizeof words);
+    for (uint64_t word : words) any |= word;
+    if (any) break;
+  }
+  while (i < limit && bytes[i] == 0) ++i;
   return i;
 }
 
@@ -41,20 +48,9 @@ int64_t zeros_of(const T* row, int64_t limit) {
 void slopes(const Rows& x, const float* bias, Activation activation, const float* diagonal,
             int threads, const Rows& out, float* form) {
   const Kernels& kernel = kernels();
-  const int64_t padded = round_up(x.width, kernel.step);
-  // Of each thread: the derivatives as floats, and the same times the diagonal, zero padded.
-  std::vector<float> scratch(diagonal ? size_t(2 * padded * std::max(1, threads)) : 0);
-  for_rows(x.count, x.count * x.width * kSlopeCost, threads, [&](int64_t i, int thread) {
-    if (diagonal) {
-      float* g = scratch.data() + 2 * padded * thread;
-      float* weighted = g + padded;
-      kernel.slope(activation, x.dtype, x.row(i), bias, x.width, DType::f32, g);
-      for (int64_t h = 0; h < x.width; ++h) weighted[h] = g[h] * diagonal[h];
-      float squares, sum;
-      kernel.row_pass(DType::f32, g, x.width, &weighted, 1, &squares, &sum);
-      form[i] += sum;
-    }
-    kernel.slope(activation, x.dtype, x.row(i), bias, x.width, out.dtype, out.row(i));
+  for_rows(x.count, x.count * x.width * kSlopeCost, threads, [&](int64_t i, int) {
+    form[i] +=
+        kernel.slope(activation, x.dtype, x.row(i), bias, x.width, diagonal, out.dtype, out.row(i));
   });
 }
 
@@ -92,15 +88,10 @@ void add_squares(const Rows& x, int threads, float* sums) {
 }
 
 int64_t leading_zeros(const Rows& x) {
-  int64_t zeros = x.width;
-  for (int64_t i = 0; i < x.count; ++i) {
-    switch (x.dtype) {
-      case DType::f32: zeros = zeros_of(reinterpret_cast<float*>(x.row(i)), zeros); break;
-      case DType::f16: zeros = zeros_of(reinterpret_cast<Half*>(x.row(i)), zeros); break;
-      case DType::bf16: zeros = zeros_of(reinterpret_cast<BFloat16*>(x.row(i)), zeros); break;
-    }
-  }
-  return zeros;
+  const int64_t item = x.dtype == DType::f32 ? 4 : 2;
+  int64_t zeros = x.width * item;
+  for (int64_t i = 0; i < x.count; ++i) zeros = zero_bytes(x.row(i), zeros);
+  return zeros / item;
 }
 
 }  // namespace zspa::cpu

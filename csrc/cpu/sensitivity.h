@@ -31,7 +31,7 @@ void quotients(const Rows& x, const float* bias, Activation activation, const fl
 // sums[i] += sum of squares of row i, in float32.
 void add_squares(const Rows& x, int threads, float* sums);
 
-// How many columns before the first that is not all zero.
+// How many columns before the first that is not all zero; -0.0 is not zero here.
 int64_t leading_zeros(const Rows& x);
 
 }  // namespace zspa::cpu

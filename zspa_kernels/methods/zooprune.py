@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _contract, api
-from .._sensitivity import SCORES, Scorer
+from .._sensitivity import SCORES, Scorer, row_lengths
 from ..projectors import Projector
 from ..sensitivity_plan import SensitivityPlan
 from ..types import Selection
@@ -135,7 +135,10 @@ class ZOOPrune:
                 f"ZOOPrune: sensitivity must be one score a token, {list(visual.shape[:-1])}, "
                 f"got {got}"
             )
-        valid = scores.isfinite() if visual_mask is None else scores.isfinite() & visual_mask
+        # What cannot be selected must not scale the others either.
+        valid = scores.isfinite() & row_lengths(visual.detach()).isfinite()
+        if visual_mask is not None:
+            valid &= visual_mask
         if tiles is None:
             k = api.num_keep(n, self.keep, self.rounding)
             weights = min_max(scores, valid)
@@ -156,8 +159,7 @@ class ZOOPrune:
                 )
             return sensitivity.detach().float()
         if self.score == "norm":
-            length: Tensor = torch.linalg.vector_norm(visual.detach(), dim=-1, dtype=torch.float32)
-            return length
+            return row_lengths(visual.detach())
         if self._scorer is None:
             raise TypeError("ZOOPrune: projector must be given, or sensitivity, got None")
         if features is None:

@@ -8,8 +8,6 @@ than twice as fast. Elementwise work is in csrc/cpu/sensitivity.cpp.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
@@ -90,24 +88,15 @@ def _mean_response(
     m = len(shifts)
     together = max(1, _ROWS // m)  # tokens whose directions share a product
     buffer = _empty(rows, min(_ROWS, len(rows) * m), shifts.shape[1], dtype)
+    squared_lengths = _SquaredLengths(w2, len(buffer), dtype)
     with full_float32(rows.device):
         for part, total in zip(rows.split(_ROWS), lengths.split(_ROWS), strict=True):
-            hidden = _hidden(part, w1).split(together)
+            hidden = _hidden(part, w1, dtype).split(together)
             for a, out in zip(hidden, total.split(together), strict=True):
                 for some in shifts.split(_ROWS):
                     responses = buffer[: len(a) * len(some)]
-                    module().sensitivity_quotients(
-                        *_described(a),
-                        address(bias),
-                        ACTIVATIONS[activation],
-                        some.data_ptr(),
-                        len(some),
-                        radius,
-                        torch.get_num_threads(),
-                        responses.data_ptr(),
-                        DTYPES[dtype],
-                    )
-                    squares = _squared_lengths(responses, w2)
+                    _quotients(a, bias, activation, some, radius, responses)
+                    squares = squared_lengths(responses)
                     out += squares.sqrt_().view(len(a), len(some)).sum(1)
     return _checked(tokens, rows, lengths.div_(m))
 
@@ -126,32 +115,28 @@ def _root_of_form(
     diagonal = None if diagonal is None else diagonal.float()
     dtype = _product_dtype(tokens.dtype, factor.dtype)
     buffer = _empty(rows, min(_ROWS, len(rows)), factor.shape[1], dtype)
+    squared_lengths = _SquaredLengths(factor, len(buffer), dtype)
     with full_float32(rows.device):
         for part, form in zip(rows.split(_ROWS), forms.split(_ROWS), strict=True):
             slopes = buffer[: len(part)]
-            module().sensitivity_slopes(
-                *_described(_hidden(part, w1, slopes)),
-                address(bias),
-                ACTIVATIONS[activation],
-                address(diagonal),
-                torch.get_num_threads(),
-                slopes.data_ptr(),
-                DTYPES[dtype],
-                slopes.stride(0),
-                form.data_ptr(),
-            )
-            form += _squared_lengths(slopes, factor)
+            hidden = _hidden(part, w1, dtype, slopes)
+            _slopes(hidden, bias, activation, diagonal, slopes, form)
+            form += squared_lengths(slopes)
     return _checked(tokens, rows, forms.sqrt_())
 
 
-def _hidden(rows: Tensor, w1: Tensor | None, buffer: Tensor | None = None) -> Tensor:
+def _hidden(
+    rows: Tensor, w1: Tensor | None, dtype: torch.dtype, buffer: Tensor | None = None
+) -> Tensor:
     """`W1 x` of rows `[n, D]`, without the bias; the rows themselves where they are that already.
 
-    `buffer` is written to if it has the right dtype.
+    `dtype` is that of the product that follows: where it is float32, this one is as well. `buffer`
+    is written to if it has the right dtype.
     """
     if w1 is None:
         return rows
-    dtype = _product_dtype(rows.dtype, w1.dtype)
+    if dtype != w1.dtype:
+        dtype = torch.float32
     if buffer is not None and buffer.dtype != dtype:
         buffer = None
     return _product(rows.to(dtype), w1, buffer)
@@ -161,27 +146,35 @@ def _product(x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
     """`x @ weight.T` in the dtype of `x`."""
     if out is None:
         out = _empty(x, len(x), len(weight), x.dtype)
-    for begin, part in _parts(weight, x.dtype):
-        torch.mm(x, part.T, out=out[:, begin : begin + len(part)])
+    columns = out.split(_WEIGHT_ROWS, dim=1)
+    for part, some in zip(weight.split(_WEIGHT_ROWS), columns, strict=True):
+        torch.mm(x, part.to(x.dtype).T, out=some)
     return out
 
 
-def _squared_lengths(x: Tensor, weight: Tensor) -> Tensor:
-    """Squared length of `weight @ row` for each row of `x`, float32 `[n]`."""
-    sums = torch.zeros(len(x), dtype=torch.float32, device=x.device)
-    buffer = _empty(x, len(x), min(_WEIGHT_ROWS, len(weight)), x.dtype)
-    for begin, part in _parts(weight, x.dtype):
-        product = buffer[:, : len(part)]
-        zeros = module().sensitivity_zeros(*_described(weight[begin : begin + len(part)]))
-        torch.mm(x[:, zeros:], part[:, zeros:].T, out=product)
-        module().sensitivity_squares(*_described(product), torch.get_num_threads(), sums.data_ptr())
-    return sums
+class _SquaredLengths:
+    """Squared length of `weight @ row` for each row of a `[rows, H]`, in buffers used again."""
 
+    def __init__(self, weight: Tensor, rows: int, dtype: torch.dtype) -> None:
+        self.parts = weight.split(_WEIGHT_ROWS)
+        height = len(self.parts[0])
+        self.zeros = [module().sensitivity_zeros(*_described(part)) for part in self.parts]
+        self.product = _empty(weight, rows, height, dtype)
+        self.converted = None
+        if weight.dtype != dtype:
+            self.converted = _empty(weight, height, weight.shape[1], dtype)
 
-def _parts(weight: Tensor, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
-    """(first row, these rows of a weight matrix in `dtype`), part by part."""
-    for begin, part in enumerate(weight.split(_WEIGHT_ROWS)):
-        yield begin * _WEIGHT_ROWS, part.to(dtype)
+    def __call__(self, x: Tensor) -> Tensor:
+        """float32 `[n]` of `[n, H]`."""
+        sums = torch.zeros(len(x), dtype=torch.float32, device=x.device)
+        for part, zeros in zip(self.parts, self.zeros, strict=True):
+            rows = part
+            if self.converted is not None:
+                rows = self.converted[: len(part)].copy_(part)
+            product = self.product[: len(x), : len(part)]
+            torch.mm(x[:, zeros:], rows[:, zeros:].T, out=product)
+            _add_squares(product, sums)
+        return sums
 
 
 def _product_dtype(a: torch.dtype, b: torch.dtype) -> torch.dtype:
@@ -192,9 +185,53 @@ def _product_dtype(a: torch.dtype, b: torch.dtype) -> torch.dtype:
 def _checked(tokens: Tensor, rows: Tensor, scores: Tensor) -> Tensor:
     """NaN for tokens that are not finite or huge, and for scores beyond float32."""
     squares = torch.zeros_like(scores)
-    module().sensitivity_squares(*_described(rows), torch.get_num_threads(), squares.data_ptr())
+    _add_squares(rows, squares)
     invalid = ~((squares <= _HUGE) & scores.isfinite())
     return scores.masked_fill_(invalid, torch.nan).view(tokens.shape[:2])
+
+
+# ---- native parts, csrc/cpu/sensitivity.h: tensors, as an address does not keep one alive --------
+
+
+def _slopes(
+    x: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    diagonal: Tensor | None,
+    out: Tensor,
+    form: Tensor,
+) -> None:
+    module().sensitivity_slopes(
+        *_described(x),
+        address(bias),
+        ACTIVATIONS[activation],
+        address(diagonal),
+        torch.get_num_threads(),
+        out.data_ptr(),
+        DTYPES[out.dtype],
+        out.stride(0),
+        form.data_ptr(),
+    )
+
+
+def _quotients(
+    x: Tensor, bias: Tensor | None, activation: str, shifts: Tensor, radius: float, out: Tensor
+) -> None:
+    module().sensitivity_quotients(
+        *_described(x),
+        address(bias),
+        ACTIVATIONS[activation],
+        shifts.data_ptr(),
+        len(shifts),
+        radius,
+        torch.get_num_threads(),
+        out.data_ptr(),
+        DTYPES[out.dtype],
+    )
+
+
+def _add_squares(x: Tensor, sums: Tensor) -> None:
+    module().sensitivity_squares(*_described(x), torch.get_num_threads(), sums.data_ptr())
 
 
 def _described(x: Tensor) -> tuple[int, int, int, int, int]:

@@ -111,6 +111,21 @@ void call_diversity(uintptr_t visual, int dtype, int64_t S, int64_t N, int64_t D
   report(p, stats);
 }
 
+void call_dpp(uintptr_t visual, int dtype, int64_t S, int64_t N, int64_t D, int64_t batch_stride,
+              int64_t row_stride, uintptr_t table, uintptr_t visual_mask, int64_t k,
+              uintptr_t weights, int64_t total_slots, int threads, uintptr_t indices,
+              uintptr_t stats) {
+  Problem p{};
+  set_visual(p, visual, dtype, S, N, D, batch_stride, row_stride, table, visual_mask);
+  p.weights = at<const float>(weights);
+  p.k_diverse = k;
+  p.total_slots = total_slots;
+  p.threads = threads;
+  p.indices = at<int64_t>(indices);
+  zspa::cpu::dpp(p);
+  report(p, stats);
+}
+
 zspa::cpu::Rows rows(uintptr_t data, int dtype, int64_t count, int64_t width, int64_t stride) {
   return {at<char>(data), DType(dtype), count, width, stride * zspa::size_of(DType(dtype))};
 }
@@ -158,6 +173,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("select", &call_select, unlocked);
   m.def("relevance_topk", &call_relevance_topk, unlocked);
   m.def("diversity", &call_diversity, unlocked);
+  m.def("dpp", &call_dpp, unlocked);
   m.def("sensitivity_slopes", &sensitivity_slopes, unlocked);
   m.def("sensitivity_quotients", &sensitivity_quotients, unlocked);
   m.def("sensitivity_squares", &sensitivity_squares, unlocked);

@@ -120,6 +120,8 @@ def every_function(backend: str, x: dict[str, Tensor]) -> list[Tensor]:
         zk.diversity_varlen(
             visual.flatten(0, 1), [2, 3], lengths=[N, N], weights=weights.view(-1), backend=backend
         ),
+        zk.dpp(visual, 5, weights=weights, **masks, backend=backend),
+        *zk.dpp_varlen(list(visual), [2, 3], backend=backend),
     ]
     return [t for result in results for t in ([result] if isinstance(result, Tensor) else result)]
 

@@ -44,7 +44,9 @@ def every_op(visual: Tensor, prompt: Tensor) -> list[Tensor]:
         packed, cu_seqlens, prompt[0], None, counts, counts, 4 * B, n
     )
     more = torch.ops.zspa.diversity_varlen(packed, cu_seqlens, counts, 2 * B, n)
-    return [core, scores, picks, varlen, more]
+    spanning = zk.dpp(visual, k, weights=scores.abs())
+    spans = torch.ops.zspa.dpp_varlen(packed, cu_seqlens, counts, 2 * B, n)
+    return [core, scores, picks, varlen, more, spanning, spans]
 
 
 def assert_same(found: object, expected: object) -> None:

@@ -20,6 +20,7 @@ MODULES = [
     "zspa_kernels.types",
     "zspa_kernels.projectors",
     "zspa_kernels.sensitivity_plan",
+    "zspa_kernels._greedy",
     "zspa_kernels._sensitivity",
     *(m.name for m in pkgutil.iter_modules(zspa_kernels.methods.__path__, "zspa_kernels.methods.")),
 ]

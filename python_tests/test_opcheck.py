@@ -104,6 +104,19 @@ def test_diversity_varlen(weights: bool, total_k: int) -> None:
     check("diversity_varlen", draw(N, D), cu_seqlens, k, total_k, 5, draw(N) if weights else None)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("k", [0, 1, N])
+def test_dpp(dtype: torch.dtype, k: int) -> None:
+    check("dpp", draw(B, N, D, dtype=dtype), k, draw(B, N), mask(B, N))
+    check("dpp", strided(N, D).to(dtype).requires_grad_(), k)
+
+
+@pytest.mark.parametrize("weights", [False, True])
+def test_dpp_varlen(weights: bool) -> None:
+    cu_seqlens, k = ints(0, 2, N), ints(1, 2)
+    check("dpp_varlen", draw(N, D), cu_seqlens, k, 4, 5, draw(N) if weights else None)
+
+
 def test_outputs_never_require_grad() -> None:
     visual, prompt = draw(B, N, D), draw(B, M, D)
     indices, scores = torch.ops.zspa.relevance_topk(visual, prompt, 2)
@@ -139,7 +152,13 @@ def test_schemas_are_what_the_design_fixes() -> None:
         "SymInt max_seqlen, Tensor? weights=None) -> Tensor"
     )
 
+    assert schema("dpp") == (
+        "zspa::dpp(Tensor visual, SymInt k, Tensor? weights=None, Tensor? visual_mask=None)"
+        " -> Tensor"
+    )
+    assert schema("dpp_varlen") == schema("diversity_varlen").replace("diversity", "dpp")
 
-@pytest.mark.parametrize("op", ["select", "select_varlen", "relevance_topk", "diversity"])
+
+@pytest.mark.parametrize("op", ["select", "select_varlen", "relevance_topk", "diversity", "dpp"])
 def test_ops_are_tagged(op: str) -> None:
     assert torch.Tag.pt2_compliant_tag in getattr(torch.ops.zspa, op).default.tags

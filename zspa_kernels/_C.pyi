@@ -76,6 +76,24 @@ def diversity(
     stats: int,
     /,
 ) -> None: ...
+def dpp(
+    visual: int,
+    dtype: int,
+    S: int,
+    N: int,
+    D: int,
+    batch_stride: int,
+    row_stride: int,
+    table: int,
+    visual_mask: int,
+    k: int,
+    weights: int,
+    total_slots: int,
+    threads: int,
+    indices: int,
+    stats: int,
+    /,
+) -> None: ...
 def sensitivity_slopes(
     x: int,
     dtype: int,

@@ -8,6 +8,8 @@ from ._version import __version__
 from .api import (
     diversity,
     diversity_varlen,
+    dpp,
+    dpp_varlen,
     gather,
     num_keep,
     relevance_topk,
@@ -31,6 +33,8 @@ __all__ = [
     "__version__",
     "diversity",
     "diversity_varlen",
+    "dpp",
+    "dpp_varlen",
     "gather",
     "num_keep",
     "relevance_topk",

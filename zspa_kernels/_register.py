@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from . import _contract, _contract_sensitivity, _dispatch, _segments
+from . import _contract, _contract_greedy, _contract_sensitivity, _dispatch, _segments
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -148,6 +148,37 @@ def diversity_varlen(
     table = _segments.ragged_table(cu_seqlens, None, k, total_k, max_seqlen, visual.shape[0])
     weights = None if weights is None else weights.contiguous()
     indices: Tensor = run(_dense(visual), table, total_k, weights)
+    return indices
+
+
+@_undisturbed
+def dpp(
+    visual: Tensor,
+    k: int,
+    weights: Tensor | None = None,
+    visual_mask: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    _contract_greedy.dpp(visual, k, weights, visual_mask)
+    run = _backend(backend, "dpp", visual)
+    indices: Tensor = run(_rows(visual), k, _matrix(weights), _matrix(visual_mask))
+    return indices if visual.ndim == 3 else indices.squeeze(0)
+
+
+@_undisturbed
+def dpp_varlen(
+    visual: Tensor,
+    cu_seqlens: Tensor,
+    k: Tensor,
+    total_k: int,
+    max_seqlen: int,
+    weights: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    _contract_greedy.dpp_varlen(visual, cu_seqlens, k, total_k, max_seqlen, weights)
+    run = _backend(backend, "dpp_varlen", visual)
+    table = _segments.ragged_table(cu_seqlens, None, k, total_k, max_seqlen, visual.shape[0])
+    indices: Tensor = run(_dense(visual), table, total_k, _vector(weights))
     return indices
 
 
@@ -317,6 +348,17 @@ _OPS: dict[str, tuple[str, Callable[..., Any], Callable[..., Any]]] = {
             Tensor? weights=None) -> Tensor""",
         diversity_varlen,
         _fake_indices(_contract.diversity_varlen),
+    ),
+    "dpp": (
+        """(Tensor visual, SymInt k, Tensor? weights=None, Tensor? visual_mask=None) -> Tensor""",
+        dpp,
+        _fake_indices(_contract_greedy.dpp),
+    ),
+    "dpp_varlen": (
+        """(Tensor visual, Tensor cu_seqlens, Tensor k, SymInt total_k, SymInt max_seqlen,
+            Tensor? weights=None) -> Tensor""",
+        dpp_varlen,
+        _fake_indices(_contract_greedy.dpp_varlen),
     ),
     "sensitivity": (
         """(Tensor features, Tensor w1, Tensor? b1, Tensor w2, str activation,

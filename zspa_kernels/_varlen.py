@@ -133,7 +133,18 @@ def diversity_varlen(
         >>> diversity_varlen(torch.eye(3), [1, 2], lengths=[1, 2])
         tensor([0, 1, 2])
     """
-    op = "diversity_varlen"
+    return picks_varlen("diversity_varlen", visual, k, lengths, weights, backend)
+
+
+def picks_varlen(
+    op: str,
+    visual: Tensor | Sequence[Tensor],
+    k: int | Sequence[int],
+    lengths: Sequence[int] | None,
+    weights: Tensor | Sequence[Tensor] | None,
+    backend: str,
+) -> Tensor | list[Tensor]:
+    """A ragged greedy op of k tokens an image, with weights."""
     tokens, sizes = _pack(op, "visual", visual, "lengths", lengths)
     ks = [_contract.integer(op, "k", value) for value in _each(op, "k", k, len(sizes))]
     for n, value in zip(sizes, ks, strict=True):

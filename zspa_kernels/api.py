@@ -33,12 +33,15 @@ from . import _contract, _counts
 from ._call import call
 from ._counts import num_keep, split_core
 from ._gather import gather
+from ._greedy import dpp, dpp_varlen
 from ._sensitivity import sensitivity
 from ._varlen import diversity_varlen, select_varlen
 
 __all__ = [
     "diversity",
     "diversity_varlen",
+    "dpp",
+    "dpp_varlen",
     "gather",
     "num_keep",
     "relevance_topk",
@@ -272,6 +275,8 @@ def warmup(
         relevance_topk(visual, prompt, k, **masked)
         diversity(visual, k, seeds=seeds, **masked)
         diversity(visual, k, weights=weights, **masked)
+        dpp(visual, k, weights=weights, **masked)
     select_varlen(list(visual), k_core=0, k_diverse=k)
     select_varlen(list(visual), prompt[0], k_core=one, k_diverse=k - one)
     diversity_varlen(list(visual), k, weights=list(weights))
+    dpp_varlen(list(visual), k, weights=list(weights))

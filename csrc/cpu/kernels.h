@@ -79,6 +79,13 @@ struct Kernels {
   // its limit. `wide`: some |d| may exceed kSeriesStep.
   void (*quotient)(Activation activation, const float* at, const float* first, const float* third,
                    const float* shifts, float radius, bool wide, int64_t n, DType to, void* out);
+
+  // Columns [first, last) of the Cholesky factor of kUnitRows rows. tile: [last][kUnitRows], columns
+  // below `first` done; the others hold the matrix, and the factor afterwards:
+  //   tile[c][i] = (tile[c][i] - sum_{s < c} pivots[c][s] * tile[s][i]) * scales[c].
+  // pivots[c]: row of the factor that belongs to column c; scales[c]: 1 / its diagonal entry.
+  void (*eliminate)(float* tile, int64_t first, int64_t last, const float* const* pivots,
+                    const float* scales);
 };
 
 static inline int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }

@@ -326,8 +326,9 @@ void row_pass(DType dtype, const void* row, int64_t D, const float* const* vecto
 }
 
 #include "activations.h"
+#include "elimination.h"
 
 #undef ZSPA_BY_DTYPE
 
-const Kernels table = {Isa::kName, kStep,    packed_size, pack,   dots,
-                       order,      row_pass, slope,       expand, quotient};
+const Kernels table = {Isa::kName, kStep, packed_size, pack,     dots,     order,
+                       row_pass,   slope, expand,      quotient, eliminate};

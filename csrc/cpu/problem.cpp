@@ -105,6 +105,21 @@ void select_one(const Segment& segment, Pooling pooling, bool sorted, int thread
   for (int64_t* index = segment.out; index < end; ++index) *index += segment.first_row;
 }
 
+// A greedy selection: pick(segment, inverse norms, k, threads, workspace, stats) writes the picks.
+template <class Pick>
+void pick_diverse(Problem& problem, const Pick& pick) {
+  for_each_segment(problem,
+                   [&](const Segment& segment, int threads, Workspace& workspace, Stats& stats) {
+                     const int64_t K = segment.k_diverse, k = std::min(K, segment.tokens.N);
+                     std::vector<float> inv(static_cast<size_t>(segment.tokens.N));
+                     inverse_norms(segment.tokens, segment.mask, threads, inv.data());
+                     pick(segment, inv.data(), k, threads, workspace, stats);
+                     std::fill(segment.out + k, segment.out + K, int64_t(-1));
+                     for (int64_t i = 0; i < k; ++i)
+                       if (segment.out[i] >= 0) segment.out[i] += segment.first_row;
+                   });
+}
+
 }  // namespace
 
 void select(Problem& problem) {
@@ -126,16 +141,17 @@ void relevance_topk(Problem& problem) {
 }
 
 void diversity(Problem& problem) {
-  for_each_segment(problem, [&](const Segment& segment, int threads, Workspace& workspace,
-                                Stats& stats) {
-    const int64_t K = segment.k_diverse, k = std::min(K, segment.tokens.N);
-    std::vector<float> inv(static_cast<size_t>(segment.tokens.N));
-    inverse_norms(segment.tokens, segment.mask, threads, inv.data());
-    diversity(segment.tokens, {inv.data(), segment.weights, segment.seeds, problem.num_seeds, k},
-              threads, workspace, stats, segment.out);
-    std::fill(segment.out + k, segment.out + K, int64_t(-1));
-    for (int64_t i = 0; i < k; ++i)
-      if (segment.out[i] >= 0) segment.out[i] += segment.first_row;
+  pick_diverse(problem, [&](const Segment& segment, const float* inv, int64_t k, int threads,
+                            Workspace& workspace, Stats& stats) {
+    diversity(segment.tokens, {inv, segment.weights, segment.seeds, problem.num_seeds, k}, threads,
+              workspace, stats, segment.out);
+  });
+}
+
+void dpp(Problem& problem) {
+  pick_diverse(problem, [](const Segment& segment, const float* inv, int64_t k, int threads,
+                           Workspace& workspace, Stats& stats) {
+    dpp(segment.tokens, {inv, segment.weights, k}, threads, workspace, stats, segment.out);
   });
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "diversity.h"
+#include "dpp.h"
 #include "relevance_topk.h"
 
 namespace zspa::cpu {
@@ -44,5 +45,6 @@ struct Problem {
 void select(Problem& problem);
 void relevance_topk(Problem& problem);
 void diversity(Problem& problem);
+void dpp(Problem& problem);
 
 }  // namespace zspa::cpu

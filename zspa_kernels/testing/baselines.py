@@ -106,6 +106,33 @@ def gram_incremental(visual: Tensor, prompt: Tensor | None, k_core: int, k_diver
     return picks
 
 
+def dpp_loop(visual: Tensor, k: int, weights: Tensor | None = None) -> Tensor:
+    """Greedy MAP of a determinantal point process, by Chen's algorithm on the full kernel.
+
+    Chen, Zhang and Zhou (2018), algorithm 1, without a stopping rule: k must not exceed the rank.
+    Each pick subtracts a product of the factor with one of its columns from a row of the kernel,
+    which is faster than the same as separate vector updates.
+
+    Work: N^2 D for the kernel, N k^2 / 2 multiply-adds after it.
+    """
+    unit = _unit(visual)
+    if weights is not None:
+        unit = unit * weights[:, None]
+    kernel = unit @ unit.T
+    residual = kernel.diagonal().clone()
+    factor = kernel.new_empty(k, visual.shape[0])
+    picks = torch.empty(k, dtype=torch.int64, device=visual.device)
+    for t in range(k):
+        pick = int(residual.argmax())
+        picks[t] = pick
+        row = kernel[pick] - factor[:t, pick] @ factor[:t]
+        row /= residual[pick].sqrt()
+        factor[t] = row
+        residual -= row.square()
+        residual[pick] = -torch.inf
+    return picks
+
+
 Baseline = Callable[[Tensor, Tensor | None, int, int], Tensor]
 
 #: By name; `divprune_loop` only without core.

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Blocked determinantal selection in float32 into which faults can be planted; see `faults`."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from python_tests.faults import Model
+
+_DEPENDENT = 2.0**-16
+
+
+class DppModel(Model):
+    """dpp on one segment, with at most one fault."""
+
+    def dpp(self, visual: Tensor, k: int, weights: Tensor | None, mask: Tensor | None) -> Tensor:
+        rows, inverse, eligible = self._rows(visual, mask)
+        cosines = self._cosines(rows, inverse)
+        n = rows.shape[0]
+        self.weights = torch.ones(n) if weights is None else weights
+        usable = self.weights.isfinite() & (self.weights >= 0)
+        if self.fault == "negative weights are valid":
+            usable = self.weights.isfinite()
+        if self.fault != "weight NaN is 0":
+            eligible = eligible & usable
+        self.weights = torch.where(usable, self.weights, 0.0)
+        residual = (inverse > 0).float()
+        if self.fault == "zero rows have a residual":
+            residual = torch.ones(n)
+        if self.fault == "residual starts at the computed square":
+            residual = torch.where(inverse > 0, cosines.diagonal(), 0.0)
+        factor = torch.zeros(n, 0)
+        picks: list[int] = []
+        while len(picks) < k and bool(eligible.any()):
+            before = factor.shape[1]
+            accepted, factor, inside = self._pass(
+                cosines, residual, factor, eligible, k - len(picks)
+            )
+            picks += accepted
+            new = factor[:, before:]
+            if self.fault == "last pick of a block not eliminated" and len(accepted) > 1:
+                new = new[:, :-1]
+            residual = self._shrink(residual, new)
+            if self.fault == "last row of a block dropped":
+                residual[n // 8 * 8 :] = inside[n // 8 * 8 :]
+        return torch.tensor(picks + [-1] * (k - len(picks)), dtype=torch.int64)
+
+    def _shrink(self, residual: Tensor, columns: Tensor) -> Tensor:
+        for column in columns.T:
+            residual = residual - column * column
+            if self.fault != "nothing is dependent":
+                residual = torch.where(residual <= _DEPENDENT, 0.0, residual)
+        return residual
+
+    def _key(self, residual: Tensor, token: int) -> tuple[float, int]:
+        sign = -1 if self.fault == "ties to the highest index" else 1
+        root = float(residual[token])
+        if self.fault != "weights are not squared":
+            root = math.sqrt(max(root, 0.0))
+        return -float(self.weights[token]) * root, sign * token
+
+    def _pass(
+        self, cosines: Tensor, residual: Tensor, factor: Tensor, eligible: Tensor, left: int
+    ) -> tuple[list[int], Tensor, Tensor]:
+        """Picks among the candidates that beat the bound, and the factor with their columns."""
+        ranked = sorted(self._key(residual, i) for i in eligible.nonzero()[:, 0].tolist())
+        candidates = [abs(i) for _, i in ranked[: self.block]]
+        bound = ranked[self.block] if len(ranked) > self.block else (math.inf, 0)
+        before, inside = residual, residual.clone()
+        accepted: list[int] = []
+        while candidates and len(accepted) < left:
+            best = min(self._key(inside, i) for i in candidates)
+            beaten = best < bound
+            if self.fault == "<= at the block bound":
+                beaten = best[0] <= bound[0]
+            if accepted and not beaten and self.fault != "no bound":
+                break
+            pick = abs(best[1])
+            accepted.append(pick)
+            candidates.remove(pick)
+            eligible[pick] = False
+            if float(inside[pick]) == 0:
+                continue
+            entry = cosines[pick]
+            if factor.shape[1] and self.fault != "earlier picks forgotten":
+                entry = entry - (factor.double() @ factor[pick].double()).float()
+            column = entry / inside[pick].sqrt()
+            if self.fault == "column not scaled":
+                column = entry
+            factor = torch.cat([factor, column[:, None]], dim=1)
+            inside = self._shrink(inside, column[:, None])
+        return accepted, factor, before

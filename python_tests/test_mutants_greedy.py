@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Planted faults in the greedy ops beside `diversity`: the judges must reject every one of them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from python_tests import faults_greedy
+from python_tests.faults_greedy import DppModel
+from zspa_kernels.testing.cases import model_cases, seed_and_weight_cases, special_cases
+from zspa_kernels.testing.determinantal import judge_dpp
+
+#: Fault -> (standard case that must reject it, what the judge says).
+DPP: dict[str, tuple[str, str]] = {
+    "ties to the highest index": ("iid-float32-2x31-0+2", "ties with token 0"),
+    "<= at the block bound": ("duplicates-float32-70x31-0+70", "ties with token"),
+    "no bound": ("iid-float16-15x16-3+5", "better by"),
+    "last pick of a block not eliminated": ("iid-bfloat16-16x33-0+16", "better by"),
+    "last row of a block dropped": ("iid-float16-15x16-3+5", "better by"),
+    "earlier picks forgotten": ("smooth-float32-63x64-6+20", "better by"),
+    "column not scaled": ("smooth-float32-65x33-13+13", "better by"),
+    "residual starts at the computed square": ("iid-float16-5x100-2+3", "pick 0 .* ties with"),
+    "nothing is dependent": ("smooth-float16-128x3-20+20", "ties with token"),
+    "zero rows have a residual": ("zero_rows-float32-45x33-0+20", "pick 0"),
+    "weights are not squared": ("clusters-float32-70x33-0+25-weights:eighths", "better by"),
+    "weight NaN is 0": ("clusters-float32-70x33-0+25-weights:bad", "not eligible"),
+    "negative weights are valid": ("zero_rows-float32-33x16-0+33-weights:bad", "not eligible"),
+    "TF32 products": ("narrow-float32-45x33-0+20", "better by"),
+    "bfloat16 cosines": ("smooth-float32-100x31-1+40", "better by"),
+    "half-precision sums": ("smooth-float32-100x31-1+40", "better by"),
+    "last columns dropped": ("iid-float16-5x100-2+3", "better by"),
+    "epsilon under the root": ("tiny_rows-float32-45x33-0+20", "better by"),
+    "mask ignored": ("masked-float32-45x33-0+20", "not eligible"),
+    "NaN rows are valid": ("huge_rows-float16-45x33-0+20", "must be -1"),
+    "huge rows are valid": ("huge_rows-float32-45x33-0+20", "not eligible"),
+}
+
+CASES = {
+    case.name: case
+    for case in model_cases("small") + special_cases() + seed_and_weight_cases()
+    if case.seeds == "none"
+}
+
+
+@pytest.mark.parametrize("block", [1, 8])
+def test_dpp_without_a_fault_standard_cases_pass(block: int) -> None:
+    for case in list(CASES.values())[block % 2 :: 2]:
+        judge_dpp(case, DppModel(block=block).dpp, "reference")
+
+
+@pytest.mark.parametrize("fault", DPP)
+def test_dpp_fault_is_rejected(fault: str) -> None:
+    name, text = DPP[fault]
+    judge_dpp(CASES[name], DppModel().dpp, "reference")
+    with pytest.raises(AssertionError, match=text):
+        judge_dpp(CASES[name], DppModel(fault).dpp, "reference")
+
+
+def test_every_fault_has_a_case() -> None:
+    source = Path(faults_greedy.__file__).read_text()
+    assert set(re.findall(r'self\.fault [!=]= "([^"]+)"', source)) <= set(DPP)

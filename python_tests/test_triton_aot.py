@@ -21,8 +21,7 @@ ROOT = Path(__file__).parents[1]
 # Kernels that multiply tiles, and so use the matrix units for half-precision tokens.
 PRODUCTS = (
     "_relevance_topk_max_kernel",
-    "_diversity_start_kernel",
-    "_diversity_pick_kernel",
+    "_diversity_greedy_kernel",
     "_sensitivity_form_kernel",
     "_sensitivity_response_kernel",
 )
@@ -59,7 +58,23 @@ def _fits(report: dict[str, Any]) -> list[str]:
         faults.append("spills registers")
     if report["kernel"] in PRODUCTS and not float32 and not report["matrix"]:
         faults.append("does not use the matrix units")
+    if report["kernel"] == "_diversity_greedy_kernel":
+        faults += _waits(report)
     return [f"{report} {fault}" for fault in faults]
+
+
+def _waits(report: dict[str, Any]) -> list[str]:
+    """What is wrong with a kernel whose programs wait for each other."""
+    faults = []
+    if not report["together"]:
+        faults.append("is not launched with all programs resident")
+    if report["target"].startswith("sm_"):
+        counts = {report[name] for name in ("arrivals", "announced", "polls", "given_up")}
+        if len(counts) != 1 or counts == {0}:
+            faults.append("does not announce, poll and give up at each barrier")
+        if report["uncoherent"]:
+            faults.append("may read old values")
+    return faults
 
 
 def test_default_kernels_fit_every_target(tmp_path: Path) -> None:

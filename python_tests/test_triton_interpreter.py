@@ -183,8 +183,19 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool, int], list[
         plain(kernel, programs, *rest, **options)
 
     def change(reverse: bool, programs: int) -> list[int]:
-        fields = {
-            diversity: {"norm_block_n": 8, "start_n": 16, "start_c": 16, "pick_n": 16},
+        fields: dict[Any, dict[str, Any]] = {
+            diversity: {
+                "norm_block_n": 8,
+                "norm_programs": programs,
+                "least_rows": 2,
+                "block": 16,
+                "rows": 16,
+                "cols": 16,
+                "block_k": 16,
+                "chunk": 32,
+                "finished": 2,
+                "groups": (diversity_config.Group(min(programs, 4), 8, 16, True),),
+            },
             relevance_topk: {
                 "block_n": 8,
                 "max_block_n": 16,
@@ -201,7 +212,9 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool, int], list[
             select: select_config.config,
         }
         for module, config in configs.items():
-            new = {**fields[module], "reverse": reverse, "programs": programs}
+            new = {**fields[module], "reverse": reverse}
+            if module is not diversity:
+                new["programs"] = programs
             monkeypatch.setattr(
                 module,
                 "config",
@@ -356,17 +369,19 @@ def test_order_of_sums_depends_on_channels_and_dtype_only() -> None:
             for block in (a.norm_block_k, a.block_k, b.max_block_k):
                 assert block >= 16  # the least depth of a tile product
                 assert block & (block - 1) == 0
+            assert a.chunk % a.block_k == 0
 
 
 def test_each_block_has_a_program_or_shares_one() -> None:
-    for module, cfg in (
-        (diversity_config, diversity_config.config(64, 2)),
-        (relevance_topk_config, relevance_topk_config.config(64, 2)),
-    ):
-        assert module.programs(cfg, 0, 4, 16) == 1
-        assert module.programs(cfg, 33, 4, 16) == 3
-        assert module.programs(cfg, 10**6, 4, 16) == cfg.programs // 4
-        assert module.programs(cfg, 10**6, 10**6, 16) == 1
+    cfg = relevance_topk_config.config(64, 2)
+    assert relevance_topk_config.programs(cfg, 0, 4, 16) == 1
+    assert relevance_topk_config.programs(cfg, 33, 4, 16) == 3
+    assert relevance_topk_config.programs(cfg, 10**6, 4, 16) == cfg.programs // 4
+    assert relevance_topk_config.programs(cfg, 10**6, 10**6, 16) == 1
+    norms = diversity_config.config(64, 2)
+    assert diversity_config.norm_programs(norms, 0, 4) == 1
+    assert diversity_config.norm_programs(norms, 33, 4) == 3
+    assert diversity_config.norm_programs(norms, 10**6, 4) == norms.norm_programs // 4
     assert select_config.programs(select_config.config(), 65, 2) == 3
 
 

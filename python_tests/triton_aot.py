@@ -44,8 +44,10 @@ def record(dtype: torch.dtype, full: bool, hip: bool) -> list[Launch]:
 
     launches: list[Launch] = []
 
-    def recorder(kernel: Any, programs: int, device: Any, *args: Any, **options: Any) -> None:
-        launches.append(Launch(kernel, args, options))
+    def recorder(
+        kernel: Any, programs: int, device: Any, *args: Any, together: bool = False, **options: Any
+    ) -> None:
+        launches.append(Launch(kernel, args, options | {"launch_cooperative_grid": together}))
 
     for module in (diversity, relevance_topk, select, sensitivity):
         module.launch = recorder  # type: ignore[attr-defined]
@@ -150,17 +152,32 @@ def compile_for(launch: Launch, target: str) -> dict[str, Any]:
         "aligned": all(v % 16 == 0 for name, v in values.items() if name.startswith("stride_")),
         "shared": compiled.metadata.shared,
         "hash": compiled.hash,
+        "together": compiled.metadata.launch_cooperative_grid,
     }
     assembly = compiled.asm["amdgcn" if hip else "ptx"]
     report["tf32"] = len(re.findall(r"tf32|xf32", assembly))
     if hip:
         report |= _read_amd(assembly)
     else:
-        report |= _read_cubin(compiled.asm["cubin"])
+        report |= _read_cubin(compiled.asm["cubin"]) | _read_barriers(assembly)
         report["matrix"] = sorted(
             set(re.findall(r"wgmma\.mma_async|mma\.sync|tcgen05\.mma", assembly))
         )
     return report
+
+
+def _read_barriers(ptx: str) -> dict[str, Any]:
+    """How programs of a group wait for each other, and how they read what others wrote."""
+    # All threads have arrived when one announces it.
+    announced = r"bar\.sync[^\n]*\n(?:(?!bar\.sync|ld\.global|st\.global)[^\n]*\n){0,12}[^\n]*"
+    return {
+        "arrivals": len(re.findall(r"atom\.global\.gpu\.release", ptx)),
+        "announced": len(re.findall(announced + r"atom\.global\.gpu\.release", ptx)),
+        "polls": len(re.findall(r"ld\.global\.gpu\.acquire", ptx)),
+        "given_up": len(re.findall(r"\btrap;", ptx)),
+        # Through a cache that no barrier clears.
+        "uncoherent": len(re.findall(r"ld\.global\.nc", ptx)),
+    }
 
 
 def _read_cubin(cubin: bytes) -> dict[str, Any]:

@@ -38,6 +38,9 @@ FIRST_SLOT = tl.constexpr(_segments.FIRST_SLOT)
 COLUMNS = tl.constexpr(5)
 COUNT = tl.constexpr(128)  # segments counted at a time
 
+# How often a program asks whether all others have arrived, before it gives up: some 30 seconds.
+POLLS = tl.constexpr(1 << 25)
+
 
 @triton.jit
 def program(programs, REVERSED: tl.constexpr):
@@ -72,7 +75,7 @@ def segment(seg, table, N, stride_b, stride_n, k_core, k_diverse):
         slot = tl.load(entry + FIRST_SLOT)
         return scratch, first, first * stride_n, first, length, core, diverse, slot
     else:
-        b = seg.to(tl.int64)
+        b = tl.cast(seg, tl.int64)
         slot = b * (k_core + k_diverse)
         return b * N, b * N, b * stride_b, b * 0, N, k_core, k_diverse, slot
 
@@ -188,6 +191,50 @@ def order_key(value, index):
     return (bits.to(tl.int64) << 32) | index.to(tl.int64)
 
 
+@triton.jit
+def meet(arrivals, target, HIP: tl.constexpr):
+    """Wait until the programs that share `arrivals` have come here `target` times in all.
+
+    What they wrote before is then seen by all. An atomic is done by one thread and orders that
+    thread's accesses, so the other threads wait for it on both sides. The counter only grows; it
+    may overflow. A wait without end becomes an error on the device, not a hang.
+    """
+    if HIP:  # there the barrier of a program does not wait for its stores to global memory
+        tl.inline_asm_elementwise(
+            "s_waitcnt vmcnt(0)\n v_mov_b32 $0, $1",
+            "=v,v",
+            [tl.arange(0, 1024)],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
+    tl.debug_barrier()
+    tl.atomic_add(arrivals, 1, sem="release", scope="gpu")
+    polls = 0
+    # The result is used: Triton turns an acquire without a use into a plain load.
+    while tl.atomic_add(arrivals, 0, sem="acquire", scope="gpu") - target < 0:
+        polls += 1
+        if polls == POLLS:
+            give_up(polls, HIP)
+    tl.debug_barrier()
+
+
+@triton.jit
+def give_up(polls, HIP: tl.constexpr):
+    """Stop the launch with an error that the next synchronisation reports."""
+    lanes = tl.arange(0, 32) + polls
+    if INTERPRETED:
+        tl.device_assert(polls < POLLS, "programs of a group did not meet")
+    elif HIP:
+        tl.inline_asm_elementwise(
+            "s_trap 2\n v_mov_b32 $0, $1", "=v,v", [lanes], dtype=tl.int32, is_pure=False, pack=1
+        )
+    else:
+        tl.inline_asm_elementwise(
+            "trap; mov.u32 $0, $1;", "=r,r", [lanes], dtype=tl.int32, is_pure=False, pack=1
+        )
+
+
 @dataclass(frozen=True)
 class Segments:
     """How a launch is cut into segments: a padded batch, or a ragged one with its table.
@@ -212,8 +259,33 @@ def row_strides(tensor: Tensor) -> tuple[int, int]:
     return (tensor.stride(0) if tensor.dim() == 3 else 0), tensor.stride(-2)
 
 
-def launch(kernel: Any, programs: int, device: torch.device, *args: Any, **options: Any) -> None:
-    """Run `programs` programs of a kernel on `device`, which need not be the current one."""
+def multiprocessors(device: torch.device) -> int:
+    """Of a GPU; what is compiled ahead for a device that is not there gets an H200's 132."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).multi_processor_count
+    return 132
+
+
+def launch(
+    kernel: Any,
+    programs: int,
+    device: torch.device,
+    *args: Any,
+    together: bool = False,
+    **options: Any,
+) -> None:
+    """Run `programs` programs of a kernel on `device`, which need not be the current one.
+
+    Args:
+        kernel: a Triton function.
+        programs: how many; none is allowed.
+        device: of the tensors.
+        args: the kernel's arguments.
+        together: the programs wait for one another, so the launch fails unless all are resident.
+        options: constants of the kernel and compiler options.
+    """
+    if together and not INTERPRETED.value:
+        options["launch_cooperative_grid"] = True
     if programs > 0:
         with _surroundings(device):
             kernel[(programs,)](*args, **options)

@@ -1,45 +1,67 @@
 # SPDX-License-Identifier: Apache-2.0
 """Diversity: again and again the token least similar to everything selected so far.
 
-Algorithm   : 1 inverse norms; 2 for every token the largest cosine m to the seeds, or, without
-              valid seeds and weights, to any other token (DivPrune's seed is the smallest of these,
-              arXiv 2503.02175); 3 one pick at a time: the smallest (m, index), or with weights the
-              largest w (1 - m), then one pass that raises every m by the cosine with that pick and
-              finds the next. No N x N matrix: only m is kept.
+Algorithm   : blocked greedy with the picks of the one-at-a-time greedy. A token's largest cosine m
+              to the selection only grows, so an old key (m, index) is a lower bound. A pass takes
+              the smallest keys as candidates, picks among them with their own Gram matrix while a
+              pick beats the smallest key outside, and then raises every m by the new picks.
+              Without valid seeds and weights the first pick is DivPrune's seed (arXiv 2503.02175),
+              the token whose largest cosine to any other is smallest, found by bounds: a maximum
+              over some tokens is a lower bound; after a look at its neighbours the tokens with the
+              smallest bounds are finished, a block at a time, until none can win any more.
 Inputs      : visual [B, N, D] or [T, D], float32/float16/bfloat16, any row strides; seeds int64
               [B, S] or the core slots of the output; weights float32 [B, N] or [T]; mask bool
               [B, N]; table int64 [S, 5]
 Outputs     : int64 indices in pick order, [B, k] or [T']; slots that get no token stay as they are
-Work        : 2 N D flops and one read of V a pick (one column in block_c of the matrix units used),
-              2 N S D flops for S seeds, 2 N^2 D without; 3 launches, 0 syncs, scratch 12 N bytes
-Mapping     : norms and first pass: program <-> every p-th block of rows of a segment; picks: one
-              program a segment, m in global memory, V read again each pass (from L2 when it fits)
-Numerics    : dots accumulate in float32; c = dot * (inv_i * inv_j) in float32, bitwise symmetric;
-              score w * (1 - m) in float32, in that order; ties to the lowest index, -0.0 == +0.0
-Deterministic: yes: no atomics; maxima and the smallest key do not depend on order
+Work        : 2 N D flops a pick and one read of V a pass; a pass makes 1 to 128 picks; DivPrune's
+              seed up to 2 N^2 D flops; 2 launches and 2 fills, 0 syncs; scratch of 8 bytes a
+              token and at most (D/512 + 1) 64 KiB a group
+Mapping     : one launch of groups of programs, a group a segment, rows dealt out one by one; the
+              programs of a group meet at a barrier in global memory, so all must be resident: the
+              launch is cooperative and has at most one program a multiprocessor
+Numerics    : dots accumulate in float32, chunk by chunk in one order; c = dot * (inv_i * inv_j) in
+              float32, bitwise symmetric; score w * (1 - m) in float32, in that order; ties to the
+              lowest index, -0.0 == +0.0
+Deterministic: yes: maxima, counts and smallest keys do not depend on order
 Limits      : N < 2^31 - 2^20 (block numbers are int32); N * D may exceed 2^31 (int64 addresses)
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import _scratch
+from . import diversity_candidates as candidates
+from . import diversity_phases as phases
+from . import diversity_products as tiles
 from ._common import (
-    INF,
-    KEY_END,
     Segments,
     block_norms,
     launch,
-    order_key,
-    pair_dots,
+    meet,
+    multiprocessors,
     program,
     row_strides,
     segment,
 )
-from .diversity_config import Config, config, programs
+from .diversity_config import Config, config, grid, group, norm_programs
+from .diversity_group import (
+    ARRIVED,
+    CONTROL,
+    FOLD,
+    GRAM,
+    KEY_LAST,
+    NEAR,
+    STOP,
+    group_memory,
+    seed_list,
+)
+from .diversity_steps import greedy_in_steps
 
 
 @triton.jit(do_not_specialize=["N", "programs"])
@@ -69,176 +91,145 @@ def _diversity_norm_kernel(
         tl.store(inv_norm + first + i, inv, mask=i < length)
 
 
-@triton.jit
-def cost(nearest, w):
-    """What a pick minimises: m, or -w (1 - m); +inf of a token that cannot be picked."""
-    if w is not None:
-        return tl.where(nearest < INF, -(w * (1.0 - nearest)), INF)
-    else:
-        return nearest
-
-
-@triton.jit
-def seed_list(seeds, seg, S, slot, core, IN_SLOTS: tl.constexpr):
-    """(offset, count) of a segment's seeds: its core slots, or a row of a list [B, S]."""
-    if IN_SLOTS:
-        return slot, core
-    else:
-        return seg.to(tl.int64) * S, S
-
-
-@triton.jit(do_not_specialize=["N", "S", "k_core", "k_diverse", "programs"])
-def _diversity_start_kernel(
+@triton.jit(
+    do_not_specialize=["segments", "N", "num_seeds", "k_core", "k_diverse", "programs", "in_slots"]
+)
+def _diversity_greedy_kernel(
     visual,
     inv_norm,
     weights,
     seeds,
-    nearest,
-    opening,
+    indices,
     table,
+    nearest,
+    proposals,
+    columns,
+    gram,
+    picks,
+    control,
+    segments,
     N,
     D,
     stride_b,
     stride_n,
-    S,
+    num_seeds,
     k_core,
     k_diverse,
     programs,
-    IN_SLOTS: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    in_slots,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    CHUNK: tl.constexpr,
+    PROGRAMS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    OWN: tl.constexpr,
+    SPLIT: tl.constexpr,
+    FINISHED: tl.constexpr,
+    HIP: tl.constexpr,
     REVERSED: tl.constexpr,
 ):
-    """Running maxima before the first pick (`nearest`) and what that pick minimises (`opening`).
-
-    nearest: -1 of a token with a direction, raised by the seeds; 1 of a zero row; +inf of a token
-    that cannot be picked (masked out, or a seed).
-    """
-    seg, me = program(programs, REVERSED)
-    first, tokens, origin, base, length, core, diverse, slot = segment(
-        seg, table, N, stride_b, stride_n, k_core, k_diverse
-    )
-    at, count = seed_list(seeds, seg, S, slot, core, IN_SLOTS)
-    c = tl.arange(0, BLOCK_C)
-    valid_seeds = 0
-    filled = 0
-    for c0 in range(0, count, BLOCK_C):
-        j = tl.load(seeds + at + c0 + c, mask=c0 + c < count, other=-1)
-        filled += tl.sum((j >= 0).to(tl.int32), 0)
-        j -= base
-        inv = tl.load(inv_norm + first + j, mask=(j >= 0) & (j < length), other=-1.0)
-        valid_seeds += tl.sum((inv >= 0.0).to(tl.int32), 0)
-    # The columns that raise a maximum: the seeds; or every other token; or nothing.
-    columns = count
-    if valid_seeds == 0:
-        columns = length
+    """All phases in one launch: a group of programs does its segments one after another."""
+    group, me = program(programs, REVERSED)
+    proposals, columns, gram, picks, control = group_memory(
+        group, me, programs, proposals, columns, gram, picks, control, D,
+        BLOCK, CHUNK, WIDTH, SPLIT,
+    )  # fmt: skip
+    arrivals = control + ARRIVED
+    meetings = 0
+    for seg in range(group, segments, tl.num_programs(0) // programs):
+        first, tokens, origin, base, length, core, diverse, slot = segment(
+            seg, table, N, stride_b, stride_n, k_core, k_diverse
+        )
+        slots = core + diverse
+        own_seeds, count_seeds = seed_list(seeds, seg, num_seeds, in_slots, slot, core)
+        x = visual + origin
+        inv = inv_norm + first
+        m = nearest + first
+        w = None
         if weights is not None:
-            columns = 0
-    if IN_SLOTS:
-        if filled == core + diverse:  # nothing is left to pick
-            columns = 0
-    for block in range(me * BLOCK_N, length, programs * BLOCK_N):
-        i = block + tl.arange(0, BLOCK_N)
-        inv = tl.load(inv_norm + first + i, mask=i < length, other=-1.0)
-        x = visual + origin + (i.to(tl.int64) * stride_n)[:, None]
-        lowest = tl.where(inv > 0.0, -1.0, tl.where(inv == 0.0, 1.0, INF))
-        top = lowest
-        taken = tl.full([BLOCK_N], 0, tl.int32)
-        for c0 in range(0, columns, BLOCK_C):
-            j = c0 + c
-            if valid_seeds > 0:
-                s = tl.load(seeds + at + j, mask=j < columns, other=-1) - base
-                j = tl.where((s >= 0) & (s < length), s, -1).to(tl.int32)
-            inv_c = tl.load(inv_norm + first + j, mask=(j >= 0) & (j < length), other=-1.0)
-            y = visual + origin + (j.to(tl.int64) * stride_n)[:, None]
-            dots = pair_dots(x, inv > 0.0, y, inv_c > 0.0, D, BLOCK_N, BLOCK_C, BLOCK_K)
-            cosines = dots * (inv[:, None] * inv_c[None, :])  # [BLOCK_N, BLOCK_C]
-            same = i[:, None] == j[None, :]
-            cosines = tl.where(same | (inv_c <= 0.0)[None, :], -INF, cosines)
-            top = tl.where(inv > 0.0, tl.maximum(top, tl.max(cosines, 1)), top)
-            taken = tl.maximum(taken, tl.max(same.to(tl.int32), 1))
-        start = top
-        if valid_seeds > 0:
-            # A seed that does not count is masked out, so +inf is right for it too.
-            lowest = tl.where(taken > 0, INF, top)
-            start = lowest
-        if weights is not None:
-            w = tl.load(weights + tokens + i, mask=inv >= 0.0, other=0.0)
-            if valid_seeds > 0:
-                start = cost(lowest, w)
+            w = weights + tokens
+        stage, done, folded = phases.begin(
+            inv, m, w, own_seeds, count_seeds, control, base, length, slots, me, programs,
+            in_slots, OWN,
+        )  # fmt: skip
+        best = tl.full([], KEY_LAST, tl.int64)
+        edge = best
+        count = 0
+        if stage == FOLD:
+            count = phases.seed_columns(
+                own_seeds, count_seeds, folded, columns, base, length, BLOCK
+            )
+        elif stage == NEAR:
+            meetings += 1
+            meet(arrivals, meetings * programs, HIP)
+        while stage != STOP:
+            tiles.products(
+                stage, x, inv, m, columns, count, gram, length, D, stride_n, me, programs,
+                BLOCK, ROWS, COLS, BLOCK_K, CHUNK, SPLIT,
+            )  # fmt: skip
+            if stage == GRAM:
+                meetings += 1
+                meet(arrivals, meetings * programs, HIP)  # all dots are there
+                tiles.scale(inv, columns, count, gram, D, me, programs, BLOCK, CHUNK, SPLIT)
+                meetings += 1
+                meet(arrivals, meetings * programs, HIP)  # all cosines are there
+                if me == 0:
+                    phases.chain(
+                        m, w, columns, count, edge, gram, picks, control, indices + slot, base,
+                        slots, BLOCK,
+                    )  # fmt: skip
+                meetings += 1
+                meet(arrivals, meetings * programs, HIP)  # all picks are there
+                stage, count, done = phases.accept(picks, control, columns, slots, BLOCK)
             else:
-                start = tl.where(inv >= 0.0, -w, INF)
-        tl.store(nearest + first + i, lowest, mask=i < length)
-        tl.store(opening + first + i, start, mask=i < length)
+                folded += BLOCK
+                if (stage == FOLD) & (folded < count_seeds):
+                    count = phases.seed_columns(
+                        own_seeds, count_seeds, folded, columns, base, length, BLOCK
+                    )
+                else:
+                    if stage == NEAR:
+                        meetings += 1
+                        meet(arrivals, meetings * programs, HIP)  # all rows have met neighbours
+                    candidates.propose(stage, m, w, proposals, length, me, programs, WIDTH, OWN)
+                    meetings += 1
+                    meet(arrivals, meetings * programs, HIP)  # all proposals are there
+                    seeding = stage != FOLD
+                    stage, count, best, edge = candidates.choose(
+                        stage, inv, proposals, columns, count, best, gram, length, programs,
+                        BLOCK, WIDTH, PROGRAMS, FINISHED,
+                    )  # fmt: skip
+                    if seeding:
+                        meetings += 1
+                        meet(arrivals, meetings * programs, HIP)  # all have read the proposals
+                        if stage == FOLD:
+                            stage, done = phases.first_pick(
+                                inv, m, best, control, indices + slot, base, length, slots, done,
+                                me, programs, OWN,
+                            )  # fmt: skip
+        if seg + tl.num_programs(0) // programs < segments:
+            meetings += 1
+            meet(arrivals, meetings * programs, HIP)  # the group's memory is free again
 
 
-@triton.jit(do_not_specialize=["N", "k_core", "k_diverse"])
-def _diversity_pick_kernel(
-    visual,
-    inv_norm,
-    weights,
-    nearest,
-    opening,
-    indices,
-    table,
-    N,
-    D,
-    stride_b,
-    stride_n,
-    k_core,
-    k_diverse,
-    IN_SLOTS: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    REVERSED: tl.constexpr,
-):
-    """One pick at a time, one program a segment; picks go to the slots after the core's."""
-    seg, _ = program(1, REVERSED)
-    first, tokens, origin, base, length, core, diverse, slot = segment(
-        seg, table, N, stride_b, stride_n, k_core, k_diverse
-    )
-    lane = tl.arange(0, BLOCK_N)
-    c = tl.arange(0, BLOCK_C)
-    done = 0
-    if IN_SLOTS:
-        for c0 in range(0, core, BLOCK_N):
-            j = tl.load(indices + slot + c0 + lane, mask=c0 + lane < core, other=-1)
-            done += tl.sum((j >= 0).to(tl.int32), 0)
-    lanes = tl.full([BLOCK_N], KEY_END, tl.int64)  # the best key each lane has met
-    for block in range(0, length, BLOCK_N):
-        i = block + lane
-        start = tl.load(opening + first + i, mask=i < length, other=INF)
-        lanes = tl.minimum(lanes, order_key(start, i))
-    best = tl.min(lanes, 0)
-    while (done < core + diverse) & (best < KEY_END):
-        pick = best & 0xFFFFFFFF
-        tl.store(indices + slot + done, base + pick)
-        done += 1
-        lanes = tl.full([BLOCK_N], KEY_END, tl.int64)
-        if done < core + diverse:
-            inv_c = tl.load(inv_norm + first + pick + c, mask=c == 0, other=0.0)  # [BLOCK_C]
-            y = visual + origin + (pick * stride_n + c * 0)[:, None]
-            for block in range(0, length, BLOCK_N):
-                i = block + lane
-                inv = tl.load(inv_norm + first + i, mask=i < length, other=-1.0)
-                m = tl.load(nearest + first + i, mask=i < length, other=INF)
-                x = visual + origin + (i.to(tl.int64) * stride_n)[:, None]
-                live = (inv > 0.0) & (m < INF)  # what was picked is read no more
-                dots = pair_dots(x, live, y, inv_c > 0.0, D, BLOCK_N, BLOCK_C, BLOCK_K)
-                cosines = dots * (inv[:, None] * inv_c[None, :])  # [BLOCK_N, BLOCK_C]
-                largest = tl.max(tl.where((inv_c > 0.0)[None, :], cosines, -INF), 1)
-                m = tl.where(live, tl.maximum(m, largest), m)
-                m = tl.where(i == pick, INF, m)
-                tl.store(nearest + first + i, m, mask=i < length)
-                w = None
-                if weights is not None:
-                    w = tl.load(weights + tokens + i, mask=inv >= 0.0, other=0.0)
-                lanes = tl.minimum(lanes, order_key(cost(m, w), i))
-            # The next pass reads `nearest` in another layout: other threads of this program do.
-            tl.debug_barrier()
-        best = tl.min(lanes, 0)
+def greedy_plan(visual: Tensor, segments: Segments) -> _scratch.Plan:
+    """The scratch memory that `greedy` takes for these arguments."""
+    cfg = _config(visual)
+    groups, programs = _grid(cfg, segments, visual.device)
+    size = group(cfg, programs)
+    chunks = -(-visual.shape[-1] // cfg.chunk) if size.split else 1
+    block = cfg.block
+    return {
+        "inv_norm": (torch.float32, visual.shape[:-1]),
+        "nearest": (torch.float32, visual.shape[:-1]),
+        "proposals": (torch.int64, (groups * programs * size.width,)),
+        "columns": (torch.int32, (groups * programs * block,)),
+        "gram": (torch.float32, (groups * chunks * block * block,)),
+        "picks": (torch.int32, (groups * block,)),
+        "control": (torch.int32, (groups * CONTROL.value,)),
+    }
 
 
 def greedy(
@@ -248,8 +239,9 @@ def greedy(
     seeds: Tensor | None,
     weights: Tensor | None,
     mask: Tensor | None,
-    inv_norm: Tensor | None,
+    scratch: dict[str, Tensor],
     after_core: bool,
+    normed: bool = False,
 ) -> None:
     """Pick tokens into the slots of `indices`.
 
@@ -260,65 +252,66 @@ def greedy(
         seeds: int64 `[B, S]` or None; not with after_core.
         weights: float32 `[B, N]` or `[T]`, or None.
         mask: bool `[B, N]` or None.
-        inv_norm: float32 inverse norms when they are known (then weights must be None).
+        scratch: what `greedy_plan` asks for.
         after_core: the first k_core slots hold the seeds; picks follow those that are not -1.
+        normed: the inverse norms are in the scratch (then weights must be None).
     """
+    if segments.count == 0:
+        return
     device, dim = visual.device, visual.shape[-1]
     cfg = _config(visual)
     n, table = segments.rows, segments.table
     stride_b, stride_n = row_strides(visual)
-    if inv_norm is None:
-        inv_norm = torch.empty(visual.shape[:-1], dtype=torch.float32, device=device)
-        each = programs(cfg, n, segments.count, cfg.norm_block_n)
+    if not normed:
+        each = norm_programs(cfg, n, segments.count)
         launch(
             _diversity_norm_kernel,
             segments.count * each,
             device,
-            *(visual, mask, weights, inv_norm, table, n, dim, stride_b, stride_n, each),
+            *(visual, mask, weights, scratch["inv_norm"], table),
+            *(n, dim, stride_b, stride_n, each),
             BLOCK_N=cfg.norm_block_n,
             BLOCK_K=cfg.norm_block_k,
             REVERSED=cfg.reverse,
             num_warps=cfg.norm_warps,
         )
-    nearest = torch.empty_like(inv_norm)
-    opening = torch.empty_like(inv_norm)
-    num_seeds = 0
-    if after_core:
-        seeds = indices
-    elif seeds is None:
-        seeds = indices  # not read: there are none
-    else:
-        num_seeds = seeds.shape[1]
-    options = {
-        "IN_SLOTS": after_core,
+    scratch["control"].zero_()
+    groups, programs = _grid(cfg, segments, device)
+    size = group(cfg, programs)
+    arguments = (
+        *(visual, scratch["inv_norm"], weights, indices if seeds is None else seeds),
+        *(indices, table, scratch["nearest"]),
+        *(scratch[name] for name in ("proposals", "columns", "gram", "picks", "control")),
+        *(segments.count, n, dim, stride_b, stride_n, 0 if seeds is None else seeds.shape[1]),
+        *(segments.k_core, segments.k_diverse, programs, int(after_core)),
+    )
+    options: dict[str, Any] = {
+        "BLOCK": cfg.block,
+        "ROWS": cfg.rows,
+        "COLS": cfg.cols,
         "BLOCK_K": cfg.block_k,
+        "CHUNK": cfg.chunk,
+        "PROGRAMS": size.programs,
+        "WIDTH": size.width,
+        "OWN": size.own,
+        "SPLIT": size.split,
+        "FINISHED": min(cfg.finished, size.programs),
+        "HIP": cfg.hip,
         "REVERSED": cfg.reverse,
+        "num_warps": cfg.warps,
+        "num_stages": cfg.stages,
     }
-    each = programs(cfg, n, segments.count, cfg.start_n)
-    launch(
-        _diversity_start_kernel,
-        segments.count * each,
-        device,
-        *(visual, inv_norm, weights, seeds, nearest, opening, table, n, dim, stride_b, stride_n),
-        *(num_seeds, segments.k_core, segments.k_diverse, each),
-        BLOCK_N=cfg.start_n,
-        BLOCK_C=cfg.start_c,
-        num_warps=cfg.start_warps,
-        num_stages=cfg.start_stages,
-        **options,
-    )
-    launch(
-        _diversity_pick_kernel,
-        segments.count,
-        device,
-        *(visual, inv_norm, weights, nearest, opening, indices, table, n, dim, stride_b, stride_n),
-        *(segments.k_core, segments.k_diverse),
-        BLOCK_N=cfg.pick_n,
-        BLOCK_C=cfg.pick_c,
-        num_warps=cfg.pick_warps,
-        num_stages=cfg.pick_stages,
-        **options,
-    )
+    if device.type == "cpu":
+        greedy_in_steps(launch, groups * programs, device, *arguments, **options)
+    else:
+        launch(
+            _diversity_greedy_kernel,
+            groups * programs,
+            device,
+            *arguments,
+            together=True,
+            **options,
+        )
 
 
 def diversity(
@@ -331,9 +324,10 @@ def diversity(
     """See `zspa_kernels.diversity`."""
     batch, n, _ = visual.shape
     indices = torch.full((batch, k), -1, dtype=torch.int64, device=visual.device)
-    if k > 0:
+    if indices.numel() > 0:
         segments = Segments(batch, n, 0, k)
-        greedy(visual, segments, indices, seeds, weights, visual_mask, None, False)
+        scratch = _scratch.allocate(visual.device, greedy_plan(visual, segments))
+        greedy(visual, segments, indices, seeds, weights, visual_mask, scratch, False)
     return indices
 
 
@@ -342,10 +336,19 @@ def diversity_varlen(visual: Tensor, table: Tensor, total_k: int, weights: Tenso
     indices = torch.full((total_k,), -1, dtype=torch.int64, device=visual.device)
     if total_k > 0:
         segments = Segments(table.shape[0], visual.shape[0], 0, 0, table)
-        greedy(visual, segments, indices, None, weights, None, None, False)
+        scratch = _scratch.allocate(visual.device, greedy_plan(visual, segments))
+        greedy(visual, segments, indices, None, weights, None, scratch, False)
     return indices
 
 
 def _config(visual: Tensor) -> Config:
     hip = torch.version.hip is not None
     return config(visual.shape[-1], visual.element_size(), hip=hip)
+
+
+def _grid(cfg: Config, segments: Segments, device: torch.device) -> tuple[int, int]:
+    """(groups, programs a group); the interpreter gets a few programs, they run in turn."""
+    if device.type == "cpu":
+        rows = segments.rows if segments.table is None else segments.rows // max(1, segments.count)
+        return grid(cfg, rows, segments.count, 3 * segments.count)
+    return grid(cfg, segments.rows, segments.count, multiprocessors(device))

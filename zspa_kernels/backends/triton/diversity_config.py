@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Block sizes of the diversity kernels, each with its reason. Standard library only, no autotuner.
 
-`norm_block_k` and `block_k` decide the order of a sum. They depend on D and the dtype and on
-nothing else, and no kernel splits a dot: c_ij has the bits of c_ji, and a row has the same bits
-alone, in a batch, padded, or as a ragged segment.
+`norm_block_k`, `block_k`, `chunk` and the tile decide the bits of a cosine. They depend on D and
+the dtype and on nothing else, so a row has the same bits alone, in a batch, padded, or as a ragged
+segment. The number of programs decides how the work is cut, never what comes out.
 The reasons are counts (registers, bytes in flight, instructions); no figure here was timed yet.
 """
 
@@ -13,28 +13,40 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class Group:
+    """How the programs that share a segment choose candidates; three sizes, so three kernels."""
+
+    programs: int  # the most programs a group may have, a power of two
+    width: int  # keys each proposes; the last only bounds
+    own: int  # own rows whose keys are compared at a time; 64 x 64 keys would spill
+    split: bool  # the chunks of a Gram block go to different programs
+
+
+@dataclass(frozen=True)
 class Config:
-    """One launch configuration of the three diversity kernels."""
+    """One launch configuration of the diversity kernels."""
 
     # Norms: a stream over the tokens; the same numbers as in relevance_topk_config, so that an
     # inverse norm has the same bits whichever op made it.
     norm_block_n: int
     norm_block_k: int
     norm_warps: int
-    # Cosines: tiles of tokens by selected tokens, block_k channels at a time.
-    # On the matrix units although a pass after a pick has one real column: the pass is bound by
-    # reading V, its operands can be copied to shared memory ahead of time, half-precision values
-    # need no conversion, and the order of the sum does not follow the layout of the loads.
+    norm_programs: int
+    # Candidates a pass, and columns an update. One lane each where picks are made; more would
+    # lower the number of passes a little and make each pick dearer.
+    block: int
+    # Tiles of tokens by selected tokens, block_k channels at a time.
+    rows: int
+    cols: int
     block_k: int
-    start_n: int  # before the first pick: tokens by seeds, or by all other tokens
-    start_c: int
-    start_warps: int
-    start_stages: int
-    pick_n: int  # after each pick: tokens by that pick
-    pick_c: int
-    pick_warps: int
-    pick_stages: int
-    programs: int  # programs the first pass aims at
+    # Channels added up by themselves, so that a Gram block of few tiles keeps many programs busy.
+    chunk: int
+    finished: int  # programs whose column maxima are compared at a time
+    warps: int
+    stages: int
+    least_rows: int  # a program with fewer own rows is not worth a place at the barrier
+    groups: tuple[Group, ...]
+    hip: bool
     reverse: bool = False  # run the grid back to front; for tests of program order
 
 
@@ -43,32 +55,57 @@ def config(d: int, itemsize: int, hip: bool = False) -> Config:
     width = 1 << max(4, (d - 1).bit_length())  # the power of two that holds a row; tl.dot needs 16
     half = itemsize == 2
     units = half or hip  # AMD has matrix units for float32; NVIDIA's would round it to TF32
+    deep = min(width, 64 if half else 32)  # 128 bytes of a row, one line, at a time
     return Config(
         norm_block_n=16,
         norm_block_k=min(width, 256),
         norm_warps=4,
-        # 128 bytes of a row, one line, at a time.
-        block_k=min(width, 64 if half else 32),
-        # One warpgroup needs 64 rows. 64 columns: each value read serves 64 products, and the pass
-        # over all pairs (no seeds) is the one that is bound by arithmetic. Without matrix units a
-        # thread holds its operands in registers: half the rows on half the warps do not spill.
-        start_n=64 if units else 32,
-        start_c=64,
-        start_warps=8 if units else 4,
-        start_stages=2 if hip else 3,
-        # One program a segment: the more rows it has on their way, the better it hides latency.
-        # 4 stages of 128 rows or 2 of 256 are 64 KiB, above the 45 KB that 64 bytes a cycle times
-        # 700 cycles ask for, and with the column tile below the 99 KB of the smallest GPUs; AMD has
-        # 64 KiB. One column is real; 16 is the fewest a matrix instruction takes.
-        pick_n=128 if half else 256,
-        pick_c=16,
-        pick_warps=8,
-        pick_stages=2 if hip or not half else 4,
-        programs=4096,
+        norm_programs=4096,
+        block=128,
+        # One warpgroup needs 64 rows. Without matrix units a thread holds its operands in
+        # registers: half the rows do not spill.
+        rows=64 if units else 32,
+        cols=64,
+        block_k=deep,
+        # A chunk ends with an empty pipeline, so it is not too short: 16 steps in half precision.
+        chunk=max(deep, 1024),
+        # 32 x 128 maxima are 16 registers a thread of 256.
+        finished=32,
+        # Two warpgroups: more loads on their way for the tiles; the picks would like fewer.
+        # AMD's warps are twice as wide, and 4 of them leave each lane 512 registers.
+        warps=4 if hip else 8,
+        # (64 + 64) rows x 128 bytes a stage: 64 KiB; AMD has 64 KiB in all.
+        stages=2 if hip else 4,
+        # 576 tokens still have 72 programs, 2880 have one on each multiprocessor.
+        least_rows=8,
+        # Of the `block` best keys a program owns block/programs on average. `width` is that with
+        # room for two standard deviations at the largest group of each size.
+        groups=(
+            Group(programs=8, width=64, own=32, split=False),
+            Group(programs=32, width=16, own=32, split=True),
+            Group(programs=128, width=8, own=32, split=True),
+        ),
+        hip=hip,
     )
 
 
-def programs(cfg: Config, rows: int, segments: int, block: int) -> int:
-    """Programs a segment, each taking every `programs`-th block of `block` rows."""
-    blocks = -(-rows // block)
-    return max(1, min(blocks, cfg.programs // max(1, segments)))
+def norm_programs(cfg: Config, rows: int, segments: int) -> int:
+    """Programs a segment for the norms, each taking every `programs`-th block of rows."""
+    blocks = -(-rows // cfg.norm_block_n)
+    return max(1, min(blocks, cfg.norm_programs // max(1, segments)))
+
+
+def grid(cfg: Config, rows: int, segments: int, multiprocessors: int) -> tuple[int, int]:
+    """(groups, programs a group): all programs are resident at once, one a multiprocessor.
+
+    Programs wait for each other, so none may wait for a place; one a multiprocessor always fits.
+    Groups with many segments take them in turn.
+    """
+    groups = max(1, min(segments, multiprocessors))
+    most = min(multiprocessors // groups, cfg.groups[-1].programs, -(-rows // cfg.least_rows))
+    return groups, max(1, most)
+
+
+def group(cfg: Config, programs: int) -> Group:
+    """The smallest size of group that holds so many programs."""
+    return next(g for g in cfg.groups if g.programs >= programs)

@@ -23,9 +23,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import _scratch
 from . import relevance_topk as relevance
 from ._common import Segments, launch, program, segment
-from .diversity import greedy
+from .diversity import greedy, greedy_plan
 from .select_config import config, programs
 
 LAST = tl.constexpr(0x7FFFFFFFFFFFFFFF)  # the place of a -1: after every index
@@ -100,7 +101,20 @@ def select(
             visual, prompt, segments, visual_mask, prompt_mask, None, pooling
         )
         relevance.rank(scores, count, segments, picks)
-    greedy(visual, segments, picks, None, None, visual_mask, inv_norm, inv_norm is not None)
+    scratch = _scratch.allocate(visual.device, greedy_plan(visual, segments))
+    if inv_norm is not None:
+        scratch["inv_norm"] = inv_norm
+    greedy(
+        visual,
+        segments,
+        picks,
+        None,
+        None,
+        visual_mask,
+        scratch,
+        inv_norm is not None,
+        inv_norm is not None,
+    )
     return sort(picks, segments, slots) if sorted else picks
 
 
@@ -124,5 +138,18 @@ def select_varlen(
             visual, prompt, segments, None, None, prompt_spans, pooling
         )
         relevance.rank(scores, count, segments, picks)
-    greedy(visual, segments, picks, None, None, None, inv_norm, inv_norm is not None)
+    scratch = _scratch.allocate(visual.device, greedy_plan(visual, segments))
+    if inv_norm is not None:
+        scratch["inv_norm"] = inv_norm
+    greedy(
+        visual,
+        segments,
+        picks,
+        None,
+        None,
+        None,
+        scratch,
+        inv_norm is not None,
+        inv_norm is not None,
+    )
     return sort(picks, segments, total_k) if sorted else picks

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The phases that choose the next columns: what each program proposes, what all make of it."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ._common import INF, KEY_END, order_key
+from .diversity_group import (
+    FINISH,
+    FOLD,
+    GRAM,
+    KEY_LAST,
+    NEAR,
+    OPEN,
+    STOP,
+    cost,
+    nothing_selected,
+    own_rows,
+)
+
+
+@triton.jit
+def propose(
+    stage,
+    nearest,
+    weights,
+    proposals,
+    length,
+    me,
+    programs,
+    WIDTH: tl.constexpr,
+    OWN: tl.constexpr,
+):
+    """The WIDTH best keys of own rows, in order: a key's place is the number of smaller ones.
+
+    Rows past the end have keys too, so there are always WIDTH.
+    """
+    rows = tl.maximum(own_rows(length, me, programs), WIDTH)
+    t = tl.arange(0, OWN)
+    for t0 in range(0, rows, OWN):
+        key = row_keys(stage, nearest, weights, length, me + programs * (t0 + t))
+        place = tl.full([OWN], 0, tl.int32)
+        for s0 in range(0, rows, OWN):
+            other = row_keys(stage, nearest, weights, length, me + programs * (s0 + t))
+            place += tl.sum((other[None, :] < key[:, None]).to(tl.int32), 1)
+        tl.store(proposals + me * WIDTH + place, key, mask=place < WIDTH)
+
+
+@triton.jit
+def row_keys(stage, nearest, weights, length, i):
+    """Keys of the rows `i`; the heaviest row comes first at stage OPEN."""
+    value = tl.load(nearest + i, mask=i < length, other=INF)
+    # While DivPrune's seed is looked for there are no weights.
+    if weights is not None:
+        w = tl.load(weights + i, mask=i < length, other=0.0)
+        value = cost(tl.where((stage == OPEN) & (value < INF), 0.0, value), w)
+    return order_key(value, i)
+
+
+@triton.jit
+def choose(
+    stage,
+    inv_norm,
+    proposals,
+    columns,
+    count,
+    best,
+    gram,
+    length,
+    programs,
+    BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PROGRAMS: tl.constexpr,
+    FINISHED: tl.constexpr,
+):
+    """The next columns and stage, from what all programs proposed. Every program does it by itself.
+
+    Any bound that no program's last proposal lies below is a bound of the rows that were not
+    proposed. The w-th proposals of all programs give WIDTH such bounds; the largest that at most
+    BLOCK keys lie below is taken (one key a program lies below the first but one, so programs must
+    not be more than BLOCK).
+
+    Returns (stage, count, best, edge). `best`: the key of DivPrune's seed as far as it is known.
+    """
+    p = tl.arange(0, PROGRAMS)[:, None]
+    at = p * WIDTH + tl.arange(0, WIDTH)[None, :]
+    table = tl.load(proposals + at, mask=p + at * 0 < programs, other=KEY_LAST)
+    bounds = tl.minimum(tl.min(table, 0), KEY_END)  # [WIDTH], ascending
+    keys = tl.reshape(table, [PROGRAMS * WIDTH])
+    below = tl.sum((keys[:, None] < bounds[None, :]).to(tl.int32), 0)  # [WIDTH]
+    edge = tl.max(tl.where(below <= BLOCK, bounds, -KEY_LAST), 0)
+    first = tl.min(keys, 0)
+
+    onward = GRAM + 0
+    if (stage == NEAR) | (stage == FINISH) | (stage == OPEN):
+        onward = FINISH + 0
+        if stage == FINISH:
+            final = finished(inv_norm, columns, count, gram, length, programs, BLOCK, FINISHED)
+            best = tl.minimum(best, final)
+        if stage == OPEN:
+            best = first
+        edge = tl.minimum(edge, best)  # what cannot win any more is not finished
+        if first >= tl.minimum(best, KEY_END):
+            onward = FOLD + 0
+            if best >= KEY_END:
+                onward = STOP + 0
+    chosen = keys < edge
+    count = tl.sum(chosen.to(tl.int32), 0)
+    place = tl.cumsum(chosen.to(tl.int32), 0) - 1
+    tl.debug_barrier()  # the old columns have been read
+    if onward == FOLD:
+        count = 1
+        lane = tl.arange(0, BLOCK)
+        tl.store(columns + lane, (best & 0xFFFFFFFF).to(tl.int32) + lane * 0, mask=lane == 0)
+    else:
+        tl.store(columns + place, (keys & 0xFFFFFFFF).to(tl.int32), mask=chosen)
+    tl.debug_barrier()
+    if count == 0:
+        onward = STOP + 0
+    return onward, count, best, edge
+
+
+@triton.jit
+def finished(
+    inv_norm,
+    columns,
+    count,
+    gram,
+    length,
+    programs,
+    BLOCK: tl.constexpr,
+    FINISHED: tl.constexpr,
+):
+    """The smallest key of the columns that FINISH has just multiplied with every row."""
+    lane = tl.arange(0, BLOCK)
+    j = tl.load(columns + lane, mask=lane < count, other=0)
+    inv = tl.load(inv_norm + j, mask=lane < count, other=-1.0)
+    value = nothing_selected(inv)
+    for p0 in range(0, tl.minimum(programs, length), FINISHED):
+        p = p0 + tl.arange(0, FINISHED)[:, None]
+        live = (p < tl.minimum(programs, length)) & (lane < count)[None, :]
+        met = tl.load(gram + p * BLOCK + lane[None, :], mask=live, other=-INF)  # [FINISHED, BLOCK]
+        value = tl.maximum(value, tl.max(met, 0))
+    return tl.min(tl.where(lane < count, order_key(value, j), KEY_LAST), 0)

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The phases that multiply: tiles of tokens by candidates, seeds or picks, and their cosines."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ._common import INF, tile_dots
+from .diversity_group import FINISH, FOLD, GRAM, NEAR, own_rows
+
+
+@triton.jit
+def chunked_dots(
+    x,
+    x_ok,
+    y,
+    y_ok,
+    start,
+    stop,
+    D,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """Dots of the rows at `x` [ROWS, 1] with those at `y` [COLS, 1], channels [start, stop).
+
+    Each CHUNK of channels is added up by itself and the chunks one after another, so a chunk may
+    as well be left to another program. start and stop are at borders of chunks, or stop is D.
+    """
+    k = tl.arange(0, BLOCK_K)
+    total = tl.full([ROWS, COLS], 0.0, tl.float32)
+    for c0 in range(start, stop, CHUNK):
+        chunk = tl.full([ROWS, COLS], 0.0, tl.float32)
+        for k0 in range(c0, tl.minimum(c0 + CHUNK, D), BLOCK_K):
+            at = (k0 + k)[None, :]  # [1, BLOCK_K]
+            a = tl.load(x + at, mask=x_ok[:, None] & (at < D), other=0.0)  # [ROWS, BLOCK_K]
+            b = tl.load(y + at, mask=y_ok[:, None] & (at < D), other=0.0)  # [COLS, BLOCK_K]
+            chunk = tile_dots(a, b, chunk)
+        total += chunk
+    return total
+
+
+@triton.jit
+def cosines(dots, i, inv_i, j, inv_j):
+    """`dots` [ROWS, COLS] scaled; -inf where a token meets itself or one that touches no other."""
+    meets = (inv_i > 0.0)[:, None] & (inv_j > 0.0)[None, :] & (i[:, None] != j[None, :])
+    return tl.where(meets, dots * (inv_i[:, None] * inv_j[None, :]), -INF)
+
+
+@triton.jit
+def products(
+    stage,
+    visual,
+    inv_norm,
+    nearest,
+    columns,
+    count,
+    gram,
+    length,
+    D,
+    stride_n,
+    me,
+    programs,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    CHUNK: tl.constexpr,
+    SPLIT: tl.constexpr,
+):
+    """The only products of tokens, whatever the stage, so that a pair has the same bits in all.
+
+    The row of a tile is the token whose largest cosine is asked for, the column the selected one.
+    GRAM writes dots to gram[chunk][column][row] (one chunk unless SPLIT), FINISH the largest
+    cosine of each column with own rows to gram[me][column].
+    """
+    gramming = stage == GRAM
+    own = (stage == FOLD) | (stage == FINISH)
+    rows = tl.where(own, own_rows(length, me, programs), tl.where(stage == NEAR, length, 0))
+    rows = tl.where(gramming, count, rows)
+    across = tl.where(stage == NEAR, 1, tl.cdiv(count, COLS))
+    chunks = 1
+    if SPLIT:
+        chunks = tl.where(gramming, tl.cdiv(D, CHUNK), 1)
+    tasks = tl.cdiv(rows, ROWS) * across * chunks
+    for task in range(tl.where(own, 0, me), tasks, tl.where(own, 1, programs)):
+        chunk = task % chunks
+        down = (task // chunks) // across
+        row = down * ROWS + tl.arange(0, ROWS)
+        col = (task // chunks) % across * COLS + tl.arange(0, COLS)
+        i = tl.load(columns + row, mask=(row < rows) & gramming, other=0)
+        i = tl.where(gramming, i, tl.where(own, me + programs * row, row))
+        j = tl.load(columns + col, mask=(col < count) & (stage != NEAR), other=-1)
+        j = tl.where(stage == NEAR, down * ROWS // COLS * COLS + tl.arange(0, COLS), j)
+        inv_i = tl.load(inv_norm + i, mask=row < rows, other=-1.0)
+        inv_j = tl.load(inv_norm + j, mask=(j >= 0) & (j < length), other=-1.0)
+        m = tl.load(nearest + i, mask=row < rows, other=INF)
+        live = (inv_i > 0.0) & (m < INF)
+        x = visual + (i.to(tl.int64) * stride_n)[:, None]
+        y = visual + (j.to(tl.int64) * stride_n)[:, None]
+        # What has been selected is read no more, unless it is to finish columns.
+        read = tl.where(stage == FOLD, live, inv_i > 0.0)
+        start = chunk * CHUNK
+        stop = D
+        if SPLIT:
+            stop = tl.where(gramming, tl.minimum(start + CHUNK, D), D)
+        dots = chunked_dots(
+            x, read, y, inv_j > 0.0, start, stop, D, ROWS, COLS, BLOCK_K, CHUNK
+        )  # [ROWS, COLS]
+        if gramming:
+            tl.store(gram + (chunk * BLOCK + col[None, :]) * BLOCK + row[:, None], dots)
+        else:
+            c = cosines(dots, i, inv_i, j, inv_j)
+            m = tl.where(live, tl.maximum(m, tl.max(c, 1)), m)
+            if stage == FINISH:
+                final = tl.max((i[:, None] == j[None, :]).to(tl.int32), 1)
+                m = tl.where(final > 0, INF, m)
+                met = tl.load(gram + me * BLOCK + col, mask=down + col * 0 > 0, other=-INF)
+                tl.store(gram + me * BLOCK + col, tl.maximum(met, tl.max(c, 0)))
+            tl.store(nearest + i, m, mask=row < rows)
+            tl.debug_barrier()  # the next tile reads these rows again
+
+
+@triton.jit
+def scale(
+    inv_norm,
+    columns,
+    count,
+    gram,
+    D,
+    me,
+    programs,
+    BLOCK: tl.constexpr,
+    CHUNK: tl.constexpr,
+    SPLIT: tl.constexpr,
+):
+    """gram[0][column][row] becomes a cosine; chunks are added in the order of `chunked_dots`."""
+    row = tl.arange(0, BLOCK)
+    i = tl.load(columns + row, mask=row < count, other=-1)
+    inv_i = tl.load(inv_norm + i, mask=row < count, other=-1.0)
+    chunks = 1
+    if SPLIT:
+        chunks = tl.cdiv(D, CHUNK)
+    for col in range(me, count, programs):
+        at = gram + col * BLOCK + row
+        dots = tl.full([BLOCK], 0.0, tl.float32)
+        for chunk in range(chunks):
+            dots += tl.load(at + chunk * BLOCK * BLOCK)
+        j = tl.load(columns + col + row * 0)  # [BLOCK], all the same token
+        inv_j = tl.load(inv_norm + j)
+        meets = (inv_i > 0.0) & (inv_j > 0.0) & (i != j)
+        tl.store(at, tl.where(meets, dots * (inv_i * inv_j), -INF))

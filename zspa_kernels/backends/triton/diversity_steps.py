@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The blocked greedy with a launch for each phase, for Triton's interpreter.
+
+The interpreter runs one program after another, so programs cannot wait for each other inside a
+launch. Here every barrier is the end of a launch, what a program knows lies in memory meanwhile,
+and the host looks whether a group has anything left to do, which on a GPU would be a
+synchronisation. The phases are those of the one launch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import diversity_candidates as candidates
+from . import diversity_phases as phases
+from . import diversity_products as tiles
+from ._common import program, segment
+from .diversity_group import FOLD, GRAM, KEY_LAST, STOP, group_memory, seed_list
+
+# What a program knows between two launches: int64 words.
+STAGE, COUNT, FILLED, FOLDED, BEST, EDGE, PROPOSED = (tl.constexpr(word) for word in range(7))
+WORDS = tl.constexpr(8)
+
+
+@triton.jit
+def _diversity_step(
+    known,
+    visual,
+    inv_norm,
+    weights,
+    seeds,
+    indices,
+    table,
+    nearest,
+    proposals,
+    columns,
+    gram,
+    picks,
+    control,
+    segments,
+    N,
+    D,
+    stride_b,
+    stride_n,
+    num_seeds,
+    k_core,
+    k_diverse,
+    programs,
+    in_slots,
+    PHASE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    CHUNK: tl.constexpr,
+    PROGRAMS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    OWN: tl.constexpr,
+    SPLIT: tl.constexpr,
+    FINISHED: tl.constexpr,
+    HIP: tl.constexpr,
+    REVERSED: tl.constexpr,
+):
+    """One phase of every group; a group is a segment."""
+    seg, me = program(programs, REVERSED)
+    known += (seg * programs + me) * WORDS
+    if PHASE != "begin":
+        stage = tl.load(known + STAGE).to(tl.int32)
+        if stage == STOP:
+            return
+        if PHASE == "chain" and me > 0:
+            return
+    proposals, columns, gram, picks, control = group_memory(
+        seg, me, programs, proposals, columns, gram, picks, control, D,
+        BLOCK, CHUNK, WIDTH, SPLIT,
+    )  # fmt: skip
+    first, tokens, origin, base, length, core, diverse, slot = segment(
+        seg, table, N, stride_b, stride_n, k_core, k_diverse
+    )
+    slots = core + diverse
+    own_seeds, count_seeds = seed_list(seeds, seg, num_seeds, in_slots, slot, core)
+    x = visual + origin
+    inv = inv_norm + first
+    m = nearest + first
+    w = None
+    if weights is not None:
+        w = weights + tokens
+    if PHASE == "begin":
+        stage, done, folded = phases.begin(
+            inv, m, w, own_seeds, count_seeds, control, base, length, slots, me, programs,
+            in_slots, OWN,
+        )  # fmt: skip
+        count = 0
+        if stage == FOLD:
+            count = phases.seed_columns(
+                own_seeds, count_seeds, folded, columns, base, length, BLOCK
+            )
+        tl.store(known + STAGE, stage)
+        tl.store(known + COUNT, count)
+        tl.store(known + FILLED, done)
+        tl.store(known + FOLDED, folded)
+        tl.store(known + BEST, KEY_LAST)
+        tl.store(known + EDGE, KEY_LAST)
+        tl.store(known + PROPOSED, 0)
+        return
+    count = tl.load(known + COUNT).to(tl.int32)
+    if PHASE == "products":
+        tiles.products(
+            stage, x, inv, m, columns, count, gram, length, D, stride_n, me, programs,
+            BLOCK, ROWS, COLS, BLOCK_K, CHUNK, SPLIT,
+        )  # fmt: skip
+    if PHASE == "scale" and stage == GRAM:
+        tiles.scale(inv, columns, count, gram, D, me, programs, BLOCK, CHUNK, SPLIT)
+    if PHASE == "chain" and stage == GRAM:
+        phases.chain(
+            m, w, columns, count, tl.load(known + EDGE), gram, picks, control, indices + slot,
+            base, slots, BLOCK,
+        )  # fmt: skip
+    if PHASE == "settle":
+        folded = tl.load(known + FOLDED).to(tl.int32)
+        if stage == GRAM:
+            stage, count, done = phases.accept(picks, control, columns, slots, BLOCK)
+            tl.store(known + FILLED, done)
+        elif (stage == FOLD) & (folded + BLOCK < count_seeds):
+            folded += BLOCK
+            count = phases.seed_columns(
+                own_seeds, count_seeds, folded, columns, base, length, BLOCK
+            )
+        else:
+            folded = count_seeds
+            candidates.propose(stage, m, w, proposals, length, me, programs, WIDTH, OWN)
+            tl.store(known + PROPOSED, 1)
+        tl.store(known + STAGE, stage)
+        tl.store(known + COUNT, count)
+        tl.store(known + FOLDED, folded)
+    if PHASE == "choose" and tl.load(known + PROPOSED) == 1:
+        seeding = stage != FOLD
+        stage, count, best, edge = candidates.choose(
+            stage, inv, proposals, columns, count, tl.load(known + BEST), gram, length, programs,
+            BLOCK, WIDTH, PROGRAMS, FINISHED,
+        )  # fmt: skip
+        if seeding & (stage == FOLD):
+            stage, done = phases.first_pick(
+                inv, m, best, control, indices + slot, base, length, slots,
+                tl.load(known + FILLED), me, programs, OWN,
+            )  # fmt: skip
+            tl.store(known + FILLED, done)
+        tl.store(known + STAGE, stage)
+        tl.store(known + COUNT, count)
+        tl.store(known + BEST, best)
+        tl.store(known + EDGE, edge)
+        tl.store(known + PROPOSED, 0)
+
+
+def greedy_in_steps(
+    launch: Callable[..., None],
+    programs: int,
+    device: torch.device,
+    *args: Any,
+    **options: Any,
+) -> int:
+    """The launch of the greedy kernel, phase by phase. Returns how often the phases were run."""
+    known = torch.empty((programs, WORDS.value), dtype=torch.int64, device=device)
+
+    def run(phase: str) -> Tensor:
+        launch(_diversity_step, programs, device, known, *args, PHASE=phase, **options)
+        return known[:, STAGE.value]
+
+    stages = run("begin")
+    rounds = 0
+    while bool((stages != STOP.value).any()):
+        gram = bool((run("products") == GRAM.value).any())
+        for phase in ("scale", "chain") if gram else ():
+            run(phase)
+        run("settle")
+        stages = run("choose")
+        rounds += 1
+    return rounds

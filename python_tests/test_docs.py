@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import zspa_kernels.methods
+import zspa_kernels.primitives
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = [
@@ -22,7 +23,11 @@ MODULES = [
     "zspa_kernels.sensitivity_plan",
     "zspa_kernels._greedy",
     "zspa_kernels._sensitivity",
-    *(m.name for m in pkgutil.iter_modules(zspa_kernels.methods.__path__, "zspa_kernels.methods.")),
+    *(
+        module.name
+        for package in (zspa_kernels.methods, zspa_kernels.primitives)
+        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")
+    ),
 ]
 # A block that cannot run here (another package, a GPU) is preceded by `<!-- not run: why -->`.
 BLOCK = re.compile(r"^(<!-- not run: .+ -->\n)?```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -110,8 +110,16 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         *("_call", "_contract", "_counts", "_gather"),
         *("_greedy", "_sensitivity", "_varlen"),
     ),
-    "methods": ("_contract", "_sensitivity", "api", "projectors", "sensitivity_plan", "types"),
-    "zspa_kernels": ("_version", "api", "methods", "sensitivity_plan", "types"),
+    "_contract_primitives": ("_contract",),
+    "primitives": (
+        *("_contract_primitives", "api", "types"),
+        *("backends._blas", "backends.reference"),
+    ),
+    "methods": (
+        *("_contract", "_contract_primitives", "_sensitivity", "api", "primitives"),
+        *("projectors", "sensitivity_plan", "types"),
+    ),
+    "zspa_kernels": ("_version", "api", "methods", "primitives", "sensitivity_plan", "types"),
     "backends": (),
     "backends._blas": ("_native",),
     "backends.reference": ("_activations", "_segments"),

@@ -17,6 +17,8 @@ from zspa_kernels.methods import __main__ as page
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "methods.md"
 METHODS = zk.methods.available()
+#: Arguments that say how many tokens come from where, as `primitives.topk` takes them.
+TOPK = ("force_keep", "segments", "quotas")
 
 
 class Nothing:
@@ -54,7 +56,7 @@ def test_every_method_is_described(name: str) -> None:
         if parameter.name not in ("visual", "prompt"):
             assert parameter.kind is inspect.Parameter.KEYWORD_ONLY
             assert parameter.default is None, "optional in the signature, refused by name if needed"
-    undescribed = set(takes) - named - {"visual_mask", "prompt_mask", "tiles", "segments"}
+    undescribed = set(takes) - named - {"visual_mask", "prompt_mask", "tiles", *TOPK}
     assert not undescribed, undescribed
     # What it is composed of exists.
     for primitive in about.primitives:
@@ -155,5 +157,5 @@ def test_the_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_backends_are_those_of_all_ops() -> None:
     assert page.backends(("select",)) == "cpp, reference, triton"
-    assert page.backends(("merge", "topk")) == "torch"
+    assert page.backends(("merge", "topk")) == "any"
     assert page.backends(("topk", "diversity", "merge")) == "cpp, reference, triton"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import zspa_kernels as zk
-from zspa_kernels.methods.zooprune import ascending, min_max, quotas
+from zspa_kernels.primitives import ascending, min_max, quotas
 from zspa_kernels.testing import tokens
 from zspa_kernels.testing.sensitivity import published_sensitivity
 

@@ -4,6 +4,8 @@
 `select` does it in one call, `gather` takes the chosen rows, `torch.ops.zspa.*` are the ops.
 """
 
+from . import methods as methods
+from . import primitives as primitives
 from ._version import __version__
 from .api import (
     diversity,

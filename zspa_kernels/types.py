@@ -15,8 +15,8 @@ class Selection(NamedTuple):
 
     Attributes:
         indices: int64 `[B, K]` into the original tokens; -1 where a row had too few valid tokens.
-        core_mask: bool `[B, K]`, aligned with `indices`: True where a token was chosen for its
-            relevance to the prompt, False where for diversity, and at -1.
+        core_mask: bool `[B, K]`, aligned with `indices`: True where a token was chosen for a score
+            of its own (relevance to the prompt, attention), False where for diversity, and at -1.
         scores: what the method rates every token by, float32 `[B, N]`: relevance, -inf for invalid
             ones; or sensitivity, NaN for invalid ones. None where the method computes none.
 

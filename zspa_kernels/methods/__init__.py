@@ -6,16 +6,32 @@
 
 from ._registry import About, Input, Method, about, available, get, register, unregister
 from .all_in_relevance import AllInRelevance
+from .cenprune import CenPrune
 from .divprune import DivPrune
+from .greedyprune import GreedyPrune
+from .scoredtopk import PRESETS, Preset, ScoredTopK
+from .todre import ToDRE
+from .tome import ToMe
+from .trimtokenator import TrimTokenator
+from .visionzip import VisionZip
 from .zooprune import ZOOPrune
 from .zspaprune import ZSPAPrune
 
 __all__ = [
+    "PRESETS",
     "About",
     "AllInRelevance",
+    "CenPrune",
     "DivPrune",
+    "GreedyPrune",
     "Input",
     "Method",
+    "Preset",
+    "ScoredTopK",
+    "ToDRE",
+    "ToMe",
+    "TrimTokenator",
+    "VisionZip",
     "ZOOPrune",
     "ZSPAPrune",
     "about",

@@ -27,15 +27,9 @@ def table() -> str:
 
 def backends(primitives: tuple[str, ...]) -> str:
     """Where all of these run: on the backends that have a file for the ops among them."""
-    found: set[str] | None = None
-    for name in primitives:
-        files = _PACKAGE.glob(f"backends/*/{name}.py")
-        where = {path.parent.name for path in files} or {"torch"}
-        if found is None or found == {"torch"}:
-            found = where
-        elif where != {"torch"}:
-            found &= where
-    return ", ".join(sorted(found or {"torch"}))
+    files = [list(_PACKAGE.glob(f"backends/*/{name}.py")) for name in primitives]
+    ops = [{path.parent.name for path in found} for found in files if found]
+    return ", ".join(sorted(set.intersection(*ops))) if ops else "any"
 
 
 def rewrite(text: str) -> str:

@@ -12,13 +12,11 @@ from torch import Tensor, nn
 
 from .. import _contract, api
 from .._sensitivity import SCORES, Scorer, row_lengths
+from ..primitives import ascending, min_max, quotas
 from ..projectors import Projector
 from ..sensitivity_plan import SensitivityPlan
 from ..types import Selection
 from ._registry import VISUAL, About, Input, register
-
-# A range of scores below this share of the largest is noise of the arithmetic, not a ranking.
-_FLAT = 1e-3
 
 
 @register("zooprune")
@@ -189,39 +187,6 @@ class ZOOPrune:
         )
         picks = cast(Tensor, picks)  # packed, as the tokens are
         return torch.cat((api.gather(order + 1, picks) - 1, outside))
-
-
-def min_max(scores: Tensor, valid: Tensor) -> Tensor:
-    """Scores `[B, N]` scaled to [0, 1] over each image's valid tokens, NaN for the others.
-
-    All 1 where the scores differ by less than 0.1 % of the largest: there the order is noise.
-    """
-    if scores.shape[-1] == 0:
-        return scores
-    low = scores.masked_fill(~valid, torch.inf).amin(-1, keepdim=True)
-    high = scores.masked_fill(~valid, -torch.inf).amax(-1, keepdim=True)
-    weights = torch.where(high - low > _FLAT * high.abs(), (scores - low) / (high - low), 1.0)
-    return weights.masked_fill(~valid, torch.nan)
-
-
-def quotas(k: int, sizes: Sequence[int]) -> list[int]:
-    """`k` tokens spread over tiles as evenly as their sizes allow; the first ones get more."""
-    counts = [0] * len(sizes)
-    left = min(k, sum(sizes))
-    while left:
-        open_tiles = [i for i, size in enumerate(sizes) if counts[i] < size]
-        share, extra = divmod(left, len(open_tiles))
-        for rank, i in enumerate(open_tiles):
-            more = min(sizes[i] - counts[i], share + (rank < extra))
-            counts[i] += more
-            left -= more
-    return counts
-
-
-def ascending(indices: Tensor, n: int) -> Tensor:
-    """Indices below `n` in ascending order, the -1s behind them."""
-    ordered = indices.masked_fill(indices < 0, n).sort(dim=-1).values
-    return ordered.masked_fill(ordered == n, -1)
 
 
 def _labels(tiles: Sequence[int] | Tensor, visual: Tensor) -> list[int]:

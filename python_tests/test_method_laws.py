@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What holds for every method by name, whatever its rule is."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import zspa_kernels as zk
+from python_tests.scenes import inputs, per_token
+
+B, N, D = 2, 36, 16
+METHODS = zk.methods.available()
+
+
+def same(one: zk.Selection, other: zk.Selection) -> None:
+    for a, b in zip(one[:2], other[:2], strict=True):
+        assert torch.equal(a, b)
+
+
+def row(given: dict[str, Tensor], b: int) -> dict[str, Tensor]:
+    return {name: x[b] for name, x in given.items()}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_row_alone_is_the_row_in_a_batch(name: str) -> None:
+    given = inputs(name, B, N, D)
+    method = zk.methods.get(name, keep=0.25)
+    picked = method.select(**given)
+    assert picked.indices.shape == picked.core_mask.shape == (B, 9)
+    for b in range(B):
+        alone = method.select(**row(given, b))
+        same(alone, zk.Selection(picked.indices[b], picked.core_mask[b]))
+        assert (picked.scores is None) == (alone.scores is None)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_padding_changes_nothing(name: str) -> None:
+    """Masked tokens in between, NaN among them, and the same tokens without them."""
+    given = row(inputs(name, 1, N, D), 0)
+    place = torch.arange(N) + torch.arange(N) // 4  # a hole behind every fourth
+    mask = torch.zeros(int(place[-1]) + 3, dtype=torch.bool)
+    mask[place] = True
+    wide = dict(given)
+    for x in per_token(name):
+        values = given[x].new_full((len(mask), *given[x].shape[1:]), 7.0)
+        values[::3] = torch.nan
+        values[place] = given[x]
+        wide[x] = values
+    method = zk.methods.get(name, keep=11)
+    right = method.select(**given)
+    got = method.select(**wide, visual_mask=mask)
+    assert torch.equal(got.indices, place[right.indices])
+    assert torch.equal(got.core_mask, right.core_mask)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_a_selection_is(name: str) -> None:
+    given = row(inputs(name, 1, N, D), 0)
+    keep_everything = zk.methods.get(name, keep=N).select(**given)
+    assert keep_everything.indices.tolist() == list(range(N))
+    for keep in (1, 7):
+        indices = zk.methods.get(name, keep=keep).select(**given).indices
+        assert indices.dtype == torch.int64
+        assert len(set(indices.tolist())) == keep
+        assert indices.tolist() == sorted(indices.tolist())
+        assert indices[0] >= 0
+        assert indices[-1] < N
+    few = torch.arange(N) < 3
+    picked = zk.methods.get(name, keep=5).select(**given, visual_mask=few)
+    assert picked.indices.tolist() == [0, 1, 2, -1, -1]
+    assert not picked.core_mask[3:].any()
+    nobody = zk.methods.get(name, keep=5).select(**given, visual_mask=torch.zeros_like(few))
+    assert nobody.indices.tolist() == [-1] * 5
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_token_and_no_image(name: str) -> None:
+    empty = row(inputs(name, 1, 0, D), 0)
+    assert zk.methods.get(name, keep=0.5).select(**empty).indices.shape == (0,)
+    none = inputs(name, 0, N, D)
+    assert zk.methods.get(name, keep=0.5).select(**none).indices.shape == (0, N // 2)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_degenerate_tokens(name: str) -> None:
+    """All equal, zero, or without a valid value: every pick is defined, none comes twice."""
+    given = row(inputs(name, 1, N, D), 0)
+    for value in (1.0, 0.0):
+        equal = {**given, "visual": torch.full((N, D), value)}
+        equal |= {x: torch.ones_like(given[x]) for x in per_token(name) if x != "visual"}
+        indices = zk.methods.get(name, keep=9).select(**equal).indices
+        assert len(set(indices.tolist())) == 9
+        assert indices.min() >= 0
+        # ToMe's odd places and VisionZip's spaced ones apart, ties go to the lowest index.
+        if name not in ("tome", "visionzip"):
+            assert indices.tolist() == list(range(9))
+    nan = {**given, "visual": torch.full((N, D), torch.nan)}
+    if set(per_token(name)) == {"visual"}:
+        assert (zk.methods.get(name, keep=9).select(**nan).indices == -1).all()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_half_precision_strides_and_gradients(name: str) -> None:
+    given = inputs(name, B, N, D, model="clusters")
+    method = zk.methods.get(name, keep=10)
+    half = {**given, "visual": given["visual"].bfloat16()}
+    rounded = {**given, "visual": half["visual"].float()}
+    same(method.select(**half), method.select(**rounded))
+    right = method.select(**given)
+    before = {x: value.clone() for x, value in given.items()}
+    strided = {x: torch.stack((value, value), -1)[..., 0] for x, value in given.items()}
+    same(method.select(**strided), right)
+    leaves = {x: value.requires_grad_() for x, value in given.items()}
+    picked = method.select(**leaves)
+    same(picked, right)
+    assert picked.scores is None or not picked.scores.requires_grad
+    assert all(torch.equal(given[x], before[x]) for x in given)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_ambient_state_changes_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = inputs(name, B, N, D)
+    method = zk.methods.get(name, keep=10)
+    right = method.select(**given)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        same(method.select(**given), right)
+    default = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        same(method.select(**given), right)
+    finally:
+        torch.set_default_dtype(default)
+    with torch.device("meta"):
+        same(method.select(**given), right)
+    with torch.inference_mode():
+        same(method.select(**given), right)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_are_values(name: str) -> None:
+    one = zk.methods.get(name, keep=0.5)
+    assert one == one
+    given = inputs(name, 1, N, D)
+    copy: Any = pickle.loads(pickle.dumps(one))
+    same(copy.select(**given), one.select(**given))
+    with pytest.raises(ValueError, match="keep must be a share"):
+        zk.methods.get(name, keep=1.5)
+    with pytest.raises(TypeError, match="visual must be a tensor"):
+        one.select(None, **{x: v for x, v in given.items() if x != "visual"})
+    with pytest.raises(ValueError, match="visual must be"):
+        one.select(given["visual"][0, 0], **{x: v for x, v in given.items() if x != "visual"})

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The methods against plain float64 readings of their formulas, in `oracles`."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import zspa_kernels as zk
+from python_tests.oracles.cenprune import check_cenprune
+from python_tests.oracles.greedyprune import greedyprune
+from python_tests.oracles.scoredtopk import scoredtopk
+from python_tests.oracles.todre import todre
+from python_tests.oracles.tome import tome
+from python_tests.oracles.trimtokenator import trimtokenator
+from python_tests.oracles.visionzip import visionzip
+from python_tests.scenes import draw
+from zspa_kernels.methods import (
+    CenPrune,
+    GreedyPrune,
+    ScoredTopK,
+    ToDRE,
+    ToMe,
+    TrimTokenator,
+    VisionZip,
+)
+from zspa_kernels.testing import prompt, special, tokens
+
+N, D = 30, 16
+COUNTS = (1, 2, 9, 16, N)
+#: Ordinary tokens, ties of every kind, one cluster, duplicates, masks, rows without a direction.
+CASES = ("vlm", "iid", "exact", "narrow", "constant", "duplicates", "zero_rows", "masked_exact")
+ODD = ("nonfinite_rows", "one_valid", "all_masked", "all_zero", "antipodal")
+
+
+def case(name: str) -> tuple[Tensor, Tensor | None]:
+    if name in ("vlm", "iid", "exact"):
+        return tokens(name, N, D), None
+    return special(name, N, D)
+
+
+def kept(picks: list[int]) -> list[int]:
+    return [i for i in picks if i >= 0]
+
+
+def levels(n: int = N) -> Tensor:
+    """Scores with ties."""
+    return (8 * draw("levels", (1, n))[0]).floor() / 8
+
+
+@pytest.mark.parametrize("name", CASES + ODD)
+def test_todre(name: str) -> None:
+    visual, mask = case(name)
+    for k in COUNTS:
+        picked = ToDRE(k, sorted=False).select(visual, visual_mask=mask)
+        assert picked.indices.tolist() == todre(visual, k, mask)
+        ascending = ToDRE(k).select(visual, visual_mask=mask).indices.tolist()
+        assert kept(ascending) == sorted(kept(picked.indices.tolist()))
+
+
+def test_min_sum_with_seeds() -> None:
+    visual = torch.stack([tokens("vlm", N, D), tokens("exact", N, D)])
+    seeds = torch.tensor([[7, -1, 3, 7, N], [2, 1, 0, -5, 29]])
+    got = zk.primitives.min_sum(visual, 9, seeds=seeds)
+    for b in range(2):
+        assert got[b].tolist() == todre(visual[b], 9, seeds=tuple(seeds[b].tolist()))
+    assert zk.primitives.min_sum(visual, 0, seeds=seeds).shape == (2, 0)
+    everything = torch.arange(N).expand(2, N)
+    assert (zk.primitives.min_sum(visual, 4, seeds=everything) == -1).all()
+
+
+def test_min_sum_drops_rows_it_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small blocks, few of them kept: what is missing is fetched again, the picks are the same."""
+    visual = tokens("iid", N, D)
+    right = zk.primitives.min_sum(visual, N)
+    monkeypatch.setattr("zspa_kernels.primitives.similarity._BLOCK", 3)
+    monkeypatch.setattr("zspa_kernels.primitives.similarity._BLOCKS", 2)
+    assert torch.equal(zk.primitives.min_sum(visual, N), right)
+
+
+@pytest.mark.parametrize("name", CASES + ODD)
+def test_trimtokenator(name: str) -> None:
+    visual, mask = case(name)
+    words = prompt("vlm", 4, D)
+    words[2] = torch.nan
+    real = torch.tensor([True, True, True, False])
+    for k, align in ((1, 0.8), (9, 0.5), (9, 5), (N, 0.1)):
+        valid = int((visual.double().square().sum(-1) <= 2.0**80).sum())
+        if mask is not None:
+            valid = int((mask & (visual.double().square().sum(-1) <= 2.0**80)).sum())
+        stay = round(align * valid) if isinstance(align, float) else align
+        method = TrimTokenator(k, align, sorted=False)
+        picked = method.select(visual, words, visual_mask=mask, prompt_mask=real)
+        assert picked.indices.tolist() == trimtokenator(visual, words, k, stay, mask, real)
+    nothing = TrimTokenator(9, sorted=False).select(
+        visual, words, visual_mask=mask, prompt_mask=real & False
+    )
+    assert nothing.indices.tolist() == todre(visual, 9, mask)
+
+
+@pytest.mark.parametrize("name", CASES + ODD)
+def test_greedyprune(name: str) -> None:
+    visual, mask = case(name)
+    saliency = levels()
+    saliency[4], saliency[5] = torch.nan, torch.inf
+    for k in COUNTS:
+        for threshold, fill in ((0.9, True), (0.25, True), (0.25, False), (-1.0, False)):
+            method = GreedyPrune(k, threshold, fill, sorted=False)
+            picked = method.select(visual, saliency=saliency, visual_mask=mask)
+            right = greedyprune(visual, saliency, k, threshold, fill, mask)
+            assert picked.indices.tolist() == right
+    assert picked.scores is not None
+    assert torch.equal(picked.scores.nan_to_num(), saliency.nan_to_num())
+
+
+@pytest.mark.parametrize("name", CASES + ODD)
+def test_tome(name: str) -> None:
+    keys, mask = case(name)
+    visual = draw("visual", (N, 3, 1))[..., 0]
+    for k in (0, *COUNTS):
+        if k:
+            merging = ToMe(k).assign(visual, keys=keys, visual_mask=mask)
+            indices, owner = merging.selection.indices, merging.owner
+        else:
+            indices, owner = zk.primitives.match(keys, 0, mask=mask)
+        groups = tome(keys, k, mask)
+        assert kept(indices.tolist()) == sorted(groups)
+        for slot, head in enumerate(sorted(groups)):
+            assert (owner == slot).nonzero()[:, 0].tolist() == sorted(groups[head])
+        assert int((owner >= 0).sum()) == sum(map(len, groups.values()))
+        if k:
+            means = torch.zeros(k, 3, dtype=torch.float64)
+            for slot, head in enumerate(sorted(groups)):
+                means[slot] = visual[groups[head]].double().mean(0)
+            assert torch.allclose(merging.merge(visual).double(), means, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", CASES + ODD)
+def test_visionzip(name: str) -> None:
+    keys, mask = case(name)
+    visual = draw("visual", (N, 3, 1))[..., 0]
+    keys = keys.nan_to_num(0.5, 0.5, 0.5).clamp(-(2.0**30), 2.0**30)
+    attention = levels()
+    attention[3] = torch.nan
+    for k, share in ((1, 0.5), (2, 0.5), (9, 10 / 64), (9, 0.0), (9, 1.0), (20, 0.3), (N, 0.5)):
+        method = VisionZip(k, share, sorted=False)
+        merging = method.assign(visual, attention=attention, keys=keys, visual_mask=mask)
+        right = visionzip(attention, keys, k, round(share * k), mask)
+        picked = merging.selection
+        assert kept(picked.indices.tolist()) == right.dominant + right.targets
+        assert kept(picked.indices[picked.core_mask].tolist()) == right.dominant
+        rows = right.merged(visual)
+        merged = merging.merge(visual).double()
+        for slot, i in enumerate(kept(picked.indices.tolist())):
+            assert torch.allclose(merged[slot], rows[i], atol=1e-6)
+            own = {i, *right.assigned.get(i, [])}
+            assert set((merging.owner == slot).nonzero()[:, 0].tolist()) == own
+        ordered = VisionZip(k, share).select(visual, attention=attention, visual_mask=mask)
+        assert kept(ordered.indices.tolist()) == sorted(right.dominant + right.targets)
+        assert set(ordered.indices[ordered.core_mask].tolist()) == set(right.dominant)
+
+
+def test_visionzip_merges_only_with_keys() -> None:
+    method = VisionZip(4)
+    method.select(torch.eye(9), attention=torch.ones(9))
+    with pytest.raises(TypeError, match=r"VisionZip: keys must be a tensor \[B, N, C\] \(keys of"):
+        method.assign(torch.eye(9), attention=torch.ones(9))
+
+
+@pytest.mark.parametrize("name", ["vlm", "iid", "narrow", "duplicates", "zero_rows", "masked"])
+def test_cenprune(name: str) -> None:
+    visual, mask = case(name)
+    decided = 0
+    for k in (1, 9, N):
+        for importance in (None, draw("importance", (1, N))[0]):
+            method = CenPrune(k, sorted=False)
+            picked = method.select(visual, importance=importance, visual_mask=mask)
+            picks = kept(picked.indices.tolist())
+            assert len(picks) == min(k, N if mask is None else int(mask.sum()))
+            decided += check_cenprune(visual, picks, mask, importance)
+    assert decided > 20, "a replay in which every token is right proves nothing"
+
+
+def test_cenprune_leaves_out_what_has_no_importance() -> None:
+    visual, importance = tokens("vlm", N, D), draw("importance", (1, N))[0]
+    importance[:4] = torch.nan
+    picked = CenPrune(N).select(visual, importance=importance)
+    assert picked.indices.tolist() == [*range(4, N), -1, -1, -1, -1]
+
+
+def test_the_mean_itself_is_chosen_late() -> None:
+    """A token that is the mean has no direction once the mean is gone."""
+    spread = torch.tensor([[1.0, 2.0], [1.0, -2.0], [3.0, 0.0], [-1.0, 0.0]]) + 5.0
+    visual = torch.cat((spread.mean(0, keepdim=True), spread))
+    assert zk.primitives.centred(visual)[0].tolist() == [0.0, 0.0]
+    order = zk.primitives.centred(torch.full((3, 2), 0.1))
+    assert (order == 0.0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_scoredtopk(dtype: torch.dtype) -> None:
+    scores = levels().to(dtype)
+    scores[2], scores[9], scores[11], scores[12] = torch.nan, torch.inf, -0.0, 0.0
+    segments = torch.arange(N) % 4 - 1  # -1: of none
+    force = torch.arange(N) % 11 == 10
+    mask = torch.arange(N) % 7 != 3
+    visual = torch.zeros(N, 1)
+    for k in COUNTS:
+        for options in (
+            {},
+            {"mask": mask},
+            {"force_keep": force},
+            {"mask": mask, "force_keep": force, "segments": segments, "quotas": [k, 0, 0]},
+            {"segments": segments, "quotas": [k // 3, k - k // 3, 0]},
+        ):
+            given = {("visual_mask" if x == "mask" else x): v for x, v in options.items()}
+            method = ScoredTopK(k, sorted=False)
+            picked = method.select(visual, scores=scores, **given)
+            assert picked.indices.tolist() == scoredtopk(scores, k, **options)
+            assert torch.equal(picked.core_mask, picked.indices >= 0)
+
+
+def test_presets_name_their_tensor() -> None:
+    for name, preset in zk.methods.PRESETS.items():
+        method = zk.methods.get(name, keep=2)
+        assert method == ScoredTopK(2, name)
+        with pytest.raises(TypeError) as raised:
+            method.select(torch.eye(3))
+        assert preset.title in str(raised.value)
+        assert preset.scores in str(raised.value)
+        assert preset.how in str(raised.value)
+    with pytest.raises(ValueError, match="ScoredTopK: preset must be one of fastervlm, fastv,"):
+        ScoredTopK(2, "other")

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rules about arguments of the primitives; see `_contract` for what rules are."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._contract import (
+    _BOOL,
+    _INT64,
+    _INTS,
+    Shape,
+    _axes,
+    _companion,
+    _holds_values,
+    _prompt,
+    _say,
+    _visual,
+    at_least,
+    count,
+    integer,
+    integers,
+    tensor,
+)
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def visual(op: str, x: Tensor, mask: Tensor | None = None, k: int = 0) -> Shape:
+    """Tokens, their mask, and how many of them; return the batch axes, () or (B,)."""
+    batch, n = _visual(op, x, mask)
+    count(op, k, n)
+    return batch
+
+
+def visual_and_prompt(
+    op: str, x: Tensor, prompt: Tensor, mask: Tensor | None, prompt_mask: Tensor | None
+) -> None:
+    """Tokens, text embeddings beside them, and both masks."""
+    visual(op, x, mask)
+    _prompt(op, x, prompt, prompt_mask)
+
+
+def per_token(op: str, name: str, x: Tensor, like: Tensor) -> None:
+    """Floats `[B, N]`, one for each token of `like` `[B, N, D]`."""
+    _companion(op, name, x, like, FLOATS, tuple(like.shape[:-1]))
+
+
+def features(op: str, name: str, x: Tensor, like: Tensor) -> None:
+    """Vectors `[B, N, C]`, one for each token of `like` `[B, N, D]`."""
+    tensor(op, name, x)
+    width = x.shape[-1] if x.ndim else 0
+    _companion(op, name, x, like, FLOATS[:3], (*like.shape[:-1], width))
+    if (width < 1) is True:
+        raise ValueError(f"{op}: {name} must have C >= 1, got {_axes(x)}")
+
+
+def scores(op: str, x: Tensor, k: int, mask: Tensor | None = None) -> None:
+    """Floats `[B, N]` or `[N]`, their mask, and how many of them to take."""
+    tensor(op, "scores", x)
+    if x.dtype not in FLOATS:
+        raise TypeError(f"{op}: scores must be floating point, got {x.dtype}")
+    if x.ndim not in (1, 2):
+        raise ValueError(f"{op}: scores must be [N] or [B, N], got {_axes(x)}")
+    _holds_values(op, "scores", x)
+    count(op, k, x.shape[-1])
+    if mask is not None:
+        flags(op, "mask", mask, x)
+
+
+def flags(op: str, name: str, x: Tensor, like: Tensor) -> None:
+    """Bools of the shape of `like`."""
+    _companion(op, name, x, like, _BOOL, tuple(like.shape))
+
+
+def labels(op: str, name: str, x: Tensor, like: Tensor) -> None:
+    """Ints of the shape of `like`."""
+    _companion(op, name, x, like, _INTS, tuple(like.shape))
+
+
+def indices(op: str, name: str, x: Tensor, like: Tensor) -> None:
+    """int64 `[B, S]` or `[S]`, indices into the tokens of `like` `[B, N, D]`."""
+    tensor(op, name, x)
+    size = x.shape[-1] if x.ndim else 0
+    _companion(op, name, x, like, _INT64, (*like.shape[:-2], size))
+
+
+def quotas(op: str, values: Any, k: int) -> list[int]:
+    """Counts on the host that add up to `k`."""
+    result = integers(op, "quotas", values)
+    if sum(result) != k:
+        raise ValueError(f"{op}: quotas must add up to k={k}, got {result}")
+    return result
+
+
+def number(op: str, name: str, value: Any, low: float, high: float) -> float:
+    """Return `value` as a float in `[low, high]`."""
+    if isinstance(value, bool | Tensor) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{op}: {name} must be a float, got {_say(value)}")
+    result = float(value)
+    if math.isnan(result) or not low <= result <= high:
+        raise ValueError(f"{op}: {name} must be in [{low:g}, {high:g}], got {value}")
+    return result
+
+
+def rows(op: str, x: Tensor, owner: Tensor, k: int, weights: Tensor | None) -> None:
+    """Rows `[B, N, ...]`, the slot of each in `[0, k)`, and weights."""
+    tensor(op, "x", x)
+    tensor(op, "owner", owner)
+    if x.dtype not in FLOATS:
+        raise TypeError(f"{op}: x must be floating point, got {x.dtype}")
+    if owner.dtype is not torch.int64:
+        raise TypeError(f"{op}: owner must be int64, got {owner.dtype}")
+    if owner.ndim not in (1, 2) or x.shape[: owner.ndim] != owner.shape:
+        raise ValueError(f"{op}: owner must be [N] or [B, N] of x {_axes(x)}, got {_axes(owner)}")
+    if owner.device != x.device:
+        raise ValueError(f"{op}: owner must be on {x.device} like x, got {owner.device}")
+    at_least(op, "k", integer(op, "k", k), 0)
+    if weights is not None:
+        _companion(op, "weights", weights, x, FLOATS, tuple(owner.shape))

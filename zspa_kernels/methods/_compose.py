@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What methods composed of primitives have in common."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _contract_primitives as _contract
+from ..primitives import ascending
+from ..types import Selection
+from ._registry import About, Input
+
+ATTENTION = Input(
+    "attention",
+    "[B, N]",
+    "attention from [CLS] to each patch, mean or sum over heads, in the vision tower's layer "
+    "whose output is used; without [CLS], what each patch receives from all",
+)
+KEYS = Input(
+    "keys", "[B, N, C]", "keys of the vision tower's layer that the tokens come from, mean of heads"
+)
+
+
+def per_token(about: About, name: str, value: object, visual: Tensor) -> Tensor:
+    """A required score a token, float32 `[B, N]`, without its gradient."""
+    _contract.visual(about.title, visual)
+    x = about.require(name, value)
+    _contract.per_token(about.title, name, x, visual)
+    return x.detach().float()
+
+
+def selection(
+    picks: Tensor,
+    visual: Tensor,
+    sort: bool,
+    core: Tensor | None = None,
+    scores: Tensor | None = None,
+) -> Selection:
+    """The selection of `picks` `[B, K]`, in their order or ascending.
+
+    Args:
+        picks: in the order of picking, then -1.
+        visual: the tokens.
+        sort: whether indices ascend.
+        core: bool `[B, N]`, tokens chosen by a score of their own.
+        scores: what every token was rated by.
+    """
+    n = visual.shape[-2]
+    indices = ascending(picks, n) if sort else picks
+    inside = indices >= 0
+    if core is None or n == 0:
+        return Selection(indices, torch.zeros_like(inside), scores)
+    return Selection(indices, core.gather(-1, indices.clamp_min(0)) & inside, scores)
+
+
+def members(picks: Tensor, n: int) -> Tensor:
+    """Which of `n` tokens are among `picks` `[B, K]`: bool `[B, N]`."""
+    found = torch.zeros((*picks.shape[:-1], n + 1), dtype=torch.bool, device=picks.device)
+    return found.scatter(-1, torch.where(picks < 0, n, picks), True)[..., :n]

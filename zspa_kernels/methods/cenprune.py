@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cen-Prune: distinctive tokens, diverse around the mean of their image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .. import _contract_primitives as _contract
+from .. import api
+from ..primitives import centred, distinctiveness, min_max
+from ..types import Selection
+from ._compose import selection
+from ._registry import VISUAL, About, Input, register
+
+# Mean cosines closer than this differ by the rounding of float32 only.
+_NOISE = 4e-6
+
+
+@register("cenprune")
+@dataclass(frozen=True)
+class CenPrune:
+    """DivPrune and ZOO-Prune on centred tokens, weighted by how distinctive each token is.
+
+    Cen-Prune, arXiv 2608.30263. Projected tokens share a large mean, which makes all their cosines
+    alike; without it they differ. The weight is minus a token's mean cosine (of the tokens as they
+    are) to the others, scaled to [0, 1] over its image, times the host's own importance where there
+    is one; each pick has the largest weight x distance (of centred tokens) to the picks before it,
+    the first the largest weight. Nothing to tune.
+
+    Attributes:
+        keep: share of the tokens in (0, 1], or a count; see `num_keep`.
+        rounding: of a share; see `num_keep`.
+        sorted: ascending indices, or the order of picking.
+
+    Example:
+        >>> visual = torch.tensor([[9.0, 1.0], [9.0, 0.9], [9.0, -1.0], [8.0, -6.0]])
+        >>> CenPrune(keep=2, sorted=False).select(visual).indices
+        tensor([3, 0])
+    """
+
+    about: ClassVar[About] = About(
+        title="CenPrune",
+        paper="arXiv 2608.30263",
+        inputs=(
+            VISUAL,
+            Input(
+                "importance",
+                "[B, N]",
+                "the host method's score: ZOO-Prune's sensitivity, CDPruner's relevance",
+                False,
+            ),
+        ),
+        primitives=("centred", "distinctiveness", "min_max", "diversity"),
+        cost="N K D",
+        against="float64 loops, replay of every pick",
+    )
+
+    keep: float
+    rounding: str = "round"
+    sorted: bool = True
+
+    def __post_init__(self) -> None:
+        api.num_keep(1, self.keep, self.rounding)  # raises what is out of range
+
+    def select(
+        self,
+        visual: Tensor,
+        prompt: Tensor | None = None,
+        *,
+        importance: Tensor | None = None,
+        visual_mask: Tensor | None = None,
+        prompt_mask: Tensor | None = None,
+    ) -> Selection:
+        """Choose tokens of `visual` `[B, N, D]`; the prompt is accepted and plays no part.
+
+        Args:
+            visual: projected tokens `[B, N, D]` or `[N, D]`.
+            prompt: ignored.
+            importance: of every token `[B, N]`, scaled to [0, 1] like the distinctiveness and
+                multiplied with it. A token whose importance is NaN or infinite is masked out.
+            visual_mask: bool `[B, N]`, True for real tokens.
+            prompt_mask: ignored.
+
+        Returns:
+            The selection, without core; its scores are the weights, NaN for invalid tokens.
+        """
+        _contract.visual("CenPrune", visual, visual_mask)
+        rating = distinctiveness(visual, visual_mask=visual_mask)
+        valid = rating.isfinite()
+        directed = visual.detach().float().square().sum(-1) >= 2.0**-80
+        weights = min_max(rating, valid & directed, _NOISE)
+        if importance is not None:
+            importance = self.about.require("importance", importance)
+            _contract.per_token("CenPrune", "importance", importance, visual)
+            known = importance.isfinite()
+            weights = weights * min_max(importance.detach().float(), valid & directed & known)
+            valid = valid & known
+        weights = torch.where(directed, weights, 0.0).masked_fill(~valid, torch.nan)
+        k = api.num_keep(visual.shape[-2], self.keep, self.rounding)
+        picks = api.diversity(
+            centred(visual, visual_mask=visual_mask), k, weights=weights, visual_mask=visual_mask
+        )
+        return selection(picks, visual, self.sorted, scores=weights)

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ToDRE, first stage: max-sum diversification."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from .. import _contract_primitives as _contract
+from .. import api
+from ..primitives import min_sum
+from ..types import Selection
+from ._compose import selection
+from ._registry import VISUAL, About, register
+
+
+@register("todre")
+@dataclass(frozen=True)
+class ToDRE:
+    """Tokens picked so that the sum of their distances is large.
+
+    ToDRE, arXiv 2505.18757v2, first stage: greedy max-sum diversification, each pick of the
+    smallest summed cosine to those before it. The first pick, which we do not know from the paper,
+    has the smallest summed cosine to all tokens. The paper's first version picked by k-center:
+    that is `DivPrune`. Its second stage drops all visual tokens in a late layer of the language
+    model and is no selection.
+
+    Attributes:
+        keep: share of the tokens in (0, 1], or a count; see `num_keep`.
+        sorted: ascending indices, or the order of picking.
+
+    Example:
+        >>> import torch
+        >>> visual = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [-1.0, 0.2]])
+        >>> ToDRE(keep=2, sorted=False).select(visual).indices
+        tensor([3, 0])
+    """
+
+    about: ClassVar[About] = About(
+        title="ToDRE",
+        paper="arXiv 2505.18757",
+        inputs=(VISUAL,),
+        primitives=("min_sum",),
+        cost="N K D and more, at most N^2 D",
+        against="float64 loops, equal picks",
+    )
+
+    keep: float
+    sorted: bool = True
+
+    def __post_init__(self) -> None:
+        api.num_keep(1, self.keep)  # raises what is out of range
+
+    def select(
+        self,
+        visual: Tensor,
+        prompt: Tensor | None = None,
+        *,
+        visual_mask: Tensor | None = None,
+        prompt_mask: Tensor | None = None,
+    ) -> Selection:
+        """Choose tokens of `visual` `[B, N, D]`; the prompt is accepted and plays no part.
+
+        Returns:
+            The selection, without core and without scores.
+        """
+        _contract.visual("ToDRE", visual, visual_mask)
+        k = api.num_keep(visual.shape[-2], self.keep)
+        return selection(min_sum(visual, k, visual_mask=visual_mask), visual, self.sorted)

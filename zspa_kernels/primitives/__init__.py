@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What methods are composed of besides the ops: plain torch, exact, each with its own cost.
+
+They decide as a float64 reading of their rule does, ties to the lowest index, and treat zero rows,
+invalid tokens and masks as the ops do. Those that look at values to decide what to compute next say
+how often they wait for the device; such calls cannot be captured in a CUDA graph.
+"""
+
+from .merging import Merging, assign, match, merge
+from .scores import ascending, min_max, quotas, topk
+from .similarity import alignment, centred, distinctiveness, min_sum, suppress
+
+__all__ = [
+    "Merging",
+    "alignment",
+    "ascending",
+    "assign",
+    "centred",
+    "distinctiveness",
+    "match",
+    "merge",
+    "min_max",
+    "min_sum",
+    "quotas",
+    "suppress",
+    "topk",
+]

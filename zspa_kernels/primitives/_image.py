@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One image's valid tokens: cosines in bulk in float32, and in float64 where these cannot decide.
+
+A matrix product gives equal rows unequal values and depends on how many rows it is given. So no
+decision rests on its last bits: where two candidates are closer than its error, their cosines are
+computed again, row by row in float64, where equal rows are equal. What a primitive returns is
+therefore what a float64 reading of its rule gives, ties to the lowest index, alone or in a batch.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..backends._blas import full_float32
+from ..backends.reference._common import row_sum
+
+_ZERO_BELOW = 2.0**-80
+_CHUNK = 2**22  # elements of a float64 temporary
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def undisturbed(function: _F) -> _F:
+    """No gradient, no autocast, and float32 products in float32 on the first argument's device."""
+
+    @functools.wraps(function)
+    def call(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        device = x.device if isinstance(x, Tensor) else torch.device("cpu")
+        with (
+            torch.no_grad(),
+            torch.autocast(device.type, enabled=False),
+            full_float32(device),
+        ):
+            return function(x, *args, **kwargs)
+
+    return call  # type: ignore[return-value]
+
+
+def on_grid(x: Tensor) -> Tensor:
+    """float64 values rounded to multiples of 2**-40, so that its own error breaks no ties."""
+    return (x * 2.0**40).round() * 2.0**-40
+
+
+class Image:
+    """Valid tokens of one image.
+
+    Attributes:
+        index: int64 `[V]`, where each stood among all tokens; all else counts from 0 to V.
+        tokens: `[V, D]`, as given.
+        directed: bool `[V]`, False for zero rows.
+        slack: how far a float32 cosine may be from the exact one.
+    """
+
+    def __init__(self, tokens: Tensor, mask: Tensor | None = None, limit: float = 2.0**80) -> None:
+        square = tokens.float().square().sum(-1)
+        valid = square <= limit  # False for NaN
+        if mask is not None:
+            valid = valid & mask
+        self.index = valid.nonzero()[:, 0]
+        if len(self.index) < len(tokens):
+            tokens, square = tokens[self.index], square[self.index]
+        self.tokens = tokens
+        self.directed = square >= _ZERO_BELOW
+        self._inverse = torch.where(self.directed, square.rsqrt(), 0.0)
+        self.slack = 4e-6 * max(1.0, math.sqrt(tokens.shape[-1] / 4096))
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @functools.cached_property
+    def unit(self) -> Tensor:
+        """float32 `[V, D]`: directions, zero for zero rows."""
+        return self.tokens.float() * self._inverse[:, None]
+
+    def exact(self, i: Tensor, j: Tensor) -> Tensor:
+        """float64 `[P]`: cosines of the pairs `(i, j)` on a grid of 2**-40; 0 with a zero row.
+
+        The grid is coarser than the error of float64, so pairs of equal cosine are equal.
+        """
+        step = max(1, _CHUNK // self.tokens.shape[-1])
+        parts = [
+            row_sum(self.exact_unit(a) * self.exact_unit(b))
+            for a, b in zip(i.split(step), j.split(step), strict=True)
+        ]
+        return on_grid(torch.cat(parts)) if parts else self._inverse.new_empty(0).double()
+
+    def exact_unit(self, i: Tensor) -> Tensor:
+        """float64 `[P, D]`: directions of the tokens `i`."""
+        rows = self.tokens[i].double()
+        length = row_sum(rows * rows).sqrt()
+        return rows / torch.where(self.directed[i], length, torch.inf)[:, None]
+
+    @functools.cached_property
+    def twin(self) -> Tensor:
+        """int64 `[V]`: the lowest index of a row with the same bits."""
+        size = self.tokens.element_size()
+        bits = self.tokens.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[size])
+        # Odd factors, sums modulo 2**64: equal rows have equal keys, and others nearly never.
+        generator = torch.Generator(device="cpu").manual_seed(0)
+        factors = torch.randint(
+            -(2**62), 2**62, (bits.shape[-1],), generator=generator, device="cpu"
+        )
+        factors = (2 * factors + 1).to(bits.device)
+        keys = [(part.long() * factors).sum(-1) for part in bits.split(1 + _CHUNK // len(factors))]
+        here = torch.arange(len(self), device=bits.device)
+        if not keys:
+            return here
+        _, group = torch.cat(keys).unique(return_inverse=True)
+        first = torch.full_like(here, len(self)).scatter_reduce(0, group, here, "amin")[group]
+        return torch.where((bits == bits[first]).all(-1), first, here)
+
+    def lowest(self, near: Tensor) -> Tensor:
+        """Of the tokens `near` `[P]`, ascending, the first of each set of equal ones."""
+        _, group = self.twin[near].unique(return_inverse=True)
+        first = torch.full_like(near, len(self)).scatter_reduce(0, group, near, "amin")
+        return first[: int(group.max()) + 1].sort().values
+
+    def nearest(self, queries: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """For each of `queries` `[Q]` the place in `targets` `[T]` of the most similar one.
+
+        At a tie the first place wins. Zero rows are similar to nothing: as queries they get the
+        first target, as targets they are taken only where there is no other.
+
+        Returns:
+            int64 `[Q]`, and float32 `[Q]` cosines, -1 with a zero row.
+        """
+        cosines = self.unit[queries] @ self.unit[targets].T
+        if not bool(self.directed.all()):
+            cosines[:, ~self.directed[targets]] = -2.0
+            cosines[~self.directed[queries]] = -2.0
+        best, place = cosines.max(dim=-1)
+        near = cosines >= (best - 2 * self.slack)[:, None]
+        rivals = near.sum(-1) > 1
+        if bool(rivals.any()):
+            place[rivals] = self._first_best(queries[rivals], targets, near[rivals])
+        return place, best.clamp_min(-1.0)
+
+    def _first_best(self, queries: Tensor, targets: Tensor, near: Tensor) -> Tensor:
+        """The exact most similar target of each query among those that are `near` `[Q, T]`."""
+        twin = self.twin[targets]
+        _, group = twin.unique(return_inverse=True)
+        places = torch.arange(len(targets), device=targets.device)
+        first = torch.full_like(places, len(targets)).scatter_reduce(0, group, places, "amin")
+        near = near & (first[group] == places)  # equal targets: only the first can win
+        q, t = near.nonzero(as_tuple=True)
+        exact = self.exact(queries[q], targets[t])
+        best = exact.new_full(queries.shape, -torch.inf).scatter_reduce(0, q, exact, "amax")
+        winners = torch.where(exact == best[q], t, len(targets))
+        return torch.full_like(queries, len(targets)).scatter_reduce(0, q, winners, "amin")
+
+
+def images(visual: Tensor, mask: Tensor | None) -> list[Image]:
+    """The images of a batch, or the one of unbatched tokens."""
+    if visual.ndim == 2:
+        return [Image(visual, mask)]
+    return [Image(row, None if mask is None else mask[b]) for b, row in enumerate(visual)]
+
+
+def padded(picks: list[Tensor], k: int, like: Tensor) -> Tensor:
+    """int64 `[B, k]` or `[k]`: the picks of each image, then -1."""
+    out = torch.full((len(picks), k), -1, dtype=torch.int64, device=like.device)
+    for row, chosen in zip(out, picks, strict=True):
+        row[: len(chosen)] = chosen
+    return out if like.ndim == 3 else out[0]
+
+
+def row_of(x: Tensor | None, b: int, like: Tensor) -> Tensor | None:
+    """What belongs to image `b` of an optional argument beside `like`."""
+    return x if x is None or like.ndim == 2 else x[b]

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dropped tokens merged into kept ones."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import _contract_primitives as _contract
+from ..types import Selection
+from ._image import Image, images, padded, undisturbed
+
+
+class Merging(NamedTuple):
+    """A selection whose tokens take others in; unbatched input gives all of it without B.
+
+    Attributes:
+        selection: the kept tokens.
+        owner: int64 `[B, N]`: the slot of the selection that a token becomes part of, -1 for a
+            token that is dropped.
+        weights: float32 `[B, N]`: its weight in the sum of that slot, 0 for a dropped one.
+    """
+
+    selection: Selection
+    owner: Tensor
+    weights: Tensor
+
+    def merge(self, x: Tensor) -> Tensor:
+        """The merged rows of `x` `[B, N, ...]`, `[B, K, ...]`; see `merge`."""
+        return merge(x, self.owner, self.selection.indices.shape[-1], weights=self.weights)
+
+
+@undisturbed
+def assign(features: Tensor, kept: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    """For every token the kept one it is most similar to.
+
+    Args:
+        features: vectors `[B, N, C]` or `[N, C]` whose cosine is the similarity.
+        kept: int64 `[B, K]`; -1 is padding.
+        mask: bool `[B, N]`, True for real tokens.
+
+    Returns:
+        int64 `[B, N]`, slots of `kept`; a kept token gets its own, ties the lowest slot, zero rows
+        slot 0; -1 for invalid tokens and where nothing is kept.
+
+    Raises:
+        TypeError, ValueError: as in `diversity`.
+
+    Complexity: N K C, one matrix product. Waits for the device once or twice an image.
+
+    Example:
+        >>> features = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.1, 0.9]])
+        >>> assign(features, torch.tensor([0, 1])).tolist()
+        [0, 1, 1]
+    """
+    _contract.visual("assign", features, mask)
+    _contract.indices("assign", "kept", kept, features)
+    owner = torch.full(features.shape[:-1], -1, dtype=torch.int64, device=features.device)
+    for b, image in enumerate(images(features, mask)):
+        own = kept if features.ndim == 2 else kept[b]
+        place = own.new_full((features.shape[-2] + 1,), -1)
+        place[image.index] = torch.arange(len(image), device=kept.device)
+        # Slots of valid tokens, and where these stand in the image.
+        inside = (own >= 0) & (own < features.shape[-2])
+        at = place[torch.where(inside, own, features.shape[-2])]
+        slots = (at >= 0).nonzero()[:, 0]
+        if len(slots) == 0 or len(image) == 0:
+            continue
+        everything = torch.arange(len(image), device=kept.device)
+        nearest = slots[image.nearest(everything, at[slots])[0]]
+        own_slot = torch.full_like(nearest, len(own)).scatter_reduce(0, at[slots], slots, "amin")
+        nearest = torch.where(own_slot < len(own), own_slot, nearest)
+        (owner if features.ndim == 2 else owner[b])[image.index] = nearest
+    return owner
+
+
+def merge(x: Tensor, owner: Tensor, k: int, *, weights: Tensor | None = None) -> Tensor:
+    """Sum the rows of each slot.
+
+    Args:
+        x: `[B, N, ...]` or `[N, ...]`, floating point.
+        owner: int64 `[B, N]`: the slot of every row, in `[0, k)`; others are left out.
+        k: number of slots.
+        weights: `[B, N]`, of every row in its slot's sum. None: each slot is the mean of its rows.
+
+    Returns:
+        `[B, k, ...]`, the dtype of `x`, summed in float32 or wider; a slot without rows is 0.
+        Differentiable in `x` and `weights`.
+
+    Raises:
+        TypeError, ValueError: dtypes or shapes that do not fit, `k` below 0.
+
+    Complexity: N times the size of a row. No host synchronisation.
+
+    Example:
+        >>> merge(torch.tensor([[1.0], [3.0], [9.0]]), torch.tensor([0, 0, 1]), 2).tolist()
+        [[2.0], [9.0]]
+    """
+    _contract.rows("merge", x, owner, k, weights)
+    batch = owner.shape[:-1]
+    total = batch.numel()
+    inside = (owner >= 0) & (owner < k)
+    first = k * torch.arange(total, device=owner.device).reshape(*batch, 1)
+    slot = torch.where(inside, owner + first, total * k).flatten()
+    wide = torch.promote_types(x.dtype, torch.float32)
+    if weights is None:
+        counts = torch.zeros(total * k + 1, dtype=wide, device=x.device)
+        counts.index_add_(0, slot, torch.ones_like(slot, dtype=wide))
+        weights = counts.reciprocal()[slot].reshape(owner.shape)
+    trailing = x.shape[owner.ndim :]
+    rows = x.to(wide).reshape(-1, trailing.numel())
+    scaled = (rows * weights.to(wide).reshape(-1, 1)).masked_fill(~inside.reshape(-1, 1), 0.0)
+    out = scaled.new_zeros(total * k + 1, trailing.numel()).index_add(0, slot, scaled)
+    return out[: total * k].reshape(*batch, k, *trailing).to(x.dtype)
+
+
+@undisturbed
+def match(features: Tensor, k: int, *, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Bipartite soft matching: merge alternate tokens into their most similar neighbours.
+
+    The valid tokens stand in line; those at even places look for the most similar one at an odd
+    place, and the most similar pairs merge, until k tokens are left. A round can merge at most half
+    of the tokens; what has to go beyond goes in further rounds, in which a merged token has the
+    mean of its tokens' features and the place of the one it was merged into.
+
+    Args:
+        features: vectors `[B, N, C]` or `[N, C]` whose cosine is the similarity.
+        k: how many are left, in `[0, N]`; at least one where there is one.
+        mask: bool `[B, N]`, True for real tokens.
+
+    Returns:
+        indices: int64 `[B, k]`, ascending: the token every group is merged into, then -1.
+        owner: int64 `[B, N]`: the group of every token, -1 for invalid ones.
+
+    Raises:
+        TypeError, ValueError: as in `diversity`.
+
+    Complexity: N^2 C / 4 in the first round, a quarter of that in each further one. Waits for the
+    device a few times a round.
+
+    Source: ToMe, arXiv 2210.09461, section 3; several rounds stand for its several layers.
+
+    Example:
+        >>> features = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.1, 0.9], [1.0, 0.3]])
+        >>> indices, owner = match(features, 3)
+        >>> indices.tolist(), owner.tolist()
+        ([0, 1, 3], [0, 1, 1, 2])
+    """
+    _contract.visual("match", features, mask, k)
+    owner = torch.full(features.shape[:-1], -1, dtype=torch.int64, device=features.device)
+    picks = []
+    for b, image in enumerate(images(features, mask)):
+        group = _rounds(image, k)
+        own = owner if features.ndim == 2 else owner[b]
+        heads, slots = group.unique(return_inverse=True)
+        if k == 0:
+            heads, slots = heads[:0], slots.fill_(-1)
+        own[image.index] = slots
+        picks.append(image.index[heads])
+    return padded(picks, k, features), owner
+
+
+def _rounds(image: Image, k: int) -> Tensor:
+    """int64 `[V]`: for every token the one it is merged into in the end."""
+    group = torch.arange(len(image), device=image.index.device)
+    heads, current = group, image
+    while len(heads) > max(k, 1):
+        remove = min(len(heads) - max(k, 1), len(heads) // 2)
+        source, target = _pairs(current, remove)
+        into = torch.arange(len(heads), device=heads.device)
+        into[source] = target
+        place = torch.full_like(group, -1)
+        place[heads] = into
+        group = heads[place[group]]
+        heads = heads[into == torch.arange(len(heads), device=heads.device)]
+        if len(heads) > max(k, 1):
+            slots = torch.full_like(group, -1)
+            slots[heads] = torch.arange(len(heads), device=heads.device)
+            # Sums, which point where the means do.
+            ones = torch.ones_like(group, dtype=torch.float64)
+            sums = merge(image.tokens.double(), slots[group], len(heads), weights=ones)
+            current = Image(sums, limit=math.inf)
+    return group
+
+
+def _pairs(image: Image, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` most similar pairs (even place, its nearest odd place), ties by place."""
+    line = torch.arange(len(image), device=image.index.device)
+    even, odd = line[::2], line[1::2]
+    place, cosine = image.nearest(even, odd)
+    target = odd[place]
+    keys = cosine.double()
+    # Only those about as similar as the last pair that merges need better than float32.
+    last = keys.sort(descending=True).values[count - 1]
+    near = ((keys - last).abs() <= 2 * image.slack).nonzero()[:, 0]
+    directed = image.directed[even] & image.directed[target]
+    if len(near) > 1:
+        exact = image.exact(even[near], target[near])
+        # Above the bound of float32 or below it nothing changes sides.
+        keys = torch.where(keys > last, 4.0, -4.0).double().scatter(0, near, exact)
+        keys = torch.where(directed, keys, -8.0)
+    merged = keys.sort(descending=True, stable=True).indices[:count]
+    return even[merged], target[merged]

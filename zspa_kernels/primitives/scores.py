@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores of tokens: how they are scaled, and which tokens they choose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import _contract_primitives as _contract
+from ._image import undisturbed
+
+
+def min_max(scores: Tensor, valid: Tensor, flat: float = 1e-3) -> Tensor:
+    """Scores scaled to [0, 1] over each image's valid tokens.
+
+    Args:
+        scores: float32 `[B, N]` or `[N]`.
+        valid: bool, likewise.
+        flat: a range of scores up to this share of the largest magnitude is noise: then all are 1.
+
+    Returns:
+        float32 `[B, N]`, NaN for invalid tokens.
+
+    Complexity: N.
+
+    Example:
+        >>> scores = torch.tensor([1.0, 3.0, 2.0, 9.0])
+        >>> min_max(scores, torch.tensor([True, True, True, False]))
+        tensor([0.0000, 1.0000, 0.5000,    nan])
+    """
+    if scores.shape[-1] == 0:
+        return scores
+    low = scores.masked_fill(~valid, torch.inf).amin(-1, keepdim=True)
+    high = scores.masked_fill(~valid, -torch.inf).amax(-1, keepdim=True)
+    largest = torch.maximum(low.abs(), high.abs())
+    weights = torch.where(high - low > flat * largest, (scores - low) / (high - low), 1.0)
+    return weights.masked_fill(~valid, torch.nan)
+
+
+@undisturbed
+def topk(
+    scores: Tensor,
+    k: int,
+    *,
+    mask: Tensor | None = None,
+    force_keep: Tensor | None = None,
+    segments: Tensor | None = None,
+    quotas: Sequence[int] | None = None,
+) -> Tensor:
+    """The k tokens of the largest scores, ties to the lowest index.
+
+    Args:
+        scores: `[B, N]` or `[N]`, any floating dtype. A token whose score is NaN or infinite counts
+            as masked out.
+        k: how many, in `[0, N]`.
+        mask: bool `[B, N]`, True for real tokens.
+        force_keep: bool `[B, N]`: these come first and are part of the k.
+        segments: int `[B, N]`, the segment of every token, in `[0, S)`; tokens of other values
+            belong to none and are taken only when segments leave slots.
+        quotas: how many tokens each of the S segments gets, adding up to k. What a segment cannot
+            fill goes to the best tokens that are left.
+
+    Returns:
+        int64 `[B, k]` by falling score, forced ones first, then -1 where valid tokens run out.
+
+    Raises:
+        TypeError, ValueError: as in `select`; `segments` without `quotas`, or the reverse.
+
+    Complexity: N log N; two sorts with segments. No host synchronisation.
+
+    Example:
+        >>> scores = torch.tensor([0.1, 0.9, 0.8, 0.7, 0.2])
+        >>> topk(scores, 2).tolist()
+        [1, 2]
+        >>> topk(scores, 2, force_keep=torch.tensor([True, False, False, False, False])).tolist()
+        [0, 1]
+        >>> topk(scores, 2, segments=torch.tensor([0, 0, 0, 1, 1]), quotas=[1, 1]).tolist()
+        [1, 3]
+    """
+    _contract.scores("topk", scores, k, mask)
+    n = scores.shape[-1]
+    usable = scores.isfinite()
+    if mask is not None:
+        usable = usable & mask
+    # Minus zero would sort before zero where bits are compared.
+    keys = (scores.double() + 0.0).masked_fill(~usable, -torch.inf)
+    if force_keep is not None:
+        _contract.flags("topk", "force_keep", force_keep, scores)
+        keys = keys.masked_fill(force_keep & usable, torch.inf)
+    order = keys.sort(dim=-1, descending=True, stable=True).indices
+    if segments is not None or quotas is not None:
+        order = _by_quotas(scores, order, keys, k, segments, quotas)
+    picks = order[..., :k]
+    chosen = torch.arange(n, device=scores.device)[:k] < usable.sum(-1, keepdim=True)
+    return torch.where(chosen, picks, -1)
+
+
+def _by_quotas(
+    scores: Tensor,
+    order: Tensor,
+    keys: Tensor,
+    k: int,
+    segments: Tensor | None,
+    quotas: Sequence[int] | None,
+) -> Tensor:
+    """`order` with what the quotas admit before everything else."""
+    if segments is None or quotas is None:
+        missing = "segments" if segments is None else "quotas"
+        raise ValueError(f"topk: {missing} must be given, as segments and quotas go together")
+    _contract.labels("topk", "segments", segments, scores)
+    counts = _contract.quotas("topk", quotas, k)
+    groups = len(counts)
+    inside = (segments >= 0) & (segments < groups) & (keys > -torch.inf)
+    label = torch.where(inside, segments.long(), groups).gather(-1, order)
+    by_segment = label.sort(dim=-1, stable=True)
+    place = torch.arange(label.shape[-1], device=label.device).expand_as(label)
+    bounds = torch.arange(groups + 1, device=label.device).expand(*label.shape[:-1], -1)
+    starts = torch.searchsorted(by_segment.values.contiguous(), bounds.contiguous())
+    rank = place - starts.gather(-1, by_segment.values)
+    limit = torch.tensor([*counts, 0], dtype=torch.int64, device=label.device)
+    admitted = torch.zeros_like(inside).scatter(
+        -1, by_segment.indices, rank < limit[by_segment.values]
+    )
+    forced = keys.gather(-1, order) == torch.inf
+    # 0: forced, 1: within its quota, 2: the rest; stable, so by score inside each.
+    rest = torch.where(forced, 0, torch.where(admitted, 1, 2))
+    chosen = order.gather(-1, rest.sort(dim=-1, stable=True).indices)
+    # The first k are the selection; its order is again that of the scores.
+    kept = torch.zeros_like(inside).scatter(-1, chosen[..., :k], True)
+    return order.gather(-1, (~kept.gather(-1, order)).int().sort(dim=-1, stable=True).indices)
+
+
+def quotas(k: int, sizes: Sequence[int]) -> list[int]:
+    """`k` tokens spread over segments as evenly as their sizes allow; the first ones get more.
+
+    Example:
+        >>> quotas(10, [2, 9, 9])
+        [2, 4, 4]
+    """
+    counts = [0] * len(sizes)
+    left = min(k, sum(sizes))
+    while left:
+        open_segments = [i for i, size in enumerate(sizes) if counts[i] < size]
+        share, extra = divmod(left, len(open_segments))
+        for rank, i in enumerate(open_segments):
+            more = min(sizes[i] - counts[i], share + (rank < extra))
+            counts[i] += more
+            left -= more
+    return counts
+
+
+def ascending(indices: Tensor, n: int) -> Tensor:
+    """Indices below `n` in ascending order, the -1s behind them.
+
+    Example:
+        >>> ascending(torch.tensor([4, -1, 2]), 5).tolist()
+        [2, 4, -1]
+    """
+    ordered = indices.masked_fill(indices < 0, n).sort(dim=-1).values
+    return ordered.masked_fill(ordered == n, -1)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Projectors are read from modules built like those of the models, and nothing is misread."""
+"""Projectors are read from modules built like those of the models, and nothing is misread.
+
+The models' own modules: test_projectors_transformers.py.
+"""
 
 from __future__ import annotations
 
@@ -289,6 +292,7 @@ BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: Llava(nn.Tanh()), ValueError, "must have one of the activations gelu, "),
     (lambda: Llava(nn.PReLU()), ValueError, "quick_gelu, silu, relu, identity, got PReLU"),
     (softmax, ValueError, "got Softmax"),
+    (lambda: Llava(nn.ReLU6()), ValueError, "silu, relu, identity, got ReLU6"),
     (broken, ValueError, "weight must be finite, got 1 elements that are not"),
     (quantised, TypeError, "weight must be float32, float16 or bfloat16, got torch.uint8"),
     (

@@ -177,7 +177,9 @@ def _weight(op: str, layer: nn.Module, name: str) -> Tensor:
 
 def _activation(op: str, module: nn.Module) -> str:
     """The name of the activation that computes what `module` does."""
-    x = torch.linspace(-6.0, 6.0, 97, dtype=torch.float64, device="cpu")
+    near = torch.linspace(-6.0, 6.0, 97, dtype=torch.float64, device="cpu")
+    far = 2.0 ** torch.arange(3.0, 17.0, dtype=torch.float64, device="cpu")  # beyond any clipping
+    x = torch.cat((near, far, -far))
     try:
         with torch.no_grad():
             y = module(x)
@@ -185,7 +187,8 @@ def _activation(op: str, module: nn.Module) -> str:
         y = None
     if isinstance(y, Tensor) and y.shape == x.shape:
         for name, activation in ACTIVATIONS.items():
-            if float((y - activation.value(x)).abs().max()) < 1e-5:
+            error = (y - activation.value(x)).abs() / x.abs().clamp(min=1.0)
+            if float(error.max()) < 1e-5:
                 return name
     known = ", ".join(ACTIVATIONS)
     raise ValueError(

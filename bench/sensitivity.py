@@ -35,12 +35,16 @@ from zspa_kernels.testing.sensitivity import published_sensitivity
 
 #: suite -> (size of the agreement, size of the cost, numbers of directions, seconds a group)
 SUITES = {
-    "cpu": ("quarter", "llava15", (4, 16, 64), 8.0),
+    "cpu": ("quarter", "llava15", (4, 16, 64), 14.0),
     "smoke": ("smoke", "smoke", (2, 4), 0.02),
 }
 FORWARD = "projector, one forward pass"
+PUBLISHED = ("published", "published in float32")
 #: Tokens of a timed call that are compared with float64.
 CHECKED = 2
+#: What their largest relative error may be.
+ESTIMATE_ERROR, FORM_ERROR, HALF_ERROR = 1e-4, 1e-5, 1e-2
+RANK_ERROR = 5e-2
 
 console = Console()
 
@@ -80,11 +84,11 @@ def groups(
     single = problem.to(torch.float32)
     a, x = problem.preactivation, problem.features
     exact, ranked, diagonal = problem.plan(), problem.plan(256), problem.plan(0)
+    exact32, a32 = single.plan(), single.preactivation
     rows = exact.rank
     triangular = bool(torch.equal(exact.factor, exact.factor.triu()))
-
-    def checked() -> torch.Tensor:
-        return study.closed_form64(problem, CHECKED)
+    form = study.form_gflop(size, rows, False, triangular)
+    checked = partial(study.closed_form64, problem, CHECKED)
 
     yield (
         0,
@@ -92,16 +96,19 @@ def groups(
             "projector in float32": Timed(
                 lambda: single.project(single.features), study.forward_gflop(size)
             ),
-            "closed form": Timed(
-                lambda: exact(preactivation=a),
-                study.form_gflop(size, rows, False, triangular),
-                *(checked, 1e-2),
-            ),
+            "closed form": Timed(lambda: exact(preactivation=a), form, checked, HALF_ERROR),
             "closed form, from the features": Timed(
-                lambda: exact(x), study.form_gflop(size, rows, True, triangular), *(checked, 1e-2)
+                lambda: exact(x),
+                study.form_gflop(size, rows, True, triangular),
+                *(checked, HALF_ERROR),
+            ),
+            "closed form in float32": Timed(
+                lambda: exact32(preactivation=a32), form, checked, FORM_ERROR
             ),
             "closed form, rank 256": Timed(
-                lambda: ranked(preactivation=a), study.form_gflop(size, ranked.rank, False)
+                lambda: ranked(preactivation=a),
+                study.form_gflop(size, ranked.rank, False),
+                *(checked, RANK_ERROR),
             ),
             "closed form, diagonal only": Timed(lambda: diagonal(preactivation=a), 0.0),
         },
@@ -114,19 +121,22 @@ def groups(
         right = partial(published_sensitivity, first, wide.project, u.double(), RADIUS, 8)
         work, naive = study.estimate_gflop(size, m), study.published_gflop(size, m)
         half = 1e-9 * size.n * m * size.h * size.o  # what a triangular W2 spares
-        published = [
-            partial(published_sensitivity, p.features, p.project, u, RADIUS)
-            for p in (problem, single)
-        ]
         yield (
             m,
             {
                 "zeroth order, plan": Timed(
-                    partial(problem.estimate, u, RADIUS, compact), work - half, right, 1e-2
+                    partial(problem.estimate, u, RADIUS, compact), work - half, right, HALF_ERROR
                 ),
-                "zeroth order": Timed(partial(problem.estimate, u), work, right, 1e-2),
-                "published": Timed(published[0], naive),
-                "published in float32": Timed(published[1], naive),
+                "zeroth order": Timed(partial(problem.estimate, u), work, right, HALF_ERROR),
+                "zeroth order in float32": Timed(
+                    partial(single.estimate, u), work, right, ESTIMATE_ERROR
+                ),
+                **{
+                    name: Timed(
+                        partial(published_sensitivity, p.features, p.project, u, RADIUS), naive
+                    )
+                    for name, p in zip(PUBLISHED, (problem, single), strict=True)
+                },
             },
         )
 
@@ -134,10 +144,16 @@ def groups(
 def costs(
     size: Size, counts: tuple[int, ...], seconds: float, threads: int, seed: int
 ) -> list[Cost]:
-    """Time every group."""
+    """Time every group.
+
+    A contender in float32 that took over twice as long as the same in bfloat16 is not run with more
+    directions: it is the slower of two baselines, or of two variants, and costs minutes.
+    """
     found: list[Cost] = []
     problem = Problem.draw(size, 0.0, seed)
-    for m, contenders in groups(size, counts, seed):
+    slow: set[str] = set()
+    for m, every in groups(size, counts, seed):
+        contenders = {name: timed for name, timed in every.items() if name not in slow}
         with quiet(threads):
             for timed in contenders.values():
                 if m < max(counts) or m == 0:
@@ -151,6 +167,9 @@ def costs(
         for name, timed in contenders.items():
             found.append(_cost(name, m, timed, samples[name], middle))
             console.print(f"  {name}, m = {m}: {found[-1].median_ms:.2f} ms")
+        ms = {cost.variant: cost.median_ms for cost in found if cost.m == m > 0}
+        pairs = ((name, name.removesuffix(" in float32")) for name in ms)
+        slow |= {name for name, half in pairs if half != name and ms[name] > 2.0 * ms[half]}
     return found
 
 
@@ -281,9 +300,14 @@ def main(
 
 
 def checks(found: list[Cost], peak: dict[str, float], m: int) -> dict[str, float]:
-    """The ratios that matter: times in forward passes, and against the published shape."""
+    """The ratios that matter: times in forward passes, and against the published shape.
+
+    Of the published shape's two dtypes the faster one counts.
+    """
     ms = {(cost.variant, cost.m): cost for cost in found}
-    published = ms["published", m]
+    published = min(
+        (ms[name, m] for name in PUBLISHED if (name, m) in ms), key=lambda cost: cost.median_ms
+    )
     plan = ms["zeroth order, plan", m]
     return {
         "closed form / forward": ms["closed form", 0].forward,

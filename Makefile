@@ -23,7 +23,7 @@ SOURCES = $(shell find csrc -name '*.h' -o -name '*.cpp')
 NEEDS := setuptools pybind11
 demo: NEEDS += torch typer rich skimage matplotlib
 bench: NEEDS += torch typer rich matplotlib cpuinfo
-lint types test aot format: NEEDS += torch triton numpy typer rich skimage matplotlib pytest \
+lint types test aot format: NEEDS += torch triton numpy typer rich skimage matplotlib transformers pytest \
   pytest_benchmark hypothesis ruff mypy clang_format
 
 help:

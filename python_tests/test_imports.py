@@ -115,11 +115,15 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         *("_contract_primitives", "api", "types"),
         *("backends._blas", "backends.reference"),
     ),
+    "hf": ("types",),
     "methods": (
-        *("_contract", "_contract_primitives", "_sensitivity", "api", "primitives"),
+        *("_contract", "_contract_primitives", "_sensitivity", "api", "hf", "primitives"),
         *("projectors", "sensitivity_plan", "types"),
     ),
-    "zspa_kernels": ("_version", "api", "methods", "primitives", "sensitivity_plan", "types"),
+    "zspa_kernels": (
+        *("_version", "api", "hf", "methods"),
+        *("primitives", "sensitivity_plan", "types"),
+    ),
     "backends": (),
     "backends._blas": ("_native",),
     "backends.reference": ("_activations", "_segments"),

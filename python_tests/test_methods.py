@@ -134,3 +134,53 @@ def test_a_selection_unpacks() -> None:
     assert indices.shape == core_mask.shape == (B, 20)
     assert scores is not None
     assert scores.shape == (B, N)
+
+
+class EveryOther(zk.MethodBase):
+    """A user's own method defines `select` alone."""
+
+    def select(self, visual: Tensor, prompt: Tensor | None = None) -> zk.Selection:
+        indices = torch.arange(0, visual.shape[-2], 2)
+        return zk.Selection(indices, torch.zeros_like(indices, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("sort", [True, False])
+@pytest.mark.parametrize(
+    "method",
+    [
+        zk.ZSPAPrune(0.3, 0.4),
+        zk.DivPrune(0.3),
+        zk.AllInRelevance(5, pooling="none_max"),
+        zk.ZOOPrune(0.3, score="norm"),
+    ],
+)
+def test_select_varlen_is_select_on_each_image(method: Any, sort: bool) -> None:
+    """Images of four lengths; one prompt is empty, one has no valid token, one image NaN rows."""
+    images = [draw(n, D) for n in (7, 40, 12, 9)]
+    images[3][2:] = torch.nan
+    prompts = [draw(3, D), draw(0, D), torch.full((2, D), torch.nan), draw(4, D)]
+    method = dataclasses.replace(method, sorted=sort)
+    for texts in (prompts, None):
+        if texts is None and isinstance(method, zk.AllInRelevance):
+            continue
+        picked = method.select_varlen(images, texts)
+        for i, image in enumerate(images):
+            alone = method.select(image, texts and texts[i])
+            assert torch.equal(picked[i].indices, alone.indices)
+            assert torch.equal(picked[i].core_mask, alone.core_mask)
+
+
+def test_a_method_of_ones_own_inherits_the_ragged_form() -> None:
+    picked = EveryOther().select_varlen([draw(5, D), draw(2, D)])
+    assert [one.indices.tolist() for one in picked] == [[0, 2, 4], [0]]
+    with pytest.raises(NotImplementedError, match="MethodBase must define select or select_varlen"):
+        zk.MethodBase().select_varlen([draw(5, D)])
+
+
+def test_ratings_are_the_sensitivities_of_each_image() -> None:
+    images = [draw(7, D), draw(40, D)]
+    scores = [image[:, 0].abs() for image in images]
+    method = zk.ZOOPrune(0.3)
+    assert method.needs_features
+    for i, picked in enumerate(method.select_varlen(images, ratings=scores)):
+        assert torch.equal(picked.indices, method.select(images[i], sensitivity=scores[i]).indices)

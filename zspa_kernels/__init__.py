@@ -4,6 +4,7 @@
 `select` does it in one call, `gather` takes the chosen rows, `torch.ops.zspa.*` are the ops.
 """
 
+from . import hf as hf
 from . import methods as methods
 from . import primitives as primitives
 from ._version import __version__
@@ -21,13 +22,14 @@ from .api import (
     split_core,
     warmup,
 )
-from .methods import AllInRelevance, DivPrune, ZOOPrune, ZSPAPrune
+from .methods import AllInRelevance, DivPrune, MethodBase, ZOOPrune, ZSPAPrune
 from .sensitivity_plan import SensitivityPlan, unit_directions
 from .types import Selection
 
 __all__ = [
     "AllInRelevance",
     "DivPrune",
+    "MethodBase",
     "Selection",
     "SensitivityPlan",
     "ZOOPrune",
@@ -38,6 +40,7 @@ __all__ = [
     "dpp",
     "dpp_varlen",
     "gather",
+    "hf",
     "num_keep",
     "relevance_topk",
     "select",

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -34,3 +35,11 @@ class Selection(NamedTuple):
     def gather(self, x: Tensor) -> Tensor:
         """Rows of `x` `[B, N, ...]` at `indices`, zeros at -1; see `zspa_kernels.gather`."""
         return gather(x, self.indices)
+
+
+def select_each(
+    method: Any, visual: Sequence[Tensor], prompt: Sequence[Tensor] | None
+) -> list[Selection]:
+    """`method.select` on each image `[n, D]` by itself, with its prompt `[m, D]` if there are any."""
+    prompts = [None] * len(visual) if prompt is None else prompt
+    return [method.select(v, p) for v, p in zip(visual, prompts, strict=True)]

@@ -6,6 +6,7 @@
 
 from ._registry import About, Input, Method, about, available, get, register, unregister
 from .all_in_relevance import AllInRelevance
+from .base import MethodBase
 from .cenprune import CenPrune
 from .divprune import DivPrune
 from .greedyprune import GreedyPrune
@@ -26,6 +27,7 @@ __all__ = [
     "GreedyPrune",
     "Input",
     "Method",
+    "MethodBase",
     "Preset",
     "ScoredTopK",
     "ToDRE",

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,11 +12,12 @@ from torch import Tensor
 from .. import api
 from ..types import Selection
 from ._registry import PROMPT, VISUAL, About, register
+from .base import MethodBase, select_by_counts
 
 
 @register("allinrelevance")
 @dataclass(frozen=True)
-class AllInRelevance:
+class AllInRelevance(MethodBase):
     """The most relevant tokens and nothing for diversity: a baseline, poor by design.
 
     "All-in Task-Relevance" of ZSPAPrune, arXiv 2510.17197.
@@ -83,3 +85,12 @@ class AllInRelevance:
         )
         # Both end in the same number of -1, except that `core` is all -1 without a prompt.
         return Selection(indices, core >= 0, scores)
+
+    def select_varlen(
+        self, visual: Sequence[Tensor], prompt: Sequence[Tensor] | None = None
+    ) -> list[Selection]:
+        """One ragged call for all images; without scores. See `MethodBase.select_varlen`."""
+        if prompt is None:
+            raise TypeError("AllInRelevance: prompt must be a sequence of tensors, got None")
+        kept = [api.num_keep(len(tokens), self.keep) for tokens in visual]
+        return select_by_counts(visual, prompt, kept, [0] * len(kept), self.pooling, self.sorted)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,11 +13,12 @@ from torch import Tensor
 from .. import api
 from ..types import Selection
 from ._registry import VISUAL, About, register
+from .base import MethodBase, select_by_counts
 
 
 @register("divprune")
 @dataclass(frozen=True)
-class DivPrune:
+class DivPrune(MethodBase):
     """Tokens picked so that the smallest distance between any two of them is large.
 
     DivPrune, arXiv 2503.02175, section 3: the max-min diversity problem, solved greedily from the
@@ -63,3 +65,10 @@ class DivPrune:
         """
         indices = api.select(visual, keep=self.keep, visual_mask=visual_mask, sorted=self.sorted)
         return Selection(indices, torch.zeros_like(indices, dtype=torch.bool))
+
+    def select_varlen(
+        self, visual: Sequence[Tensor], prompt: Sequence[Tensor] | None = None
+    ) -> list[Selection]:
+        """One ragged call for all images. See `MethodBase.select_varlen`."""
+        kept = [api.num_keep(len(tokens), self.keep) for tokens in visual]
+        return select_by_counts(visual, None, [0] * len(kept), kept, sort=self.sorted)

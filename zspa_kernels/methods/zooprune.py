@@ -17,11 +17,12 @@ from ..projectors import Projector
 from ..sensitivity_plan import SensitivityPlan
 from ..types import Selection
 from ._registry import VISUAL, About, Input, register
+from .base import MethodBase
 
 
 @register("zooprune")
 @dataclass(frozen=True, eq=False)
-class ZOOPrune:
+class ZOOPrune(MethodBase):
     """Diverse tokens to which the projector responds: each pick maximises sensitivity x distance.
 
     ZOO-Prune, arXiv 2509.24837. A token's sensitivity says how far the projector's output moves
@@ -147,6 +148,44 @@ class ZOOPrune:
             indices = ascending(indices, n)
         return Selection(indices, torch.zeros_like(indices, dtype=torch.bool), scores)
 
+    @property
+    def needs_features(self) -> bool:
+        """Whether sensitivities come from what the projector is given."""
+        return self.score != "norm"
+
+    def rate(self, features: Tensor) -> Tensor:
+        """Sensitivities float32 `[B, N]` from the projector's inputs `[B, T, C]`."""
+        return self._sensitivities(features)
+
+    def select_varlen(
+        self,
+        visual: Sequence[Tensor],
+        prompt: Sequence[Tensor] | None = None,
+        *,
+        ratings: Sequence[Tensor] | None = None,
+    ) -> list[Selection]:
+        """One ragged call for all images; `ratings` are the sensitivities `[n]` of each.
+
+        See `MethodBase.select_varlen`. Tiles that are to be scaled and selected each by itself are
+        images of their own here.
+        """
+        if not visual:
+            return []
+        given = [None] * len(visual) if ratings is None else ratings
+        scores = [self._scores(v, None, s) for v, s in zip(visual, given, strict=True)]
+        kept = [api.num_keep(len(tokens), self.keep, self.rounding) for tokens in visual]
+        weights = [
+            min_max(s, s.isfinite() & row_lengths(v.detach()).isfinite())
+            for v, s in zip(visual, scores, strict=True)
+        ]
+        picks = api.diversity_varlen(list(visual), kept, weights=weights)
+        chosen = []
+        for tokens, s, indices in zip(visual, scores, picks, strict=True):
+            if self.sorted:
+                indices = ascending(indices, len(tokens))
+            chosen.append(Selection(indices, torch.zeros_like(indices, dtype=torch.bool), s))
+        return chosen
+
     def _scores(
         self, visual: Tensor, features: Tensor | None, sensitivity: Tensor | None
     ) -> Tensor:
@@ -158,10 +197,13 @@ class ZOOPrune:
             return sensitivity.detach().float()
         if self.score == "norm":
             return row_lengths(visual.detach())
-        if self._scorer is None:
-            raise TypeError("ZOOPrune: projector must be given, or sensitivity, got None")
-        if features is None:
+        if features is None and self._scorer is not None:
             raise TypeError("ZOOPrune: features must be given, or sensitivity, got None")
+        return self._sensitivities(features)
+
+    def _sensitivities(self, features: Tensor | None) -> Tensor:
+        if self._scorer is None or features is None:
+            raise TypeError("ZOOPrune: projector must be given, or sensitivity, got None")
         return self._scorer(features)
 
     def _select_tiles(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -12,11 +13,12 @@ from torch import Tensor
 from .. import api
 from ..types import Selection
 from ._registry import PROMPT, VISUAL, About, register
+from .base import MethodBase, select_by_counts
 
 
 @register("zspaprune")
 @dataclass(frozen=True)
-class ZSPAPrune:
+class ZSPAPrune(MethodBase):
     """A core of the tokens most relevant to the prompt, completed by diverse tokens.
 
     ZSPAPrune, arXiv 2510.17197, equations 4 to 9. The paper tunes the share of the core for each
@@ -92,3 +94,12 @@ class ZSPAPrune:
         )
         in_core = (indices.unsqueeze(-1) == core.unsqueeze(-2)).any(-1)
         return Selection(indices, in_core & (indices >= 0), scores)
+
+    def select_varlen(
+        self, visual: Sequence[Tensor], prompt: Sequence[Tensor] | None = None
+    ) -> list[Selection]:
+        """One ragged call for all images; without scores. See `MethodBase.select_varlen`."""
+        kept = [api.num_keep(len(tokens), self.keep) for tokens in visual]
+        core = [0 if prompt is None else api.split_core(k, self.core_ratio) for k in kept]
+        diverse = [k - c for k, c in zip(kept, core, strict=True)]
+        return select_by_counts(visual, prompt, core, diverse, self.pooling, self.sorted)

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a pruned model must compute, from the unpruned model and a mask."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from python_tests import vlms
+
+NEW = 3  # tokens that a test generates
+
+
+def generate(model: Any, inputs: Mapping[str, Any], **more: Any) -> Any:
+    """Greedy generation with the logits of every step."""
+    options = {
+        "max_new_tokens": NEW,
+        "do_sample": False,
+        "return_dict_in_generate": True,
+        "output_logits": True,
+    }
+    with torch.no_grad():
+        return model.generate(**inputs, **{**options, **more})
+
+
+def cache_of(output: Any) -> Any:
+    return output["cache"] if "cache" in output else output["past_key_values"]
+
+
+def cache_name(model: Any) -> str:
+    """How this version calls the argument."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+
+
+def rows(output: Any) -> Tensor:
+    """Logits of every step, `[B, steps, V]`."""
+    return torch.stack(output.logits, dim=1)
+
+
+def original_positions(tiny: vlms.Tiny, inputs: Mapping[str, Any], mask: Tensor) -> Tensor:
+    """Of the unpruned prompt: `[B, L]`, or `[4, B, L]` with the text row first."""
+    counted = (mask.cumsum(-1) - 1).clamp_min(0)
+    if not tiny.name.startswith("qwen"):
+        return counted
+    names = ("input_ids", "image_grid_thw", "mm_token_type_ids")
+    known = {name: inputs[name] for name in names if name in inputs}
+    axes, _ = tiny.model.model.get_rope_index(**known, attention_mask=mask)
+    return torch.cat((counted[None], axes))
+
+
+def hidden(tiny: vlms.Tiny, inputs: Mapping[str, Any], keep: Tensor) -> Tensor:
+    """Logits `[B, L, V]` of the unpruned prompt in which nobody attends to what is not kept.
+
+    `keep` is bool `[B, L]`, False at padding and at dropped columns.
+    """
+    ids = inputs["input_ids"]
+    length = ids.shape[1]
+    seen = torch.ones(length, length, dtype=torch.bool).tril().expand(len(ids), -1, -1)
+    if tiny.name == "gemma3":  # the tokens of an image see one another
+        image = inputs["token_type_ids"].bool()
+        start = image & ~torch.nn.functional.pad(image, (1, 0))[:, :-1]
+        block = start.cumsum(-1).masked_fill(~image, 0)
+        seen = seen | ((block[:, :, None] == block[:, None, :]) & image[:, :, None])
+    seen = seen & keep[:, None, :]
+    # A row that sees nothing would be NaN; its logits are not looked at.
+    seen = seen | torch.eye(length, dtype=torch.bool)
+    mask: Any = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
+    positions = original_positions(tiny, inputs, inputs["attention_mask"])
+    if tiny.name == "gemma3":
+        mask = {"full_attention": mask, "sliding_attention": mask}
+    rest = {k: v for k, v in inputs.items() if k not in ("attention_mask", "token_type_ids")}
+    with torch.no_grad():
+        output = tiny.model(**rest, attention_mask=mask, position_ids=positions, use_cache=False)
+    return output.logits
+
+
+def reported_columns(tiny: vlms.Tiny, inputs: Mapping[str, Any], report: Any) -> Tensor:
+    """Bool `[B, L]`: which columns of the unpruned prompt the report says are left."""
+    visual = inputs["input_ids"] == tiny.model.config.image_token_id
+    keep = inputs["attention_mask"].bool() & ~visual
+    places = iter(torch.nonzero(visual).split([image.before for image in report.images]))
+    for image, place in zip(report.images, places, strict=True):
+        sample, column = place[image.indices].T
+        assert (sample == image.sample).all()
+        keep[sample, column] = True
+    return keep
+
+
+def kept_columns(pruned: Any, length: int) -> Tensor:
+    """Bool `[B, L]`: which columns of the unpruned prompt are left."""
+    keep = torch.zeros(len(pruned.index), length, dtype=torch.bool)
+    for row, columns, real in zip(keep, pruned.index, pruned["attention_mask"], strict=True):
+        row[columns[real.bool()]] = True
+    return keep

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`hf.prune_inputs`: the model computes what it would if nobody looked at the dropped tokens."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import zspa_kernels as zk
+from python_tests import vlms
+from python_tests.hf_oracle import generate, hidden, kept_columns, rows
+from zspa_kernels import hf
+
+METHOD = zk.ZSPAPrune(keep=0.2, core_ratio=0.4)
+ALL = zk.ZSPAPrune(keep=1.0)
+KINDS = ("single", "ragged")
+
+pytestmark = pytest.mark.skipif(
+    vlms.VERSION < (5, 20), reason="transformers >= 5.20 (mm_encoder_outputs)"
+)
+
+
+@pytest.fixture(params=vlms.BUILDERS, scope="module")
+def tiny(request: pytest.FixtureRequest) -> vlms.Tiny:
+    return vlms.get(request.param)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_keep_all_changes_no_bit(tiny: vlms.Tiny, kind: str) -> None:
+    inputs = tiny.inputs(kind)
+    with pytest.warns(hf.NothingPrunedWarning):
+        pruned = hf.prune_inputs(tiny.model, inputs, ALL)
+    expected, got = generate(tiny.model, inputs), generate(tiny.model, pruned)
+    assert torch.equal(rows(got), rows(expected))
+    assert torch.equal(got.sequences, expected.sequences)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dropped_tokens_are_as_if_hidden(tiny: vlms.Tiny, kind: str) -> None:
+    """The masked oracle: right tokens, positions, masks and deeper features, all at once."""
+    inputs = tiny.inputs(kind)
+    pruned = hf.prune_inputs(tiny.model, inputs, METHOD)
+    assert pruned.report.after < pruned.report.before / 2
+    with torch.no_grad():
+        got = tiny.model(**pruned).logits
+    expected = hidden(tiny, inputs, kept_columns(pruned, inputs["input_ids"].shape[1]))
+    for b, real in enumerate(pruned["attention_mask"].bool()):
+        columns = pruned.index[b][real]
+        torch.testing.assert_close(got[b][real], expected[b][columns], rtol=1e-4, atol=1e-4)

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`with method(model):` on every architecture: generating, and calling the model directly.
+
+These tests run on every version of transformers, whatever way it offers to hand over a pruned
+prompt; see docs/hf.md.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import zspa_kernels as zk
+from python_tests import vlms
+from python_tests.hf_oracle import (
+    NEW,
+    cache_name,
+    cache_of,
+    generate,
+    hidden,
+    reported_columns,
+    rows,
+)
+from zspa_kernels import hf
+
+METHOD = zk.ZSPAPrune(keep=0.2, core_ratio=0.4)
+CLOSE: dict[str, float] = {"rtol": 1e-4, "atol": 1e-4}
+
+
+@pytest.fixture(params=vlms.BUILDERS, scope="module")
+def tiny(request: pytest.FixtureRequest) -> vlms.Tiny:
+    return vlms.get(request.param)
+
+
+@pytest.mark.parametrize("kind", ["single", "ragged"])
+def test_keep_all_changes_no_bit(tiny: vlms.Tiny, kind: str) -> None:
+    inputs = tiny.inputs(kind)
+    expected = generate(tiny.model, inputs)
+    handle = zk.ZSPAPrune(keep=1.0)(tiny.model).install()
+    got = generate(tiny.model, inputs)
+    with torch.no_grad():
+        direct = tiny.model(**inputs).logits
+    with pytest.warns(hf.NothingPrunedWarning, match="nothing was pruned: ZSPAPrune"):
+        handle.remove()
+    assert torch.equal(rows(got), rows(expected))
+    assert torch.equal(got.sequences, expected.sequences)
+    with torch.no_grad():
+        assert torch.equal(direct, tiny.model(**inputs).logits)
+
+
+def test_the_prompt_comes_back_whole(tiny: vlms.Tiny) -> None:
+    """P13: callers cut `sequences[:, len(prompt):]`."""
+    inputs = tiny.inputs("ragged")
+    length = inputs["input_ids"].shape[1]
+    with METHOD(tiny.model) as handle:
+        output = generate(tiny.model, inputs)
+        plain = tiny.model.generate(**inputs, max_new_tokens=NEW, do_sample=False)
+    assert torch.equal(output.sequences[:, :length], inputs["input_ids"])
+    assert torch.equal(output.sequences[:, length:], rows(output).argmax(-1))
+    assert torch.equal(plain, output.sequences)
+    assert handle.report is not None
+    assert handle.report.after < handle.report.before / 2
+    assert handle.calls == 2
+    pruned = max(handle.report.prompt_after)
+    assert cache_of(output).get_seq_length() == pruned + NEW - 1
+
+
+def test_a_batch_is_its_prompts_alone_at_every_step(tiny: vlms.Tiny) -> None:
+    """P3: the mask of a padded batch is wrong in the steps of decoding, if anywhere."""
+    with METHOD(tiny.model):
+        together = rows(generate(tiny.model, tiny.inputs("ragged")))
+        for b in range(2):
+            alone = rows(generate(tiny.model, tiny.alone(b)))
+            torch.testing.assert_close(alone[0], together[b], **CLOSE)
+
+
+def test_positions_where_they_are_used(tiny: vlms.Tiny) -> None:
+    """Captured at the rotary embedding, in the prompt and in every step."""
+    inputs = tiny.inputs()
+    with vlms.rotary_positions(tiny.model) as full:
+        generate(tiny.model, inputs)
+    with vlms.rotary_positions(tiny.model) as pruned, METHOD(tiny.model) as handle:
+        generate(tiny.model, inputs)
+    packed = METHOD(tiny.model, positions="compact")
+    with vlms.rotary_positions(tiny.model) as compact, packed:
+        generate(tiny.model, inputs)
+    assert handle.report is not None
+    assert packed.report is not None
+    assert (handle.report.positions, packed.report.positions) == ("original", "compact")
+    keep = reported_columns(tiny, inputs, handle.report)[0]
+    assert len(full) == len(pruned) == len(compact) == NEW
+    assert torch.equal(pruned[0], full[0][..., keep])
+    for step, expected in zip(pruned[1:], full[1:], strict=True):
+        assert torch.equal(step, expected)
+    counted = torch.cat(compact, dim=-1)
+    assert torch.equal(counted, torch.arange(counted.shape[-1]).expand_as(counted))
+
+
+def test_a_direct_call_sees_the_kept_tokens_only(tiny: vlms.Tiny) -> None:
+    """The masked oracle, and then decoding by hand with masks of the unpruned prompt."""
+    inputs = tiny.inputs("ragged")
+    mask = inputs["attention_mask"]
+    with METHOD(tiny.model) as handle, torch.no_grad():
+        first = output = tiny.model(**inputs, use_cache=True)
+        steps = [output.logits[:, -1]]
+        for _ in range(NEW - 1):
+            token = steps[-1].argmax(-1, keepdim=True)
+            mask = torch.cat((mask, torch.ones_like(token)), dim=1)
+            past = {cache_name(tiny.model): cache_of(output)}
+            output = tiny.model(input_ids=token, attention_mask=mask, **past)
+            steps.append(output.logits[:, -1])
+        report = handle.report
+        generated = rows(generate(tiny.model, inputs))
+    torch.testing.assert_close(torch.stack(steps, dim=1), generated, **CLOSE)
+    keep = reported_columns(tiny, inputs, report)
+    expected = hidden(tiny, inputs, keep)
+    for b, columns in enumerate(keep):
+        count = int(columns.sum())
+        torch.testing.assert_close(first.logits[b, -count:], expected[b, columns], **CLOSE)

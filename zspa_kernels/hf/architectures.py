@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The supported architectures, as data, and the parts of a model that pruning touches."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from .errors import UnsupportedModelError
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What differs between models.
+
+    Attributes:
+        name: as people call it.
+        image: what counts as one image: an `"entry"` of what the encoder returns, or a `"run"` of
+            placeholders that nothing interrupts (InternVL returns tiles, SmolVLM whole samples).
+        tile: likewise; `"anyres"`: LLaVA-NeXT's base picture and the tiles of its larger one.
+        projector: path of the module between vision tower and language model.
+        mrope: positions have three axes (time, row, column).
+    """
+
+    name: str
+    image: str = "entry"
+    tile: str = "entry"
+    projector: str = "multi_modal_projector"
+    mrope: bool = False
+
+
+# By `config.model_type`.
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "llava": Architecture("LLaVA-1.5"),
+    "llava_next": Architecture("LLaVA-NeXT", tile="anyres"),
+    "qwen2_5_vl": Architecture("Qwen2.5-VL", projector="visual.merger", mrope=True),
+    "qwen3_vl": Architecture("Qwen3-VL", projector="visual.merger", mrope=True),
+    "internvl": Architecture("InternVL", image="run"),
+    "gemma3": Architecture("Gemma 3"),
+    "smolvlm": Architecture(
+        "SmolVLM", image="run", tile="run", projector="connector.modality_projection"
+    ),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A model and its parts.
+
+    Attributes:
+        arch: what it is.
+        model: the `...ForConditionalGeneration`, without a PEFT wrapper.
+        inner: its `.model`, which encodes the pictures and merges them into the prompt.
+        image_token: id of the placeholder.
+        takes_features: its forward takes encoded pictures, `mm_encoder_outputs`.
+    """
+
+    arch: Architecture
+    model: Any
+    inner: Any
+    image_token: int
+    takes_features: bool
+
+    @classmethod
+    def of(cls, model: Any) -> Target:
+        """The parts of `model`, which may be wrapped by PEFT; or UnsupportedModelError."""
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        kind = getattr(getattr(base, "config", None), "model_type", None)
+        arch = ARCHITECTURES.get(kind or "")
+        inner = getattr(base, "model", None)
+        if arch is None or not isinstance(inner, nn.Module) or not hasattr(base, "generate"):
+            known = ", ".join(sorted(ARCHITECTURES))
+            raise UnsupportedModelError(
+                f"prune: model must be a ...ForConditionalGeneration of {known}, "
+                f"got {type(model).__name__} (model_type {kind!r})"
+            )
+        config = base.config
+        token = getattr(config, "image_token_id", None)
+        if token is None:
+            token = config.image_token_index
+        takes = "mm_encoder_outputs" in inspect.signature(type(base).forward).parameters
+        return cls(arch, base, inner, int(token), takes)
+
+    def encoder_arguments(self) -> list[str]:
+        """Names of the processor's outputs that the picture encoder reads."""
+        names = inspect.signature(type(self.inner).get_image_features).parameters
+        return [name for name in names if name not in ("self", "kwargs")]
+
+    def slices_features(self) -> bool:
+        """Whether chunked prefill gives every chunk its own part of the pictures."""
+        utils = sys.modules.get("transformers.generation.utils")
+        return self.takes_features and hasattr(utils, "_slice_mm_encoder_output")
+
+    def projector(self) -> nn.Module:
+        """The module between vision tower and language model."""
+        module: nn.Module = self.inner.get_submodule(self.arch.projector)
+        return module
+
+    def module_attribute(self, name: str) -> Any:
+        """A function that stands beside the model's class."""
+        return getattr(sys.modules[type(self.inner).__module__], name, None)
+
+
+def transformers_version() -> str:
+    """Version of the transformers that made the model; it is imported if there is a model."""
+    return getattr(sys.modules.get("transformers"), "__version__", "?")

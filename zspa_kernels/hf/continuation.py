@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a pruned cache has to know when somebody goes on from it.
+
+A caller who does not know that a prompt was pruned gives masks and positions of the whole prompt.
+The record that corrects them travels on the cache itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .architectures import Target
+from .errors import UnsupportedInputError
+
+_NAME = "_zspa_continuation"
+_CACHES = ("cache", "past_key_values")  # as transformers >= 5.24 and as older ones call it
+
+
+@dataclass(frozen=True, eq=False)
+class Continuation:
+    """How to go on from a pruned prompt.
+
+    Attributes:
+        mask: bool `[B, L']` of the pruned prompt.
+        length: columns of the prompt in the masks the caller gives: L, or L' where they are pruned.
+        first: `[B, 1]`, position of the first token behind the prompt.
+        shift: `[B, 1]`, by how much a position given by the caller is too large.
+        own_positions: the caller's positions are not to be used.
+    """
+
+    mask: Tensor
+    length: int
+    first: Tensor
+    shift: Tensor
+    own_positions: bool
+
+    def corrected(self, target: Target, arguments: dict[str, Any], cache: Any) -> dict[str, Any]:
+        """The arguments of a forward call that goes on from `cache`."""
+        tokens = arguments.get("input_ids")
+        if tokens is None:
+            tokens = arguments["inputs_embeds"]
+        batch, new = tokens.shape[:2]
+        past = int(cache.get_seq_length())
+        done = past - self.mask.shape[1]
+        mask, first, shift = (
+            x.repeat_interleave(batch // len(x), 0) for x in (self.mask, self.first, self.shift)
+        )
+        result = dict(arguments)
+        given = arguments.get("attention_mask")
+        if isinstance(given, Tensor) and given.ndim == 2:
+            result["attention_mask"] = torch.cat(
+                (mask.to(given.dtype), given[:, self.length :]), dim=1
+            )
+        elif given is None and not bool(mask.all()):
+            result["attention_mask"] = torch.cat((mask, mask.new_ones(batch, done + new)), 1).long()
+        elif given is not None and not self.own_positions:
+            raise UnsupportedInputError(
+                "prune: attention_mask must be [B, tokens] when going on from a pruned prompt, got "
+                f"{list(given.shape) if isinstance(given, Tensor) else type(given).__name__}"
+            )
+        positions = arguments.get("position_ids")
+        if positions is None or self.own_positions:
+            steps = done + torch.arange(new, device=first.device)
+            positions = first + steps
+            if target.arch.mrope:
+                counted = mask.sum(1, keepdim=True) + steps
+                positions = torch.cat((counted[None], positions.expand(3, -1, -1)))
+        else:
+            positions = positions - shift
+        result["position_ids"] = positions
+        if arguments.get("cache_position") is not None:
+            result["cache_position"] = past + torch.arange(new, device=first.device)
+        return result
+
+
+def of(cache: Any) -> Continuation | None:
+    """What `cache` knows; None for one that holds no pruned prompt."""
+    found: Continuation | None = getattr(cache, _NAME, None)
+    return found
+
+
+def remember(cache: Any, continuation: Continuation) -> None:
+    """Write it on the cache."""
+    setattr(cache, _NAME, continuation)
+
+
+def cache_in(values: Any) -> Any:
+    """The cache among keyword arguments or in a model's output, None if there is none."""
+    if isinstance(values, tuple):
+        return next((one for one in values if hasattr(one, "get_seq_length")), None)
+    for name in _CACHES:
+        if values.get(name) is not None:
+            return values[name]
+    return None

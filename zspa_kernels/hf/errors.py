@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What cannot be pruned rightly is refused; every error says what to do instead."""
+
+from __future__ import annotations
+
+
+class PruningError(Exception):
+    """Base of the errors of this package."""
+
+
+class UnsupportedModelError(PruningError, NotImplementedError):
+    """The architecture, or the installed transformers, is not one that can be pruned."""
+
+
+class UnsupportedInputError(PruningError, NotImplementedError):
+    """A combination of inputs whose result would be wrong."""
+
+
+class CachedPromptError(UnsupportedInputError):
+    """A prompt that continues a cache of another length: its tokens would be cut wrongly."""
+
+
+class ChunkedPrefillError(UnsupportedInputError):
+    """Chunked prefill where this transformers would mix up the images."""
+
+
+class LabelsError(UnsupportedInputError):
+    """Labels are as long as the unpruned prompt."""
+
+
+class PlaceholderMismatchError(PruningError, ValueError):
+    """The prompt has room for another number of visual tokens than the pictures gave.
+
+    Attributes:
+        placeholders: how many image tokens the prompt has.
+        features: how many visual tokens the pictures gave.
+    """
+
+    def __init__(self, placeholders: int, features: int) -> None:
+        super().__init__(
+            f"prune: input_ids must have an image token for each visual feature, {features}, "
+            f"got {placeholders}; make both with one call of the model's processor"
+        )
+        self.placeholders = placeholders
+        self.features = features
+
+
+class AlreadyPrunedError(PruningError, RuntimeError):
+    """The model is being pruned already: the two would prune each other's prompts."""
+
+
+class NothingPrunedWarning(UserWarning):
+    """Pruning was asked for and no visual token was dropped."""

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`with method(model):`: the model's own `generate`, on pruned inputs."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+import warnings
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import continuation
+from .architectures import Target
+from .errors import (
+    AlreadyPrunedError,
+    CachedPromptError,
+    ChunkedPrefillError,
+    NothingPrunedWarning,
+    UnsupportedInputError,
+)
+from .hooks import Hooks
+from .inputs import Options, Pruned, features_form, input_ids, prune_batch
+from .query import Query
+from .report import PruneReport
+
+_HANDLE = "_zspa_handle"
+
+
+def prune(
+    model: Any,
+    method: Any,
+    *,
+    scope: str = "image",
+    positions: str = "original",
+    keep_newline: bool = False,
+    query: Query = "question",
+    processor: Any = None,
+) -> PruneHandle:
+    """Prune every prompt with pictures that the model is given.
+
+    Inside `with prune(model, method):` the model's `generate` prunes its inputs and returns
+    sequences that begin with the whole prompt, as without pruning: pipelines and evaluation
+    harnesses need no change. Direct calls `model(**inputs)` are pruned too; their logits have the
+    pruned length. Prompts without pictures pass untouched. `install()` does the same without a
+    block, until `remove()`.
+
+    Args:
+        model: see `prune_inputs`; any transformers from 4.57 on.
+        method: likewise, as are all others.
+        scope: what shares a budget.
+        positions: of kept tokens.
+        keep_newline: whether LLaVA-NeXT's newline tokens are all kept.
+        query: which words count.
+        processor: of the model, or its tokenizer.
+
+    Returns:
+        The handle, not yet installed.
+
+    Raises:
+        UnsupportedModelError: the architecture is unknown.
+        TypeError, ValueError: options. The errors of a call are those of `prune_inputs`, and:
+        AlreadyPrunedError: the model is being pruned already.
+        ChunkedPrefillError: this transformers mixes up pictures in chunked prefill.
+
+    Warns:
+        NothingPrunedWarning: at the end, if no visual token was dropped.
+    """
+    options = Options(scope, positions, keep_newline, query, processor)
+    return PruneHandle(Target.of(model), method, options)
+
+
+class PruneHandle:
+    """Pruning of one model, while installed.
+
+    Attributes:
+        report: what the last call pruned; None before the first one with a picture.
+        calls: how many calls had pictures.
+        before: visual tokens of all calls.
+        after: the kept ones.
+    """
+
+    def __init__(self, target: Target, method: Any, options: Options) -> None:
+        self.report: PruneReport | None = None
+        self.calls = self.before = self.after = 0
+        self._target, self._method, self._options = target, method, options
+        self._lock = threading.Lock()
+        self._hooks = Hooks(target, self._prune)
+        self._generate: Callable[..., Any] | None = None
+        self._own: dict[str, Any] = {}
+
+    def __repr__(self) -> str:
+        state = "installed" if self._generate else "not installed"
+        return f"<PruneHandle of {self._target.arch.name}, {state}: {self.report or self._method}>"
+
+    def __enter__(self) -> PruneHandle:
+        return self.install()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._uninstall()
+        if kind is None:
+            self._warn_if_idle(stacklevel=3)
+
+    def install(self) -> PruneHandle:
+        """Start pruning."""
+        model = self._target.model
+        if _HANDLE in vars(model):
+            raise AlreadyPrunedError(
+                f"prune: model must not be pruned already, got {vars(model)[_HANDLE]!r}; "
+                f"leave its block or call its remove() first"
+            )
+        generate = model.generate
+        self._own = {name: vars(model)[name] for name in ("generate",) if name in vars(model)}
+        self._generate = generate
+
+        @functools.wraps(generate)
+        def pruned_generate(*args: Any, **kwargs: Any) -> Any:
+            bound = inspect.signature(generate).bind(*args, **kwargs).arguments
+            return self._call(generate, {**bound, **bound.pop("kwargs", {})})
+
+        vars(model).update({_HANDLE: self, "generate": pruned_generate})
+        self._hooks.install()
+        return self
+
+    def remove(self) -> None:
+        """Stop pruning: the model is as it was. Calling it twice does no harm."""
+        if self._generate is not None:
+            self._uninstall()
+            self._warn_if_idle(stacklevel=3)
+
+    def _uninstall(self) -> None:
+        model = self._target.model
+        self._hooks.remove()
+        for name in (_HANDLE, "generate"):
+            vars(model).pop(name, None)
+        vars(model).update(self._own)
+        self._generate = None
+
+    def _warn_if_idle(self, stacklevel: int) -> None:
+        if self.before == self.after:
+            what = self.report or "no call had a picture"
+            warnings.warn(
+                f"nothing was pruned: {what}", NothingPrunedWarning, stacklevel=stacklevel + 1
+            )
+
+    def _prune(self, inputs: Mapping[str, Any], route: str) -> Pruned:
+        """Prune a batch and take note of it."""
+        pruned = prune_batch(self._target, inputs, self._method, self._options, route)
+        with self._lock:
+            self.report = pruned.report
+            self.calls += 1
+            self.before += pruned.report.before
+            self.after += pruned.report.after
+        return pruned
+
+    def _call(self, generate: Callable[..., Any], call: dict[str, Any]) -> Any:
+        """`generate` with the arguments of `call`, pruned."""
+        if call.get("inputs") is not None:
+            call["input_ids"] = call.pop("inputs")
+        cache = continuation.cache_in(call)
+        if cache is not None and continuation.of(cache) is not None:
+            raise CachedPromptError(
+                "prune: the cache must not hold a pruned prompt: generate would cut the new prompt "
+                "by the unpruned length; use hf.ChatState for conversations"
+            )
+        if call.get("pixel_values") is None and call.get("pixel_values_videos") is None:
+            return generate(**call)
+        self._refuse(call)
+        takes = self._target.takes_features
+        with torch.no_grad():
+            pruned = self._prune(call, "inputs" if takes else "hooks")
+        full = input_ids(call)
+        dropped = full.shape[1] - pruned.index.shape[1]
+        lengths = self._lengths(call, dropped)
+        rest = {k: v for k, v in call.items() if k not in self._consumed() and k not in lengths}
+        if takes:
+            output = generate(**{**rest, **features_form(pruned)}, **lengths)
+        else:
+            encoder = {k: call[k] for k in self._target.encoder_arguments() if k in call}
+            with self._hooks.expecting(pruned):
+                output = generate(**{**rest, **pruned.inputs, **encoder}, **lengths)
+        return _restored(output, full, pruned, self._hooks.continuation(pruned, full.shape[1]))
+
+    def _consumed(self) -> set[str]:
+        return {*self._target.encoder_arguments(), "pixel_values", "position_ids"}
+
+    def _effective(self, call: Mapping[str, Any], name: str) -> Any:
+        """A generation parameter: of the call, its configuration, or the model's."""
+        for source in (call, call.get("generation_config"), self._target.model.generation_config):
+            get = source.get if isinstance(source, Mapping) else functools.partial(getattr, source)
+            value = get(name, None) if source is not None else None
+            if value is not None:
+                return value
+        return None
+
+    def _refuse(self, call: Mapping[str, Any]) -> None:
+        """Raise for ways of generating whose result would be wrong."""
+        if self._effective(call, "use_cache") is False:
+            raise UnsupportedInputError(
+                "prune: use_cache must be True, got False: without a cache transformers takes the "
+                "positions of a pruned prompt for several packed sequences"
+            )
+        if call.get("assistant_model") is not None:
+            raise UnsupportedInputError(
+                "prune: assistant_model must be None, got a model, which has not read the pruned "
+                "prompt; prompt_lookup_num_tokens works"
+            )
+        chunk = self._effective(call, "prefill_chunk_size")
+        if chunk is not None and not self._target.slices_features():
+            raise ChunkedPrefillError(
+                f"prune: prefill_chunk_size must be None with this transformers, got {chunk}: it "
+                f"mixes up pictures in chunked prefill; 5.23 and newer do not"
+            )
+
+    def _lengths(self, call: Mapping[str, Any], dropped: int) -> dict[str, int]:
+        """`max_length` and `min_length` count the prompt: shorter by what was dropped."""
+        lengths: dict[str, int] = {}
+        for name, new in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
+            value = self._effective(call, name)
+            # 20 is the default of old versions, to which they add the length of the prompt.
+            default = call.get(name) is None and value in (None, 0, 20)
+            if self._effective(call, new) is None and value is not None and not default:
+                lengths[name] = max(value - dropped, 0)
+        return lengths
+
+
+def _restored(output: Any, full: Tensor, pruned: Pruned, note: continuation.Continuation) -> Any:
+    """The output with the unpruned prompt in front of what was generated."""
+    if isinstance(output, Tensor):
+        return pruned.restore(full, output)
+    output.sequences = pruned.restore(full, output.sequences)
+    cache = continuation.cache_in(output)
+    if cache is not None:
+        continuation.remember(cache, note)
+    return output

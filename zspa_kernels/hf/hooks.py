@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Forward hooks: for direct calls of the model, and for transformers without `mm_encoder_outputs`.
+
+A hook before the inner model prunes its arguments. Where a forward call can be given encoded
+pictures, it is given the kept ones. Where it cannot, its `get_image_features` returns them for the
+length of the call. In both cases the model's own code merges them into the pruned prompt, so masks
+and features of deeper layers come out right by construction. Nothing is kept between calls but on
+the cache, so threads do not meet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import continuation
+from .architectures import Target
+from .continuation import Continuation
+from .encode import rebuild
+from .errors import LabelsError
+from .inputs import Pruned, features_form
+
+_SHADOWED = ("get_image_features", "get_rope_index")
+
+
+class Noted(dict[str, Any]):
+    """`mm_encoder_outputs` that carry what the cache has to know afterwards."""
+
+    note: Continuation
+
+
+class Hooks:
+    """The hooks of one model, while installed."""
+
+    def __init__(self, target: Target, prune: Callable[[Mapping[str, Any], str], Pruned]) -> None:
+        self._target, self._prune = target, prune
+        self._handles: list[Any] = []
+        self._own: dict[str, Any] = {}
+        # Of the call that is running in this thread, where pictures cannot be passed as arguments.
+        self._running: ContextVar[tuple[Pruned, Continuation, int] | None] = ContextVar(
+            "zspa_running", default=None
+        )
+        self._expected: ContextVar[Pruned | None] = ContextVar("zspa_expected", default=None)
+
+    def install(self) -> None:
+        """Register them."""
+        inner, model = self._target.inner, self._target.model
+        self._handles = [
+            model.register_forward_pre_hook(_no_labels, with_kwargs=True),
+            inner.register_forward_pre_hook(self._before, with_kwargs=True),
+            inner.register_forward_hook(self._after, with_kwargs=True, always_call=True),
+        ]
+        if not self._target.takes_features:
+            self._own = {name: vars(inner)[name] for name in _SHADOWED if name in vars(inner)}
+            for name in _SHADOWED:
+                if hasattr(inner, name):
+                    vars(inner)[name] = getattr(self, f"_{name}")
+
+    def remove(self) -> None:
+        """Leave the model as it was."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        if not self._target.takes_features:
+            for name in _SHADOWED:
+                vars(self._target.inner).pop(name, None)
+            vars(self._target.inner).update(self._own)
+
+    @contextlib.contextmanager
+    def expecting(self, pruned: Pruned) -> Iterator[None]:
+        """`generate` runs on a prompt that is pruned already."""
+        token = self._expected.set(pruned)
+        try:
+            yield
+        finally:
+            self._expected.reset(token)
+
+    def continuation(
+        self, pruned: Pruned, length: int, own_positions: bool = False
+    ) -> Continuation:
+        """How to go on from a prompt whose masks have `length` columns."""
+        shift = pruned.unpruned_next - pruned.next_positions
+        return Continuation(pruned.mask, length, pruned.next_positions, shift, own_positions)
+
+    def _before(
+        self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        # First what is true in every step of decoding; torch.compile follows it without a break.
+        cache = kwargs.get("cache")
+        if cache is None:
+            cache = kwargs.get("past_key_values")
+        note = continuation.of(cache)
+        if not args and kwargs.get("pixel_values") is None and note is None:
+            return None
+        arguments = dict(kwargs)
+        if args:
+            names = inspect.signature(type(module).forward).bind_partial(module, *args).arguments
+            arguments = {**names, **kwargs}
+            arguments.pop("self", None)
+        if arguments.get("pixel_values") is not None:
+            return (), self._prefill(arguments)
+        if note is not None:
+            return (), note.corrected(self._target, arguments, cache)
+        return None
+
+    def _prefill(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of a call with pictures, pruned."""
+        expected = self._expected.get()
+        ids = arguments["input_ids"]
+        if arguments.get("position_ids") is None and not self._target.arch.mrope:
+            # A forward call counts columns, padding included; generate counts tokens.
+            columns = torch.arange(ids.shape[1], device=ids.device)[None]
+            arguments = {**arguments, "position_ids": columns}
+        pruned = expected if expected is not None else self._prune(arguments, "hooks")
+        length = pruned.mask.shape[1] if expected is not None else ids.shape[1]
+        note = self.continuation(pruned, length, own_positions=expected is not None)
+        gone = {*self._target.encoder_arguments(), "pixel_values"}
+        if self._target.takes_features:
+            result = {k: v for k, v in arguments.items() if k not in gone}
+            result.update(features_form(pruned))
+            noted = Noted(result["mm_encoder_outputs"])
+            noted.note = note
+            return {**result, "mm_encoder_outputs": noted}
+        times = ids.shape[0] // len(pruned.mask)
+        result = dict(arguments)
+        if expected is None:
+            result.update(pruned.inputs)
+            if result.get("cache_position") is not None:
+                result["cache_position"] = result["cache_position"][: pruned.mask.shape[1]]
+        axis = pruned.positions.ndim - 2
+        result["position_ids"] = pruned.positions.repeat_interleave(times, axis)
+        self._running.set((pruned, note, times))
+        return result
+
+    def _after(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        note = getattr(kwargs.get("mm_encoder_outputs"), "note", None)
+        if not self._target.takes_features:
+            running = self._running.get()
+            if running is None:
+                return
+            self._running.set(None)
+            note = running[1]
+        if note is None or output is None:
+            return
+        cache = continuation.cache_in(output)
+        if cache is not None:
+            continuation.remember(cache, note)
+
+    def _get_image_features(self, *args: Any, **kwargs: Any) -> Any:
+        running = self._running.get()
+        if running is None:
+            return type(self._target.inner).get_image_features(self._target.inner, *args, **kwargs)
+        pruned, _, times = running
+        return rebuild(pruned.encoded, [row for row in pruned.rows for _ in range(times)])
+
+    def _get_rope_index(self, *args: Any, **kwargs: Any) -> Any:
+        """`generate` asks for the positions of the pruned prompt, whose pictures have gaps."""
+        pruned = self._expected.get()
+        if pruned is None:
+            return type(self._target.inner).get_rope_index(self._target.inner, *args, **kwargs)
+        ids: Tensor = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+        times = ids.shape[0] // len(pruned.mask)
+        axes = pruned.positions[1:].repeat_interleave(times, 1)
+        delta = pruned.next_positions - pruned.mask.shape[1]
+        return axes, delta.repeat_interleave(times, 0)
+
+
+def _no_labels(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if kwargs.get("labels") is not None and kwargs.get("pixel_values") is not None:
+        raise LabelsError(
+            "prune: labels must be None, got a tensor as long as the unpruned prompt; take the "
+            "loss from the logits of prune_inputs, whose columns its index maps back"
+        )

@@ -1,0 +1,360 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The core: a processor's output in, a shorter one out; the model is only read."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import query as queries
+from .architectures import Target, transformers_version
+from .encode import Encoded, encode, rebuild
+from .errors import (
+    CachedPromptError,
+    LabelsError,
+    NothingPrunedWarning,
+    UnsupportedInputError,
+    UnsupportedModelError,
+)
+from .layout import SCOPES, Layout, layout
+from .positions import POSITIONS, full_positions, kept_positions
+from .query import Query
+from .report import ImageReport, PruneReport, kv_bytes
+from .select import Choice, choose, rate
+
+_TOKEN_TYPES = ("mm_token_type_ids", "token_type_ids")
+
+
+@dataclass(frozen=True, eq=False)
+class Options:
+    """How to prune, beside the method; see `prune_inputs`."""
+
+    scope: str = "image"
+    positions: str = "original"
+    keep_newline: bool = False
+    query: Query = "question"
+    processor: Any = None
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("scope", self.scope, SCOPES),
+            ("positions", self.positions, POSITIONS),
+        ):
+            if value not in allowed:
+                known = ", ".join(repr(one) for one in allowed)
+                raise ValueError(f"prune: {name} must be one of {known}, got {value!r}")
+        if not isinstance(self.keep_newline, bool):
+            raise TypeError(f"prune: keep_newline must be a bool, got {self.keep_newline!r}")
+        queries.check(self.query, self.processor)
+
+
+class PrunedInputs(dict[str, Any]):
+    """Inputs for `model.generate(**inputs)` or `model(**inputs)`, and what was done to them.
+
+    Attributes:
+        report: what was pruned.
+        index: int64 `[B, L']`: the column of the unpruned prompt of every column of this one.
+            Logits, hidden states and attentions of the pruned prompt are mapped back by it.
+        prompt: the unpruned `input_ids`, `[B, L]`.
+    """
+
+    report: PruneReport
+    index: Tensor
+    prompt: Tensor
+
+    def restore(self, sequences: Tensor) -> Tensor:
+        """Generated `sequences` `[R, L' + new]` with the unpruned prompts in front, R = B * n."""
+        return restore(self.prompt, self.index.shape[1], sequences)
+
+
+@dataclass(frozen=True, eq=False)
+class Pruned:
+    """Everything known about a pruned batch.
+
+    Attributes:
+        inputs: the processor's output without what the encoder has read, pruned.
+        encoded: all visual tokens.
+        rows: those kept, of each prompt.
+        index: see `PrunedInputs`.
+        mask: bool `[B, L']`, False at padding.
+        positions: `[B, L']` or `[4, B, L']`.
+        next_positions: `[B, 1]`, what the first generated token gets.
+        unpruned_next: `[B, 1]`, what it would get without pruning.
+        report: for the user.
+    """
+
+    inputs: dict[str, Any]
+    encoded: Encoded
+    rows: list[Tensor]
+    index: Tensor
+    mask: Tensor
+    positions: Tensor
+    next_positions: Tensor
+    unpruned_next: Tensor
+    report: PruneReport
+
+    def restore(self, prompt: Tensor, sequences: Tensor) -> Tensor:
+        """Generated `sequences` with the unpruned prompts in front."""
+        return restore(prompt, self.index.shape[1], sequences)
+
+
+def prune_inputs(
+    model: Any,
+    inputs: Mapping[str, Any],
+    method: Any,
+    *,
+    scope: str = "image",
+    positions: str = "original",
+    keep_newline: bool = False,
+    query: Query = "question",
+    processor: Any = None,
+) -> PrunedInputs:
+    """Drop visual tokens from a processor's output.
+
+    The pictures are encoded, the method chooses, and the prompt is cut to what it kept:
+    `input_ids`, `attention_mask`, `position_ids` and the encoded pictures. The model is read and
+    not changed, so this is safe in threads, with compiled and quantised models, and for every way
+    of generating. The generated sequences begin with the pruned prompt; `restore` puts the whole
+    one back.
+
+    Args:
+        model: one of the supported architectures, or a PEFT model of one.
+        inputs: what the model's processor returned, on the model's device.
+        method: chooses tokens: `ZSPAPrune(keep=0.1)`, or any object with `select_varlen`
+            or `select`; see `MethodBase`.
+        scope: what shares a budget: every `"image"`, every `"tile"` of an image, or all the images
+            of a prompt (`"sample"`).
+        positions: `"original"`: kept tokens keep their positions. `"compact"`: they are renumbered.
+        keep_newline: LLaVA-NeXT ends each row of a picture with the same learned vector. True keeps
+            all of them beside the budget, False chooses among them as among the other tokens.
+        query: the words that count as the prompt. `"question"`: the text from the first image to
+            the end of its turn, without special tokens; `"all"`: every word of the prompt. A list
+            of texts, one or one for each prompt (needs `processor`). Or a bool mask `[B, L]` over
+            `input_ids`.
+        processor: of the model, or its tokenizer. With it `"question"` leaves out what the chat
+            template adds.
+
+    Returns:
+        A dict for `generate` or for a forward call, with `report`, `index` and `restore`.
+
+    Raises:
+        UnsupportedModelError: the architecture is unknown, or transformers is older than 5.20; use
+            `prune` there.
+        UnsupportedInputError: videos, embeddings instead of ids, labels, a filled cache.
+        PlaceholderMismatchError: the prompt has another number of image tokens than the pictures.
+
+    Warns:
+        NothingPrunedWarning: no token was dropped.
+    """
+    options = Options(scope, positions, keep_newline, query, processor)
+    target = Target.of(model)
+    if not target.takes_features:
+        raise UnsupportedModelError(
+            f"prune_inputs: transformers {transformers_version()} cannot be given encoded pictures "
+            f"(mm_encoder_outputs, 5.20 and newer); use `with method(model):` instead"
+        )
+    ids = input_ids(inputs)
+    result = PrunedInputs(inputs)
+    if inputs.get("pixel_values") is None:
+        refuse(inputs)
+        result.report = PruneReport(repr(method), prompt_before=lengths(inputs))
+        result.index = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        result.prompt = ids
+    else:
+        with torch.no_grad():
+            pruned = prune_batch(target, inputs, method, options)
+        result = PrunedInputs(features_form(pruned))
+        result.report, result.index, result.prompt = pruned.report, pruned.index, ids
+    if result.report.after == result.report.before:
+        warn_nothing(result.report, stacklevel=3)
+    return result
+
+
+def restore(prompt: Tensor, length: int, sequences: Tensor) -> Tensor:
+    """`sequences` with `prompt` `[B, L]` instead of their first `length` columns."""
+    times = len(sequences) // len(prompt)
+    whole = prompt.to(sequences.device).repeat_interleave(times, 0)
+    return torch.cat((whole, sequences[:, length:]), dim=1)
+
+
+def features_form(pruned: Pruned) -> dict[str, Any]:
+    """What a model that takes encoded pictures is called with."""
+    image = rebuild(pruned.encoded, pruned.rows)
+    given = {"position_ids": pruned.positions, "mm_encoder_outputs": {"image": image}}
+    return {**pruned.inputs, **given}
+
+
+def warn_nothing(report: PruneReport, stacklevel: int) -> None:
+    """Say that pruning had no effect."""
+    warnings.warn(f"nothing was pruned: {report}", NothingPrunedWarning, stacklevel=stacklevel + 1)
+
+
+def input_ids(inputs: Mapping[str, Any]) -> Tensor:
+    """The prompts' ids `[B, L]`."""
+    ids = inputs.get("input_ids")
+    if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point():
+        got = list(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
+        raise TypeError(f"prune: input_ids must be an int tensor [B, L], got {got}")
+    return ids
+
+
+def refuse(inputs: Mapping[str, Any]) -> None:
+    """Raise for inputs whose result would be wrong."""
+    if inputs.get("labels") is not None:
+        raise LabelsError(
+            "prune: labels must be None, got a tensor as long as the unpruned prompt; compute the "
+            "loss from the logits, whose columns PrunedInputs.index maps back"
+        )
+    for name in ("pixel_values_videos", "inputs_embeds", "mm_encoder_outputs"):
+        if inputs.get(name) is not None:
+            raise UnsupportedInputError(
+                f"prune: {name} must be None, got one: only pictures are pruned, and they must "
+                f"come as pixel_values beside input_ids"
+            )
+    cache = inputs.get("cache", inputs.get("past_key_values"))
+    if cache is not None and cache.get_seq_length() > 0:
+        raise CachedPromptError(
+            f"prune: the cache must be empty, got one of {cache.get_seq_length()} tokens: a prompt "
+            f"that continues it would be cut by the unpruned length; use hf.ChatState for "
+            f"conversations"
+        )
+
+
+def lengths(inputs: Mapping[str, Any]) -> list[int]:
+    """Tokens of each prompt, without padding."""
+    mask = inputs.get("attention_mask")
+    ids = inputs["input_ids"]
+    counts: list[int] = (torch.ones_like(ids) if mask is None else mask).sum(1).tolist()
+    return counts
+
+
+def prune_batch(
+    target: Target,
+    inputs: Mapping[str, Any],
+    method: Any,
+    options: Options,
+    route: str = "inputs",
+) -> Pruned:
+    """Encode, choose and cut; see `prune_inputs`."""
+    refuse(inputs)
+    ids = input_ids(inputs)
+    given = inputs.get("attention_mask")
+    mask = torch.ones_like(ids) if given is None else given
+    ids_host, valid = ids.cpu(), mask.cpu().bool()
+    if valid.shape != ids.shape:
+        raise ValueError(
+            f"prune: attention_mask must be {list(ids.shape)} like input_ids, "
+            f"got {list(valid.shape)}"
+        )
+    visual = ids_host == target.image_token
+    encoded = encode(target, inputs, getattr(method, "needs_features", False))
+    where = layout(target, inputs, visual, encoded.sizes)
+    words = queries.embeddings(target, ids_host, valid, visual, options.query, options.processor)
+    ratings = rate(method, target, inputs, encoded)
+    chosen = choose(method, encoded, where, words, options.scope, options.keep_newline, ratings)
+
+    keep = valid.clone() if not chosen.kept.all() else torch.ones_like(valid)
+    keep[where.sample, where.column] = chosen.kept
+    index, kept_mask = pack(keep, valid)
+    device = ids.device
+    index, kept_mask = index.to(device), kept_mask.to(device)
+    full = full_positions(target, inputs, mask)
+    kept = cut(inputs, target, index, kept_mask)
+    rows = chosen.kept.nonzero().flatten()
+    samples = where.sample[rows]
+    original = options.positions == "original"
+    largest = full if full.ndim == 2 else full.amax(0)
+    unpruned_next = largest.masked_fill(~mask.bool(), -1).amax(1, keepdim=True) + 1
+    report = describe(target, where, chosen, inputs, index, kept_mask)
+    return Pruned(
+        inputs=kept,
+        encoded=encoded,
+        rows=[rows[samples == b].to(encoded.tokens.device) for b in range(len(ids))],
+        index=index,
+        mask=kept_mask,
+        positions=kept_positions(target, full, index, kept_mask, options.positions),
+        next_positions=unpruned_next if original else kept_mask.sum(1, keepdim=True),
+        unpruned_next=unpruned_next,
+        report=replace(
+            report,
+            method=repr(method),
+            query_tokens=[len(one) for one in words],
+            scope=options.scope,
+            positions=options.positions,
+            route=route,
+        ),
+    )
+
+
+def cut(inputs: Mapping[str, Any], target: Target, index: Tensor, mask: Tensor) -> dict[str, Any]:
+    """The inputs of the pruned prompt, without those that only the encoder reads."""
+    gone = {*target.encoder_arguments(), "pixel_values", "position_ids"}
+    kept = {name: value for name, value in inputs.items() if name not in gone}
+    ids = input_ids(inputs)
+    kept["input_ids"] = ids.gather(1, index)
+    given = inputs.get("attention_mask")
+    kept["attention_mask"] = mask.to(ids.dtype if given is None else given.dtype)
+    for name in _TOKEN_TYPES:
+        if kept.get(name) is not None:
+            kept[name] = kept[name].gather(1, index).masked_fill(~mask, 0)
+    return kept
+
+
+def pack(keep: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Columns to keep, `[B, L']`, and which of them are no padding.
+
+    Kept columns keep their order and prompts their side of padding. Padding repeats a column that
+    was padding, so that a prompt of which nothing is dropped stays the same bit for bit.
+    """
+    counts = keep.sum(1)
+    length = int(counts.max())
+    right = not bool(valid[:, -1].all())
+    index = torch.zeros((len(keep), length), dtype=torch.long)
+    mask = torch.zeros((len(keep), length), dtype=torch.bool)
+    for b, columns in enumerate(keep):
+        chosen = columns.nonzero().flatten()
+        padding = (~valid[b]).nonzero().flatten()
+        index[b] = padding[-1] if len(padding) else 0
+        place = slice(0, len(chosen)) if right else slice(length - len(chosen), length)
+        index[b, place] = chosen
+        mask[b, place] = valid[b, chosen]
+    return index, mask
+
+
+def describe(
+    target: Target,
+    where: Layout,
+    chosen: Choice,
+    inputs: Mapping[str, Any],
+    index: Tensor,
+    mask: Tensor,
+) -> PruneReport:
+    """The report, image by image."""
+    images = []
+    for number in torch.unique_consecutive(where.image).tolist():
+        rows = (where.image == number).nonzero().flatten()
+        kept = chosen.kept[rows].nonzero().flatten()
+        images.append(
+            ImageReport(
+                sample=int(where.sample[rows[0]]),
+                before=len(rows),
+                indices=kept,
+                core_mask=chosen.core[rows[kept]],
+                cell=where.cell[rows],
+            )
+        )
+    batch, length = inputs["input_ids"].shape
+    return PruneReport(
+        "",
+        images,
+        prompt_before=lengths(inputs),
+        prompt_after=mask.sum(1).tolist(),
+        kv_bytes_before=kv_bytes(target, batch, length),
+        kv_bytes_after=kv_bytes(target, batch, index.shape[1]),
+        select_ms=chosen.milliseconds,
+    )

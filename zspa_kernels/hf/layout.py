@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which visual token stands where: in its prompt, in its image, in its picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .architectures import Target
+from .errors import PlaceholderMismatchError
+
+SCOPES = ("image", "tile", "sample")
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Where the T visual tokens of a batch are; all tensors int64 `[T]` on the host.
+
+    Attributes:
+        sample: which prompt.
+        column: where in the prompt.
+        image: which image, counted through the batch.
+        cell: `[T, 3]`: tile, row and column in the picture; -1 for LLaVA-NeXT's newline tokens,
+            and wherever an image is no square of tokens.
+    """
+
+    sample: Tensor
+    column: Tensor
+    image: Tensor
+    cell: Tensor
+
+    @property
+    def newline(self) -> Tensor:
+        """Bool `[T]`: tokens that end a row of the picture and show nothing of it."""
+        return self.cell[:, 0] < 0
+
+    def groups(self, scope: str) -> Tensor:
+        """Number of the group that a token is selected in, counted through the batch."""
+        if scope == "sample":
+            return self.sample
+        if scope == "image":
+            return self.image
+        # A newline belongs to the tile it follows: its number is that of the token before.
+        tile = self.cell[:, 0].clone()
+        for i in torch.nonzero(self.newline).flatten().tolist():
+            tile[i] = tile[i - 1]
+        tiles = int(tile.max()) + 1 if len(tile) else 1
+        return self.image * tiles + tile
+
+
+def layout(
+    target: Target, inputs: Mapping[str, Any], placeholders: Tensor, sizes: Sequence[int]
+) -> Layout:
+    """Match tokens and placeholders.
+
+    Args:
+        target: the model.
+        inputs: of the processor.
+        placeholders: bool `[B, L]` on the host, True at image tokens.
+        sizes: tokens of each entry of the encoder.
+    """
+    sample, column = torch.nonzero(placeholders, as_tuple=True)
+    if len(sample) != sum(sizes):
+        raise PlaceholderMismatchError(len(sample), sum(sizes))
+    entry = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes, dtype=torch.long))
+    start = torch.ones_like(sample, dtype=torch.bool)
+    start[1:] = (sample[1:] != sample[:-1]) | (column[1:] != column[:-1] + 1)
+    run = start.cumsum(0) - 1
+    kinds = {"entry": entry, "run": run}
+    image = kinds[target.arch.image]
+    if target.arch.tile == "anyres":
+        cell = _anyres(target, inputs)
+    elif target.arch.mrope:
+        cell = _grids(target, inputs)
+    else:
+        cell = _squares(image, kinds[target.arch.tile])
+    return Layout(sample, column, image, cell)
+
+
+def _lengths(label: Tensor) -> list[int]:
+    """How often each value of a non-decreasing `label` occurs."""
+    counts: list[int] = torch.unique_consecutive(label, return_counts=True)[1].tolist()
+    return counts
+
+
+def _squares(image: Tensor, tile: Tensor) -> Tensor:
+    """Cells of tiles that are squares of tokens."""
+    cells = []
+    first = 0
+    for length in _lengths(tile):
+        side = math.isqrt(length)
+        token = torch.arange(length)
+        number = int(tile[first] - tile[image == image[first]][0])
+        if side * side == length:
+            cells.append(torch.stack((torch.full((length,), number), token // side, token % side)))
+        else:
+            cells.append(torch.stack((torch.full((length,), number), -1 - 0 * token, token)))
+        first += length
+    return torch.cat(cells, dim=1).T if cells else torch.zeros((0, 3), dtype=torch.long)
+
+
+def _grids(target: Target, inputs: Mapping[str, Any]) -> Tensor:
+    """Cells of Qwen's pictures, whose grids come with the inputs."""
+    merge = int(target.model.config.vision_config.spatial_merge_size)
+    cells = []
+    for frames, rows, columns in inputs["image_grid_thw"].tolist():
+        axes = (torch.arange(frames), torch.arange(rows // merge), torch.arange(columns // merge))
+        cells.append(torch.cartesian_prod(*axes).reshape(-1, 3))
+    return torch.cat(cells)
+
+
+def _anyres(target: Target, inputs: Mapping[str, Any]) -> Tensor:
+    """Cells of LLaVA-NeXT's pictures: tile 0 is the small one, the others are tiles of the large.
+
+    The model's own packing is given the cells instead of features, so its rows, padding and
+    newlines are right by construction. Rows and columns of tiles count through the large picture.
+    """
+    config = target.model.config
+    side = config.vision_config.image_size // config.vision_config.patch_size
+    grid = torch.cartesian_prod(torch.arange(side), torch.arange(side))
+    pictures = []
+    for count, (high, wide) in anyres_tiles(target, inputs):
+        cells = [torch.cat((torch.zeros(side * side, 1), grid), dim=1)]
+        for number in range(1, count):
+            row, column = divmod(number - 1, wide)
+            shift = torch.tensor([row * side, column * side])
+            label = torch.full((side * side, 1), float(number))
+            cells.append(torch.cat((label, grid + shift), dim=1))
+        pictures.append(torch.stack(cells))
+        if count != 1 + high * wide:
+            raise PlaceholderMismatchError(count, 1 + high * wide)
+    return torch.cat(pack_anyres(target, inputs, pictures, -1.0)).long()
+
+
+def anyres_tiles(target: Target, inputs: Mapping[str, Any]) -> list[tuple[int, tuple[int, int]]]:
+    """For each picture: how many tiles it has with the small one, and how they are laid out."""
+    config = target.model.config
+    size = config.vision_config.image_size
+    count = target.module_attribute("image_size_to_num_patches")
+    shape = target.module_attribute("get_anyres_image_grid_shape")
+    found = []
+    for picture in inputs["image_sizes"].tolist():
+        tiles = int(count(picture, config.image_grid_pinpoints, size))
+        high, wide = shape(picture, config.image_grid_pinpoints, size)
+        found.append((tiles, (int(high), int(wide))))
+    return found
+
+
+def pack_anyres(
+    target: Target, inputs: Mapping[str, Any], pictures: list[Tensor], newline: float
+) -> list[Tensor]:
+    """Values `[tiles, n, C]` of each picture in the order of its tokens, `[tokens, C]`."""
+    packed = target.inner.pack_image_features(
+        pictures,
+        inputs["image_sizes"].cpu(),
+        vision_feature_select_strategy=target.model.config.vision_feature_select_strategy,
+        image_newline=torch.full((pictures[0].shape[-1],), newline),
+    )
+    values: list[Tensor] = packed[0]
+    return values

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rotary positions of the unpruned prompt, and the part of them that is kept.
+
+`"original"`: a kept token keeps its position: distances in the picture and to the text stay true.
+`"compact"`: kept tokens are numbered from 0 without gaps, on every axis.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .architectures import Target
+
+POSITIONS = ("original", "compact")
+
+
+def counted(mask: Tensor) -> Tensor:
+    """Positions int64 `[B, L]` that count the tokens of `mask`, 0 at padding, as in `generate`."""
+    return (mask.long().cumsum(-1) - 1).masked_fill(~mask.bool(), 0)
+
+
+def full_positions(target: Target, inputs: Mapping[str, Any], mask: Tensor) -> Tensor:
+    """Positions of the unpruned prompt, int64 `[B, L]`, or `[3, B, L]` with time, row, column."""
+    given: Tensor | None = inputs.get("position_ids")
+    if given is not None:
+        if given.ndim == 3:
+            return given[-3:]
+        return given.expand(mask.shape[0], -1)
+    if not target.arch.mrope:
+        return counted(mask)
+    known = {**inputs, "attention_mask": mask}
+    if known.get("mm_token_type_ids") is None:  # without it Qwen counts as if all were text
+        known["mm_token_type_ids"] = (known["input_ids"] == target.image_token).int()
+    index = type(target.inner).get_rope_index
+    names = inspect.signature(index).parameters
+    positions, _ = index(target.inner, **{k: v for k, v in known.items() if k in names})
+    axes: Tensor = positions
+    return axes
+
+
+def kept_positions(target: Target, full: Tensor, index: Tensor, mask: Tensor, mode: str) -> Tensor:
+    """Positions of the pruned prompt: `[B, L']`, or `[4, B, L']`.
+
+    The first of four axes counts the tokens of the text model, by which transformers tells packed
+    sequences apart; a gap in it would cut the prompt in two.
+    """
+    here = counted(mask)
+    if mode == "compact":
+        return here.expand(4, -1, -1) if target.arch.mrope else here
+    if full.ndim == 2:
+        return full.gather(1, index).masked_fill(~mask, 0)
+    axes = full.gather(2, index.expand(3, -1, -1))
+    return torch.cat((here[None], axes))

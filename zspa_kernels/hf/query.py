@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which words of the prompt a token's relevance is measured against.
+
+Every prompt around an image also has words of the chat template (system prompt, names of roles);
+their embeddings would enter the mean like the words of the question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .architectures import Target
+
+Query = str | Sequence[str] | Tensor
+QUERIES = ("question", "all")
+
+
+def check(query: Any, processor: Any) -> None:
+    """Raise for a query that means nothing, before any work."""
+    if isinstance(query, str):
+        if query not in QUERIES:
+            raise ValueError(
+                f'prune: query must be "question", "all", a list of texts or a bool mask, '
+                f"got {query!r}; write [{query!r}] for a text"
+            )
+    elif isinstance(query, Tensor):
+        if query.dtype != torch.bool:
+            raise TypeError(f"prune: query must be a bool mask, got {query.dtype}")
+    elif not isinstance(query, Sequence) or not all(isinstance(text, str) for text in query):
+        raise TypeError(f"prune: query must be a list of texts or a bool mask, got {query!r:.60}")
+    elif processor is None:
+        raise TypeError("prune: processor must be given for a query in words, got None")
+
+
+def embeddings(
+    target: Target,
+    ids: Tensor,
+    valid: Tensor,
+    visual: Tensor,
+    query: Query,
+    processor: Any,
+) -> list[Tensor]:
+    """Text embeddings `[m, D]` of each prompt's query; m may be 0.
+
+    Args:
+        target: the model.
+        ids: `[B, L]` on the host.
+        valid: bool `[B, L]` on the host, False at padding.
+        visual: bool `[B, L]` on the host, True at image tokens.
+        query: see `prune_inputs`.
+        processor: or tokenizer, or None.
+    """
+    words = _words(target, ids, valid, visual, query, processor)
+    table = target.model.get_input_embeddings()
+    flat = torch.tensor([i for row in words for i in row], dtype=torch.long)
+    if len(flat) == 0:
+        empty = table.weight.new_zeros((0, table.weight.shape[-1]))
+        return [empty for _ in words]
+    embedded = table(flat[None].to(table.weight.device))[0].detach()
+    return list(embedded.split([len(row) for row in words]))
+
+
+def _words(
+    target: Target, ids: Tensor, valid: Tensor, visual: Tensor, query: Query, processor: Any
+) -> list[list[int]]:
+    """Token ids of each prompt's query."""
+    text = valid & ~visual
+    if isinstance(query, Tensor):
+        if query.shape != ids.shape:
+            raise ValueError(
+                f"prune: query must be {list(ids.shape)} like input_ids, got {list(query.shape)}"
+            )
+        return [row[chosen].tolist() for row, chosen in zip(ids, text & query.cpu(), strict=True)]
+    if not isinstance(query, str):
+        texts = list(query) * len(ids) if len(query) == 1 else list(query)
+        if len(texts) != len(ids):
+            raise ValueError(
+                f"prune: query must have one text, or one for each prompt, {len(ids)}, "
+                f"got {len(texts)}"
+            )
+        encode = getattr(processor, "tokenizer", processor)
+        return [list(encode(one, add_special_tokens=False)["input_ids"]) for one in texts]
+    rows = [row[chosen].tolist() for row, chosen in zip(ids, text, strict=True)]
+    if query == "all":
+        return rows
+    special = special_tokens(target, processor)
+    ends = turn_ends(target)
+    return [
+        _question(row[keep].tolist(), target.image_token, ends, special)
+        for row, keep in zip(ids, valid, strict=True)
+    ]
+
+
+def _question(row: Sequence[int], image: int, ends: set[int], special: set[int]) -> list[int]:
+    """The text from the first image to the end of its turn; before the image if there is none."""
+    first = row.index(image) if image in row else 0
+    behind = row[first:]
+    stop = next((i for i, token in enumerate(behind) if token in ends), len(behind))
+    words = [token for token in behind[:stop] if token not in special]
+    if words:
+        return words
+    before = row[:first]
+    start = max((i + 1 for i, token in enumerate(before) if token in ends), default=0)
+    return [token for token in before[start:] if token not in special]
+
+
+def turn_ends(target: Target) -> set[int]:
+    """Ids that end a turn: the model's end-of-sequence ids."""
+    config = target.model.config
+    text = getattr(config, "text_config", config)
+    found = [target.model.generation_config.eos_token_id, text.eos_token_id]
+    return set(_flat(found))
+
+
+def special_tokens(target: Target, processor: Any) -> set[int]:
+    """Ids that are no words: those the configuration names, and the tokenizer's if it is known."""
+    config = target.model.config
+    found: list[Any] = [target.image_token, *turn_ends(target)]
+    for part in (config, getattr(config, "text_config", config), target.model.generation_config):
+        values: Mapping[str, Any] = part.to_dict()
+        found += [v for k, v in values.items() if k.endswith(("_token_id", "_token_index"))]
+    tokenizer = getattr(processor, "tokenizer", processor)
+    return set(_flat(found)) | set(getattr(tokenizer, "all_special_ids", ()))
+
+
+def _flat(values: Iterable[Any]) -> list[int]:
+    """The ints among values and lists of values."""
+    found: list[int] = []
+    for value in values:
+        if isinstance(value, list | tuple):
+            found += _flat(value)
+        elif isinstance(value, int) and not isinstance(value, bool):
+            found.append(value)
+    return found

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What was pruned, image by image, and what it saved."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .architectures import Target
+
+
+@dataclass(frozen=True, eq=False)
+class ImageReport:
+    """One image.
+
+    Attributes:
+        sample: which prompt of the batch it belongs to.
+        before: its visual tokens.
+        indices: int64 `[after]`, ascending: the kept ones, counted from the image's first token.
+        core_mask: bool `[after]`: True where chosen for relevance to the prompt.
+        cell: int64 `[before, 3]`: tile, row and column of every token in the picture as the model
+            saw it; -1 as tile for LLaVA-NeXT's newline tokens.
+    """
+
+    sample: int
+    before: int
+    indices: Tensor
+    core_mask: Tensor
+    cell: Tensor
+
+    @property
+    def after(self) -> int:
+        """How many tokens are kept."""
+        return len(self.indices)
+
+    @property
+    def core(self) -> int:
+        """How many of them for relevance."""
+        return int(self.core_mask.sum())
+
+    @property
+    def diverse(self) -> int:
+        """How many of them for diversity, and newline tokens kept in addition."""
+        return self.after - self.core
+
+
+@dataclass(frozen=True, eq=False)
+class PruneReport:
+    """One call: a batch of prompts with their images.
+
+    Attributes:
+        method: the method, as it prints.
+        images: in the order of the prompts.
+        prompt_before: tokens of each unpruned prompt, without padding.
+        prompt_after: tokens of each pruned prompt, without padding.
+        query_tokens: words of each prompt against which relevance was measured; 0: there were
+            none, and its images were pruned by diversity.
+        kv_bytes_before: keys and values of all layers for the unpruned batch, padding included.
+        kv_bytes_after: for the pruned batch.
+        scope: what shares a budget.
+        positions: `"original"` or `"compact"`.
+        route: how the model was given the pruned prompt: `"inputs"` or `"hooks"`.
+        select_ms: time the method took, for all images together.
+    """
+
+    method: str
+    images: list[ImageReport] = field(default_factory=list)
+    prompt_before: list[int] = field(default_factory=list)
+    prompt_after: list[int] = field(default_factory=list)
+    query_tokens: list[int] = field(default_factory=list)
+    kv_bytes_before: int = 0
+    kv_bytes_after: int = 0
+    scope: str = "image"
+    positions: str = "original"
+    route: str = "inputs"
+    select_ms: float = 0.0
+
+    @property
+    def before(self) -> int:
+        """Visual tokens of all images."""
+        return sum(image.before for image in self.images)
+
+    @property
+    def after(self) -> int:
+        """Kept visual tokens of all images."""
+        return sum(image.after for image in self.images)
+
+    @property
+    def core(self) -> int:
+        """Kept for relevance, in all images."""
+        return sum(image.core for image in self.images)
+
+    def __str__(self) -> str:
+        if not self.images:
+            return f"{self.method}: no image, nothing pruned"
+        mib = 2.0**-20
+        plural = "s" if len(self.images) > 1 else ""
+        return (
+            f"{self.method}: {len(self.images)} image{plural}, "
+            f"{self.before} -> {self.after} visual tokens ({self.core} core), "
+            f"prompt {sum(self.prompt_before)} -> {sum(self.prompt_after)}, "
+            f"KV {self.kv_bytes_before * mib:.3g} -> {self.kv_bytes_after * mib:.3g} MiB, "
+            f"{self.positions} positions, selected in {self.select_ms:.2g} ms"
+        )
+
+    def to_json(self, indent: int | None = None) -> str:
+        """Everything as JSON: tensors as lists, images with their counts."""
+        counts = ("before", "after", "core", "diverse")
+        everything = {
+            **vars(self),
+            "images": [
+                {**{name: getattr(image, name) for name in counts}, **vars(image)}
+                for image in self.images
+            ],
+        }
+        return json.dumps(everything, default=Tensor.tolist, indent=indent)
+
+
+def kv_bytes(target: Target, batch: int, length: int) -> int:
+    """Bytes of keys and values for `length` tokens a prompt; sliding layers hold a window."""
+    config = target.model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    window = getattr(config, "sliding_window", None) or length
+    slots = sum(min(length, window) if kind.startswith("sliding") else length for kind in kinds)
+    size: int = 2 * batch * slots * heads * width * torch.finfo(target.model.dtype).bits // 8
+    return size

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every method can do: choose in many images at once, and prune a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .. import api
+from ..types import Selection, select_each
+
+if TYPE_CHECKING:
+    from ..hf import PruneHandle
+
+
+class MethodBase:
+    """Base of the methods; derive from it to prune models by a rule of your own.
+
+    A method chooses tokens of one image or of a batch in `select`. From that the base makes
+    `select_varlen`, for the images of a batch of prompts; override it where one call for all of
+    them is faster. `method(model)` prunes a transformers model.
+
+    Attributes:
+        needs_features: True for a method that rates tokens by what the projector is given. Its
+            `rate` makes the ratings, and its `select_varlen` takes them: `ratings=`, one tensor
+            `[n]` an image.
+
+    Example:
+        >>> import torch
+        >>> class EverySecond(MethodBase):
+        ...     def select(self, visual, prompt=None):
+        ...         indices = torch.arange(0, len(visual), 2)
+        ...         return Selection(indices, torch.zeros_like(indices, dtype=torch.bool))
+        >>> [picked.indices.tolist() for picked in EverySecond().select_varlen([torch.eye(3)])]
+        [[0, 2]]
+    """
+
+    @property
+    def needs_features(self) -> bool:
+        """Whether `rate` has to be asked."""
+        return False
+
+    def rate(self, features: Tensor) -> Tensor:
+        """Ratings float32 `[B, N]` of tokens from the projector's inputs `[B, T, C]`."""
+        raise NotImplementedError(f"{type(self).__name__} rates no tokens")
+
+    def select(self, visual: Tensor, prompt: Tensor | None = None) -> Selection:
+        """Choose tokens of `visual` `[B, N, D]` or `[N, D]` for `prompt`, of the same rank."""
+        raise NotImplementedError(f"{type(self).__name__} must define select or select_varlen")
+
+    def select_varlen(
+        self,
+        visual: Sequence[Tensor],
+        prompt: Sequence[Tensor] | None = None,
+    ) -> list[Selection]:
+        """Choose tokens of images of different lengths: `select` on each, in one call if it can.
+
+        Args:
+            visual: one tensor `[n, D]` an image.
+            prompt: one tensor `[m, D]` an image, or None. m may be 0: an image without a prompt.
+
+        Returns:
+            One selection an image. Its scores may be None although `select` gives them: that
+            would be a second pass over the tokens.
+        """
+        return select_each(self, visual, prompt)
+
+    def __call__(self, model: Any, **options: Any) -> PruneHandle:
+        """Prune a transformers model: `with method(model) as handle:`; see `hf.prune`."""
+        from ..hf import prune
+
+        return prune(model, self, **options)
+
+
+def select_by_counts(
+    visual: Sequence[Tensor],
+    prompt: Sequence[Tensor] | None,
+    k_core: Sequence[int],
+    k_diverse: Sequence[int],
+    pooling: str = "mean",
+    sort: bool = True,
+) -> list[Selection]:
+    """One ragged call of `select`; which picks are core follows from their order."""
+    picks = api.select_varlen(
+        list(visual),
+        None if prompt is None else list(prompt),
+        k_core=list(k_core),
+        k_diverse=list(k_diverse),
+        pooling=pooling,
+        sorted=False,
+    )
+    chosen = []
+    for i, (tokens, core) in enumerate(zip(visual, k_core, strict=True)):
+        indices = picks[i]
+        in_core = (torch.arange(len(indices), device=indices.device) < core) & (indices >= 0)
+        if prompt is not None:
+            in_core &= _has_valid_row(prompt[i])  # otherwise all of it was chosen for diversity
+        if sort:
+            order = indices.masked_fill(indices < 0, len(tokens)).argsort(stable=True)
+            indices, in_core = indices[order], in_core[order]
+        chosen.append(Selection(indices, in_core))
+    return chosen
+
+
+def _has_valid_row(prompt: Tensor) -> Tensor:
+    """A bool scalar: rows with NaN, Inf or a length beyond 2**40 do not count."""
+    lengths: Tensor = torch.linalg.vector_norm(prompt, dim=-1, dtype=torch.float32)
+    return (lengths <= 2.0**40).any()

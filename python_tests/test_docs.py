@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MODULES = [
     "zspa_kernels",
     "zspa_kernels.api",
+    "zspa_kernels.hf",
     "zspa_kernels.types",
     "zspa_kernels.projectors",
     "zspa_kernels.sensitivity_plan",

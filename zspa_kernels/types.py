@@ -40,6 +40,6 @@ class Selection(NamedTuple):
 def select_each(
     method: Any, visual: Sequence[Tensor], prompt: Sequence[Tensor] | None
 ) -> list[Selection]:
-    """`method.select` on each image `[n, D]` by itself, with its prompt `[m, D]` if there are any."""
+    """`method.select` on each image `[n, D]` by itself, with its prompt `[m, D]` or without."""
     prompts = [None] * len(visual) if prompt is None else prompt
     return [method.select(v, p) for v, p in zip(visual, prompts, strict=True)]

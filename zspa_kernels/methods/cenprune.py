@@ -15,6 +15,7 @@ from ..primitives import centred, distinctiveness, min_max
 from ..types import Selection
 from ._compose import selection
 from ._registry import VISUAL, About, Input, register
+from .base import MethodBase
 
 # Mean cosines closer than this differ by the rounding of float32 only.
 _NOISE = 4e-6
@@ -22,7 +23,7 @@ _NOISE = 4e-6
 
 @register("cenprune")
 @dataclass(frozen=True)
-class CenPrune:
+class CenPrune(MethodBase):
     """DivPrune and ZOO-Prune on centred tokens, weighted by how distinctive each token is.
 
     Cen-Prune, arXiv 2608.30263. Projected tokens share a large mean, which makes all their cosines

@@ -14,6 +14,7 @@ from ..primitives import topk
 from ..types import Selection
 from ._compose import members, per_token, selection
 from ._registry import VISUAL, About, Input, register
+from .base import MethodBase
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ PRESETS = {
 
 @register("scoredtopk")
 @dataclass(frozen=True)
-class ScoredTopK:
+class ScoredTopK(MethodBase):
     """The tokens of highest score: the selection of every method that only brings a score.
 
     `PRESETS` says for published ones which tensor of which layer the score is, and how to get it;

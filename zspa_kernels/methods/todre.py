@@ -14,11 +14,12 @@ from ..primitives import min_sum
 from ..types import Selection
 from ._compose import selection
 from ._registry import VISUAL, About, register
+from .base import MethodBase
 
 
 @register("todre")
 @dataclass(frozen=True)
-class ToDRE:
+class ToDRE(MethodBase):
     """Tokens picked so that the sum of their distances is large.
 
     ToDRE, arXiv 2505.18757v2, first stage: greedy max-sum diversification, each pick of the

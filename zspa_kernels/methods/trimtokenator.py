@@ -15,11 +15,12 @@ from ..primitives import alignment, min_sum, topk
 from ..types import Selection
 from ._compose import members, selection
 from ._registry import PROMPT, VISUAL, About, register
+from .base import MethodBase
 
 
 @register("trimtokenator")
 @dataclass(frozen=True)
-class TrimTokenator:
+class TrimTokenator(MethodBase):
     """The tokens nearest to the text, thinned to those least similar on average.
 
     TrimTokenator, arXiv 2509.00320. First `align` of the tokens stay, those of the smallest mean

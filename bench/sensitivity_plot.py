@@ -19,9 +19,13 @@ def plot(path: Path, results: dict[str, Any]) -> None:
     spectra = list(results["participation"])
     figure = Figure(figsize=(13, 8), layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.add_gridspec(2, len(spectra))
+    grid = figure.add_gridspec(2, len(spectra) + 1, width_ratios=[1.0] * len(spectra) + [0.75])
     for column, spectrum in enumerate(spectra):
-        _agreement(figure.add_subplot(grid[0, column]), spectrum, results, column == 0)
+        curves = figure.add_subplot(grid[0, column])
+        _agreement(curves, spectrum, results, column == 0)
+    names = figure.add_subplot(grid[0, -1])
+    names.axis("off")
+    names.legend(*curves.get_legend_handles_labels(), fontsize=8, loc="center", handlelength=4)
     _cost(figure.add_subplot(grid[1, :]), results)
     machine = results["environment"]
     figure.suptitle(
@@ -38,7 +42,7 @@ def _size(size: dict[str, int]) -> str:
     return f"N = {size['n']}, {size['d']} -> {size['h']} -> {size['o']}"
 
 
-def _agreement(at: Axes, spectrum: str, results: dict[str, Any], legend: bool) -> None:
+def _agreement(at: Axes, spectrum: str, results: dict[str, Any], first: bool) -> None:
     curves: dict[str, list[tuple[int, float]]] = {}
     for record in results["agreement"]:
         if record["spectrum"] == spectrum:
@@ -46,15 +50,14 @@ def _agreement(at: Axes, spectrum: str, results: dict[str, Any], legend: bool) -
             curves.setdefault(record["variant"], []).append(point)
     for i, (variant, points) in enumerate(curves.items()):
         m, gap = zip(*points, strict=True)
-        line = "-" if i < len(_COLORS) else "--"
+        style = "o-" if i < len(_COLORS) else "s--"
         color = _COLORS[i % len(_COLORS)]
-        at.plot(m, [max(g, 1e-9) for g in gap], line, color=color, marker="o", ms=4, label=variant)
+        at.plot(m, [max(g, 1e-9) for g in gap], style, color=color, ms=4, label=variant)
     at.set_xscale("log", base=2)
     at.set_yscale("log")
     at.set_xlabel("directions m of the published formula")
-    if legend:
+    if first:
         at.set_ylabel("1 - Spearman's correlation with float64")
-        at.legend(fontsize=6, loc="lower left")
     ratio = results["participation"][spectrum]
     at.set_title(f"{spectrum} spectrum (participation ratio {ratio:.0f})", fontsize=10)
     at.grid(True, which="major", alpha=0.3)
@@ -66,7 +69,7 @@ def _cost(at: Axes, results: dict[str, Any]) -> None:
     colors = ["#999999" if name[0] == "p" else "#D55E00" for name in names]
     at.barh(range(len(names)), times, color=colors)
     for i, (cost, milliseconds) in enumerate(zip(results["cost"], times, strict=True)):
-        text = f" {milliseconds:.3g} ms, {cost['gflop']:.3g} GFLOP"
+        text = f" {_digits(milliseconds)} ms, {_digits(cost['gflop'])} GFLOP"
         at.text(milliseconds, i, text, va="center", fontsize=7)
     at.set_yticks(range(len(names)), names, fontsize=7)
     at.invert_yaxis()
@@ -74,3 +77,7 @@ def _cost(at: Axes, results: dict[str, Any]) -> None:
     at.set_xlim(right=max(times) * 6)
     at.set_xlabel("milliseconds a call, median (grey: the projector and the published shape)")
     at.grid(True, axis="x", alpha=0.3)
+
+
+def _digits(x: float) -> str:
+    return f"{x:.0f}" if x >= 100.0 else f"{x:.2g}"

@@ -13,15 +13,19 @@ _MARKS = re.compile(r"(<!-- study:begin -->\n).*?(<!-- study:end -->)", re.DOTAL
 def tables(results: dict[str, Any]) -> str:
     """Everything that was found, in Markdown."""
     machine = results["environment"]
-    where = f"{machine['cpu']['model']}, {machine['threads']} threads, torch {machine['torch']}"
+    where = (
+        f"`python -m bench.sensitivity`: {machine['cpu']['model']}, {machine['threads']} threads, "
+        f"{machine['isa']}, torch {machine['torch']}, {machine['git']['sha'][:12]}, "
+        f"{machine['date'][:10]}"
+    )
     agreement = (
         f"Agreement with a float64 run of the published formula, {_size(results, 'agreement')}: "
         "Spearman's correlation, share of the top 10 % in common, median relative difference."
     )
     cost = (
-        f"Cost, {_size(results, 'cost')}, bfloat16, {where}; median of the calls, time in forward "
-        "passes of the projector, largest error of the checked tokens against float64. What was "
-        "over twice as slow in float32 was not run with more directions."
+        f"Cost, {_size(results, 'cost')}, bfloat16 unless said otherwise; {where}. Median of the "
+        "calls, time in forward passes of the projector, largest error of the checked tokens "
+        "against float64. What was over twice as slow in float32 was not run with more directions."
     )
     memory = ", ".join(f"{name} {mb:.0f} MB" for name, mb in results["peak_mb"].items())
     ratios = "\n".join(f"- {name}: {ratio:.2f}" for name, ratio in results["checks"].items())

@@ -55,12 +55,20 @@ def compiled(name: str, backend: str = "inductor") -> Baseline:
     step: Step = torch.compile(_STEPS[name], dynamic=True, fullgraph=True, backend=backend)
     for n in (16, 24):  # the second size shows that one compilation serves all
         step(torch.eye(n), torch.zeros(n))
+    return _loop(name, step)
 
+
+def sync_free(name: str) -> Baseline:
+    """The loop `name` without reading a pick on the host, so that it can be captured in a graph."""
+    return _loop(name, _STEPS[name])
+
+
+def _loop(name: str, step: Step) -> Baseline:
     def run(visual: Tensor, prompt: Tensor | None, k_core: int, k_diverse: int) -> Tensor:
         unit = _unit(visual)
         table = unit if name == "incremental" else unit @ unit.T
         isolated = _isolated_blockwise if name == "incremental" else _isolated
-        picks = torch.empty(k_core + k_diverse, dtype=torch.int64)
+        picks = torch.empty(k_core + k_diverse, dtype=torch.int64, device=visual.device)
         start = _start(picks, unit, prompt, k_core, lambda: isolated(table))
         chosen = picks[:start]
         if name == "incremental":

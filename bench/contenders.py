@@ -197,11 +197,12 @@ def _ragged(problem: Problem) -> Contender:
     visual = torch.cat([image.visual for image in images])
     prompt = torch.cat([image.prompt for image in images])
     lengths = [len(image.visual) for image in images]
-    offsets = torch.tensor([0, *lengths]).cumsum(0)
-    words = torch.tensor([0, *(len(image.prompt) for image in images)]).cumsum(0)
+    device = visual.device
+    offsets = torch.tensor([0, *lengths], device=device).cumsum(0)
+    words = torch.tensor([0, *(len(image.prompt) for image in images)], device=device).cumsum(0)
     spans = torch.stack((words[:-1], words[1:]), dim=1)
-    k_core = torch.tensor([image.k_core for image in images])
-    k_diverse = torch.tensor([image.k_diverse for image in images])
+    k_core = torch.tensor([image.k_core for image in images], device=device)
+    k_diverse = torch.tensor([image.k_diverse for image in images], device=device)
     total_k = sum(image.k for image in images)
 
     def call(sort: bool = True) -> Tensor:

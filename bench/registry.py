@@ -223,6 +223,20 @@ def _degenerate(shapes: Iterable[str], seconds: float = 0.8) -> Iterator[Workloa
             yield workload(shape, 0.4, tokens=tokens, against=against, seconds=seconds)
 
 
+def gpu_suite() -> list[Workload]:
+    """What `bench.gpu` times, the most telling first: the time may be up before the end."""
+    sizes = ("llava15", "llavanext", "qwen25vl", "large", "video")
+    work = [workload(shape, core) for core in (0.4, 0.0) for shape in sizes]
+    work += [workload("llava15", 0.4, batch=batch) for batch in (32, 8, 2)]
+    work.append(ragged(RAGGED, 3584, 0.4, against=(), seconds=1.0))
+    for tokens in MODELS:
+        if tokens != "vlm":
+            work += [workload(shape, core, tokens=tokens) for core in (0.4, 0.0) for shape in sizes]
+    work += [workload(shape, 0.4, dtype=t) for t in ("fp16", "fp32") for shape in sizes[:2]]
+    work += [workload("llavanext", 0.4, tokens=t) for t in ("constant", "duplicates")]
+    return work
+
+
 SUITES = {"smoke": _smoke, "cpu": _cpu, "full": _full}
 
 

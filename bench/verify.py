@@ -44,10 +44,13 @@ class Verdict:
 class Verifier:
     """Judges the results of all contenders on one problem."""
 
-    def __init__(self, problem: Problem, judge_limit: int = JUDGE_LIMIT) -> None:
+    def __init__(
+        self, problem: Problem, judge_limit: int = JUDGE_LIMIT, backend: str = "reference"
+    ) -> None:
         self._problem = problem
         # On these tokens every cosine is exact in any order and dtype, so nothing is tolerated.
-        self._bound = 0.0 if problem.workload.tokens == "exact" else bound(problem.workload.d)
+        exact = problem.workload.tokens == "exact"
+        self._bound = 0.0 if exact else bound(problem.workload.d, backend)
         self._limit = judge_limit
         self._accepted: dict[int, tuple[Tensor, Verdict]] = {}
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 import os
 
 # Read by triton when it is imported, so it is set before anything can import it. Tests that compile
-# ahead of time do so in a child process without it.
-os.environ["TRITON_INTERPRET"] = "1"
+# ahead of time do so in a child process without it. Tests marked `gpu` want TRITON_INTERPRET=0.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 # cuBLAS is deterministic only with this; the poisoned memory below comes with deterministic mode.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 

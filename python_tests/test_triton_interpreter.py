@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from python_tests import triton_aot
 from zspa_kernels._segments import ragged_table
@@ -353,10 +354,65 @@ def test_kernels_are_launched_on_the_tensors_device(monkeypatch: pytest.MonkeyPa
             return lambda *a, **k: events.append(grid)
 
     monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     _common.launch(Kernel(), 3, torch.device("cuda", 1))
     assert events == [torch.device("cuda", 1), (3,), "back"]
     _common.launch(Kernel(), 0, torch.device("cuda", 1))
     assert len(events) == 3  # an empty grid is not launched
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_nothing_is_compiled_during_a_capture(
+    compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hooks = triton.knobs.runtime
+    launched: list[dict[str, Any]] = []
+
+    class Kernel:
+        __name__ = "_a_kernel"
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            def run(*args: Any, **options: Any) -> None:
+                if not compiled:  # what Triton does before it compiles, see JITFunction.run
+                    hooks.jit_cache_hook(key="", repr="", fn=None, compile={})
+                launched.append(options)
+
+            return run
+
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    before = hooks.jit_cache_hook
+    if compiled:
+        _common.launch(Kernel(), 3, torch.device("cuda", 0), together=True, num_warps=4)
+        assert launched == [{"num_warps": 4, "launch_cooperative_grid": True}]
+    else:
+        with pytest.raises(RuntimeError, match=r"_a_kernel must be compiled .* zk\.warmup\("):
+            _common.launch(Kernel(), 3, torch.device("cuda", 0))
+    assert hooks.jit_cache_hook is before
+
+
+@pytest.mark.parametrize("sorted_", [True, False])
+def test_one_allocation_beside_the_output(sorted_: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is made by torch is recorded; the interpreter's own bookkeeping is not part of it."""
+    visual, prompt, _, _ = _batch()
+    made: list[tuple[int, ...]] = []
+
+    class Recorder(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            result = func(*args, **(kwargs or {}))
+            if func in (torch.empty, torch.full, torch.zeros, torch.empty_like, torch.full_like):
+                made.append(tuple(result.shape))
+            return result
+
+    for module in MODULES:
+        monkeypatch.setattr(module, "launch", lambda *a, **k: None)
+    monkeypatch.setattr(diversity, "greedy_in_steps", lambda *a, **k: 0)
+    with Recorder():
+        select.select(visual, prompt, 3, 4, None, None, "mean", sorted_)
+    assert len(made) == 2
+    assert made[0] == (3, 7)
 
 
 def test_order_of_sums_depends_on_channels_and_dtype_only() -> None:

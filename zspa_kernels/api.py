@@ -269,6 +269,10 @@ def warmup(
     seeds = torch.zeros((2, 1), dtype=torch.int64, device=device)
     one, k = min(1, num_tokens), min(2, num_tokens)
     optional: tuple[dict[str, Any], ...] = ({}, {"visual_mask": mask})
+    # How many programs share an image follows its size and decides which kernel they run.
+    for few in sorted({min(num_tokens, 64), min(num_tokens, 256)} - {num_tokens}):
+        diversity(visual[:1, :few], min(1, few))
+        diversity(visual[:1, :few], min(1, few), weights=weights[:1, :few])
     for masked in optional:
         select(visual, k_core=0, k_diverse=k, **masked)
         select(visual, prompt, k_core=one, k_diverse=k - one, **masked)

@@ -11,7 +11,7 @@ Two rules keep a row's bits the same wherever the row stands and however its ten
 
 from __future__ import annotations
 
-import contextlib
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -259,6 +259,7 @@ def row_strides(tensor: Tensor) -> tuple[int, int]:
     return (tensor.stride(0) if tensor.dim() == 3 else 0), tensor.stride(-2)
 
 
+@functools.cache
 def multiprocessors(device: torch.device) -> int:
     """Of a GPU; what is compiled ahead for a device that is not there gets an H200's 132."""
     if device.type == "cuda":
@@ -284,19 +285,43 @@ def launch(
         together: the programs wait for one another, so the launch fails unless all are resident.
         options: constants of the kernel and compiler options.
     """
-    if together and not INTERPRETED.value:
+    if programs == 0:
+        return
+    if device.type != "cuda":
+        import numpy as np
+
+        # NaN, Inf and overflow are ordinary input: numpy, which interprets, must not warn of them.
+        with np.errstate(all="ignore"):
+            kernel[(programs,)](*args, **options)
+        return
+    if together:
         options["launch_cooperative_grid"] = True
-    if programs > 0:
-        with _surroundings(device):
+    with torch.cuda.device(device):
+        if torch.cuda.is_current_stream_capturing():
+            _launch_in_capture(kernel, programs, args, options)
+        else:
             kernel[(programs,)](*args, **options)
 
 
-def _surroundings(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    if device.type == "cuda":
-        return torch.cuda.device(device)
-    if INTERPRETED.value:
-        import numpy as np
+def _launch_in_capture(
+    kernel: Any, programs: int, args: tuple[Any, ...], options: dict[str, Any]
+) -> None:
+    """A kernel can be launched while a graph is captured, but not be compiled or loaded.
 
-        # NaN, Inf and overflow are ordinary input: numpy must not warn about them.
-        return np.errstate(all="ignore")
-    return contextlib.nullcontext()
+    Raises:
+        RuntimeError: it would have to be.
+    """
+
+    def refuse(*_: Any, **__: Any) -> bool:
+        raise RuntimeError(
+            f"zspa_kernels: {kernel.__name__} must be compiled before a CUDA graph is captured: "
+            "call zk.warmup(device, dtype, num_tokens=N, dim=D) first, or run the same call once"
+        )
+
+    knobs = triton.knobs.runtime
+    before = knobs.jit_cache_hook  # called before a kernel is compiled or read from the disk cache
+    knobs.jit_cache_hook = refuse
+    try:
+        kernel[(programs,)](*args, **options)
+    finally:
+        knobs.jit_cache_hook = before

@@ -9,6 +9,7 @@ The reasons are counts (registers, bytes in flight, instructions); no figure her
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 
@@ -50,6 +51,7 @@ class Config:
     reverse: bool = False  # run the grid back to front; for tests of program order
 
 
+@functools.cache
 def config(d: int, itemsize: int, hip: bool = False) -> Config:
     """The configuration for D channels of `itemsize` bytes."""
     width = 1 << max(4, (d - 1).bit_length())  # the power of two that holds a row; tl.dot needs 16

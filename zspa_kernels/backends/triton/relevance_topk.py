@@ -28,6 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import _scratch
 from ._common import (
     INF,
     KEY_END,
@@ -251,6 +252,18 @@ def _relevance_topk_rank_kernel(
         tl.store(indices + slot + rank, base + i, mask=(own < KEY_END) & (rank < k_core))
 
 
+def score_plan(visual: Tensor, prompt: Tensor, segments: Segments, pooling: str) -> _scratch.Plan:
+    """The scratch memory that `score` takes for these arguments, but for the scores."""
+    plan: _scratch.Plan = {
+        "inv_norm": (torch.float32, visual.shape[:-1]),
+        "inv_prompt": (torch.float32, prompt.shape[:-1]),
+        "count": (torch.int32, (segments.count,)),
+    }
+    if pooling != "none_max":
+        plan["pooled"] = (torch.float32, (segments.count, visual.shape[-1]))
+    return plan
+
+
 def score(
     visual: Tensor,
     prompt: Tensor,
@@ -259,12 +272,13 @@ def score(
     prompt_mask: Tensor | None,
     spans: Tensor | None,
     pooling: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+    scores: Tensor,
+    scratch: dict[str, Tensor],
+) -> None:
     """Relevance of every visual token.
 
-    Returns:
-        scores and inverse norms, float32 of visual's shape without D, and the number of valid
-        prompt tokens of each segment, int32.
+    Writes `scores`, float32 of visual's shape without D, and to the scratch of `score_plan`
+    inv_norm, of the same shape, and count, the valid prompt tokens of each segment, int32.
     """
     device, dim = visual.device, visual.shape[-1]
     cfg = _config(visual, prompt)
@@ -274,17 +288,11 @@ def score(
     if prompt.dim() == 3:
         prompts = Segments(prompt.shape[0], prompt.shape[1], 0, 0)
     n, m, table = segments.rows, prompts.rows, segments.table
-    scores = torch.empty(visual.shape[:-1], dtype=torch.float32, device=device)
-    inv_norm = torch.empty_like(scores)
-    inv_prompt = torch.empty(prompt.shape[:-1], dtype=torch.float32, device=device)
-    count = torch.empty(segments.count, dtype=torch.int32, device=device)
+    inv_norm, inv_prompt, count = (scratch[name] for name in ("inv_norm", "inv_prompt", "count"))
+    pooled = scratch.get("pooled")
     _norms(cfg, prompt, prompt_mask, prompts, inv_prompt)
 
-    pooled = None
-    blocks = 1
-    if pooling != "none_max":
-        pooled = torch.empty((segments.count, dim), dtype=torch.float32, device=device)
-        blocks = -(-dim // cfg.pool_block_d)
+    blocks = 1 if pooled is None else -(-dim // cfg.pool_block_d)
     launch(
         _relevance_topk_pool_kernel,
         segments.count * blocks,
@@ -309,7 +317,7 @@ def score(
             REVERSED=cfg.reverse,
             num_warps=cfg.warps,
         )
-        return scores, inv_norm, count
+        return
 
     _norms(cfg, visual, visual_mask, segments, inv_norm)
     each = programs(cfg, n, segments.count, cfg.max_block_n)
@@ -326,7 +334,6 @@ def score(
         num_warps=cfg.max_warps,
         num_stages=cfg.max_stages,
     )
-    return scores, inv_norm, count
 
 
 def _norms(
@@ -376,9 +383,11 @@ def relevance_topk(
     batch, n, _ = visual.shape
     segments = Segments(batch, n, k, 0)
     indices = torch.full((batch, k), -1, dtype=torch.int64, device=visual.device)
-    scores, _, count = score(visual, prompt, segments, visual_mask, prompt_mask, None, pooling)
+    scores = torch.empty((batch, n), dtype=torch.float32, device=visual.device)
+    scratch = _scratch.allocate(visual.device, score_plan(visual, prompt, segments, pooling))
+    score(visual, prompt, segments, visual_mask, prompt_mask, None, pooling, scores, scratch)
     if k > 0:
-        rank(scores, count, segments, indices)
+        rank(scores, scratch["count"], segments, indices)
     return indices, scores
 
 

@@ -8,6 +8,7 @@ The reasons are counts (registers, bytes in flight, instructions); no figure her
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 
@@ -39,6 +40,7 @@ class Config:
     reverse: bool = False  # run the grid back to front; for tests of program order
 
 
+@functools.cache
 def config(d: int, itemsize: int, mixed: bool = False, hip: bool = False) -> Config:
     """The configuration for D channels.
 

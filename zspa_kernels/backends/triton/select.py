@@ -8,8 +8,8 @@ Algorithm   : the launchers of relevance_topk and diversity one after another (Z
 Inputs      : visual [B, N, D] or [T, D], prompt [B, M, D] or [P, D] or none, masks bool, spans
               int64 [S, 2], table int64 [S, 5]
 Outputs     : int64 indices [B, K] or [T'], -1 where a slot gets no token
-Work        : that of the two ops, the norms once, plus K^2 comparisons for sorting; at most 8
-              launches and 2 fills, 0 syncs
+Work        : that of the two ops, the norms once, plus K^2 comparisons for sorting; at most 7
+              launches and 3 fills, 1 allocation beside the output, 0 syncs
 Mapping     : sorting: program <-> every p-th block of slots of a segment
 Numerics    : integers
 Deterministic: yes: every slot is written by one program
@@ -60,10 +60,12 @@ def _select_sort_kernel(
         tl.store(indices + slot + rank, own, mask=own >= 0)
 
 
-def sort(picks: Tensor, segments: Segments, slots: int) -> Tensor:
-    """The picks of each segment in ascending order, then -1s; a segment has at most `slots`."""
+def sort(picks: Tensor, indices: Tensor, segments: Segments, slots: int) -> None:
+    """The picks of each segment to `indices`, ascending; a segment has at most `slots`.
+
+    Slots that get none are left as they are.
+    """
     cfg = config()
-    indices = torch.full_like(picks, -1)
     each = programs(cfg, slots, segments.count)
     launch(
         _select_sort_kernel,
@@ -75,6 +77,40 @@ def sort(picks: Tensor, segments: Segments, slots: int) -> Tensor:
         REVERSED=cfg.reverse,
         num_warps=cfg.warps,
     )
+
+
+def _select(
+    visual: Tensor,
+    prompt: Tensor | None,
+    segments: Segments,
+    visual_mask: Tensor | None,
+    prompt_mask: Tensor | None,
+    spans: Tensor | None,
+    pooling: str,
+    indices: Tensor,
+    slots: int,
+    sorted: bool,
+) -> Tensor:
+    """Fill `indices`; a segment has at most `slots`. Without a prompt there is no core."""
+    plan = greedy_plan(visual, segments)
+    if prompt is not None:
+        plan |= relevance.score_plan(visual, prompt, segments, pooling)
+        plan["scores"] = (torch.float32, visual.shape[:-1])
+    if sorted:
+        plan["unsorted"] = (torch.int64, indices.shape)
+    scratch = _scratch.allocate(visual.device, plan)
+    indices.fill_(-1)
+    picks = scratch["unsorted"].fill_(-1) if sorted else indices
+    if prompt is not None:
+        relevance.score(
+            *(visual, prompt, segments, visual_mask, prompt_mask, spans, pooling),
+            *(scratch["scores"], scratch),
+        )
+        relevance.rank(scratch["scores"], scratch["count"], segments, picks)
+    core = prompt is not None
+    greedy(visual, segments, picks, None, None, visual_mask, scratch, after_core=core, normed=core)
+    if sorted:
+        sort(picks, indices, segments, slots)
     return indices
 
 
@@ -91,31 +127,14 @@ def select(
     """See `zspa_kernels.select`."""
     batch, n, _ = visual.shape
     slots = k_core + k_diverse
-    picks = torch.full((batch, slots), -1, dtype=torch.int64, device=visual.device)
-    if picks.numel() == 0:
-        return picks
+    indices = torch.empty((batch, slots), dtype=torch.int64, device=visual.device)
+    if indices.numel() == 0:
+        return indices
     segments = Segments(batch, n, k_core, k_diverse)
-    inv_norm = None
-    if prompt is not None and k_core > 0:
-        scores, inv_norm, count = relevance.score(
-            visual, prompt, segments, visual_mask, prompt_mask, None, pooling
-        )
-        relevance.rank(scores, count, segments, picks)
-    scratch = _scratch.allocate(visual.device, greedy_plan(visual, segments))
-    if inv_norm is not None:
-        scratch["inv_norm"] = inv_norm
-    greedy(
-        visual,
-        segments,
-        picks,
-        None,
-        None,
-        visual_mask,
-        scratch,
-        inv_norm is not None,
-        inv_norm is not None,
+    return _select(
+        *(visual, prompt if k_core > 0 else None, segments, visual_mask, prompt_mask, None),
+        *(pooling, indices, slots, sorted),
     )
-    return sort(picks, segments, slots) if sorted else picks
 
 
 def select_varlen(
@@ -128,28 +147,11 @@ def select_varlen(
     sorted: bool,
 ) -> Tensor:
     """See `zspa_kernels.select_varlen`."""
-    picks = torch.full((total_k,), -1, dtype=torch.int64, device=visual.device)
+    indices = torch.empty((total_k,), dtype=torch.int64, device=visual.device)
     if total_k == 0:
-        return picks
+        return indices
     segments = Segments(table.shape[0], visual.shape[0], 0, 0, table)
-    inv_norm = None
-    if prompt is not None:
-        scores, inv_norm, count = relevance.score(
-            visual, prompt, segments, None, None, prompt_spans, pooling
-        )
-        relevance.rank(scores, count, segments, picks)
-    scratch = _scratch.allocate(visual.device, greedy_plan(visual, segments))
-    if inv_norm is not None:
-        scratch["inv_norm"] = inv_norm
-    greedy(
-        visual,
-        segments,
-        picks,
-        None,
-        None,
-        None,
-        scratch,
-        inv_norm is not None,
-        inv_norm is not None,
+    return _select(
+        *(visual, prompt, segments, None, None, prompt_spans),
+        *(pooling, indices, total_k, sorted),
     )
-    return sort(picks, segments, total_k) if sorted else picks

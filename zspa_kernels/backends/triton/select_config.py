@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 
@@ -18,6 +19,7 @@ class Config:
     reverse: bool = False  # run the grid back to front; for tests of program order
 
 
+@functools.cache
 def config() -> Config:
     """The configuration."""
     return Config()

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prove and measure the GPU path: `python -m bench.gpu --stage correctness|sanitizer|timing`.
+
+For a machine with a GPU, torch and Triton, and perhaps nothing else: no network, no virtual
+environment. Hence argparse and plain text: typer and rich, which `bench.run` uses, may be missing
+there. Every check and every workload runs in a process of its own with a time limit, and the files
+in --out are complete after each of them: environment.json, correctness.json, sanitizer.json,
+timing.json, summary.txt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import gpu_report
+from bench.gpu_checks import CHECKS
+from bench.gpu_jobs import ROOT, Job, Outcome, python, run_all, write
+from bench.registry import gpu_suite
+
+STAGES = ("correctness", "sanitizer", "timing")
+NO_DEVICE = 2  # exit code
+#: What the sanitizer runs: short, and with one and with many programs an image.
+SANITIZED = ("law_core_then_diversity", "law_seeds", "no_synchronisation")
+TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
+
+
+def why_not() -> str | None:
+    """Why nothing can be run here."""
+    if not torch.cuda.is_available():
+        return f"no CUDA device: torch {torch.__version__} finds none, so nothing was run"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed, so nothing was run"
+    if torch.version.hip is None and torch.cuda.get_device_capability() < (8, 0):
+        return "the GPU is older than compute capability 8.0, so nothing was run"
+    return None
+
+
+def environment() -> dict[str, Any]:
+    """Device, driver, versions, commit, date."""
+    import triton
+
+    device = torch.cuda.get_device_properties(0)
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "git": _git(),
+        "device": device.name,
+        "devices": torch.cuda.device_count(),
+        "capability": list(torch.cuda.get_device_capability()),
+        "multiprocessors": device.multi_processor_count,
+        "memory_bytes": device.total_memory,
+        "l2_bytes": getattr(device, "L2_cache_size", None),
+        "driver": _first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        "clocks": _first_line("nvidia-smi", "--query-gpu=clocks.max.sm,clocks.sm", "--format=csv"),
+        "nvcc": _first_line("nvcc", "--version", line=-1),
+        "cuda": torch.version.cuda,
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "cpus": os.cpu_count(),
+    }
+
+
+def _git() -> dict[str, Any] | None:
+    sha = _first_line("git", "rev-parse", "HEAD")
+    changes = _first_line("git", "status", "--porcelain", "-uno")
+    return None if sha is None else {"sha": sha, "dirty": bool(changes)}
+
+
+def _first_line(*command: str, line: int = 0) -> str | None:
+    if shutil.which(command[0]) is None:
+        return None
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+    )
+    lines = done.stdout.strip().splitlines()
+    return lines[line] if lines and not done.returncode else None
+
+
+def correctness() -> Iterator[Job]:
+    """The native module where it can be built, all checks, and the marked tests under pytest."""
+    missing = [n for n in ("setuptools", "pybind11") if importlib.util.find_spec(n) is None]
+    if not missing and not list((ROOT / "zspa_kernels").glob("_C*.so")):
+        # Only the CPU backend needs it: a failure is reported and stops nothing.
+        yield Job(
+            "build the native module", python("setup.py", "-q", "build_ext", "--inplace"), 600
+        )
+    for name in CHECKS:
+        yield Job(name, python("-m", "bench.gpu_checks", name), 600)
+    if all(importlib.util.find_spec(n) for n in ("pytest", "hypothesis")):
+        tests = python("-m", "pytest", "-q", "-m", "gpu", "python_tests")
+        # The checks are part of the marked tests; here they have been run already.
+        deselect = ("--deselect", "python_tests/test_gpu.py")
+        yield Job("pytest -m gpu", (*tests, *deselect), 1200, {"TRITON_INTERPRET": "0"})
+
+
+def sanitizer_command() -> str | None:
+    """NVIDIA's compute-sanitizer, on the path or where CUDA is usually installed."""
+    return shutil.which("compute-sanitizer") or shutil.which(
+        "compute-sanitizer", path="/usr/local/cuda/bin"
+    )
+
+
+def sanitizer() -> Iterator[Job]:
+    """Some checks under compute-sanitizer; there must be one."""
+    tool = sanitizer_command()
+    for kind in TOOLS if tool else ():
+        for name in SANITIZED:
+            command = (str(tool), "--tool", kind, "--error-exitcode", "1")
+            yield Job(
+                f"{kind}: {name}", (*command, *python("-m", "bench.gpu_checks", name)), 900,
+                # The caching allocator hides accesses beyond a tensor's end.
+                {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+            )  # fmt: skip
+
+
+def timing() -> Iterator[Job]:
+    """Ceilings, barrier and picks first, then the workloads, the most telling first."""
+    yield Job("ceilings", python("-m", "bench.gpu_timing", "ceilings"), 300)
+    yield Job("barrier", python("-m", "bench.gpu_timing", "barrier"), 300)
+    yield Job("picks", python("-m", "bench.gpu_timing", "picks"), 600)
+    for workload in gpu_suite():
+        yield Job(workload.name, python("-m", "bench.gpu_timing", workload.name), 900)
+
+
+JOBS: dict[str, Callable[[], Iterator[Job]]] = {
+    "correctness": correctness,
+    "sanitizer": sanitizer,
+    "timing": timing,
+}
+
+
+def run_stage(stage: str, minutes: float, out: Path, head: dict[str, Any]) -> list[Outcome]:
+    """Run a stage for at most `minutes`; its file in `out` is complete after every job."""
+    end = time.perf_counter() + 60 * minutes
+    return run_all(
+        JOBS[stage](), out / f"{stage}.json", head, end, lambda text: print(text, flush=True)
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns 0 if all passed, 1 if something failed, 2 without a device to run on."""
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
+    parser.add_argument("--stage", choices=STAGES, default="correctness")
+    parser.add_argument("--minutes", type=float, default=30.0, help="most time of the stage")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "build" / "gpu", help="folder of results"
+    )
+    options = parser.parse_args(arguments)
+    if not options.minutes > 0:
+        parser.error(f"--minutes must be positive, got {options.minutes}")
+    reason = why_not()
+    if reason is not None:
+        print(f"bench.gpu: {reason}", file=sys.stderr)
+        return NO_DEVICE
+    if options.stage == "sanitizer" and not sanitizer_command():
+        print("bench.gpu: compute-sanitizer is not installed, so nothing was run", file=sys.stderr)
+        return NO_DEVICE
+    options.out.mkdir(parents=True, exist_ok=True)
+    head = environment()
+    write(options.out / "environment.json", head)
+    outcomes = run_stage(options.stage, options.minutes, options.out, head)
+    text = gpu_report.summary(options.out)
+    (options.out / "summary.txt").write_text(text)
+    print(text)
+    return 0 if all(outcome.status == "passed" for outcome in outcomes) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

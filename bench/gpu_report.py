@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the files of `bench.gpu` say, as plain text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+#: Goals for an H200, microseconds of a graph replay with the tokens in L2.
+GOALS = {
+    "llava15-576x4096-k58-core23-vlm-bf16": 60,
+    "llavanext-2880x4096-k288-core115-vlm-bf16": 300,
+    "video-16384x3584-k1638-core655-vlm-bf16": 1500,
+    "llava15-576x4096-k58-core23-vlm-bf16-b32": 200,
+}
+
+
+def summary(folder: Path) -> str:
+    """All stages that have a file in `folder`."""
+    lines = list(_head(folder))
+    for stage in ("correctness", "sanitizer"):
+        jobs = _jobs(folder, stage)
+        if jobs:
+            lines += [f"{stage}: {_counts(jobs)}", *_failures(jobs), ""]
+    jobs = _jobs(folder, "timing")
+    if jobs:
+        lines += [
+            f"timing: {_counts(jobs)}",
+            *_failures(jobs),
+            "",
+            *_machine(jobs),
+            "",
+            *_table(jobs),
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return content
+
+
+def _jobs(folder: Path, stage: str) -> list[dict[str, Any]]:
+    jobs: list[dict[str, Any]] = _read(folder / f"{stage}.json").get("jobs", [])
+    return jobs
+
+
+def _head(folder: Path) -> Iterator[str]:
+    head = _read(folder / "environment.json")
+    if head:
+        sha = head["git"]["sha"][:10] if head["git"] else "unknown"
+        dirty = " with changes" if head["git"] and head["git"]["dirty"] else ""
+        yield f"{head['device']}, driver {head['driver']}, {head['date']}, commit {sha}{dirty}"
+        yield f"torch {head['torch']}, Triton {head['triton']}, CUDA {head['cuda']}"
+        yield ""
+
+
+def _counts(jobs: list[dict[str, Any]]) -> str:
+    status = [job["status"] for job in jobs]
+    return ", ".join(f"{status.count(name)} {name}" for name in dict.fromkeys(status))
+
+
+def _failures(jobs: list[dict[str, Any]]) -> Iterator[str]:
+    for job in jobs:
+        if job["status"] in ("failed", "too slow"):
+            last = job["tail"].strip().splitlines()[-1:] or ["no output"]
+            yield f"  {job['name']}: {job['status']}: {last[0][:160]}"
+
+
+def _machine(jobs: list[dict[str, Any]]) -> Iterator[str]:
+    for record in (record for job in jobs for record in job["data"]):
+        if "ceiling" in record:
+            yield f"{record['ceiling']:14} {record['value']:9.0f}"
+        elif "step" in record:
+            yield f"{record['step']:14} {record['ns']:9.0f} ns, {record['programs']} programs"
+        elif "pick" in record:
+            figure = f"{record['ns']:9.0f} ns" if "ns" in record else f" {record['error']}"
+            yield f"a pick, {record['pick']:6} {figure}"
+
+
+def _table(jobs: list[dict[str, Any]]) -> Iterator[str]:
+    """Microseconds; ratios are to verified baselines of the same process."""
+    yield (
+        f"{'workload':54} {'graph':>8} {'cold':>8} {'eager':>8} {'goal':>6} "
+        f"{'x Gram graph':>13} {'x loop eager':>13}"
+    )
+    for job in jobs:
+        records = [record for record in job["data"] if "workload" in record]
+        if not records:
+            continue
+        wrong = [r for r in records if r["status"] == "wrong"]
+        times = {(r["contender"], r["mode"]): r["median_ms"] for r in records if "median_ms" in r}
+        ours = {mode: times.get(("zspa", mode)) for mode in ("graph", "graph cold", "eager")}
+        gram = times.get(("gram_incremental sync-free", "graph"))
+        loops = [times.get((f"{n}_loop", "eager")) for n in ("divprune", "zspaprune")]
+        loop = next((value for value in loops if value is not None), None)
+        cells = [_microseconds(ours[mode]) for mode in ours]
+        goal = str(GOALS.get(job["name"], ""))
+        yield (
+            f"{job['name']:54} {cells[0]:>8} {cells[1]:>8} {cells[2]:>8} {goal:>6} "
+            f"{_ratio(gram, ours['graph']):>13} {_ratio(loop, ours['eager']):>13}"
+        )
+        for record in wrong:
+            name = f"{record['contender']} ({record['mode']})"
+            yield f"  {name} has no figure: {record['reason'][:120]}"
+
+
+def _microseconds(milliseconds: float | None) -> str:
+    return "-" if milliseconds is None else f"{1000 * milliseconds:.1f}"
+
+
+def _ratio(slower: float | None, faster: float | None) -> str:
+    return "-" if slower is None or faster is None else f"{slower / faster:.1f}"

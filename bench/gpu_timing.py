@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One timing job of `bench.gpu`: `python -m bench.gpu_timing ceilings|barrier|picks|WORKLOAD`.
+
+Prints one JSON object a line. A workload is timed in three ways: `eager` is the time of a call as
+its caller sees it, host included; `graph` is a replay of a captured call with its inputs where the
+kernels before left them (in L2 where they fit); `graph cold` is a replay after L2 was overwritten.
+No verification, no figure: the picks of a replay are judged in float64.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from bench import contenders
+from bench.compiled import sync_free
+from bench.contenders import Contender
+from bench.problem import Image, Problem, Tokens, draw
+from bench.registry import Workload, gpu_suite
+from bench.timing import POISON, summary
+from bench.verify import Verifier
+
+DEVICE = "cuda"
+#: Calls of a slot, and slots of each contender, which take turns.
+CALLS = 20
+SLOTS = 5
+#: A slot of long calls has fewer of them.
+SLOT_MS = 200.0
+
+
+def on_device(problem: Problem) -> Problem:
+    """The same problem with its tokens on the GPU."""
+    images = [
+        Image(
+            Tokens(image.visual.to(DEVICE), image.prompt.to(DEVICE)), image.k_core, image.k_diverse
+        )
+        for image in problem.images
+    ]
+    return Problem(problem.workload, images)
+
+
+# --- clocks ---------------------------------------------------------------------------------------
+
+
+def eager(call: Callable[[], Tensor]) -> float:
+    """Milliseconds until the picks of a call could be read."""
+    torch.cuda.synchronize()
+    start = time.perf_counter_ns()
+    call()
+    torch.cuda.synchronize()
+    return (time.perf_counter_ns() - start) * 1e-6
+
+
+class Replay:
+    """A captured call."""
+
+    def __init__(self, call: Callable[[], Tensor]) -> None:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):  # outside of the capture: compiles, fills caches
+                call()
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.output = call()
+
+    def milliseconds(self, flush: Tensor | None = None) -> float:
+        """Of one replay, on the device."""
+        self.output.fill_(POISON)
+        if flush is not None:
+            flush.fill_(1)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        self.graph.replay()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end)
+
+
+def flush_buffer() -> Tensor:
+    """Twice the L2 cache, or 256 MB where its size is not known."""
+    size = getattr(torch.cuda.get_device_properties(0), "L2_cache_size", 0) or 128 * 2**20
+    return torch.empty(2 * size, dtype=torch.uint8, device=DEVICE)
+
+
+def interleave(clocks: dict[str, Callable[[], float]]) -> dict[str, list[list[float]]]:
+    """Slots of all clocks, one after another, several times."""
+    slots: dict[str, list[list[float]]] = {name: [] for name in clocks}
+    for _ in range(SLOTS):
+        for name, clock in clocks.items():
+            first = clock()
+            calls = max(1, min(CALLS, round(SLOT_MS / max(first, 1e-3))))
+            slots[name].append([clock() for _ in range(calls)])
+    return slots
+
+
+# --- a workload -----------------------------------------------------------------------------------
+
+
+def rivals(problem: Problem, moved: Problem) -> list[tuple[str, Contender, bool]]:
+    """(mode, contender, whether it is captured): the published loop, and Gram + incremental."""
+    loop = "zspaprune_loop" if problem.workload.k_core else "divprune_loop"
+    gram = contenders.contender("gram_incremental", moved)
+    images = moved.floats
+    free = sync_free("gram_incremental")
+
+    def call() -> Tensor:
+        return torch.cat([free(i.visual, i.prompt, i.k_core, i.k_diverse) for i in images])
+
+    captured = dataclasses.replace(gram, name="gram_incremental sync-free", call=call)
+    return [
+        ("eager", contenders.contender(loop, moved), False),
+        ("eager", gram, False),
+        ("graph", captured, True),
+    ]
+
+
+def measure(workload: Workload, judge_limit: int = 1500) -> Iterator[dict[str, Any]]:
+    """The records of a workload; a contender whose picks are wrong has no times."""
+    problem = draw(workload)
+    moved = on_device(problem)
+    verifier = Verifier(problem, judge_limit, backend="triton")
+    ours = contenders.ours(moved)
+    ours.call()
+    replay, flush = Replay(ours.call), flush_buffer()
+    clocks: dict[str, Callable[[], float]] = {
+        "graph": replay.milliseconds,
+        "graph cold": lambda: replay.milliseconds(flush),
+        "eager": lambda: eager(ours.call),
+    }
+    results: dict[str, tuple[Contender, Callable[[], Tensor]]] = {
+        name: (ours, lambda: replay.output) for name in clocks
+    }
+    kept = [replay]
+    for mode, other, graph in rivals(problem, moved):
+        name = f"{other.name}: {mode}"
+        if graph:
+            kept.append(Replay(other.call))
+            clocks[name] = kept[-1].milliseconds
+            results[name] = (other, lambda taken=kept[-1]: taken.output)  # type: ignore[misc]
+        else:
+            other.call()
+            clocks[name] = lambda call=other.call: eager(call)  # type: ignore[misc]
+            results[name] = (other, other.call)
+    slots = interleave(clocks)
+    for name, (contender, result) in results.items():
+        record: dict[str, Any] = {
+            "workload": workload.name,
+            "contender": contender.name,
+            "kind": contender.kind,
+            "mode": name.rpartition(": ")[2],
+        }
+        try:
+            verdict = verifier.check(_on_host(contender), result().cpu())
+        except AssertionError as error:
+            yield {**record, "status": "wrong", "reason": str(error)}
+            continue
+        times = dataclasses.asdict(summary(slots[name]))
+        yield {**record, "status": "verified", **dataclasses.asdict(verdict), **times}
+
+
+def _on_host(contender: Contender) -> Contender:
+    """The contender with its picks in the order of picking on the CPU, where they are judged."""
+    unsorted = contender.unsorted
+    if unsorted is None:
+        return contender
+    return dataclasses.replace(contender, unsorted=lambda: unsorted().cpu())
+
+
+# --- the machine ----------------------------------------------------------------------------------
+
+
+def _best(call: Callable[[], object], times: int = 30) -> float:
+    """Fewest milliseconds of a captured call."""
+
+    def counted() -> Tensor:
+        call()
+        return torch.zeros(1, device=DEVICE)
+
+    replay = Replay(counted)
+    return min(replay.milliseconds() for _ in range(times))
+
+
+def ceilings(size: int = 8192, elements: int = 2**29) -> Iterator[dict[str, Any]]:
+    """Rates of a large copy and of a large bfloat16 product."""
+    x = torch.randn(elements, device=DEVICE)
+    y = torch.empty_like(x)
+    yield {"ceiling": "copy GB/s", "value": 2e-6 * x.nbytes / _best(lambda: y.copy_(x))}
+    a, b = torch.randn(2, size, size, device=DEVICE).bfloat16()
+    yield {"ceiling": "bf16 TFLOP/s", "value": 2e-9 * size**3 / _best(lambda: a @ b)}
+
+
+def barrier(times: int = 1000) -> Iterator[dict[str, Any]]:
+    """A meeting of one program a multiprocessor, against a node of a graph."""
+    from bench.gpu_kernels import empty_kernel, meetings_kernel
+    from zspa_kernels.backends.triton._common import launch, multiprocessors
+
+    device = torch.device(DEVICE, torch.cuda.current_device())
+    programs = multiprocessors(device)
+    arrivals = torch.zeros(32, dtype=torch.int32, device=device)
+
+    def meet(count: int) -> None:
+        arrivals.zero_()
+        launch(
+            meetings_kernel, programs, device, arrivals, count, programs,
+            together=True, HIP=torch.version.hip is not None, num_warps=8,
+        )  # fmt: skip
+
+    def nodes(count: int) -> None:
+        for _ in range(count):
+            launch(empty_kernel, programs, device, arrivals, num_warps=8)
+
+    for name, call in (("barrier", meet), ("graph node", nodes)):
+        few, many = _best(lambda c=call: c(10)), _best(lambda c=call: c(10 + times))  # type: ignore[misc]
+        yield {"step": name, "programs": programs, "ns": 1e6 * (many - few) / times}
+
+
+def picks() -> Iterator[dict[str, Any]]:
+    """Nanoseconds a pick by warps: 128 candidates, so one pass, whose length is its picks."""
+    from zspa_kernels.backends.triton import diversity, diversity_config
+
+    config = diversity_config.config
+    visual = torch.randn(1, 128, 64, device=DEVICE).bfloat16()
+    seeds = torch.zeros(1, 1, dtype=torch.int64, device=DEVICE)
+
+    def run(k: int) -> Callable[[], Tensor]:
+        return lambda: diversity.diversity(visual, k, seeds, None, None)
+
+    for warps in (1, 4, 8):
+
+        def changed(*args: Any, warps: int = warps, **kwargs: Any) -> diversity_config.Config:
+            return dataclasses.replace(config(*args, **kwargs), warps=warps)
+
+        with mock.patch.object(diversity, "config", changed):
+            try:
+                nanoseconds = 1e6 * (_best(run(120)) - _best(run(8))) / 112
+                yield {"pick": f"{warps} warps", "ns": nanoseconds}
+            except Exception as error:  # one warp may not compile: the others still count
+                yield {"pick": f"{warps} warps", "error": f"{type(error).__name__}: {error}"[:300]}
+
+
+def main(name: str) -> int:
+    """Run one job; 1 if picks were wrong."""
+    wrong = False
+    jobs: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
+        "ceilings": ceilings, "barrier": barrier, "picks": picks,
+    }  # fmt: skip
+    workloads = {workload.name: workload for workload in gpu_suite()}
+    with torch.no_grad():
+        for record in jobs[name]() if name in jobs else measure(workloads[name]):
+            print(json.dumps(record), flush=True)
+            wrong |= record.get("status") == "wrong" and record["kind"] == "ours"
+    return int(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

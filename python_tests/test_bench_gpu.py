@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The GPU kit without a GPU: jobs and their limits, stages, records, summary."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench import gpu, gpu_jobs, gpu_report, gpu_timing, registry
+from bench.gpu_jobs import Job, Outcome, python, run, run_all
+from zspa_kernels.testing import BASELINES
+
+
+def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    out = tmp_path / "out"
+    command = ("-m", "bench.gpu", "--stage", "timing", "--out", str(out))
+    done = subprocess.run(python(*command), capture_output=True, text=True, check=False)
+    assert done.returncode == gpu.NO_DEVICE
+    assert done.stdout == ""
+    assert done.stderr.startswith("bench.gpu: no CUDA device: torch")
+    assert not out.exists()
+
+
+def test_it_needs_nothing_but_torch() -> None:
+    """What a bare machine may lack is not imported, nor is the native module."""
+    code = (
+        "import sys; blocked = ('typer', 'rich', 'matplotlib', 'cpuinfo', 'skimage', 'pytest',"
+        " 'hypothesis', 'PIL'); sys.modules.update(dict.fromkeys(blocked))\n"
+        "import bench.gpu, bench.gpu_timing, bench.gpu_checks\n"
+        "assert 'zspa_kernels._C' not in sys.modules"
+    )
+    subprocess.run(python("-c", code), check=True, cwd=gpu_jobs.ROOT)
+
+
+@pytest.mark.parametrize("minutes", ["0", "-1", "nan", "many"])
+def test_bad_arguments(minutes: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        gpu.main(["--minutes", minutes])
+    assert stopped.value.code == 2
+    assert "--minutes" in capsys.readouterr().err
+
+
+def test_outcomes() -> None:
+    code = "print('{\"a\": 1}'); print('words'); print('{\"a\": 2}')"
+    passed = run(Job("good", python("-c", code), 20))
+    assert (passed.status, passed.tail, passed.data) == ("passed", "words", [{"a": 1}, {"a": 2}])
+    failed = run(Job("bad", python("-c", "raise ValueError('reason')"), 20))
+    assert failed.status == "failed"
+    assert failed.tail.endswith("ValueError: reason")
+    told = run(Job("told", python("-c", "import os; print(os.environ['X'])"), 20, {"X": "y"}))
+    assert told.tail == "y"
+
+
+def test_a_job_that_hangs_is_killed_with_its_children(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    child = f"import time, pathlib; time.sleep(3); pathlib.Path({str(mark)!r}).touch()"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    start = time.perf_counter()
+    outcome = run(Job("hangs", python("-c", parent), 1.0))
+    assert outcome.status == "too slow"
+    assert time.perf_counter() - start < 3
+    time.sleep(2.5)
+    assert not mark.exists()
+
+
+def test_every_outcome_is_on_disk_before_the_next_job(tmp_path: Path) -> None:
+    path = tmp_path / "stage.json"
+    read = f"import json; print(len(json.load(open({str(path)!r}))['jobs']))"
+    jobs = [Job("first", python("-c", ""), 20), Job("second", python("-c", read), 20)]
+    said: list[str] = []
+    outcomes = run_all(jobs, path, {"device": "x"}, time.perf_counter() + 60, said.append)
+    assert outcomes[1].tail == "1"
+    assert len(said) == 2
+    content = json.loads(path.read_text())
+    assert content["device"] == "x"
+    assert [job["status"] for job in content["jobs"]] == ["passed", "passed"]
+    late = run_all(jobs, path, {}, time.perf_counter(), said.append)
+    assert [outcome.status for outcome in late] == ["not run", "not run"]
+
+
+def test_every_workload_has_a_job_and_a_name_of_its_own() -> None:
+    names = [job.name for job in gpu.timing()]
+    assert len(names) == len(set(names))
+    assert {w.name for w in registry.gpu_suite()} <= set(names)
+    assert set(gpu_report.GOALS) <= set(names)
+    assert {w.tokens for w in registry.gpu_suite()} >= set(registry.MODELS)
+    checks = [job.name for job in gpu.correctness()]
+    assert set(gpu.CHECKS) <= set(checks)
+    assert set(gpu.SANITIZED) <= set(gpu.CHECKS)
+    assert all(Path(job.command[0]) == Path(sys.executable) for job in gpu.correctness())
+
+
+class FakeReplay:
+    """Runs the call where a graph would be replayed."""
+
+    def __init__(self, call: Any) -> None:
+        self.call, self.output = call, call()
+
+    def milliseconds(self, flush: object = None) -> float:
+        self.output.copy_(self.call())
+        return 0.5 if flush is None else 0.75
+
+
+@pytest.fixture
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def eager(call: Any) -> float:
+        call()
+        return 2.0
+
+    monkeypatch.setattr(gpu_timing, "DEVICE", "cpu")
+    monkeypatch.setattr(gpu_timing, "Replay", FakeReplay)
+    monkeypatch.setattr(gpu_timing, "eager", eager)
+    monkeypatch.setattr(gpu_timing, "flush_buffer", lambda: torch.empty(1))
+    monkeypatch.setattr(gpu_timing, "SLOTS", 2)
+
+
+@pytest.mark.usefixtures("on_cpu")
+@pytest.mark.parametrize(
+    "workload",
+    [
+        registry.workload("small", 0.4),
+        registry.workload("small", 0.0, tokens="exact", batch=2),
+        registry.ragged(registry.SMALL_RAGGED, 96, 0.4, against=(), seconds=0.1),
+    ],
+    ids=lambda workload: workload.name,
+)
+def test_records_of_a_workload(workload: registry.Workload) -> None:
+    records = list(gpu_timing.measure(workload))
+    assert [(r["contender"], r["mode"]) for r in records[:3]] == [
+        ("zspa", mode) for mode in ("graph", "graph cold", "eager")
+    ]
+    assert [r["mode"] for r in records[3:]] == ["eager", "eager", "graph"]
+    assert all(r["status"] == "verified" and r["picks"] > 0 for r in records), records
+    assert json.loads(json.dumps(records)) == records
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_wrong_picks_have_no_figure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workload = registry.workload("small", 0.4)
+    monkeypatch.setattr(gpu_timing, "gpu_suite", lambda: [workload])
+    assert gpu_timing.main(workload.name) == 0
+    right = FakeReplay.milliseconds
+
+    def one_less(self: FakeReplay, flush: object = None) -> float:
+        time = right(self, flush)
+        self.output.sub_(1)
+        return time
+
+    monkeypatch.setattr(FakeReplay, "milliseconds", one_less)
+    assert gpu_timing.main(workload.name) == 1
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()[6:]]
+    wrong = [record for record in records if record["status"] == "wrong"]
+    assert {record["contender"] for record in wrong} == {"zspa", "gram_incremental sync-free"}
+    assert not any("median_ms" in record for record in wrong)
+
+
+def test_the_loop_without_syncs_picks_the_same() -> None:
+    problem = gpu_timing.draw(registry.workload("small", 0.4))
+    (image,) = problem.floats
+    free = gpu_timing.sync_free("gram_incremental")
+    for core, diverse in ((image.k_core, image.k_diverse), (0, 20)):
+        arguments = (image.visual, image.prompt, core, diverse)
+        assert torch.equal(free(*arguments), BASELINES["gram_incremental"](*arguments))
+
+
+def test_summary(tmp_path: Path) -> None:
+    name = "llava15-576x4096-k58-core23-vlm-bf16"
+
+    def record(contender: str, mode: str, median: float) -> dict[str, Any]:
+        head = {"workload": name, "contender": contender, "mode": mode, "status": "verified"}
+        return {**head, "median_ms": median}
+
+    records = [
+        record("zspa", "graph", 0.05),
+        record("zspa", "graph cold", 0.07),
+        record("zspa", "eager", 0.1),
+        record("gram_incremental sync-free", "graph", 0.5),
+        record("zspaprune_loop", "eager", 4.0),
+        {**record("gram_incremental", "eager", 1), "status": "wrong", "reason": "pick 3"},
+    ]
+    del records[-1]["median_ms"]
+    head = {"device": "X", "driver": "1", "date": "2026", "git": None, "torch": "2", "triton": "3"}
+    gpu_jobs.write(tmp_path / "environment.json", {**head, "cuda": "13"})
+    machine = [
+        {"ceiling": "copy GB/s", "value": 4000.0},
+        {"step": "barrier", "programs": 132, "ns": 1100.0},
+        {"pick": "1 warps", "error": "no"},
+    ]
+    jobs = [
+        Outcome("machine", "passed", data=machine),
+        Outcome(name, "passed", data=records),
+        Outcome("late", "not run"),
+    ]
+    gpu_jobs.write(tmp_path / "timing.json", {"jobs": [vars(job) for job in jobs]})
+    failed = Outcome("law_rows", "failed", tail="Traceback\nAssertionError: alone 3")
+    gpu_jobs.write(tmp_path / "correctness.json", {"jobs": [vars(failed)]})
+    text = gpu_report.summary(tmp_path)
+    assert "correctness: 1 failed\n  law_rows: failed: AssertionError: alone 3" in text
+    assert "timing: 2 passed, 1 not run" in text
+    assert "barrier             1100 ns, 132 programs" in text
+    (line,) = (line for line in text.splitlines() if line.startswith(name))
+    assert line.split()[1:] == ["50.0", "70.0", "100.0", "60", "10.0", "40.0"]
+    assert "gram_incremental (eager) has no figure: pick 3" in text

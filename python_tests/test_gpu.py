@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What only a GPU can show; `python -m bench.gpu` runs the same checks without pytest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from bench import gpu_checks
+from zspa_kernels.backends.triton._common import INTERPRETED
+
+# What needs no GPU is tried on the CPU backend, so that a check that cannot pass, or cannot fail,
+# is found here and not on a machine that was lent for an hour.
+ON_CPU = ("exact_tokens", "law_core_then_diversity", "law_rows", "law_seeds", "law_strides")
+
+
+@pytest.mark.gpu
+@pytest.mark.raw_memory
+@pytest.mark.parametrize("name", gpu_checks.CHECKS)
+def test_check(name: str, require_backend: Callable[..., None]) -> None:
+    require_backend("triton", "select", "cuda")
+    if INTERPRETED.value:
+        pytest.skip("Triton interprets in this session: TRITON_INTERPRET=0 pytest -m gpu")
+    gpu_checks.CHECKS[name]()
+
+
+@pytest.mark.raw_memory
+@pytest.mark.parametrize("name", ON_CPU)
+def test_the_checks_pass_on_a_backend_that_is_right(
+    name: str, monkeypatch: pytest.MonkeyPatch, require_backend: Callable[..., None]
+) -> None:
+    require_backend("cpp")
+    monkeypatch.setattr(gpu_checks, "DEVICE", "cpu")
+    gpu_checks.CHECKS[name]()
+
+
+def test_the_calls_of_the_host_checks_are_right(
+    monkeypatch: pytest.MonkeyPatch, require_backend: Callable[..., None]
+) -> None:
+    require_backend("cpp")
+    monkeypatch.setattr(gpu_checks, "DEVICE", "cpu")
+    visual = gpu_checks._tokens(3, 60, 32)
+    results = {n: c() for n, c in gpu_checks._calls(visual, visual[:, 1:5] + 1).items()}
+    rows = results["select_varlen"].view(3, 18) - torch.arange(3)[:, None] * 60
+    assert torch.equal(rows, torch.ops.zspa.select(visual, visual[:, 1:5] + 1, 9, 9))
+    assert all(bool((picks >= 0).all()) for picks in results.values())
+
+
+def test_a_wrong_backend_fails_the_checks(
+    monkeypatch: pytest.MonkeyPatch, require_backend: Callable[..., None]
+) -> None:
+    require_backend("cpp")
+    monkeypatch.setattr(gpu_checks, "DEVICE", "cpu")
+    right = gpu_checks.zk.diversity
+
+    def wrong(visual: torch.Tensor, k: int, **given: object) -> torch.Tensor:
+        picks = right(visual, k, **given)  # type: ignore[arg-type]
+        return picks.flip(-1) if visual.dim() == 2 else picks
+
+    monkeypatch.setattr(gpu_checks.zk, "diversity", wrong)
+    for name in ("law_rows", "diversity_large_cases"):
+        with pytest.raises(AssertionError):
+            gpu_checks.CHECKS[name]()

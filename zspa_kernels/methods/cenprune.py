@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import _contract_primitives as _contract
 from .. import api
 from ..primitives import centred, distinctiveness, min_max
+from ..primitives._image import SHORTEST, lengths
 from ..types import Selection
 from ._compose import selection
 from ._registry import VISUAL, About, Input, register
@@ -92,7 +93,7 @@ class CenPrune(MethodBase):
         _contract.visual("CenPrune", visual, visual_mask)
         rating = distinctiveness(visual, visual_mask=visual_mask)
         valid = rating.isfinite()
-        directed = visual.detach().float().square().sum(-1) >= 2.0**-80
+        directed = lengths(visual.detach()) >= SHORTEST
         weights = min_max(rating, valid & directed, _NOISE)
         if importance is not None:
             importance = self.about.require("importance", importance)

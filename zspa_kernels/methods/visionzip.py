@@ -120,7 +120,7 @@ class VisionZip(MethodBase):
         Returns:
             The selection and the groups; `merging.merge(visual)` is `[B, K, D]`. Dominant and
             target tokens have weight 1, the others of a group together 1. Without contextual
-            tokens the rest is dropped.
+            tokens the rest is dropped, as is a token whose keys are not finite.
         """
         picked = self.select(visual, attention=attention, visual_mask=visual_mask)
         keys = self.about.require("keys", keys)
@@ -130,7 +130,8 @@ class VisionZip(MethodBase):
         valid = per_token(self.about, "attention", attention, visual).isfinite()
         valid = valid if visual_mask is None else valid & visual_mask
         targets = indices.masked_fill(picked.core_mask, -1)
-        owner = assign(keys, targets, mask=valid)
+        dominant = members(indices.masked_fill(~picked.core_mask, -1), visual.shape[-2])
+        owner = assign(keys, targets, mask=valid & ~dominant)
         # A kept token has the slot it stands in; the last entry takes what is padding.
         n, k = visual.shape[-2], indices.shape[-1]
         slots = torch.arange(k, device=indices.device).expand_as(indices)

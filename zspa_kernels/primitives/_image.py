@@ -20,8 +20,11 @@ from torch import Tensor
 from ..backends._blas import full_float32
 from ..backends.reference._common import row_sum
 
-_ZERO_BELOW = 2.0**-80
-_CHUNK = 2**22  # elements of a float64 temporary
+SHORTEST = 2.0**-40  # of a row that has a direction
+LONGEST = 2.0**40  # of a valid row
+#: Rows of a temporary: it stays in cache, where a large one costs more in page faults than in work.
+ROWS = 128
+_CHUNK = 2**19  # elements of a float64 temporary
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -47,6 +50,16 @@ def on_grid(x: Tensor) -> Tensor:
     return (x * 2.0**40).round() * 2.0**-40
 
 
+def lengths(x: Tensor) -> Tensor:
+    """float32 `[..., N]`: lengths of rows, infinite or NaN for those that have none."""
+    if x.dtype is torch.float32:
+        whole: Tensor = torch.linalg.vector_norm(x, dim=-1)
+        return whole
+    rows = x.reshape(-1, x.shape[-1]).split(ROWS)
+    parts = [torch.linalg.vector_norm(part.float(), dim=-1) for part in rows]
+    return torch.cat(parts).reshape(x.shape[:-1])
+
+
 class Image:
     """Valid tokens of one image.
 
@@ -54,29 +67,42 @@ class Image:
         index: int64 `[V]`, where each stood among all tokens; all else counts from 0 to V.
         tokens: `[V, D]`, as given.
         directed: bool `[V]`, False for zero rows.
+        inverse: float32 `[V]`, one over the length, 0 for zero rows.
         slack: how far a float32 cosine may be from the exact one.
     """
 
-    def __init__(self, tokens: Tensor, mask: Tensor | None = None, limit: float = 2.0**80) -> None:
-        square = tokens.float().square().sum(-1)
-        valid = square <= limit  # False for NaN
+    def __init__(self, tokens: Tensor, mask: Tensor | None = None, limit: float = LONGEST) -> None:
+        length = lengths(tokens)
+        valid = length <= limit  # False for NaN
         if mask is not None:
             valid = valid & mask
         self.index = valid.nonzero()[:, 0]
         if len(self.index) < len(tokens):
-            tokens, square = tokens[self.index], square[self.index]
+            tokens, length = tokens[self.index], length[self.index]
         self.tokens = tokens
-        self.directed = square >= _ZERO_BELOW
-        self._inverse = torch.where(self.directed, square.rsqrt(), 0.0)
+        self.directed = length >= SHORTEST
+        self.inverse = torch.where(self.directed, 1.0 / length, 0.0)
         self.slack = 4e-6 * max(1.0, math.sqrt(tokens.shape[-1] / 4096))
 
     def __len__(self) -> int:
         return len(self.index)
 
     @functools.cached_property
-    def unit(self) -> Tensor:
-        """float32 `[V, D]`: directions, zero for zero rows."""
-        return self.tokens.float() * self._inverse[:, None]
+    def values(self) -> Tensor:
+        """float32 `[V, D]`: all tokens; those of float32 input are not copied."""
+        return self.tokens.float()
+
+    def cosines(self, rows: Tensor, columns: Tensor | None = None) -> Tensor:
+        """float32 `[R, C]`: cosines of the tokens `rows` with `columns`, or all; 0 with a zero row.
+
+        Lengths are divided out of the products: there is no copy of the tokens as directions.
+        """
+        if columns is None:
+            right, inverse = self.values, self.inverse
+        else:
+            right, inverse = self.tokens[columns].float(), self.inverse[columns]
+        products = self.tokens[rows].float() @ right.T
+        return products.mul_(self.inverse[rows, None]).mul_(inverse)
 
     def exact(self, i: Tensor, j: Tensor) -> Tensor:
         """float64 `[P]`: cosines of the pairs `(i, j)` on a grid of 2**-40; 0 with a zero row.
@@ -88,7 +114,7 @@ class Image:
             row_sum(self.exact_unit(a) * self.exact_unit(b))
             for a, b in zip(i.split(step), j.split(step), strict=True)
         ]
-        return on_grid(torch.cat(parts)) if parts else self._inverse.new_empty(0).double()
+        return on_grid(torch.cat(parts)) if parts else self.inverse.new_empty(0).double()
 
     def exact_unit(self, i: Tensor) -> Tensor:
         """float64 `[P, D]`: directions of the tokens `i`."""
@@ -130,15 +156,17 @@ class Image:
         Returns:
             int64 `[Q]`, and float32 `[Q]` cosines, -1 with a zero row.
         """
-        cosines = self.unit[queries] @ self.unit[targets].T
+        cosines = self.cosines(queries, targets)
         if not bool(self.directed.all()):
             cosines[:, ~self.directed[targets]] = -2.0
             cosines[~self.directed[queries]] = -2.0
         best, place = cosines.max(dim=-1)
-        near = cosines >= (best - 2 * self.slack)[:, None]
-        rivals = near.sum(-1) > 1
-        if bool(rivals.any()):
-            place[rivals] = self._first_best(queries[rivals], targets, near[rivals])
+        floor = best - 2 * self.slack
+        second = cosines.scatter(1, place[:, None], -3.0).amax(-1)
+        rivals = (second >= floor).nonzero()[:, 0]
+        if len(rivals):
+            near = cosines[rivals] >= floor[rivals, None]
+            place[rivals] = self._first_best(queries[rivals], targets, near)
         return place, best.clamp_min(-1.0)
 
     def _first_best(self, queries: Tensor, targets: Tensor, near: Tensor) -> Tensor:

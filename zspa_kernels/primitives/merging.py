@@ -13,6 +13,8 @@ from .. import _contract_primitives as _contract
 from ..types import Selection
 from ._image import Image, images, padded, undisturbed
 
+_CHUNK = 2**20  # elements of a temporary
+
 
 class Merging(NamedTuple):
     """A selection whose tokens take others in; unbatched input gives all of it without B.
@@ -111,10 +113,15 @@ def merge(x: Tensor, owner: Tensor, k: int, *, weights: Tensor | None = None) ->
         counts.index_add_(0, slot, torch.ones_like(slot, dtype=wide))
         weights = counts.reciprocal()[slot].reshape(owner.shape)
     trailing = x.shape[owner.ndim :]
-    rows = x.to(wide).reshape(-1, trailing.numel())
-    scaled = (rows * weights.to(wide).reshape(-1, 1)).masked_fill(~inside.reshape(-1, 1), 0.0)
-    out = scaled.new_zeros(total * k + 1, trailing.numel()).index_add(0, slot, scaled)
-    return out[: total * k].reshape(*batch, k, *trailing).to(x.dtype)
+    factors = weights.to(wide).reshape(-1, 1)
+    outside = ~inside.reshape(-1, 1)
+    parts = []
+    # A few columns at a time, whose temporaries stay in cache.
+    for part in x.reshape(len(slot), trailing.numel()).split(max(1, _CHUNK // (len(slot) + 1)), 1):
+        scaled = (part.to(wide) * factors).masked_fill(outside, 0.0)
+        sums = scaled.new_zeros(total * k + 1, part.shape[1]).index_add(0, slot, scaled)
+        parts.append(sums[: total * k].to(x.dtype))
+    return torch.cat(parts, dim=1).reshape(*batch, k, *trailing)
 
 
 @undisturbed

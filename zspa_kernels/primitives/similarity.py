@@ -11,11 +11,22 @@ from torch import Tensor
 from .. import _contract_primitives as _contract
 from .. import api
 from ..backends.reference._common import row_sum
-from ._image import Image, images, on_grid, padded, row_of, undisturbed
+from ._image import (
+    LONGEST,
+    ROWS,
+    SHORTEST,
+    Image,
+    images,
+    lengths,
+    on_grid,
+    padded,
+    row_of,
+    undisturbed,
+)
 
 _BLOCK = 64  # similarity rows computed together
-_ROWS = 512  # of a float64 temporary
 _BLOCKS = 16  # of them kept: 16 * 64 * N floats
+_SCAN = 62  # tokens looked at together, as many as an int64 has bits
 
 
 @undisturbed
@@ -39,16 +50,13 @@ def centred(visual: Tensor, *, visual_mask: Tensor | None = None) -> Tensor:
         [[-1.0, 0.0], [1.0, 0.0]]
     """
     _contract.visual("centred", visual, visual_mask)
-    valid = _valid(visual, visual_mask).unsqueeze(-1)
-    rows = visual.float().masked_fill(~valid, 0.0)
-    count = valid.sum(-2, keepdim=True).clamp_min(1)
-    mean = rows.sum(-2, keepdim=True, dtype=torch.float64) / count
-    result = rows.sub_(mean.float()) if rows is not visual else rows - mean.float()
+    valid = _valid(visual, visual_mask)
+    mean = _mean(visual, valid).float().unsqueeze(-2)
+    result = visual - mean if visual.dtype is torch.float32 else visual.float().sub_(mean)
     # What is left of a token that is the mean is the rounding of a subtraction.
-    noise = 2.0**-23 * torch.linalg.vector_norm(mean.float(), dim=-1)
-    length = torch.linalg.vector_norm(result, dim=-1)
-    result.masked_fill_((length <= noise).unsqueeze(-1), 0.0)
-    return result.masked_fill_(~valid, torch.nan)
+    noise = 2.0**-23 * torch.linalg.vector_norm(mean, dim=-1)
+    result.masked_fill_((lengths(result) <= noise).unsqueeze(-1), 0.0)
+    return result.masked_fill_(~valid.unsqueeze(-1), torch.nan)
 
 
 @undisturbed
@@ -78,8 +86,7 @@ def distinctiveness(visual: Tensor, *, visual_mask: Tensor | None = None) -> Ten
     valid = mean > -torch.inf
     count = valid.sum(-1, keepdim=True)
     others = (mean * count - 1.0) / (count - 1).clamp_min(1)
-    square = visual.float().square().sum(-1)
-    others = torch.where(square < 2.0**-80, 1.0, others.clamp(-1.0, 1.0))
+    others = torch.where(lengths(visual) < SHORTEST, 1.0, others.clamp(-1.0, 1.0))
     others = torch.where(count == 1, 0.0, others)
     return (-others).masked_fill(~valid, torch.nan)
 
@@ -121,8 +128,9 @@ def alignment(
     count = real.sum(-1, keepdim=True).clamp_min(1)
     mean = (words.sum(-2) / count).unsqueeze(-2)
     spread = row_sum(words.square()).sum(-1, keepdim=True) / count
-    rows = visual.masked_fill(~valid.unsqueeze(-1), 0.0)
-    parts = [row_sum(p.double() * (2.0 * mean - p.double())) for p in rows.split(_ROWS, dim=-2)]
+    parts = [
+        row_sum((2.0 * mean - part.double()).mul_(part)) for part in visual.split(ROWS // 2, dim=-2)
+    ]
     scores = torch.cat([*parts, spread[..., :0]], dim=-1) - spread
     scores = torch.where(real.any(-1, keepdim=True), scores, 0.0)
     return scores.masked_fill(~valid, -torch.inf)
@@ -225,8 +233,16 @@ def suppress(
 
 
 def _valid(visual: Tensor, mask: Tensor | None) -> Tensor:
-    valid = visual.float().square().sum(-1) <= 2.0**80
+    valid = lengths(visual) <= LONGEST
     return valid if mask is None else valid & mask
+
+
+def _mean(visual: Tensor, valid: Tensor) -> Tensor:
+    """float64 `[..., D]`: mean of each image's valid tokens."""
+    total = torch.zeros((), dtype=torch.float64, device=visual.device)
+    for part, real in zip(visual.split(ROWS, -2), valid.split(ROWS, -1), strict=True):
+        total = total + part.double().masked_fill_(~real.unsqueeze(-1), 0.0).sum(-2)
+    return total / valid.sum(-1, keepdim=True).clamp_min(1)
 
 
 def _places(image: Image, indices: Tensor) -> list[int]:
@@ -241,8 +257,9 @@ class _MinSum:
     def __init__(self, image: Image, selected: list[int]) -> None:
         self.image = image
         device = image.tokens.device
-        self.sums = torch.zeros(len(image), dtype=torch.float64, device=device)
-        self.open = torch.ones(len(image), dtype=torch.bool, device=device)
+        # Infinite for members, beyond every sum for zero rows, whose cosines are 0.
+        self.behind = torch.where(image.directed, 0.0, 2.0 * len(image)).double()
+        self.sums = self.behind.clone()
         self.members: list[int] = []
         self.exact = torch.zeros(image.tokens.shape[-1], dtype=torch.float64, device=device)
         self.added = 0  # how many of the members are in `exact`
@@ -261,22 +278,17 @@ class _MinSum:
 
     def take(self, token: int) -> None:
         self.sums += self.row(token)
-        self.open[token] = False
+        self.sums[token] = torch.inf
         self.members.append(token)
-
-    def costs(self) -> Tensor:
-        """What the next pick minimises; zero rows behind all others."""
-        sums = self.sums if self.members else self.all_sums
-        sums = torch.where(self.image.directed, sums, 2.0 * len(self.image))
-        return torch.where(self.open, sums, torch.inf)
 
     @functools.cached_property
     def all_sums(self) -> Tensor:
-        unit = self.image.unit
-        return (unit @ unit.sum(0)).double()
+        """What the first pick minimises."""
+        values, inverse = self.image.values, self.image.inverse
+        return (values @ (inverse @ values)).mul_(inverse).double() + self.behind
 
     def best(self) -> int:
-        costs = self.costs()
+        costs = self.sums if self.members else self.all_sums
         terms = len(self.members) or len(self.image)
         near = (costs <= costs.min() + 2 * terms * self.image.slack).nonzero()[:, 0]
         if len(near) > 1:
@@ -294,7 +306,7 @@ class _MinSum:
         costs = on_grid(row_sum(self.image.exact_unit(tokens) * self.exact))
         if not self.members:
             self.exact.zero_()
-        return torch.where(self.image.directed[tokens], costs, 2.0 * len(self.image))
+        return costs + self.behind[tokens]
 
     def row(self, token: int) -> Tensor:
         """float32 `[V]`: cosines of a token with all."""
@@ -304,11 +316,11 @@ class _MinSum:
 
     def fetch(self, token: int) -> None:
         """The rows of a token and of those likely to be picked soon: the cheapest now."""
-        keys = self.costs()
+        keys = (self.sums if self.members else self.all_sums).clone()
         keys[list(self.rows)] = torch.inf
         keys[token] = -torch.inf
         block = keys.topk(min(_BLOCK, len(keys)), largest=False).indices
-        rows = self.image.unit[block] @ self.image.unit.T
+        rows = self.image.cosines(block)
         self.blocks.append(block)
         if len(self.blocks) > _BLOCKS:
             for old in self.blocks.pop(0).tolist():
@@ -319,28 +331,35 @@ class _MinSum:
 def _unsuppressed(image: Image, order: Tensor, k: int, threshold: float) -> tuple[Tensor, Tensor]:
     """The tokens of `order` that none taken before suppresses, at most k, and those suppressed."""
     taken = order[:0]
+    size = (min(k, len(order)) + _SCAN, image.tokens.shape[-1])
+    kept = torch.empty(size, dtype=torch.float32, device=order.device)
     left = []
-    for block in order.split(_BLOCK):
+    bits = 1 << torch.arange(_SCAN, device=order.device)
+    for block in order.split(_SCAN):
         if len(taken) >= k:
             break
-        free = ~_above(image, block, taken, threshold).any(-1)
-        among = _above(image, block, block, threshold).tolist()
-        alive = free.tolist()
-        for i in range(len(block)):
-            alive[i] = alive[i] and not any(alive[j] and among[i][j] for j in range(i))
-        kept = torch.tensor(alive, dtype=torch.bool, device=order.device)
-        left.append(block[~kept])
-        taken = torch.cat((taken, block[kept]))
+        rows = image.tokens[block].float()
+        free = ~_above(image, block, taken, rows @ kept[: len(taken)].T, threshold).any(-1)
+        among = _above(image, block, block, rows @ rows.T, threshold)
+        alive = 0
+        close = (among * bits[: len(block)]).sum(-1).tolist()
+        for i, (is_free, suppressors) in enumerate(zip(free.tolist(), close, strict=True)):
+            if is_free and not suppressors & alive:
+                alive |= 1 << i
+        lives = (bits[: len(block)] & alive) != 0
+        left.append(block[~lives])
+        kept[len(taken) : len(taken) + int(lives.sum())] = rows[lives]
+        taken = torch.cat((taken, block[lives]))
     return taken[:k], torch.cat(left) if left else order[:0]
 
 
-def _above(image: Image, rows: Tensor, columns: Tensor, threshold: float) -> Tensor:
+def _above(
+    image: Image, rows: Tensor, columns: Tensor, products: Tensor, threshold: float
+) -> Tensor:
     """Whether each of `[R, C]` cosines is above the threshold; never with a zero row."""
-    cosines = image.unit[rows] @ image.unit[columns].T
+    cosines = products * (image.inverse[rows, None] * image.inverse[columns])
     above = cosines > threshold
     r, c = ((cosines - threshold).abs() <= image.slack).nonzero(as_tuple=True)
     if len(r):
         above[r, c] = image.exact(rows[r], columns[c]) > threshold
-    if not bool(image.directed.all()):
-        above &= image.directed[rows][:, None] & image.directed[columns]
-    return above
+    return above & image.directed[rows, None] & image.directed[columns]

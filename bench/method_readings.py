@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The methods as one writes them down in PyTorch from their papers, one image at a time.
+
+All take the inputs of `select` without a batch axis and k, and compute in the dtype of the tokens.
+Rows are finite and not zero, there are no masks. Written as published code is: a matrix of all
+similarities, then a Python loop that reduces over all picks so far where the published code does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from zspa_kernels.testing import divprune_loop, zspaprune_loop
+
+CONTEXTUAL = 10 / 64
+
+
+def unit(x: Tensor) -> Tensor:
+    return x / x.norm(dim=-1, keepdim=True)
+
+
+def scaled(x: Tensor) -> Tensor:
+    return (x - x.min()) / (x.max() - x.min())
+
+
+def divprune(k: int, *, visual: Tensor) -> Tensor:
+    return divprune_loop(visual, None, 0, k)
+
+
+def zspaprune(k: int, *, visual: Tensor, prompt: Tensor) -> Tensor:
+    core = round(0.2 * k)
+    return zspaprune_loop(visual, prompt, core, k - core)
+
+
+def allinrelevance(k: int, *, visual: Tensor, prompt: Tensor) -> Tensor:
+    relevance = unit(visual) @ unit(prompt.mean(0))
+    return relevance.sort(descending=True, stable=True).indices[:k]
+
+
+def _weighted(distance: Tensor, weights: Tensor, k: int) -> Tensor:
+    """Each pick has the largest weight x distance to the picks before it; the first, the weight."""
+    picks = torch.empty(k, dtype=torch.int64)
+    picks[0] = weights.argmax()
+    for t in range(1, k):
+        score = weights * distance[picks[:t]].amin(0)
+        score[picks[:t]] = -torch.inf
+        picks[t] = score.argmax()
+    return picks
+
+
+def zooprune(k: int, *, visual: Tensor, sensitivity: Tensor) -> Tensor:
+    rows = unit(visual)
+    return _weighted(1 - rows @ rows.T, scaled(sensitivity), k)
+
+
+def cenprune(k: int, *, visual: Tensor) -> Tensor:
+    rows, n = unit(visual), len(visual)
+    similarity = rows @ rows.T
+    distinct = -(similarity.sum(1) - similarity.diagonal()) / (n - 1)
+    middle = unit(visual - visual.mean(0))
+    return _weighted(1 - middle @ middle.T, scaled(distinct), k)
+
+
+def todre(k: int, *, visual: Tensor) -> Tensor:
+    rows = unit(visual)
+    similarity = rows @ rows.T
+    picks = torch.empty(k, dtype=torch.int64)
+    picks[0] = similarity.sum(0).argmin()
+    for t in range(1, k):
+        cost = similarity[picks[:t]].sum(0)
+        cost[picks[:t]] = torch.inf
+        picks[t] = cost.argmin()
+    return picks
+
+
+def trimtokenator(k: int, *, visual: Tensor, prompt: Tensor) -> Tensor:
+    distance = torch.cdist(visual, prompt).square().mean(-1)
+    stay = distance.sort(stable=True).indices[: round(0.8 * len(visual))].sort().values
+    return stay[todre(k, visual=visual[stay])]
+
+
+def greedyprune(k: int, *, visual: Tensor, saliency: Tensor) -> Tensor:
+    rows = unit(visual)
+    similarity = rows @ rows.T
+    taken: list[int] = []
+    left: list[int] = []
+    for i in saliency.sort(descending=True, stable=True).indices.tolist():
+        if len(taken) == k:
+            break
+        close = bool((similarity[i, taken] > 0.9).any())
+        (left if close else taken).append(i)
+    return torch.tensor(taken + left[: k - len(taken)])
+
+
+def tome(k: int, *, visual: Tensor, keys: Tensor) -> Tensor:
+    line = torch.arange(len(keys))
+    metric, sizes = keys, torch.ones(len(keys), 1, dtype=keys.dtype)
+    while len(line) > k:
+        remove = min(len(line) - k, len(line) // 2)
+        rows = unit(metric)
+        best, nearest = (rows[::2] @ rows[1::2].T).max(-1)
+        order = best.argsort(descending=True, stable=True)
+        source, target = 2 * order[:remove], 2 * nearest[order[:remove]] + 1
+        total = (metric * sizes).index_add(0, target, metric[source] * sizes[source])
+        sizes = sizes.index_add(0, target, sizes[source])
+        alive = torch.ones(len(line), dtype=torch.bool)
+        alive[source] = False
+        metric, sizes, line = (total / sizes)[alive], sizes[alive], line[alive]
+    return line
+
+
+def visionzip(k: int, *, visual: Tensor, attention: Tensor, keys: Tensor) -> Tensor:
+    """What is kept, dominant first; also merges, as that is most of its cost."""
+    contextual = round(CONTEXTUAL * k)
+    dominant = attention.topk(k - contextual).indices
+    is_rest = torch.ones(len(keys), dtype=torch.bool)
+    is_rest[dominant] = False
+    rest = is_rest.nonzero()[:, 0]
+    step = max(1, len(rest) // max(1, contextual))
+    targets = rest[torch.arange(0, len(rest), step)[:contextual]]
+    is_rest[targets] = False
+    others = is_rest.nonzero()[:, 0]
+    rows = unit(keys)
+    nearest = (rows[others] @ rows[targets].T).argmax(-1)
+    one_hot = torch.nn.functional.one_hot(nearest, contextual).to(visual.dtype)
+    sums = one_hot.T @ visual[others] / one_hot.sum(0).clamp_min(1).unsqueeze(-1)
+    torch.cat((visual[dominant], visual[targets] + sums))
+    return torch.cat((dominant, targets))
+
+
+def scoredtopk(k: int, *, visual: Tensor, scores: Tensor) -> Tensor:
+    return scores.topk(k).indices
+
+
+Reading = Callable[..., Tensor]
+
+#: By the method's name.
+READINGS: dict[str, Reading] = {
+    "allinrelevance": allinrelevance,
+    "cenprune": cenprune,
+    "divprune": divprune,
+    "greedyprune": greedyprune,
+    "scoredtopk": scoredtopk,
+    "todre": todre,
+    "tome": tome,
+    "trimtokenator": trimtokenator,
+    "visionzip": visionzip,
+    "zooprune": zooprune,
+    "zspaprune": zspaprune,
+}
+#: Those whose cost is a greedy loop.
+GREEDY = ("cenprune", "divprune", "greedyprune", "todre", "trimtokenator", "zooprune", "zspaprune")

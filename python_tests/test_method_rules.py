@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 import zspa_kernels as zk
+from python_tests.oracles.cases import CASES as FANS
+from python_tests.oracles.cases import FAN, INPUTS, PROMPT, SCORES
 from python_tests.oracles.cenprune import check_cenprune
 from python_tests.oracles.greedyprune import greedyprune
 from python_tests.oracles.scoredtopk import scoredtopk
@@ -15,7 +17,7 @@ from python_tests.oracles.todre import todre
 from python_tests.oracles.tome import tome
 from python_tests.oracles.trimtokenator import trimtokenator
 from python_tests.oracles.visionzip import visionzip
-from python_tests.scenes import draw
+from python_tests.scenes import draw, inputs
 from zspa_kernels.methods import (
     CenPrune,
     GreedyPrune,
@@ -232,3 +234,27 @@ def test_presets_name_their_tensor() -> None:
         assert preset.how in str(raised.value)
     with pytest.raises(ValueError, match="ScoredTopK: preset must be one of fastervlm, fastv,"):
         ScoredTopK(2, "other")
+
+
+# ---- one case for each method, which no other method solves ------------------------------------
+
+
+def on_the_fan(name: str, k: int) -> set[int]:
+    """What a method keeps of the fan."""
+    given = {x: v[0] for x, v in inputs(name, 1, len(FAN), 2).items()}  # for what the fan lacks
+    fan = {"visual": FAN, "prompt": PROMPT, "scores": SCORES.get(name), **INPUTS}
+    given |= {x: fan[x] for x in given if fan.get(x) is not None}
+    # The host's importance is an extra of CenPrune.
+    given.pop("importance", None)
+    options = FANS[name].options if name in FANS else {}
+    return set(zk.methods.get(name, keep=k, **options).select(**given).indices.tolist())
+
+
+@pytest.mark.parametrize("name", zk.methods.available())
+def test_no_other_method_keeps_the_same(name: str) -> None:
+    assert name in FANS, "a new method needs a case of its own in oracles/cases.py"
+    keep, why, _ = FANS[name]
+    assert on_the_fan(name, len(keep)) == keep, why
+    others = {other: on_the_fan(other, len(keep)) for other in zk.methods.available()}
+    del others[name]
+    assert keep not in others.values(), [other for other, kept in others.items() if kept == keep]

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""For each method a case made for its rule: a fan of tokens, and what the paper says is kept.
+
+All methods get the same tokens, prompt and tensors; angles are in degrees, so cosines can be read
+off.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Case(NamedTuple):
+    """What one method keeps of the fan.
+
+    Attributes:
+        keep: the tokens; their number is asked for.
+        why: the argument, from the rule.
+        options: of the method.
+    """
+
+    keep: set[int]
+    why: str
+    options: Mapping[str, Any] = MappingProxyType({})
+
+
+def plane(*angles: float, length: float = 1.0) -> Tensor:
+    """Rows of this length at these angles."""
+    turns = [math.radians(angle) for angle in angles]
+    return length * torch.tensor([[math.cos(t), math.sin(t)] for t in turns])
+
+
+def numbers(*values: float) -> Tensor:
+    return torch.tensor(values)
+
+
+#: Six tokens of a fan and one behind it; nothing about them is symmetric.
+FAN = plane(0, 8, 20, 47, 95, 101, 190)
+PROMPT = plane(30)
+#: One tensor for each argument that takes one.
+INPUTS = {
+    "attention": numbers(0.9, 0.8, 0.1, 0.2, 0.3, 0.4, 0.5),
+    "saliency": numbers(0.1, 0.9, 0.8, 0.7, 0.3, 0.2, 0.4),
+    "sensitivity": numbers(0.1, 0.2, 0.9, 0.3, 0.8, 0.4, 0.15),
+    "keys": plane(290, 50, 90, 95, 130, 200, 210),
+}
+#: What the presets of ScoredTopK read: a model has another tensor for each.
+SCORES = {
+    "scoredtopk": numbers(0.0, 0.1, 0.2, 0.9, 0.8, 0.3, 0.4),
+    "fastervlm": numbers(0.9, 0.1, 0.8, 0.2, 0.3, 0.4, 0.5),
+    "fastv": numbers(0.1, 0.2, 0.9, 0.3, 0.4, 0.8, 0.0),
+    "visiondrop": numbers(0.1, 0.2, 0.3, 0.0, 0.4, 0.8, 0.9),
+    "vflowopt": numbers(0.2, 0.1, 0.3, 0.9, 0.0, 0.8, 0.4),
+    "vitcop": numbers(0.0, 0.8, 0.2, 0.3, 0.9, 0.4, 0.1),
+    "topv": numbers(0.8, 0.1, 0.2, 0.3, 0.4, 0.9, 0.0),
+}
+
+CASES = {
+    "allinrelevance": Case({2, 3}, "20 and 47 are nearest to the prompt at 30, close as they are"),
+    "cenprune": Case(
+        {0, 6},
+        "190 is alone on its side; then, without the mean, 0 is far from it and no more common "
+        "than its neighbours",
+    ),
+    "divprune": Case(
+        {1, 3, 5, 6},
+        "190 has no neighbour, 8 is opposite, 101 between; then 47, whose nearest pick is 39 "
+        "degrees away, where those of 0, 20 and 95 are 8, 12 and 6",
+    ),
+    "greedyprune": Case({1, 3}, "20 is second in saliency but 12 degrees from the first, 8"),
+    "todre": Case(
+        {0, 1, 5, 6},
+        "as DivPrune, but the fourth is 0: that 190 and 101 are far outweighs that 8 is near",
+    ),
+    "tome": Case(
+        {1, 5},
+        "keys: 90 and 130 go into 95, 210 into 200; then 290 into those and 95 into 50: two odd "
+        "places are left",
+    ),
+    "trimtokenator": Case(
+        {0, 4},
+        "101 and 190 are farthest from the prompt; of the other five 95 is least similar to all, "
+        "and 0 least similar to 95",
+        {"align": 5},
+    ),
+    "visionzip": Case(
+        {0, 1},
+        "the first has most attention, the next is the first of the rest",
+        {"contextual": 0.5},
+    ),
+    "zooprune": Case(
+        {2, 4},
+        "20 is most sensitive; then 95 has 7/8 of 1 - cos 75 = 0.74, and 190 only 1/16 of 2",
+    ),
+    "zspaprune": Case(
+        {2, 6}, "20 is nearest to the prompt at 30, 190 farthest from 20", {"core_ratio": 0.5}
+    ),
+    **{name: Case(set(x.topk(2).indices.tolist()), "its tensor") for name, x in SCORES.items()},
+}

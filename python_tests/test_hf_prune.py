@@ -107,7 +107,7 @@ def test_a_direct_call_sees_the_kept_tokens_only(tiny: vlms.Tiny) -> None:
             token = steps[-1].argmax(-1, keepdim=True)
             mask = torch.cat((mask, torch.ones_like(token)), dim=1)
             past = {cache_name(tiny.model): cache_of(output)}
-            output = tiny.model(input_ids=token, attention_mask=mask, **past)
+            output = tiny.model(input_ids=token, attention_mask=mask, use_cache=True, **past)
             steps.append(output.logits[:, -1])
         report = handle.report
         generated = rows(generate(tiny.model, inputs))

@@ -56,6 +56,7 @@ def tokenizer(special: Sequence[str], image: str) -> PreTrainedTokenizerFast:
         eos_token="<end>",
         unk_token="<unk>",
         padding_side="left",
+        model_input_names=["input_ids", "attention_mask"],
         additional_special_tokens=[*special, "<start>"],
     )
     made.chat_template = TEMPLATE.replace("IMAGE", image)
@@ -440,7 +441,8 @@ def get(name: str) -> Tiny:
 @contextlib.contextmanager
 def rotary_positions(model: Any) -> Iterator[list[torch.Tensor]]:
     """Positions `[..., B, L]` that every forward call gives the text model's rotary embedding."""
-    text_model = model.get_decoder()
+    inner = model.model
+    text_model = inner.text_model if hasattr(inner, "text_model") else inner.language_model
     seen: list[torch.Tensor] = []
 
     def note(module: Any, args: Any, kwargs: Any) -> None:

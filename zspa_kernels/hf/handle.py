@@ -181,13 +181,13 @@ class PruneHandle:
         full = input_ids(call)
         dropped = full.shape[1] - pruned.index.shape[1]
         lengths = self._lengths(call, dropped)
-        rest = {k: v for k, v in call.items() if k not in self._consumed() and k not in lengths}
+        rest = {k: v for k, v in call.items() if k not in self._consumed()}
         if takes:
-            output = generate(**{**rest, **features_form(pruned)}, **lengths)
+            output = generate(**{**rest, **features_form(pruned), **lengths})
         else:
             encoder = {k: call[k] for k in self._target.encoder_arguments() if k in call}
             with self._hooks.expecting(pruned):
-                output = generate(**{**rest, **pruned.inputs, **encoder}, **lengths)
+                output = generate(**{**rest, **pruned.inputs, **encoder, **lengths})
         return _restored(output, full, pruned, self._hooks.continuation(pruned, full.shape[1]))
 
     def _consumed(self) -> set[str]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .architectures import Target
+from .template import Template
 
 Query = str | Sequence[str] | Tensor
 QUERIES = ("question", "all")
@@ -88,11 +89,12 @@ def _words(
     if query == "all":
         return rows
     special = special_tokens(target, processor)
+    whole = [row[keep].tolist() for row, keep in zip(ids, valid, strict=True)]
+    template = None if processor is None else Template.of(processor)
+    if template is not None:
+        return [[i for i in template.question(row) if i not in special] for row in whole]
     ends = turn_ends(target)
-    return [
-        _question(row[keep].tolist(), target.image_token, ends, special)
-        for row, keep in zip(ids, valid, strict=True)
-    ]
+    return [_question(row, target.image_token, ends, special) for row in whole]
 
 
 def _question(row: Sequence[int], image: int, ends: set[int], special: set[int]) -> list[int]:

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ways of generating, all with pruned inputs: beams, samples, caches, chunks, compiled decoding."""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+import zspa_kernels as zk
+from python_tests import vlms
+from python_tests.hf_oracle import NEW, cache_of, generate, rows
+from zspa_kernels import hf
+
+METHOD = zk.ZSPAPrune(keep=0.2, core_ratio=0.4)
+CLOSE: dict[str, float] = {"rtol": 1e-4, "atol": 1e-4}
+
+pytestmark = pytest.mark.skipif(
+    vlms.VERSION < (5, 23), reason="transformers >= 5.23 (chunked prefill, beams)"
+)
+
+
+@pytest.fixture(params=vlms.BUILDERS, scope="module")
+def tiny(request: pytest.FixtureRequest) -> vlms.Tiny:
+    return vlms.get(request.param)
+
+
+def test_beams_and_samples_of_a_batch(tiny: vlms.Tiny) -> None:
+    """Every beam of a prompt sees that prompt's pictures: a prompt alone has the same beams."""
+    options = {
+        "num_beams": 3,
+        "num_return_sequences": 2,
+        "output_logits": False,
+        "output_scores": True,
+    }
+    with METHOD(tiny.model):
+        both = generate(tiny.model, tiny.inputs("ragged"), **options)
+        for b in range(2):
+            inputs = tiny.alone(b)
+            alone = generate(tiny.model, inputs, **options)
+            length = inputs["input_ids"].shape[1]
+            assert torch.equal(alone.sequences[:, :length], inputs["input_ids"].expand(2, -1))
+            ours = both.sequences[2 * b : 2 * b + 2]
+            assert torch.equal(ours[:, -NEW:], alone.sequences[:, -NEW:])
+            torch.testing.assert_close(
+                both.sequences_scores[2 * b : 2 * b + 2], alone.sequences_scores, **CLOSE
+            )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"do_sample": True, "num_return_sequences": 3},
+        {"cache_implementation": "static"},
+        {"prefill_chunk_size": 7},
+        {"prompt_lookup_num_tokens": 2},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "gemma3", "qwen3_vl"])
+def test_other_ways_of_generating(name: str, options: dict[str, Any]) -> None:
+    tiny = vlms.get(name)
+    inputs = tiny.inputs("single")
+    if "prompt_lookup_num_tokens" in options and name == "gemma3":
+        options = {**options, "output_logits": False}
+    with METHOD(tiny.model) as handle:
+        expected = generate(tiny.model, inputs)
+        torch.manual_seed(0)
+        got = generate(tiny.model, inputs, **options)
+    assert handle.calls == 2
+    length = inputs["input_ids"].shape[1]
+    repeated = inputs["input_ids"].expand(len(got.sequences), -1)
+    assert torch.equal(got.sequences[:, :length], repeated)
+    if "do_sample" in options:
+        torch.testing.assert_close(got.logits[0], expected.logits[0].expand(3, -1), **CLOSE)
+    else:
+        assert torch.equal(got.sequences, expected.sequences)
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "gemma3"])
+def test_lengths_that_count_the_prompt(name: str) -> None:
+    """P14: `max_length` and `min_length` mean the whole prompt, as without pruning."""
+    tiny = vlms.get(name)
+    inputs = tiny.inputs()
+    length = inputs["input_ids"].shape[1]
+    config = tiny.model.generation_config
+    limited = type(config)(**{**config.to_diff_dict(), "max_length": length + 2})
+    with METHOD(tiny.model):
+        one = tiny.model.generate(**inputs, max_length=length + 4, min_length=length + 4)
+        two = tiny.model.generate(**inputs, generation_config=limited)
+        with pytest.warns(UserWarning, match="model-agnostic default"):
+            default = tiny.model.generate(**inputs)
+    assert (one.shape[1], two.shape[1], default.shape[1]) == (length + 4, length + 2, length + 20)
+    assert torch.equal(one[:, : length + 2], two)
+
+
+def test_compiled_decoding_has_no_new_graphs_or_breaks() -> None:
+    """The hooks that wait for direct calls are followed by torch.compile, and cost it nothing."""
+    tiny = vlms.get("qwen2_5_vl")
+    inputs = tiny.inputs()
+
+    config: Any = transformers.CompileConfig(backend="eager", fullgraph=True, dynamic=False)
+    config._compile_all_devices = True  # by default it compiles on GPUs only
+    options = {"cache_implementation": "static", "compile_config": config}
+
+    def graphs(given: Any) -> tuple[int, int]:
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        tiny.model.__dict__.pop("_compiled_call", None)
+        generate(tiny.model, given, **options)
+        counters = torch._dynamo.utils.counters
+        return counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
+
+    plain = graphs(inputs)
+    with METHOD(tiny.model) as handle:
+        pruned = graphs(inputs)
+    tiny.model.__dict__.pop("_compiled_call", None)
+    torch._dynamo.reset()
+    assert handle.calls == 1
+    assert plain == (1, 0)
+    assert pruned == plain
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+def test_threads_do_not_meet(name: str) -> None:
+    """P11: one model, one block, different prompts in three threads, through both ways in."""
+    tiny = vlms.get(name)
+    prompts = [tiny.inputs(words=words) for words in ("what is this", "count the cat", "who")]
+
+    def run(inputs: Any, out: list[Any]) -> None:
+        with torch.no_grad():
+            out.append(tiny.model(**inputs).logits[:, -1])
+        out.append(rows(generate(tiny.model, inputs)))
+
+    with METHOD(tiny.model) as handle:
+        expected: list[list[Any]] = [[] for _ in prompts]
+        for inputs, out in zip(prompts, expected, strict=True):
+            run(inputs, out)
+        got: list[list[Any]] = [[] for _ in prompts]
+        threads = [threading.Thread(target=run, args=it) for it in zip(prompts, got, strict=True)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for ours, theirs in zip(got, expected, strict=True):
+            for a, b in zip(ours, theirs, strict=True):
+                torch.testing.assert_close(a, b, **CLOSE)
+    assert handle.calls == 2 * 2 * len(prompts)
+
+
+def test_bfloat16_and_eager_attention_with_outputs() -> None:
+    tiny = vlms.build("llava")
+    model = tiny.model.to(torch.bfloat16)
+    model.set_attn_implementation("eager")
+    inputs = tiny.inputs()
+    inputs["pixel_values"] = inputs["pixel_values"].to(torch.bfloat16)
+    with METHOD(model) as handle:
+        output = generate(model, inputs, output_attentions=True, output_hidden_states=True)
+    assert handle.report is not None
+    pruned = handle.report.prompt_after[0]
+    assert output.attentions[0][0].shape[-2:] == (pruned, pruned)
+    assert output.hidden_states[0][0].shape[1] == pruned
+
+
+def test_pipeline_gives_what_generate_gives() -> None:
+    tiny = vlms.get("llava")
+    pipe = transformers.pipeline(
+        "image-text-to-text", model=tiny.model, processor=tiny.processor, device="cpu"
+    )
+    picture = vlms.photograph("chelsea", (170, 112))
+    with METHOD(tiny.model) as handle:
+        answer = pipe(images=picture, text=tiny.prompt("what is this"), max_new_tokens=NEW)
+    assert handle.calls == 1
+    assert answer
+
+
+@pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="peft is not installed")
+def test_peft_models() -> None:
+    import peft
+
+    tiny = vlms.build("llava")
+    inputs = tiny.inputs()
+    expected = hf.prune_inputs(tiny.model, inputs, METHOD)
+    config = peft.LoraConfig(target_modules=["q_proj"], r=2, init_lora_weights=True)
+    model = peft.get_peft_model(tiny.model, config)
+    assert torch.equal(hf.prune_inputs(model, inputs, METHOD).index, expected.index)
+    with METHOD(model) as handle:
+        output = model.generate(**inputs, max_new_tokens=NEW)
+    assert handle.calls == 1
+    assert output.shape[1] == inputs["input_ids"].shape[1] + NEW
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("accelerate") is None, reason="accelerate is not installed"
+)
+def test_accelerate_hooks() -> None:
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+
+    tiny = vlms.build("llava")
+    inputs = tiny.inputs()
+    with METHOD(tiny.model):
+        expected = generate(tiny.model, inputs)
+    for part in (tiny.model, tiny.model.model, tiny.model.model.language_model):
+        add_hook_to_module(part, AlignDevicesHook(execution_device="cpu", io_same_device=True))
+    with METHOD(tiny.model):
+        got = generate(tiny.model, inputs)
+    assert torch.equal(rows(got), rows(expected))
+    assert cache_of(got).get_seq_length() == cache_of(expected).get_seq_length()

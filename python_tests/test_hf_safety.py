@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model is left as it was, and what would give wrong results is refused with advice."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+import zspa_kernels as zk
+from python_tests import vlms
+from python_tests.hf_oracle import NEW, cache_name, cache_of, generate, rows
+from zspa_kernels import hf
+
+METHOD = zk.ZSPAPrune(keep=0.2, core_ratio=0.4)
+needs_inputs = pytest.mark.skipif(
+    vlms.VERSION < (5, 20), reason="transformers >= 5.20 (mm_encoder_outputs)"
+)
+
+
+@pytest.fixture(params=["llava", "qwen2_5_vl"])
+def tiny(request: pytest.FixtureRequest) -> vlms.Tiny:
+    return vlms.get(request.param)
+
+
+def state(model: nn.Module) -> list[Any]:
+    """Everything that pruning could leave behind: attributes and hooks of every module."""
+    return [
+        (
+            name,
+            sorted(vars(part)),
+            [len(x) for x in vars(part).values() if isinstance(x, dict)],
+        )
+        for name, part in model.named_modules()
+    ]
+
+
+def test_the_model_is_unchanged_afterwards(tiny: vlms.Tiny) -> None:
+    inputs = tiny.inputs()
+    before, expected = state(tiny.model), generate(tiny.model, inputs)
+    with METHOD(tiny.model) as handle:
+        assert state(tiny.model) != before
+        generate(tiny.model, inputs)
+    assert state(tiny.model) == before
+    with pytest.raises(RuntimeError, match="mine"), METHOD(tiny.model):
+        raise RuntimeError("mine")
+    assert state(tiny.model) == before
+    handle.install()
+    handle.remove()
+    handle.remove()
+    assert state(tiny.model) == before
+    assert torch.equal(rows(generate(tiny.model, inputs)), rows(expected))
+
+
+def test_an_error_inside_a_call_leaves_nothing_behind(tiny: vlms.Tiny) -> None:
+    inputs = tiny.inputs()
+    with METHOD(tiny.model):
+        expected = rows(generate(tiny.model, inputs))
+        for _ in range(2):
+            handle = tiny.model.model.language_model.register_forward_pre_hook(_fail)
+            with pytest.raises(RuntimeError, match="inside"):
+                tiny.model(**inputs)
+            with pytest.raises(RuntimeError, match="inside"):
+                generate(tiny.model, inputs)
+            handle.remove()
+        words = {"input_ids": inputs["input_ids"][:, -5:]}
+        with torch.no_grad():
+            assert tiny.model(**words).logits.shape[1] == 5
+        assert torch.equal(rows(generate(tiny.model, inputs)), expected)
+
+
+def _fail(*args: Any) -> None:
+    raise RuntimeError("inside")
+
+
+def test_a_generate_of_ones_own_comes_back(tiny: vlms.Tiny) -> None:
+    own = tiny.model.generate
+    tiny.model.generate = own
+    try:
+        with METHOD(tiny.model):
+            generate(tiny.model, tiny.inputs())
+        assert vars(tiny.model)["generate"] is own
+    finally:
+        del tiny.model.generate
+
+
+def test_two_models_at_once() -> None:
+    one, two = vlms.get("llava"), vlms.get("qwen2_5_vl")
+    expected = []
+    for tiny, method in ((one, METHOD), (two, zk.DivPrune(keep=0.4))):
+        with method(tiny.model):
+            expected.append(rows(generate(tiny.model, tiny.inputs())))
+    with METHOD(one.model) as first, zk.DivPrune(keep=0.4)(two.model) as second:
+        assert torch.equal(rows(generate(one.model, one.inputs())), expected[0])
+        assert torch.equal(rows(generate(two.model, two.inputs())), expected[1])
+    assert (first.calls, second.calls) == (1, 1)
+
+
+def test_prompts_without_a_picture_pass_untouched(tiny: vlms.Tiny) -> None:
+    words = dict(tiny.processor.tokenizer(["what is this", "who are you"], return_tensors="pt"))
+    expected = generate(tiny.model, words)
+    handle = METHOD(tiny.model).install()
+    got = generate(tiny.model, words)
+    with torch.no_grad():
+        direct = tiny.model(**words).logits
+    with pytest.warns(hf.NothingPrunedWarning, match="no call had a picture"):
+        handle.remove()
+    assert torch.equal(rows(got), rows(expected))
+    assert torch.equal(got.sequences, expected.sequences)
+    with torch.no_grad():
+        assert torch.equal(direct, tiny.model(**words).logits)
+    assert (handle.report, handle.calls) == (None, 0)
+
+
+@needs_inputs
+def test_nothing_pruned_is_said(tiny: vlms.Tiny) -> None:
+    words = dict(tiny.processor.tokenizer(["what is this"], return_tensors="pt"))
+    with pytest.warns(hf.NothingPrunedWarning, match="no image, nothing pruned"):
+        same = hf.prune_inputs(tiny.model, words, METHOD)
+    assert same["input_ids"] is words["input_ids"]
+    with pytest.warns(hf.NothingPrunedWarning, match="nothing was pruned: DivPrune"):
+        hf.prune_inputs(tiny.model, tiny.inputs(), zk.DivPrune(keep=10**6))
+
+
+def test_nested_blocks(tiny: vlms.Tiny) -> None:
+    """P12: the inner one would silently do nothing."""
+    with METHOD(tiny.model):
+        with pytest.raises(hf.AlreadyPrunedError, match="leave its block or call its remove"):
+            zk.DivPrune(keep=0.5)(tiny.model).install()
+        generate(tiny.model, tiny.inputs())
+
+
+def test_labels(tiny: vlms.Tiny) -> None:
+    """P15: they are as long as the unpruned prompt."""
+    inputs = {**tiny.inputs()}
+    with METHOD(tiny.model) as handle:
+        with pytest.raises(hf.LabelsError, match="labels must be None"):
+            tiny.model(**inputs, labels=inputs["input_ids"])
+        generate(tiny.model, inputs)
+    assert handle.calls == 1
+
+
+def test_going_on_from_a_pruned_cache(tiny: vlms.Tiny) -> None:
+    """P9: generate would cut the next prompt by the length of the pruned one."""
+    inputs = tiny.inputs()
+    with METHOD(tiny.model):
+        first = generate(tiny.model, inputs)
+        longer = torch.cat((first.sequences, torch.tensor([[5, 6, 7]])), dim=1)
+        past = {cache_name(tiny.model): cache_of(first)}
+        for given in ({}, {"pixel_values": inputs["pixel_values"]}):
+            with pytest.raises(hf.CachedPromptError, match="ChatState"):
+                tiny.model.generate(input_ids=longer, **past, **given)
+        with pytest.raises(hf.CachedPromptError, match="the cache must be empty, got one of"):
+            tiny.model(**inputs, **past)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "advice"),
+    [
+        ({"use_cache": False}, hf.UnsupportedInputError, "use_cache must be True"),
+        ({"assistant_model": object()}, hf.UnsupportedInputError, "prompt_lookup_num_tokens works"),
+        ({"pixel_values_videos": torch.zeros(1)}, hf.UnsupportedInputError, "only pictures are"),
+        ({"inputs_embeds": torch.zeros(1)}, hf.UnsupportedInputError, "only pictures are"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_ways_of_generating_that_are_refused(
+    tiny: vlms.Tiny, given: dict[str, Any], error: type[Exception], advice: str
+) -> None:
+    handle = METHOD(tiny.model).install()
+    with pytest.raises(error, match=advice):
+        tiny.model.generate(**tiny.inputs(), **given, max_new_tokens=NEW)
+    with pytest.warns(hf.NothingPrunedWarning):
+        handle.remove()
+
+
+@pytest.mark.skipif(vlms.VERSION >= (5, 23), reason="this transformers slices pictures rightly")
+def test_chunked_prefill_is_refused(tiny: vlms.Tiny) -> None:
+    """P10: only the first chunk would be pruned."""
+    with METHOD(tiny.model):
+        with pytest.raises(hf.ChunkedPrefillError, match="prefill_chunk_size must be None"):
+            tiny.model.generate(**tiny.inputs(), prefill_chunk_size=8)
+        generate(tiny.model, tiny.inputs())
+
+
+def test_unknown_models() -> None:
+    config = vlms.text(transformers.LlamaConfig)
+    model = transformers.LlamaForCausalLM(config)
+    with pytest.raises(hf.UnsupportedModelError, match=r"gemma3, internvl, llava.*got LlamaForC"):
+        METHOD(model)
+    with pytest.raises(hf.UnsupportedModelError, match="got Linear"):
+        METHOD(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"scope": "video"}, ValueError, "scope must be one of 'image', 'tile', 'sample'"),
+        ({"positions": "new"}, ValueError, "positions must be one of 'original', 'compact'"),
+        ({"keep_newline": 1}, TypeError, "keep_newline must be a bool, got 1"),
+        ({"query": "what is it"}, ValueError, 'query must be "question", "all", a list of'),
+        ({"query": ["what is it"]}, TypeError, "processor must be given for a query in words"),
+        ({"query": torch.ones(3)}, TypeError, "query must be a bool mask, got torch.float32"),
+        ({"query": 7}, TypeError, "query must be a list of texts or a bool mask, got 7"),
+    ],
+)
+def test_bad_options(options: dict[str, Any], error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=f"^prune: {text}"):
+        METHOD(vlms.get("llava").model, **options)
+
+
+@needs_inputs
+def test_bad_inputs() -> None:
+    tiny = vlms.get("llava")
+    inputs = dict(tiny.inputs())
+    ids = inputs["input_ids"]
+    fewer = {**inputs, "input_ids": ids[:, :-20], "attention_mask": ids[:, :-20] * 0 + 1}
+    with pytest.raises(hf.PlaceholderMismatchError, match="one call of the model's processor") as e:
+        hf.prune_inputs(tiny.model, fewer, METHOD)
+    assert e.value.features == 64
+    assert e.value.placeholders < 64
+    for wrong, error, text in (
+        ({"input_ids": None}, TypeError, r"input_ids must be an int tensor \[B, L\], got NoneType"),
+        ({"attention_mask": ids[:, 1:]}, ValueError, "attention_mask must be"),
+        ({"mm_encoder_outputs": {}}, hf.UnsupportedInputError, "they must come as pixel_values"),
+    ):
+        with pytest.raises(error, match=text):
+            hf.prune_inputs(tiny.model, {**inputs, **wrong}, METHOD)
+
+
+@pytest.mark.skipif(vlms.VERSION >= (5, 20), reason="this transformers takes encoded pictures")
+def test_prune_inputs_says_what_to_do_on_old_versions() -> None:
+    tiny = vlms.get("llava")
+    with pytest.raises(hf.UnsupportedModelError, match=r"use `with method\(model\):` instead"):
+        hf.prune_inputs(tiny.model, tiny.inputs(), METHOD)
+
+
+def test_the_report(tiny: vlms.Tiny) -> None:
+    inputs = tiny.inputs("ragged")
+    with METHOD(tiny.model) as handle:
+        generate(tiny.model, inputs)
+    report = handle.report
+    assert report is not None
+    assert [image.sample for image in report.images] == [0, 1, 1]
+    for image in report.images:
+        assert image.after == zk.num_keep(image.before, 0.2)
+        assert image.core == zk.split_core(image.after, 0.4)
+        assert image.core + image.diverse == image.after == len(set(image.indices.tolist()))
+        assert image.cell.shape == (image.before, 3)
+    dropped = report.before - report.after
+    assert sum(report.prompt_before) - sum(report.prompt_after) == dropped
+    assert report.prompt_before == inputs["attention_mask"].sum(1).tolist()
+    assert report.query_tokens == [5, 7]
+    # keys and values, 2 prompts, 2 layers, 2 heads of 16 channels, 4 bytes
+    assert report.kv_bytes_before == 2 * 2 * 2 * 2 * 16 * 4 * inputs["input_ids"].shape[1]
+    assert report.kv_bytes_after == 2 * 2 * 2 * 2 * 16 * 4 * max(report.prompt_after)
+    line = str(report)
+    assert "\n" not in line
+    assert f"3 images, {report.before} -> {report.after} visual tokens" in line
+    assert "original positions" in line
+    loaded = json.loads(report.to_json())
+    assert loaded["images"][1]["indices"] == report.images[1].indices.tolist()
+    assert loaded["images"][1]["core"] == report.images[1].core
+    assert loaded["route"] == ("inputs" if vlms.VERSION >= (5, 20) else "hooks")
+    assert loaded["select_ms"] > 0
+    assert repr(handle).startswith("<PruneHandle of ")

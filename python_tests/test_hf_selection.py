@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is chosen in a model: by which words, in which groups, with which ratings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import zspa_kernels as zk
+from python_tests import vlms
+from python_tests.hf_oracle import generate
+from zspa_kernels.hf.architectures import Target
+from zspa_kernels.hf.encode import encode
+from zspa_kernels.hf.select import rate
+
+
+@dataclass
+class Recorder:
+    """A method of one's own, without a base: keeps the first tokens, and all it was asked."""
+
+    keep: int = 2
+    calls: list[tuple[list[Tensor], list[Tensor]]] = field(default_factory=list)
+
+    def select_varlen(self, visual: Sequence[Tensor], prompt: Sequence[Tensor]) -> list[Any]:
+        self.calls.append((list(visual), list(prompt)))
+        chosen = []
+        for tokens in visual:
+            indices = torch.arange(min(self.keep, len(tokens)))
+            chosen.append(zk.Selection(indices, torch.zeros(len(indices), dtype=torch.bool)))
+        return chosen
+
+
+def asked(tiny: vlms.Tiny, text: Sequence[str], **options: Any) -> list[list[str]]:
+    """The words that count for each image of prompts with one picture each."""
+    pictures = [[vlms.photograph("coffee", (60, 60))] for _ in text]
+    inputs = tiny.processor(images=pictures, text=list(text), return_tensors="pt", padding=True)
+    recorder = Recorder()
+    with zk.hf.prune(tiny.model, recorder, **options) as handle:
+        generate(tiny.model, inputs, max_new_tokens=1)
+    ((_, prompts),) = recorder.calls
+    assert handle.report is not None
+    assert handle.report.query_tokens == [len(prompt) for prompt in prompts]
+    table = tiny.model.get_input_embeddings().weight
+    ids = [[int((table == row).all(-1).nonzero()[0]) for row in prompt] for prompt in prompts]
+    return [tiny.processor.tokenizer.convert_ids_to_tokens(row) for row in ids]
+
+
+@pytest.fixture(scope="module")
+def tiny() -> vlms.Tiny:
+    return vlms.get("llava")
+
+
+USER, ASK = "<start> user", "<end> <start> assistant"
+
+
+def test_the_question_alone_counts(tiny: vlms.Tiny) -> None:
+    """P22: words of the chat template would enter the mean."""
+    texts = [
+        f"<start> system you are helpful <end> {USER} <image> what is this {ASK}",
+        f"{USER} <image> who {ASK}",
+    ]
+    assert asked(tiny, texts) == [["what", "is", "this"], ["who"]]
+    everything = asked(tiny, texts[1:], query="all")
+    assert everything == [["<start>", "user", "who", "<end>", "<start>", "assistant"]]
+
+
+def test_the_template_is_told_apart_where_the_tokenizer_is_known(tiny: vlms.Tiny) -> None:
+    before = [f"{USER} what is <image> {ASK}"]
+    # Without it nobody knows that these are no question.
+    assert asked(tiny, before) == [["<start>", "user", "what", "is"]]
+    around = f"{USER} compare <image> and where {ASK}"
+    turns = f"{USER} <image> what is this <end> <start> assistant a cat <end> {USER} where {ASK}"
+    system = f"<start> system you are helpful <end> {USER} who <image> is this {ASK}"
+    expected = [["what", "is"], ["compare", "and", "where"], ["where"], ["who", "is", "this"]]
+    for processor in (tiny.processor, tiny.processor.tokenizer):
+        got = asked(tiny, [*before, around, turns, system], processor=processor)
+        assert got == expected
+
+
+def test_given_words_and_masks(tiny: vlms.Tiny) -> None:
+    texts = [f"{USER} <image> who {ASK}", f"{USER} <image> what is this {ASK}"]
+    one = asked(tiny, texts, query=["the cat"], processor=tiny.processor)
+    assert one == [["the", "cat"]] * 2
+    two = asked(tiny, texts, query=["the cat", "a cup"], processor=tiny.processor.tokenizer)
+    assert two == [["the", "cat"], ["a", "cup"]]
+    with pytest.raises(ValueError, match="one text, or one for each prompt, 2, got 3"):
+        asked(tiny, texts, query=["a", "a", "a"], processor=tiny.processor)
+    mask = torch.zeros(2, 72, dtype=torch.bool)
+    mask[:, -4:] = True  # the last word, <end> <start> assistant
+    got = asked(tiny, texts, query=mask)
+    ending = ["<end>", "<start>", "assistant"]
+    assert got == [["who", *ending], ["this", *ending]]
+    with pytest.raises(ValueError, match=r"query must be \[2, 72\] like input_ids"):
+        asked(tiny, texts, query=mask[:, 1:])
+
+
+def test_without_words_images_are_pruned_by_diversity(tiny: vlms.Tiny) -> None:
+    picture = vlms.photograph("chelsea", (112, 112))
+    inputs = tiny.processor(images=picture, text="<image>", return_tensors="pt")
+    reports = []
+    for method in (zk.ZSPAPrune(keep=9, core_ratio=0.5), zk.DivPrune(keep=9)):
+        with method(tiny.model) as handle:
+            generate(tiny.model, inputs, max_new_tokens=1)
+        assert handle.report is not None
+        assert (handle.report.query_tokens, handle.report.core) == ([0], 0)
+        reports.append(handle.report.images[0].indices)
+    assert torch.equal(*reports)
+
+
+# ---- groups --------------------------------------------------------------------------------------
+
+
+def kept(tiny: vlms.Tiny, method: Any, kind: str = "ragged", **options: Any) -> Any:
+    with zk.hf.prune(tiny.model, method, **options) as handle:
+        generate(tiny.model, tiny.inputs(kind), max_new_tokens=1)
+    return handle.report
+
+
+@pytest.mark.parametrize("name", ["llava_next", "smolvlm", "internvl", "qwen2_5_vl"])
+def test_scopes(name: str) -> None:
+    tiny = vlms.get(name)
+    by_image = kept(tiny, zk.DivPrune(keep=0.3))
+    assert [one.after for one in by_image.images] == [
+        zk.num_keep(one.before, 0.3) for one in by_image.images
+    ]
+    by_sample = kept(tiny, zk.DivPrune(keep=0.3), scope="sample")
+    first, second, third = by_sample.images
+    assert first.after == zk.num_keep(first.before, 0.3)
+    assert second.after + third.after == zk.num_keep(second.before + third.before, 0.3)
+    by_tile = kept(tiny, zk.DivPrune(keep=0.3), scope="tile")
+    for image in by_tile.images:
+        tile = image.cell[:, 0].clone()
+        for i in range(1, len(tile)):
+            tile[i] = tile[i - 1] if tile[i] < 0 else tile[i]  # a newline follows its tile
+        for number in tile.unique():
+            count = int((tile[image.indices] == number).sum())
+            assert count == zk.num_keep(int((tile == number).sum()), 0.3)
+
+
+def test_newlines_of_llava_next() -> None:
+    """P21: they are all the same vector, so diversity keeps few of them; or all, if asked for."""
+    tiny = vlms.get("llava_next")
+    free = kept(tiny, zk.DivPrune(keep=0.5), "single").images[0]
+    beside = kept(tiny, zk.DivPrune(keep=0.5), "single", keep_newline=True).images[0]
+    newline = free.cell[:, 0] < 0
+    rows = int(free.cell[~newline & (free.cell[:, 0] > 0), 1].unique().numel())
+    assert int(newline.sum()) == rows > 3
+    assert int(newline[free.indices].sum()) < rows
+    assert int(newline[beside.indices].sum()) == rows
+    assert beside.after == rows + zk.num_keep(beside.before - rows, 0.5)
+    tokens = tiny.model.model.image_newline
+    recorder = Recorder(100)
+    kept_all = zk.hf.prune(tiny.model, recorder).install()
+    generate(tiny.model, tiny.inputs(), max_new_tokens=1)
+    with pytest.warns(zk.hf.NothingPrunedWarning):
+        kept_all.remove()
+    ((visual, _),) = recorder.calls
+    assert torch.equal((visual[0] == tokens).all(-1), newline)
+
+
+def test_cells_are_places_in_the_picture() -> None:
+    for name, side in (("llava", 8), ("gemma3", 4), ("internvl", 4), ("smolvlm", 4)):
+        cell = kept(vlms.get(name), zk.DivPrune(keep=2)).images[1].cell
+        expected = [[0, row, column] for row in range(side) for column in range(side)]
+        assert cell.tolist() == expected
+    tiny = vlms.get("qwen2_5_vl")
+    _, rows, columns = (tiny.inputs()["image_grid_thw"][0] // 2).tolist()
+    cell = kept(tiny, zk.DivPrune(keep=2), "single").images[0].cell
+    assert cell.tolist() == [[0, r, c] for r in range(rows) for c in range(columns)]
+
+
+# ---- ratings -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["llava", "llava_next", "qwen2_5_vl", "qwen3_vl", "internvl"])
+def test_zooprune_rates_what_the_projector_is_given(name: str) -> None:
+    """Ratings follow their tokens through packing, padding and windows."""
+    tiny = vlms.get(name)
+    target = Target.of(tiny.model)
+    seen: list[tuple[Tensor, Tensor]] = []
+    handle = target.projector().register_forward_hook(lambda _, x, y: seen.append((x[0], y)))
+    method = zk.ZOOPrune(keep=0.3, projector=target.projector())
+    inputs = tiny.inputs("ragged")
+    with torch.no_grad():
+        encoded = encode(target, inputs, need_features=True)
+        ratings = rate(method, target, inputs, encoded)
+    handle.remove()
+    features, projected = seen[-1]
+    scores = method.rate(features).flatten()
+    projected = projected.reshape(-1, projected.shape[-1])
+    assert ratings is not None
+    found = 0
+    for token, rating in zip(encoded.tokens, ratings, strict=True):
+        same = (projected == token).all(-1).nonzero().flatten()
+        if len(same):
+            assert rating in scores[same]
+            found += 1
+        else:
+            assert rating.isnan()  # a newline, which the projector has not made
+    assert found == int((~ratings.isnan()).sum()) > 0
+    report = kept(tiny, method)
+    first = report.images[0]
+    alone = method.select(encoded.tokens[: first.before], sensitivity=ratings[: first.before])
+    assert torch.equal(first.indices, alone.indices)
+
+
+def test_other_methods() -> None:
+    tiny = vlms.get("llava")
+    counts = {}
+    for method in (zk.ZOOPrune(keep=7, score="norm"), zk.AllInRelevance(7), zk.methods.ToDRE(7)):
+        report = kept(tiny, method)
+        counts[type(method).__name__] = report.core
+        assert [image.after for image in report.images] == [7, 7, 7]
+    assert counts == {"ZOOPrune": 0, "AllInRelevance": 21, "ToDRE": 0}
+    handle = zk.methods.VisionZip(keep=7)(tiny.model).install()
+    with pytest.raises(TypeError, match="VisionZip: attention must be a tensor"):
+        generate(tiny.model, tiny.inputs())
+    with pytest.warns(zk.hf.NothingPrunedWarning):
+        handle.remove()
+
+
+# ---- a model that understands colours ------------------------------------------------------------
+
+
+class Colours(nn.Module):
+    """A projector that copies the colour of each patch, less its grey, into three channels."""
+
+    def __init__(self, patch: int, width: int) -> None:
+        super().__init__()
+        self.patch, self.width = patch, width
+        self.pixels = torch.zeros(0)
+
+    def note(self, module: Any, args: Any, kwargs: Any) -> None:
+        self.pixels = args[0] if args else kwargs["pixel_values"]
+
+    def forward(self, features: Tensor) -> Tensor:
+        means = nn.functional.avg_pool2d(self.pixels, self.patch).flatten(2).transpose(1, 2)
+        chroma = means - means.mean(-1, keepdim=True)
+        return nn.functional.pad(chroma.round(decimals=3), (0, self.width - 3))
+
+
+@pytest.mark.parametrize("colour", ["red", "green", "blue"])
+def test_the_core_is_the_region_the_prompt_asks_for(colour: str) -> None:
+    tiny = vlms.build("llava")
+    model, tokenizer = tiny.model, tiny.processor.tokenizer
+    projector = Colours(14, 64)
+    model.model.vision_tower.register_forward_pre_hook(projector.note, with_kwargs=True)
+    model.model.multi_modal_projector = projector
+    names = ["red", "green", "blue"]
+    with torch.no_grad():  # a word for a colour is the colour; other words say nothing
+        table = model.get_input_embeddings().weight.zero_()
+        for channel, name in enumerate(names):
+            table[tokenizer.convert_tokens_to_ids(name), channel] = 1.0
+    # A grey photograph of 8 x 8 patches, of which three regions are tinted.
+    grey = np.asarray(vlms.photograph("chelsea", (112, 112)).convert("L"), dtype=np.float32)
+    picture = np.repeat(grey[..., None], 3, axis=-1) / 2
+    regions = {"red": (0, 0, 2, 3), "green": (5, 1, 8, 3), "blue": (2, 5, 4, 8)}
+    for channel, name in enumerate(names):
+        top, left, bottom, right = (14 * edge for edge in regions[name])
+        picture[top:bottom, left:right, channel] += 100
+    image_processor = tiny.processor.image_processor
+    image_processor.image_mean, image_processor.image_std = [0.5] * 3, [0.5] * 3
+    inputs = tiny.processor(
+        images=Image.fromarray(picture.astype(np.uint8)),
+        text=tiny.prompt(f"where is the {colour} cup"),
+        return_tensors="pt",
+    )
+    with zk.ZSPAPrune(keep=12, core_ratio=0.5)(model) as handle:
+        generate(model, inputs, max_new_tokens=1)
+    assert handle.report is not None
+    image = handle.report.images[0]
+    top, left, bottom, right = regions[colour]
+    wanted = [[0, row, column] for row in range(top, bottom) for column in range(left, right)]
+    assert image.cell[image.indices[image.core_mask]].tolist() == wanted
+    others = image.cell[image.indices[~image.core_mask]].tolist()
+    for name in set(names) - {colour}:  # diversity finds the other regions
+        top, left, bottom, right = regions[name]
+        assert any(top <= row < bottom and left <= column < right for _, row, column in others)

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a chat template adds to the words of a user, told from what it makes of marked words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_WORDS = ("zspaquestionone", "zspaanswer", "zspaquestiontwo")
+
+
+@dataclass(frozen=True)
+class Template:
+    """The ids that a chat template puts before and behind the last question of a prompt.
+
+    Attributes:
+        between: from the end of an answer to the next question; may be empty.
+        before: from the start of the prompt to its first question.
+        behind: from the last question to the end of the prompt, where the answer will begin.
+    """
+
+    before: list[int]
+    between: list[int]
+    behind: list[int]
+
+    @classmethod
+    def of(cls, processor: Any) -> Template | None:
+        """The template of a processor or tokenizer; None if it has none."""
+        tokenizer = getattr(processor, "tokenizer", processor)
+        own = getattr(processor, "chat_template", None) is not None and tokenizer is not processor
+        source = processor if own else tokenizer
+        if getattr(source, "chat_template", None) is None:
+            return None
+        first, answer, second = _WORDS
+        messages = [
+            # A processor's template takes parts, a tokenizer's takes a text.
+            {"role": role, "content": [{"type": "text", "text": word}] if own else word}
+            for role, word in (("user", first), ("assistant", answer), ("user", second))
+        ]
+        rendered = source.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        if any(rendered.count(word) != 1 for word in _WORDS):
+            return None  # a template that repeats or drops turns says nothing about their borders
+        before, rest = rendered.split(first)
+        _, rest = rest.split(answer)
+        between, behind = rest.split(second)
+
+        def ids(text: str) -> list[int]:
+            found: list[int] = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+            return found
+
+        return cls(ids(before), ids(between), ids(behind))
+
+    def question(self, row: Sequence[int]) -> list[int]:
+        """What is left of a prompt without padding: its last question, with its image tokens."""
+        words = list(row)
+        words = words[: len(words) - common(words[::-1], self.behind[::-1])]
+        start = last(words, self.between)
+        if start is not None:
+            return words[start:]
+        # A prompt may begin with what the tokenizer adds, such as a beginning-of-sequence token.
+        skip = next((i for i in range(2) if words[i : i + 1] == self.before[:1]), 0)
+        return words[skip + common(words[skip:], self.before) :]
+
+
+def common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Length of the longest common beginning."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def last(row: Sequence[int], part: Sequence[int]) -> int | None:
+    """Where the last occurrence of `part` ends; None if there is none."""
+    for start in range(len(row) - len(part), -1, -1):
+        if part and list(row[start : start + len(part)]) == list(part):
+            return start + len(part)
+    return None

@@ -49,8 +49,10 @@ class Geometry:
         if self.n > _GRAM_LIMIT:
             return self.cosines_of(self.twin[token : token + 1])[0]
         if self._gram is None:
-            gram = self.cosines_of(self.twin)
-            self._gram = (gram + gram.T) / 2
+            gram = self.cosines_of(torch.arange(self.n))
+            gram = (gram + gram.T) / 2
+            # A product rounds a row by where it stands: rows that are equal take the first one's.
+            self._gram = gram[self.twin][:, self.twin]
         return self._gram[token]
 
     def cosines_of(self, rows: Tensor) -> Tensor:

@@ -6,6 +6,7 @@
 #include <pybind11/stl.h>
 
 #include "cpu/problem.h"
+#include "cpu/segments.h"
 #include "cpu/sensitivity.h"
 
 #ifndef ZSPA_VERSION
@@ -126,6 +127,18 @@ void call_dpp(uintptr_t visual, int dtype, int64_t S, int64_t N, int64_t D, int6
   report(p, stats);
 }
 
+void ragged_table(uintptr_t offsets, bool wide_offsets, uintptr_t k_core, bool wide_core,
+                  uintptr_t k_diverse, bool wide_diverse, int64_t S, int64_t rows, int64_t longest,
+                  int64_t slots, uintptr_t table) {
+  zspa::cpu::make_table({at<void>(offsets), wide_offsets}, {at<void>(k_core), wide_core},
+                        {at<void>(k_diverse), wide_diverse}, S, {rows, longest, slots},
+                        at<int64_t>(table));
+}
+
+void prompt_spans(uintptr_t spans, bool wide, int64_t S, int64_t rows, uintptr_t out) {
+  zspa::cpu::clamp_spans({at<void>(spans), wide}, S, rows, at<int64_t>(out));
+}
+
 zspa::cpu::Rows rows(uintptr_t data, int dtype, int64_t count, int64_t width, int64_t stride) {
   return {at<char>(data), DType(dtype), count, width, stride * zspa::size_of(DType(dtype))};
 }
@@ -174,6 +187,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("relevance_topk", &call_relevance_topk, unlocked);
   m.def("diversity", &call_diversity, unlocked);
   m.def("dpp", &call_dpp, unlocked);
+  m.def("ragged_table", &ragged_table);
+  m.def("prompt_spans", &prompt_spans);
   m.def("sensitivity_slopes", &sensitivity_slopes, unlocked);
   m.def("sensitivity_quotients", &sensitivity_quotients, unlocked);
   m.def("sensitivity_squares", &sensitivity_squares, unlocked);

@@ -12,7 +12,12 @@ import torch
 from torch import Tensor
 
 import zspa_kernels as zk
-from zspa_kernels._segments import _table_on_device, _table_on_host, prompt_spans
+from zspa_kernels._segments import (
+    _spans_of_tensors,
+    _table_of_tensors,
+    prompt_spans,
+    ragged_table,
+)
 from zspa_kernels.backends.reference._common import Rows, row_sum
 
 NAN, INF = float("nan"), float("inf")
@@ -252,12 +257,19 @@ def random_tables(count: int) -> Iterator[tuple[Tensor, Tensor, Tensor, int, int
         yield offsets, core, diverse, total_k, longest, rows
 
 
-def test_tables_on_host_and_device_agree_and_stay_inside() -> None:
+def every_other(x: Tensor) -> Tensor:
+    """The same values, not contiguous."""
+    return torch.stack((x, x + 1), dim=-1)[..., 0]
+
+
+def test_native_tables_and_those_of_tensors_agree_and_stay_inside() -> None:
     for offsets, core, diverse, total_k, longest, rows in random_tables(300):
         for k_core in (core, None):
             arguments = (offsets, k_core, diverse, total_k, longest, rows)
-            table = _table_on_host(*arguments)
-            assert torch.equal(table, _table_on_device(*arguments))
+            table = ragged_table(*arguments)
+            assert torch.equal(table, _table_of_tensors(*arguments))
+            strided = (x if x is None else every_other(x) for x in (offsets, k_core, diverse))
+            assert torch.equal(table, ragged_table(*strided, total_k, longest, rows))
             assert table.shape == (len(core), 5)
             assert table.dtype == torch.int64
             assert (table >= 0).all()
@@ -269,14 +281,18 @@ def test_tables_on_host_and_device_agree_and_stay_inside() -> None:
 
 def test_where_slots_run_out_diversity_gives_way_first() -> None:
     offsets, four = torch.tensor([0, 5, 10, 15]), torch.tensor([4, 4, 4])
-    table = _table_on_host(offsets, four, four, 14, 5, 15)
+    table = ragged_table(offsets, four, four, 14, 5, 15)
     assert table[:, 2:].tolist() == [[4, 4, 0], [4, 2, 8], [0, 0, 14]]
 
 
 def test_spans_are_clamped() -> None:
+    prompt = torch.empty(4, 2)
     spans = torch.tensor([[0, 3], [-2, 99], [3, 1], [7, 9]], dtype=torch.int32)
-    assert prompt_spans(spans, 4, torch.empty(4, 2)).tolist() == [[0, 3], [0, 4], [3, 3], [4, 4]]
-    assert prompt_spans(None, 2, torch.empty(4, 2)).tolist() == [[0, 4], [0, 4]]
+    for values in (spans, spans.long(), every_other(spans)):
+        for clamp in (prompt_spans, _spans_of_tensors):
+            assert clamp(values, 4, prompt).tolist() == [[0, 3], [0, 4], [3, 3], [4, 4]]
+    for clamp in (prompt_spans, _spans_of_tensors):
+        assert clamp(None, 2, prompt).tolist() == [[0, 4], [0, 4]]
 
 
 @pytest.mark.gpu
@@ -302,9 +318,9 @@ def test_tables_on_the_device_need_no_sync(require_backend: Callable[..., None])
     spans = torch.tensor([[0, 3], [-2, 99]], device="cuda")
     torch.cuda.set_sync_debug_mode("error")
     try:
-        table = _table_on_device(*on_gpu, *sizes)
+        table = ragged_table(*on_gpu, *sizes)
         clamped = [prompt_spans(s, 2, prompt) for s in (None, spans)]
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert torch.equal(table.cpu(), _table_on_host(offsets, core, diverse, *sizes))
+    assert torch.equal(table.cpu(), _table_of_tensors(offsets, core, diverse, *sizes))
     assert clamped[1].tolist() == [[0, 3], [0, 4]]

@@ -94,6 +94,21 @@ def dpp(
     stats: int,
     /,
 ) -> None: ...
+def ragged_table(
+    offsets: int,
+    wide_offsets: bool,
+    k_core: int,
+    wide_core: bool,
+    k_diverse: int,
+    wide_diverse: bool,
+    S: int,
+    rows: int,
+    longest: int,
+    slots: int,
+    table: int,
+    /,
+) -> None: ...
+def prompt_spans(spans: int, wide: bool, S: int, rows: int, out: int, /) -> None: ...
 def sensitivity_slopes(
     x: int,
     dtype: int,

@@ -363,10 +363,12 @@ def _companion(
         allowed = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise TypeError(f"{op}: {name} must be {allowed}, got {x.dtype}")
     have = x.shape
-    fits = len(have) == len(shape)
-    for a, b in zip(have, shape, strict=False):
-        if (a != b) is True:
-            fits = False
+    if type(x) is Tensor:
+        fits = have == shape
+    else:  # sizes may be symbols, and comparing these must not fix them
+        fits = len(have) == len(shape) and not any(
+            (a != b) is True for a, b in zip(have, shape, strict=True)
+        )
     if not fits:
         raise ValueError(f"{op}: {name} must have shape {list(shape)}, got {_axes(x)}")
     if x.device != visual.device:

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from array import array
-
 import torch
 from torch import Tensor
+
+from . import _native
 
 # Columns of the table, one row a segment.
 FIRST_ROW, LENGTH, K_CORE, K_DIVERSE, FIRST_SLOT = range(5)
@@ -37,11 +37,26 @@ def ragged_table(
     Returns:
         int64 `[S, 5]`, contiguous; no segment leaves the T tokens or the `total_k` slots.
     """
-    make = _table_on_host if cu_seqlens.is_cpu else _table_on_device
-    return make(cu_seqlens, k_core, k_diverse, total_k, max_seqlen, num_rows)
+    S = k_diverse.shape[0]
+    if not cu_seqlens.is_cpu or _native.reason() is not None:
+        return _table_of_tensors(cu_seqlens, k_core, k_diverse, total_k, max_seqlen, num_rows)
+    table = torch.empty((S, 5), dtype=torch.int64, device=cu_seqlens.device)
+    offsets, diverse = cu_seqlens.contiguous(), k_diverse.contiguous()
+    core = None if k_core is None else k_core.contiguous()
+    _native.module().ragged_table(
+        *_integers(offsets),
+        *_integers(core),
+        *_integers(diverse),
+        S,
+        num_rows,
+        max_seqlen,
+        total_k,
+        table.data_ptr(),
+    )
+    return table
 
 
-def _table_on_host(
+def _table_of_tensors(
     cu_seqlens: Tensor,
     k_core: Tensor | None,
     k_diverse: Tensor,
@@ -49,31 +64,7 @@ def _table_on_host(
     max_seqlen: int,
     num_rows: int,
 ) -> Tensor:
-    """One segment at a time: for a few segments, less than the cost of two tensor operations."""
-    offsets = [min(max(row, 0), num_rows) for row in cu_seqlens.tolist()]
-    cores = [0] * len(k_diverse) if k_core is None else k_core.tolist()
-    table = array("q")  # int64, and a buffer: torch.tensor would take a list item by item
-    slot = 0
-    for s, (core, diverse) in enumerate(zip(cores, k_diverse.tolist(), strict=True)):
-        core = min(max(core, 0), total_k - slot)
-        diverse = min(max(diverse, 0), total_k - slot - core)
-        length = min(max(offsets[s + 1] - offsets[s], 0), max_seqlen)
-        table.extend((offsets[s], length, core, diverse, slot))
-        slot += core + diverse
-    if not table:
-        return torch.empty((0, 5), dtype=torch.int64, device=cu_seqlens.device)
-    return torch.frombuffer(table, dtype=torch.int64).view(-1, 5)
-
-
-def _table_on_device(
-    cu_seqlens: Tensor,
-    k_core: Tensor | None,
-    k_diverse: Tensor,
-    total_k: int,
-    max_seqlen: int,
-    num_rows: int,
-) -> Tensor:
-    """The same without reading a value on the host."""
+    """The same by tensor operations: no value is read on the host."""
     offsets = cu_seqlens.long().clamp(0, num_rows)
     diverse = k_diverse.long().clamp(0, total_k)
     core = torch.zeros_like(diverse) if k_core is None else k_core.long().clamp(0, total_k)
@@ -89,6 +80,18 @@ def prompt_spans(spans: Tensor | None, num_segments: int, prompt: Tensor) -> Ten
 
     Without spans every segment uses the whole prompt; a span that ends before it starts is empty.
     """
+    if prompt.is_cpu and _native.reason() is None:
+        out = torch.empty((num_segments, 2), dtype=torch.int64, device=prompt.device)
+        spans = None if spans is None else spans.contiguous()
+        _native.module().prompt_spans(
+            *_integers(spans), num_segments, prompt.shape[0], out.data_ptr()
+        )
+        return out
+    return _spans_of_tensors(spans, num_segments, prompt)
+
+
+def _spans_of_tensors(spans: Tensor | None, num_segments: int, prompt: Tensor) -> Tensor:
+    """The same by tensor operations: no value is read on the host."""
     if spans is None:
         # Filled by a kernel: a tensor made from a list would be copied to the device in a sync.
         spans = torch.zeros((num_segments, 2), dtype=torch.int64, device=prompt.device)
@@ -96,3 +99,10 @@ def prompt_spans(spans: Tensor | None, num_segments: int, prompt: Tensor) -> Ten
         return spans
     start, end = spans.long().clamp(0, prompt.shape[0]).unbind(1)
     return torch.stack((start, torch.maximum(start, end)), dim=1)
+
+
+def _integers(values: Tensor | None) -> tuple[int, bool]:
+    """(address, are they int64) of contiguous int32 or int64 values on the host; 0 for none."""
+    if values is None:
+        return 0, True
+    return values.data_ptr(), values.dtype is torch.int64

@@ -25,4 +25,4 @@ def batch(x: Tensor) -> tuple[int, int, int, int, int, int, int]:
 def packed(x: Tensor, table: Tensor) -> tuple[int, int, int, int, int, int, int, int]:
     """The same of packed tokens `[T, D]`, with the address of their table of segments behind."""
     T, D = x.shape
-    return x.data_ptr(), DTYPES[x.dtype], len(table), T, D, 0, x.stride(0), table.data_ptr()
+    return x.data_ptr(), DTYPES[x.dtype], table.shape[0], T, D, 0, x.stride(0), table.data_ptr()

@@ -19,7 +19,7 @@ def diversity(
     stats: Tensor | None = None,
 ) -> Tensor:
     """Picks of `[B, N, D]`; `stats` int64 [3] receives (passes, dots, dots of the seed)."""
-    indices = torch.empty((len(visual), k), dtype=torch.int64, device=visual.device)
+    indices = torch.empty((visual.shape[0], k), dtype=torch.int64, device=visual.device)
     module().diversity(
         *batch(visual),
         0,

@@ -26,7 +26,7 @@ def select(
 ) -> Tensor:
     """Indices `[B, k_core + k_diverse]` of `[B, N, D]`; `stats` as in `diversity`."""
     indices = torch.empty(
-        (len(visual), k_core + k_diverse), dtype=torch.int64, device=visual.device
+        (visual.shape[0], k_core + k_diverse), dtype=torch.int64, device=visual.device
     )
     text = _NO_PROMPT
     if prompt is not None:
@@ -64,7 +64,7 @@ def select_varlen(
     indices = torch.empty((total_k,), dtype=torch.int64, device=visual.device)
     text = _NO_PROMPT
     if prompt is not None:
-        text = (address(prompt), DTYPES[prompt.dtype], len(prompt), 0, prompt.stride(0))
+        text = (address(prompt), DTYPES[prompt.dtype], prompt.shape[0], 0, prompt.stride(0))
     module().select(
         *packed(visual, table),
         0,

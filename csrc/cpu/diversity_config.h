@@ -25,12 +25,17 @@ constexpr int64_t kFewestCandidates = 8;
 // Towards the end there is no use for a block that is much larger than the picks still wanted.
 constexpr int64_t kCandidatesPerPick = 3;
 
-// Seed search.
+// Seed search. Shares of the N^2/2 dots over three draws of each token model at N = 2880 decided.
 constexpr int64_t kNeighbours = 16;  // block of consecutive tokens compared with each other first
-constexpr int64_t kFinish = 12;      // most promising rows compared with everything at once
+constexpr int64_t kFinish = 4;       // most promising rows compared with everything at once
+constexpr int64_t kFewOpen = 12;     // so few open rows are finished, all of them
 constexpr int64_t kEnoughOpen = 64;  // fewer open rows are cheaper to compare with witnesses
-constexpr int64_t kOffsets = 2;      // raster offsets tried, each worth 16 N dots
-constexpr int64_t kOffsetVotes = 3;  // finished rows of kFinish that must agree on one
+constexpr int64_t kOffsets = 2;      // raster offsets tried, each worth 16 N dots at most
+constexpr int64_t kOffsetVotes = 3;  // finished rows that must agree on one
 constexpr int64_t kWitnesses = 24;   // tokens every open row is compared with, per round
+
+// Rows spread over the image that are finished first: too few do not agree on an offset (8 of them
+// cost vlm tokens twice the dots), more than needed cost N dots each.
+inline int64_t spread_rows(int64_t N) { return N <= 1500 ? 8 : 12; }
 
 }  // namespace zspa::cpu

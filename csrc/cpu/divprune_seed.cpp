@@ -3,11 +3,14 @@
 // Algorithm   : branch and bound. The largest cosine of row j to any subset is a lower bound of its
 //               value. A row is open while (bound, index) is below the best finished row.
 //               1. blocks of neighbours in raster order: most tokens resemble the next one;
-//               2. the most promising rows are finished (compared with everything), which gives a
-//                  first value to beat, and tells how far away in the raster their nearest tokens
-//                  are: if several agree (the row above, the same place of the next frame), every
-//                  row is compared with the tokens around that offset;
-//               3. open rows are compared with rounds of witnesses spread over the image, and now
+//               2. a few rows spread over the image are finished (compared with everything). They
+//                  are witnesses for all others, give a first value to beat, and tell how far away
+//                  in the raster a typical token has its nearest one: if several agree (the row
+//                  above, the same place of the next frame), rows are compared with the tokens
+//                  around that offset. Outliers, which the most promising rows often are, would
+//                  know nothing of that;
+//               3. the most promising rows are finished: one of them is likely the answer;
+//               4. open rows are compared with rounds of witnesses spread over the image, and now
 //                  and then the most promising are finished; what cannot win is dropped.
 // Work        : N^2/2 dots at worst on random tokens, a few percent of that on images.
 // Numerics    : the cosines of diversity.cpp, bit for bit.
@@ -34,6 +37,7 @@ struct Nearest {
     cosine = other_cosine;
     row = other;
   }
+  void meet(const Nearest& other) { meet(other.cosine, other.row); }
 };
 
 class SeedSearch {
@@ -61,19 +65,21 @@ class SeedSearch {
       return best_ == kNoKey ? -1 : index_of(best_);
     }
     compare_neighbours();
-    finish(most_promising(kFinish));
-    if (int64_t(open_.size()) > kEnoughOpen) {
-      for (int64_t offset : common_offsets()) compare_at(offset);
+    finish(next_witnesses(spread_rows(tokens_.N)));
+    for (int64_t offset : common_offsets()) {
+      if (int64_t(open_.size()) <= kEnoughOpen) break;
+      compare_at(offset);
       drop();
     }
+    if (!open_.empty()) finish(most_promising(kFinish));
     for (int64_t round = 1; !open_.empty(); ++round) {
-      if (int64_t(open_.size()) <= kFinish) {
+      if (int64_t(open_.size()) <= kFewOpen) {
         finish(open_);
         break;
       }
       meet_witnesses();
       const bool power_of_two = (round & (round - 1)) == 0;
-      if (power_of_two && !open_.empty()) finish(most_promising(kFinish / 2));
+      if (power_of_two && !open_.empty()) finish(most_promising(kFinish));
     }
     return index_of(best_);
   }
@@ -135,27 +141,18 @@ class SeedSearch {
     return rows;
   }
 
-  // Compares the chosen open rows with every token they have not met. That makes their values exact,
+  // Compares the chosen rows with every token they have not met. That makes their values exact,
   // and everybody has met them.
   void finish(const std::vector<int>& chosen) {
     std::vector<int> rest;
     for (int i : all_)
       if (!met_[size_t(i)]) rest.push_back(i);
-    // Columns are the chosen rows, so that the long list streams; each thread keeps column maxima.
+    // Columns are the chosen rows, so that the long list streams.
     const std::vector<int> columns = chosen;
-    std::vector<std::vector<Nearest>> nearest(size_t(threads_),
-                                              std::vector<Nearest>(columns.size()));
-    compare(rest, columns, [&](int thread, int row, int64_t column, float cosine) {
-      raise(row, cosine);
-      nearest[size_t(thread)][size_t(column)].meet(cosine, row);
-    });
+    const std::vector<Nearest> nearest = compare(rest, columns);
     for (size_t c = 0; c < columns.size(); ++c) {
-      Nearest nearest_of_all;
-      for (const auto& of_thread : nearest)
-        nearest_of_all.meet(of_thread[c].cosine, of_thread[c].row);
-      raise(columns[c], nearest_of_all.cosine);
-      if (nearest_of_all.row >= 0)
-        offsets_.push_back(std::abs(position(nearest_of_all.row) - position(columns[c])));
+      if (nearest[c].row >= 0)
+        offsets_.push_back(std::abs(position(nearest[c].row) - position(columns[c])));
       met_[size_t(columns[c])] = 1;
       best_ = std::min(best_, key(columns[c]));
     }
@@ -180,57 +177,76 @@ class SeedSearch {
     return offsets;
   }
 
-  // Blocks of consecutive tokens against the block `offset` further on. As rows and as columns the
-  // blocks are disjoint, so the tasks share nothing.
+  // Blocks of consecutive tokens against the block `offset` further on, where either has an open row.
+  // As rows and as columns the blocks are disjoint, so the tasks share nothing.
   void compare_at(int64_t offset) {
     const int64_t n = int64_t(all_.size()), rows = n - offset;
+    std::vector<char> is_open(size_t(tokens_.N), 0);
+    for (int i : open_) is_open[size_t(i)] = 1;
+    auto any_open = [&](const int* ids, int count) {
+      return std::any_of(ids, ids + count, [&](int i) { return is_open[size_t(i)] != 0; });
+    };
+    std::vector<int64_t> blocks;  // where they begin
+    for (int64_t begin = 0; begin < rows; begin += kUnitRows) {
+      const int tall = int(std::min<int64_t>(kUnitRows, rows - begin));
+      if (!any_open(&all_[size_t(begin)], tall) && !any_open(&all_[size_t(begin + offset)], tall))
+        continue;
+      blocks.push_back(begin);
+      count(tall * tall);
+    }
     std::vector<Panel> panels{size_t(threads_)};
     std::vector<float> ahead(size_t(n), -1.0f);
-    const int threads = threads_for(rows * kUnitRows * tokens_.D, threads_);
-    parallel_for(threads, (rows + kUnitRows - 1) / kUnitRows, [&](int64_t block, int thread) {
-      const int64_t begin = block * kUnitRows;
-      const int count = int(std::min<int64_t>(kUnitRows, rows - begin));
-      const int* ids = all_.data() + begin;
-      const int* others = ids + offset;
-      Panel& panel = panels[size_t(thread)];
-      panel.reset(tokens_.dtype, tokens_.D, count);
-      const void* pointers[kUnitRows];
-      for (int i = 0; i < count; ++i) {
-        pointers[i] = tokens_.row(ids[i]);
-        panel.put(i, tokens_.row(others[i]));
-      }
-      float dots[kUnitRows * kUnitRows];
-      kernels().dots(tokens_.dtype, pointers, count, panel.view(), 0, count, dots, kUnitRows,
-                     nullptr, 0);
-      for (int i = 0; i < count; ++i) {
-        for (int c = 0; c < count; ++c) {
-          if (ids[i] == others[c]) continue;
-          const float cosine = dots[i * kUnitRows + c] * (inv_[ids[i]] * inv_[others[c]]);
-          raise(ids[i], cosine);
-          float& largest = ahead[size_t(begin + offset + c)];
-          if (cosine > largest) largest = cosine;
-        }
-      }
-    });
+    const int64_t products = int64_t(blocks.size()) * kUnitRows * kUnitRows * tokens_.D;
+    parallel_for(
+        threads_for(products, threads_), int64_t(blocks.size()), [&](int64_t b, int thread) {
+          const int64_t begin = blocks[size_t(b)];
+          const int count = int(std::min<int64_t>(kUnitRows, rows - begin));
+          const int* ids = all_.data() + begin;
+          const int* others = ids + offset;
+          Panel& panel = panels[size_t(thread)];
+          panel.reset(tokens_.dtype, tokens_.D, count);
+          const void* pointers[kUnitRows];
+          for (int i = 0; i < count; ++i) {
+            pointers[i] = tokens_.row(ids[i]);
+            panel.put(i, tokens_.row(others[i]));
+          }
+          float dots[kUnitRows * kUnitRows];
+          kernels().dots(tokens_.dtype, pointers, count, panel.view(), 0, count, dots, kUnitRows,
+                         nullptr, 0);
+          for (int i = 0; i < count; ++i) {
+            for (int c = 0; c < count; ++c) {
+              if (ids[i] == others[c]) continue;
+              const float cosine = dots[i * kUnitRows + c] * (inv_[ids[i]] * inv_[others[c]]);
+              raise(ids[i], cosine);
+              float& largest = ahead[size_t(begin + offset + c)];
+              if (cosine > largest) largest = cosine;
+            }
+          }
+        });
     for (int64_t a = 0; a < n; ++a) raise(all_[size_t(a)], ahead[size_t(a)]);
-    count(rows * kUnitRows);
   }
 
   int64_t position(int i) const {
     return std::lower_bound(all_.begin(), all_.end(), i) - all_.begin();
   }
 
-  // One round of witnesses: tokens nobody has met yet, far apart in the raster.
-  void meet_witnesses() {
+  // The next tokens nobody has met yet, far apart in the raster.
+  std::vector<int> next_witnesses(int64_t wanted) {
     const int64_t n = int64_t(all_.size());
     std::vector<int> witnesses;
-    while (stride_ < n && int64_t(witnesses.size()) < kWitnesses) {
+    while (stride_ < n && int64_t(witnesses.size()) < wanted) {
       const int i = all_[size_t(visit_order(stride_++, n))];
       if (!met_[size_t(i)]) witnesses.push_back(i);
     }
-    compare(open_, witnesses, [&](int, int row, int64_t, float cosine) { raise(row, cosine); });
+    return witnesses;
+  }
+
+  void meet_witnesses() {
+    const std::vector<int> witnesses = next_witnesses(kWitnesses);
+    compare(open_, witnesses);
     for (int i : witnesses) met_[size_t(i)] = 1;
-    if (stride_ == n)  // everybody has met everybody: the values of all open rows are exact
+    if (stride_ ==
+        int64_t(all_.size()))  // everybody has met everybody: the values of all open rows are exact
       for (int i : open_) best_ = std::min(best_, key(i));
     drop();
   }
@@ -251,26 +267,39 @@ class SeedSearch {
                 open_.end());
   }
 
-  // use(thread, row, column, cosine) for every row and column but a token with itself.
-  template <class Use>
-  void compare(const std::vector<int>& rows, const std::vector<int>& columns, const Use& use) {
+  // Every row with every column but a token with itself: raises both, and returns for each column
+  // the row nearest to it.
+  std::vector<Nearest> compare(const std::vector<int>& rows, const std::vector<int>& columns) {
+    const int64_t width = int64_t(columns.size());
     Panel& panel = workspace_.candidates;
-    panel.reset(tokens_.dtype, tokens_.D, int64_t(columns.size()));
-    for (size_t c = 0; c < columns.size(); ++c) panel.put(int64_t(c), tokens_.row(columns[c]));
+    panel.reset(tokens_.dtype, tokens_.D, width);
+    for (int64_t c = 0; c < width; ++c) panel.put(c, tokens_.row(columns[size_t(c)]));
     split_units(int64_t(rows.size()), workspace_.units);
+    std::vector<Nearest> nearest(size_t(threads_ * width));  // [threads][columns]
     for_each_tile(
-        tokens_, rows, workspace_.units, panel, int64_t(columns.size()), threads_,
+        tokens_, rows, workspace_.units, panel, width, threads_,
         [&](int thread, const int* ids, int tall, int64_t c0, int64_t c1, const float* dots) {
           for (int i = 0; i < tall; ++i) {
+            float largest = -1.0f;
             for (int64_t c = c0; c < c1; ++c) {
               const int column = columns[size_t(c)];
               if (column == ids[i]) continue;
-              const float scale = inv_[ids[i]] * inv_[column];
-              use(thread, ids[i], c, dots[i * kUnitColumns + (c - c0)] * scale);
+              const float cosine =
+                  dots[i * kUnitColumns + (c - c0)] * (inv_[ids[i]] * inv_[column]);
+              nearest[size_t(thread * width + c)].meet(cosine, ids[i]);
+              largest = std::max(largest, cosine);
             }
+            raise(ids[i], largest);
           }
         });
-    count(int64_t(rows.size()) * int64_t(columns.size()));
+    count(int64_t(rows.size()) * width);
+    for (int64_t c = 0; c < width; ++c) {
+      for (int thread = 1; thread < threads_; ++thread)
+        nearest[size_t(c)].meet(nearest[size_t(thread * width + c)]);
+      raise(columns[size_t(c)], nearest[size_t(c)].cosine);
+    }
+    nearest.resize(size_t(width));
+    return nearest;
   }
 
   const Tokens& tokens_;

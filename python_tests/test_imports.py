@@ -87,7 +87,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "_activations": (),
     "_contract_greedy": ("_contract",),
     "_contract_sensitivity": ("_activations", "_contract"),
-    "_segments": (),
+    "_segments": ("_native",),
     "_native": ("_version",),
     "_counts": ("_contract",),
     "_gather": ("_contract",),

@@ -363,16 +363,18 @@ def _companion(
         allowed = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise TypeError(f"{op}: {name} must be {allowed}, got {x.dtype}")
     have = x.shape
-    if type(x) is Tensor:
-        fits = have == shape
-    else:  # sizes may be symbols, and comparing these must not fix them
-        fits = len(have) == len(shape) and not any(
-            (a != b) is True for a, b in zip(have, shape, strict=True)
-        )
+    # Sizes of other tensors may be symbols, and comparing these as a whole would fix them.
+    fits = have == shape if type(x) is Tensor else _may_be(have, shape)
     if not fits:
         raise ValueError(f"{op}: {name} must have shape {list(shape)}, got {_axes(x)}")
     if x.device != visual.device:
         raise ValueError(f"{op}: {name} must be on {visual.device}, got {x.device}")
+
+
+def _may_be(have: Shape, want: Shape) -> bool:
+    return len(have) == len(want) and not any(
+        (a != b) is True for a, b in zip(have, want, strict=True)
+    )
 
 
 def _ragged(op: str, visual: Tensor, cu_seqlens: Tensor, total_k: int, max_seqlen: int) -> int:

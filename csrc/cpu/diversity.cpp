@@ -38,6 +38,15 @@ class Greedy {
 
   void run() {
     start();
+    if (all_pairs_)
+      pick_from_all_pairs();
+    else
+      pick_in_passes();
+    std::fill(out_ + taken_, out_ + request_.k, int64_t(-1));
+  }
+
+ private:
+  void pick_in_passes() {
     const BlockSizes sizes = block_sizes(tokens_.N);
     int64_t candidates = sizes.candidates;
     while (taken_ < request_.k) {
@@ -49,10 +58,8 @@ class Greedy {
       if (8 * accepted < offered) candidates = std::max(kFewestCandidates, candidates / 2);
       if (2 * accepted > offered) candidates = std::min(sizes.candidates, candidates * 2);
     }
-    std::fill(out_ + taken_, out_ + request_.k, int64_t(-1));
   }
 
- private:
   // Who may be picked, the seeds, and the first pick where there is no valid seed.
   void start() {
     for (int64_t i = 0; i < tokens_.N; ++i) {
@@ -74,10 +81,34 @@ class Greedy {
     if (!seeded) {
       const int64_t first = request_.weights ? heaviest() : seed();
       if (first < 0) return;
+      all_pairs_ = !request_.weights && tokens_.N <= kFewTokens;
       out_[taken_++] = first;
       select(first);
     }
-    if (taken_ < request_.k) update_all();
+    if (taken_ < request_.k && !all_pairs_) update_all();
+  }
+
+  // Few tokens and no seeds: the search for the first pick left the cosines of all pairs behind.
+  void pick_from_all_pairs() {
+    const std::vector<int>& rows = workspace_.rows;
+    const int64_t n = int64_t(rows.size());
+    int64_t token = out_[0];
+    while (taken_ < request_.k) {
+      const auto at = std::lower_bound(rows.begin(), rows.end(), int(token));
+      if (at != rows.end() && *at == token) {
+        const float* cosines = workspace_.gram.data() + (at - rows.begin()) * n;
+        for (int64_t c = 0; c < n; ++c)
+          if (rows[size_t(c)] != token && cosines[c] > closest_[size_t(rows[size_t(c)])])
+            closest_[size_t(rows[size_t(c)])] = cosines[c];
+      }
+      Key best = kNoKey;
+      for (int64_t i = 0; i < tokens_.N; ++i)
+        if (open_[i]) best = std::min(best, key(i));
+      if (best == kNoKey) return;
+      token = index_of(best);
+      open_[token] = 0;
+      out_[taken_++] = token;
+    }
   }
 
   int64_t seed() { return divprune_seed(tokens_, inv_.data(), threads_, workspace_, stats_); }
@@ -229,6 +260,7 @@ class Greedy {
   Stats& stats_;
   int64_t* out_;
   int64_t taken_ = 0;
+  bool all_pairs_ = false;  // workspace_ has the cosines of all pairs
   std::vector<float> inv_;
   std::vector<float> closest_;     // largest cosine to the columns seen so far
   std::vector<int64_t> seen_;      // columns folded into closest_

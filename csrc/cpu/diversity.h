@@ -35,8 +35,12 @@ struct DiversityRequest {
 void diversity(const Tokens& tokens, const DiversityRequest& request, int threads,
                Workspace& workspace, Stats& stats, int64_t* out);
 
+// So few tokens are all compared with each other: one small product.
+constexpr int64_t kFewTokens = 128;
+
 // DivPrune's seed: the token whose largest cosine to any other token is smallest, among those with
-// inv[i] != kMaskedOut; -1 if there is none.
+// inv[i] != kMaskedOut; -1 if there is none. Of up to kFewTokens tokens with a direction, their list
+// is left in workspace.rows and the cosines of all pairs in workspace.gram.
 int64_t divprune_seed(const Tokens& tokens, const float* inv, int threads, Workspace& workspace,
                       Stats& stats);
 

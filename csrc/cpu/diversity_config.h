@@ -31,11 +31,18 @@ constexpr int64_t kFinish = 4;       // most promising rows compared with everyt
 constexpr int64_t kFewOpen = 12;     // so few open rows are finished, all of them
 constexpr int64_t kEnoughOpen = 64;  // fewer open rows are cheaper to compare with witnesses
 constexpr int64_t kOffsets = 2;      // raster offsets tried, each worth 16 N dots at most
-constexpr int64_t kOffsetVotes = 3;  // finished rows that must agree on one
 constexpr int64_t kWitnesses = 24;   // tokens every open row is compared with, per round
 
-// Rows spread over the image that are finished first: too few do not agree on an offset (8 of them
-// cost vlm tokens twice the dots), more than needed cost N dots each.
-inline int64_t spread_rows(int64_t N) { return N <= 1500 ? 8 : 12; }
+// Rows spread over the image that are finished first, and how many of them must agree on a raster
+// offset. On large images too few do not agree (8 rows cost vlm tokens twice the dots); on small ones
+// they are a good part of the work.
+struct SpreadRows {
+  int64_t count, votes;
+};
+
+inline SpreadRows spread_rows(int64_t N) {
+  if (N <= 1500) return {4, 2};
+  return {12, 3};
+}
 
 }  // namespace zspa::cpu

@@ -59,14 +59,15 @@ class SeedSearch {
   }
 
   int64_t run() {
-    if (int64_t(all_.size()) <= kGramRows) {
-      compare_all(all_);
+    if (int64_t(all_.size()) <= kFewTokens) {
+      compare_all();
       for (int i : all_) best_ = std::min(best_, key(i));
       return best_ == kNoKey ? -1 : index_of(best_);
     }
     compare_neighbours();
-    finish(next_witnesses(spread_rows(tokens_.N)));
-    for (int64_t offset : common_offsets()) {
+    const SpreadRows spread = spread_rows(tokens_.N);
+    finish(next_witnesses(spread.count));
+    for (int64_t offset : common_offsets(spread.votes)) {
       if (int64_t(open_.size()) <= kEnoughOpen) break;
       compare_at(offset);
       drop();
@@ -85,20 +86,18 @@ class SeedSearch {
   }
 
  private:
-  static constexpr int64_t kGramRows = 128;  // up to here all pairs are one small product
-
   Key key(int i) const { return make_key(closest_[size_t(i)], i); }
 
   void raise(int i, float cosine) {
     if (cosine > closest_[size_t(i)]) closest_[size_t(i)] = cosine;
   }
 
-  // All pairs of a short list.
-  void compare_all(const std::vector<int>& rows) {
-    const int64_t n = int64_t(rows.size());
-    std::vector<float> cosines(size_t(n * n));
-    gram(tokens_, rows, inv_, threads_, workspace_.candidates, cosines.data());
-    fold_pairs(rows, cosines.data());
+  void compare_all() {
+    const int64_t n = int64_t(all_.size());
+    workspace_.rows = all_;
+    workspace_.gram.resize(size_t(n * n));
+    gram(tokens_, all_, inv_, threads_, workspace_.candidates, workspace_.gram.data());
+    fold_pairs(all_, workspace_.gram.data());
     count(n * (n - 1) / 2);
   }
 
@@ -160,13 +159,13 @@ class SeedSearch {
   }
 
   // Distances in the raster at which several finished rows have their nearest token.
-  std::vector<int64_t> common_offsets() {
+  std::vector<int64_t> common_offsets(int64_t enough) {
     std::vector<std::pair<int64_t, int64_t>> votes;  // (-count, offset)
     std::sort(offsets_.begin(), offsets_.end());
     for (size_t i = 0; i < offsets_.size();) {
       size_t end = i;
       while (end < offsets_.size() && offsets_[end] == offsets_[i]) ++end;
-      if (int64_t(end - i) >= kOffsetVotes && offsets_[i] > kNeighbours / 2)
+      if (int64_t(end - i) >= enough && offsets_[i] > kNeighbours / 2)
         votes.emplace_back(-int64_t(end - i), offsets_[i]);
       i = end;
     }

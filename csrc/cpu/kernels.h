@@ -38,6 +38,9 @@ enum class Activation : int { gelu = 0, gelu_tanh, quick_gelu, silu, relu, ident
 // precision: the next term is at most 4e-7. Beyond, the difference itself loses no more than that.
 constexpr float kSeriesStep = 0x1p-4f;
 
+// What `fold` does with x = row[d] * scale: adds it to the sum, or keeps the larger (scale unused).
+enum class Fold : int { sum, largest };
+
 struct Kernels {
   const char* name;
   int64_t step;  // elements of a row that one iteration of the inner loop consumes
@@ -64,6 +67,10 @@ struct Kernels {
   // One read of a row: its sum of squares and its dots with `count` ordered vectors.
   void (*row_pass)(DType dtype, const void* row, int64_t D, const float* const* vectors, int count,
                    float* squares, float* dots);
+
+  // Folds the channels [begin, end) of a row into `pooled`, in their natural order.
+  void (*fold)(Fold fold, DType dtype, const void* row, float scale, int64_t begin, int64_t end,
+               float* pooled);
 
   // out[i] = act'(x[i] + bias[i]), as floats or bfloat16; `out` may be `x`. A null bias is zero.
   // Returns sum(diagonal[i] act'^2), 0 for a null diagonal.

@@ -325,10 +325,29 @@ void row_pass(DType dtype, const void* row, int64_t D, const float* const* vecto
   ZSPA_BY_DTYPE(row_pass_any(static_cast<const T*>(row), D, vectors, count, squares, dots))
 }
 
+// The compiler vectorises these loops; they are here to be compiled for each instruction set.
+template <class T>
+void fold_of(Fold fold, const T* __restrict row, float scale, int64_t begin, int64_t end,
+             float* __restrict pooled) {
+  if (fold == Fold::sum) {
+    for (int64_t d = begin; d < end; ++d) pooled[d] += to_float(row[d]) * scale;
+  } else {
+    for (int64_t d = begin; d < end; ++d) {
+      const float x = to_float(row[d]);
+      pooled[d] = x > pooled[d] ? x : pooled[d];
+    }
+  }
+}
+
+void fold(Fold fold, DType dtype, const void* row, float scale, int64_t begin, int64_t end,
+          float* pooled) {
+  ZSPA_BY_DTYPE(fold_of(fold, static_cast<const T*>(row), scale, begin, end, pooled))
+}
+
 #include "activations.h"
 #include "elimination.h"
 
 #undef ZSPA_BY_DTYPE
 
-const Kernels table = {Isa::kName, kStep, packed_size, pack,     dots,     order,
-                       row_pass,   slope, expand,      quotient, eliminate};
+const Kernels table = {Isa::kName, kStep, packed_size, pack,   dots,     order,
+                       row_pass,   fold,  slope,       expand, quotient, eliminate};

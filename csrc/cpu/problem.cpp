@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// The three operations on one segment, and the loop over segments: one image a thread for batches,
-// all threads on one image otherwise.
+// The three operations on one segment, and the loop over segments: one image a thread in batches,
+// all threads on an image that is large beside the others.
 #include "problem.h"
 
 #include <algorithm>
+#include <utility>
+#include <vector>
 
 namespace zspa::cpu {
 namespace {
@@ -56,20 +58,45 @@ Segment segment_of(const Problem& p, int64_t s) {
   return segment;
 }
 
+// Which segments get all threads, one after another, and which a thread each; large ones first, so
+// that no thread is left with one while the others are done.
+struct Schedule {
+  std::vector<int64_t> shared, single;
+};
+
+// A segment that is more than a thread's share of what is left would keep the others waiting.
+Schedule schedule(const Problem& problem, int threads) {
+  std::vector<std::pair<double, int64_t>> order;  // (-work, segment)
+  double left = 0.0;
+  for (int64_t s = 0; s < problem.S; ++s) {
+    const Segment segment = segment_of(problem, s);
+    const double work = double(segment.tokens.N) * double(segment.k_core + segment.k_diverse + 1);
+    order.emplace_back(-work, s);
+    left += work;
+  }
+  std::sort(order.begin(), order.end());
+  Schedule schedule;
+  for (const auto& [minus_work, s] : order) {
+    const bool share = schedule.single.empty() && -minus_work * threads > left;
+    (share ? schedule.shared : schedule.single).push_back(s);
+    left += minus_work;
+  }
+  return schedule;
+}
+
 template <class Run>
 void for_each_segment(Problem& problem, const Run& run) {
   // A table without segments has no memory, and so the address of an absent one.
   if (problem.table || problem.S == 0)
     std::fill(problem.indices, problem.indices + problem.total_slots, int64_t(-1));
   const int threads = usable_threads(problem.threads);
-  const bool image_per_thread = problem.S >= threads && problem.S > 1;
-  const int outer = image_per_thread ? threads : 1;
-  std::vector<Workspace> workspaces{size_t(outer)};
-  std::vector<Stats> stats{size_t(outer)};
-  parallel_for(outer, problem.S, [&](int64_t s, int thread) {
-    const Segment segment = segment_of(problem, s);
-    const int inner = image_per_thread ? 1 : threads;
-    run(segment, inner, workspaces[size_t(thread)], stats[size_t(thread)]);
+  const Schedule order = schedule(problem, threads);
+  std::vector<Workspace> workspaces{size_t(threads)};
+  std::vector<Stats> stats{size_t(threads)};
+  for (int64_t s : order.shared) run(segment_of(problem, s), threads, workspaces[0], stats[0]);
+  parallel_for(threads, int64_t(order.single.size()), [&](int64_t i, int thread) {
+    const Segment segment = segment_of(problem, order.single[size_t(i)]);
+    run(segment, 1, workspaces[size_t(thread)], stats[size_t(thread)]);
   });
   for (const Stats& part : stats) {
     problem.stats.passes += part.passes;

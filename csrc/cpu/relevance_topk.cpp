@@ -38,21 +38,6 @@ ValidPrompt valid_tokens(const Prompt& prompt) {
   return valid;
 }
 
-template <class T, class Fold>
-void fold_row(const T* row, int64_t begin, int64_t end, float* pooled, const Fold& fold) {
-  for (int64_t d = begin; d < end; ++d) pooled[d] = fold(pooled[d], to_float(row[d]));
-}
-
-template <class Fold>
-void fold_any(DType dtype, const void* row, int64_t begin, int64_t end, float* pooled,
-              const Fold& fold) {
-  switch (dtype) {
-    case DType::f32: return fold_row(static_cast<const float*>(row), begin, end, pooled, fold);
-    case DType::f16: return fold_row(static_cast<const Half*>(row), begin, end, pooled, fold);
-    case DType::bf16: return fold_row(static_cast<const BFloat16*>(row), begin, end, pooled, fold);
-  }
-}
-
 // The pooled prompt [D]: mean or maximum of the raw tokens, or the mean of the unit tokens.
 std::vector<float> pool(const Prompt& prompt, const ValidPrompt& valid, Pooling pooling,
                         int threads) {
@@ -60,26 +45,17 @@ std::vector<float> pool(const Prompt& prompt, const ValidPrompt& valid, Pooling 
   std::vector<float> pooled(size_t(prompt.D), pooling == Pooling::max ? -kInf : 0.0f);
   const float scale = 1.0f / float(valid.rows.size());
   const int64_t tasks = (prompt.D + kChannels - 1) / kChannels;
-  const int64_t work = int64_t(valid.rows.size()) * prompt.D * 8;  // not vectorised by hand
-  parallel_for(threads_for(work, threads), tasks, [&](int64_t task, int) {
-    const int64_t begin = task * kChannels, end = std::min(begin + kChannels, prompt.D);
-    for (size_t v = 0; v < valid.rows.size(); ++v) {
-      const void* row = prompt.row(valid.rows[v]);
-      const float inv = valid.inv[v];
-      if (pooling == Pooling::max) {
-        fold_any(prompt.dtype, row, begin, end, pooled.data(),
-                 [](float best, float x) { return x > best ? x : best; });
-      } else if (pooling == Pooling::mean) {
-        fold_any(prompt.dtype, row, begin, end, pooled.data(),
-                 [](float sum, float x) { return sum + x; });
-      } else {
-        fold_any(prompt.dtype, row, begin, end, pooled.data(),
-                 [inv](float sum, float x) { return sum + x * inv; });
-      }
-    }
-    if (pooling != Pooling::max)
-      for (int64_t d = begin; d < end; ++d) pooled[d] *= scale;
-  });
+  const Fold fold = pooling == Pooling::max ? Fold::largest : Fold::sum;
+  parallel_for(
+      threads_for(int64_t(valid.rows.size()) * prompt.D, threads), tasks, [&](int64_t task, int) {
+        const int64_t begin = task * kChannels, end = std::min(begin + kChannels, prompt.D);
+        for (size_t v = 0; v < valid.rows.size(); ++v)
+          kernels().fold(fold, prompt.dtype, prompt.row(valid.rows[v]),
+                         pooling == Pooling::none_mean ? valid.inv[v] : 1.0f, begin, end,
+                         pooled.data());
+        if (pooling != Pooling::max)
+          for (int64_t d = begin; d < end; ++d) pooled[d] *= scale;
+      });
   return pooled;
 }
 
@@ -150,8 +126,8 @@ bool relevance(const Tokens& tokens, const uint8_t* mask, const Prompt& prompt, 
     std::vector<std::vector<float>> vectors;
     for (int64_t v = first; v < last; ++v) {
       std::vector<float> row(size_t(prompt.D), 0.0f);
-      fold_any(prompt.dtype, prompt.row(valid.rows[size_t(v)]), 0, prompt.D, row.data(),
-               [](float, float x) { return x; });
+      kernels().fold(Fold::sum, prompt.dtype, prompt.row(valid.rows[size_t(v)]), 1.0f, 0, prompt.D,
+                     row.data());
       vectors.push_back(std::move(row));
     }
     const std::vector<float> scale(valid.inv.begin() + first, valid.inv.begin() + last);

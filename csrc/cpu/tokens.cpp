@@ -7,10 +7,14 @@ void gram(const Tokens& tokens, const std::vector<int>& rows, const float* inv, 
           Panel& panel, float* cosines) {
   const int64_t n = int64_t(rows.size());
   panel.reset(tokens.dtype, tokens.D, n);
-  for (int64_t c = 0; c < n; ++c) panel.put(c, tokens.row(rows[size_t(c)]));
   const Kernels& kernel = kernels();
   const int64_t tasks = (n + kUnitRows - 1) / kUnitRows;
-  parallel_for(threads_for(n * n / 2 * tokens.D, threads), tasks, [&](int64_t task, int) {
+  threads = threads_for(n * n / 2 * tokens.D, threads);
+  parallel_for(threads, tasks, [&](int64_t task, int) {
+    const int64_t begin = task * kUnitRows, end = std::min(begin + kUnitRows, n);
+    for (int64_t c = begin; c < end; ++c) panel.put(c, tokens.row(rows[size_t(c)]));
+  });
+  parallel_for(threads, tasks, [&](int64_t task, int) {
     const int64_t begin = (tasks - 1 - task) * kUnitRows;  // the longest rows first
     const int count = int(std::min<int64_t>(kUnitRows, n - begin));
     alignas(64) float dots[kUnitRows * kUnitColumns];

@@ -36,9 +36,6 @@ _TOKEN_LIMIT = 2**31  # kernels count the tokens of a segment in 32 bits
 Shape = tuple[int, ...]
 
 
-# ---- kinds of arguments -------------------------------------------------------------------------
-
-
 def tensor(op: str, name: str, x: object) -> None:
     """`x` must be a tensor with an ordinary (dense, strided) memory layout."""
     if not isinstance(x, Tensor):
@@ -372,9 +369,8 @@ def _companion(
 
 
 def _may_be(have: Shape, want: Shape) -> bool:
-    return len(have) == len(want) and not any(
-        (a != b) is True for a, b in zip(have, want, strict=True)
-    )
+    same_rank = len(have) == len(want)
+    return same_rank and not any((a != b) is True for a, b in zip(have, want, strict=True))
 
 
 def _ragged(op: str, visual: Tensor, cu_seqlens: Tensor, total_k: int, max_seqlen: int) -> int:
@@ -397,7 +393,5 @@ def _axes(x: Tensor) -> str:
 
 def _say(value: object) -> str:
     """A value for a message: never long, and never the values of a tensor."""
-    if value is None:
-        return "None"
     shown = _axes(value) if isinstance(value, Tensor) else reprlib.repr(value)
-    return f"{type(value).__name__} {shown}"
+    return "None" if value is None else f"{type(value).__name__} {shown}"

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from python_tests.triton_together import RaceError, Together, World
 from zspa_kernels._segments import ragged_table
 from zspa_kernels.backends.triton import _common, diversity, diversity_config, diversity_steps
 from zspa_kernels.backends.triton.diversity_config import Group
@@ -96,13 +97,13 @@ def test_weights_and_more_seeds_than_columns(runs: Runs) -> None:
 
 def test_groups_of_any_size_pick_the_same(runs: Runs) -> None:
     """Proposals, candidates, split Gram blocks, program order: none may show in the picks."""
-    visual = torch.stack([tokens(model, 40, 40, seed=4) for model in ("vlm", "exact")])
-    want = diversity.diversity(visual, 12, None, None, None)
+    visual = torch.stack([tokens(model, 36, 40, seed=4) for model in ("vlm", "exact")])
+    want = diversity.diversity(visual, 8, None, None, None)
     for group in GROUPS[1:]:
         for programs in {1, group.programs}:
             runs.group, runs.programs = group, programs
             runs.fields["reverse"] = programs > 1
-            assert torch.equal(diversity.diversity(visual, 12, None, None, None), want)
+            assert torch.equal(diversity.diversity(visual, 8, None, None, None), want)
 
 
 def test_the_seed_is_found_without_all_pairs(runs: Runs) -> None:
@@ -111,30 +112,6 @@ def test_the_seed_is_found_without_all_pairs(runs: Runs) -> None:
     got = diversity.diversity(visual[None], 1, None, None, None)[0]
     check_diversity(visual, got, 1, bound=bound(24, "triton"))
     assert runs.rounds[0] <= 4
-
-
-def test_one_launch_does_what_the_steps_do(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter cannot let programs wait, but groups of one program need not wait."""
-    visual = torch.cat([tokens(model, 40, 40, seed=6) for model in ("iid", "exact", "video")])
-    starts, k = torch.tensor([0, 40, 47, 47, 120]), torch.tensor([18, 9, 2, 25])
-    table = ragged_table(starts, None, k, 54, 120, 120)
-    weights = _weights(120)
-    runs.programs = 1
-    want = [diversity.diversity_varlen(visual, table, 54, w) for w in (None, weights)]
-    seeds = torch.arange(40)[None]
-    want.append(diversity.diversity(visual[None, :90], 20, seeds, None, None))
-
-    def at_once(launch: Any, programs: int, device: torch.device, *args: Any, **o: Any) -> int:
-        groups = min(programs, 2)  # segments take turns
-        launch(diversity._diversity_greedy_kernel, groups, device, *args, together=True, **o)
-        return 0
-
-    monkeypatch.setattr(diversity, "greedy_in_steps", at_once)
-    got = [diversity.diversity_varlen(visual, table, 54, w) for w in (None, weights)]
-    got.append(diversity.diversity(visual[None, :90], 20, seeds, None, None))
-    assert len(runs.rounds) == 3
-    for a, b in zip(got, want, strict=True):
-        assert torch.equal(a, b)
 
 
 def test_the_grid_is_never_more_than_resident() -> None:
@@ -156,3 +133,53 @@ def test_a_smaller_table_of_proposals_would_not_bound() -> None:
     assert all(2 <= g.width <= cfg.block for g in cfg.groups)
     assert all(g.programs & (g.programs - 1) == 0 for g in cfg.groups)
     assert cfg.block % cfg.rows == cfg.block % cfg.cols == 0
+
+
+# --- programs that wait for each other ------------------------------------------------------------
+
+
+def _together(runs: Runs, monkeypatch: pytest.MonkeyPatch, seed: int) -> list[Tensor]:
+    """Padded, ragged and weighted selections, two groups of three programs in one launch."""
+    together = Together(monkeypatch, seed)
+
+    def at_once(launch: Any, programs: int, device: torch.device, *args: Any, **o: Any) -> int:
+        together.launch(diversity._diversity_greedy_kernel, 6, device, *args, **o)
+        return 0
+
+    with monkeypatch.context() as patch:
+        patch.setattr(diversity, "greedy_in_steps", at_once)
+        return _mixed()
+
+
+def _mixed() -> list[Tensor]:
+    visual = torch.stack([tokens(model, 40, 40, seed=6) for model in ("iid", "exact", "video")])
+    starts, k = torch.tensor([0, 40, 47, 120]), torch.tensor([9, 2, 25])
+    table = ragged_table(starts, None, k, 36, 120, 120)
+    seeds = torch.arange(0, 40, 2).expand(3, 20).contiguous()
+    return [
+        diversity.diversity(visual, 6, None, None, None),
+        diversity.diversity(visual, 8, seeds, None, None),
+        diversity.diversity_varlen(visual.flatten(0, 1), table, 36, _weights(120)),
+    ]
+
+
+def test_programs_together_are_ordered_by_their_barriers(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    want = _mixed()
+    for got, expected in zip(_together(runs, monkeypatch, seed=0), want, strict=True):
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("semantics", ["acquire", "release"])
+def test_a_barrier_that_orders_nothing_is_found(
+    semantics: str, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    atomic = World.atomic
+
+    def without(world: World, address: int, given: str) -> None:
+        atomic(world, address, "" if semantics.upper() in given else given)
+
+    monkeypatch.setattr(World, "atomic", without)
+    with pytest.raises(RaceError, match="not ordered after"):
+        _together(runs, monkeypatch, seed=0)

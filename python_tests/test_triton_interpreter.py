@@ -222,6 +222,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool, int], list[
                 lambda *a, c=config, f=new, **k: dataclasses.replace(c(*a, **k), **f),
             )
             monkeypatch.setattr(module, "launch", launch)
+        monkeypatch.setattr(diversity, "INTERPRETED_PROGRAMS", 3)
         launched.clear()
         return launched
 

@@ -63,6 +63,8 @@ from .diversity_group import (
 )
 from .diversity_steps import greedy_in_steps
 
+INTERPRETED_PROGRAMS = 2  # of a segment: the interpreter runs them in turn, so more only cost time
+
 
 @triton.jit(do_not_specialize=["N", "programs"])
 def _diversity_norm_kernel(
@@ -350,5 +352,5 @@ def _grid(cfg: Config, segments: Segments, device: torch.device) -> tuple[int, i
     """(groups, programs a group); the interpreter gets a few programs, they run in turn."""
     if device.type == "cpu":
         rows = segments.rows if segments.table is None else segments.rows // max(1, segments.count)
-        return grid(cfg, rows, segments.count, 3 * segments.count)
+        return grid(cfg, rows, segments.count, INTERPRETED_PROGRAMS * segments.count)
     return grid(cfg, segments.rows, segments.count, multiprocessors(device))

@@ -19,7 +19,7 @@ class Group:
 
     programs: int  # the most programs a group may have, a power of two
     width: int  # keys each proposes; the last only bounds
-    own: int  # own rows whose keys are compared at a time; 64 x 64 keys would spill
+    own: int  # own rows whose keys are compared at a time
     split: bool  # the chunks of a Gram block go to different programs
 
 
@@ -58,6 +58,7 @@ def config(d: int, itemsize: int, hip: bool = False) -> Config:
     half = itemsize == 2
     units = half or hip  # AMD has matrix units for float32; NVIDIA's would round it to TF32
     deep = min(width, 64 if half else 32)  # 128 bytes of a row, one line, at a time
+    own = 16 if half else 32  # keys of 64 bits: what leaves the kernel without spills on sm_90
     return Config(
         norm_block_n=16,
         norm_block_k=min(width, 256),
@@ -83,9 +84,9 @@ def config(d: int, itemsize: int, hip: bool = False) -> Config:
         # Of the `block` best keys a program owns block/programs on average. `width` is that with
         # room for two standard deviations at the largest group of each size.
         groups=(
-            Group(programs=8, width=64, own=32, split=False),
-            Group(programs=32, width=16, own=32, split=True),
-            Group(programs=128, width=8, own=32, split=True),
+            Group(programs=8, width=64, own=own, split=False),
+            Group(programs=32, width=16, own=own, split=True),
+            Group(programs=128, width=8, own=own, split=True),
         ),
         hip=hip,
     )

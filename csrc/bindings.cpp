@@ -139,6 +139,29 @@ void prompt_spans(uintptr_t spans, bool wide, int64_t S, int64_t rows, uintptr_t
   zspa::cpu::clamp_spans({at<void>(spans), wide}, S, rows, at<int64_t>(out));
 }
 
+void call_facility_location(uintptr_t visual, int dtype, int64_t S, int64_t N, int64_t D,
+                            int64_t batch_stride, int64_t row_stride, uintptr_t table,
+                            uintptr_t visual_mask, int64_t k, uintptr_t benefits, int64_t M,
+                            int64_t benefit_batch_stride, int64_t benefit_row_stride,
+                            uintptr_t weights, float temperature, float scale, int64_t total_slots,
+                            int threads, uintptr_t indices, uintptr_t stats) {
+  Problem p{};
+  set_visual(p, visual, dtype, S, N, D, batch_stride, row_stride, table, visual_mask);
+  p.benefits = at<const float>(benefits);
+  p.benefit_rows = M;
+  p.benefit_batch_stride = benefit_batch_stride;
+  p.benefit_row_stride = benefit_row_stride;
+  p.weights = at<const float>(weights);
+  p.temperature = temperature;
+  p.scale = scale;
+  p.k_diverse = k;
+  p.total_slots = total_slots;
+  p.threads = threads;
+  p.indices = at<int64_t>(indices);
+  zspa::cpu::facility_location(p);
+  report(p, stats);
+}
+
 zspa::cpu::Rows rows(uintptr_t data, int dtype, int64_t count, int64_t width, int64_t stride) {
   return {at<char>(data), DType(dtype), count, width, stride * zspa::size_of(DType(dtype))};
 }
@@ -189,6 +212,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("dpp", &call_dpp, unlocked);
   m.def("ragged_table", &ragged_table);
   m.def("prompt_spans", &prompt_spans);
+  m.def("facility_location", &call_facility_location, unlocked);
   m.def("sensitivity_slopes", &sensitivity_slopes, unlocked);
   m.def("sensitivity_quotients", &sensitivity_quotients, unlocked);
   m.def("sensitivity_squares", &sensitivity_squares, unlocked);

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Blocked determinantal selection in float32 into which faults can be planted; see `faults`."""
+"""Greedy selections in float32 into which faults can be planted; see `faults`."""
 
 from __future__ import annotations
 
@@ -93,3 +93,78 @@ class DppModel(Model):
             factor = torch.cat([factor, column[:, None]], dim=1)
             inside = self._shrink(inside, column[:, None])
         return accepted, factor, before
+
+
+class FacilityModel(Model):
+    """facility_location on one segment, with at most one fault."""
+
+    def facility_location(
+        self,
+        visual: Tensor,
+        k: int,
+        benefits: Tensor | None,
+        weights: Tensor | None,
+        mask: Tensor | None,
+        temperature: float,
+        scale: float,
+    ) -> Tensor:
+        rows, inverse, eligible = self._rows(visual, mask)
+        heavy = torch.ones(rows.shape[0]) if weights is None else weights
+        usable = heavy.isfinite() & (heavy >= 0)
+        if self.fault == "negative weights are valid":
+            usable = heavy.isfinite()
+        if self.fault != "weight NaN is 0":
+            eligible = eligible & usable
+        heavy = torch.where(usable, heavy, 0.0)
+        directed = eligible & (inverse > 0)
+        if self.fault == "zero rows cover themselves":
+            directed = eligible
+        if self.fault == "masked tokens are covered":
+            directed = inverse > 0
+        cover = self._cover(self._cosines(rows, inverse), directed, temperature)  # [V, N]
+        if benefits is not None and len(benefits):
+            words = torch.where(benefits.isfinite(), benefits, 0.0).clamp_min(0.0)
+            cover = cover * (
+                scale if self.fault == "scale of a sum" else scale / max(1, len(cover))
+            )
+            cover = torch.cat([words, cover])
+        best = torch.full((len(cover),), 0.0)
+        if self.fault == "nothing covered is minus one":
+            best = best - 1
+        picks: list[int] = []
+        gain = self._gain(cover, best, heavy)
+        while len(picks) < k and bool(eligible.any()):
+            sign = -1 if self.fault == "ties to the highest index" else 1
+            pick = abs(min((-float(gain[i]), sign * int(i)) for i in eligible.nonzero()[:, 0])[1])
+            picks.append(pick)
+            eligible[pick] = False
+            best = torch.maximum(best, cover[:, pick])
+            if self.fault == "only the last pick covers":
+                best = cover[:, pick]
+            if self.fault == "last row of a block dropped":
+                best[len(best) // 8 * 8 :] = 0.0
+            if self.fault != "stale gains are picked":
+                gain = self._gain(cover, best, heavy)
+        return torch.tensor(picks + [-1] * (k - len(picks)), dtype=torch.int64)
+
+    def _gain(self, cover: Tensor, best: Tensor, weights: Tensor) -> Tensor:
+        left = cover - best[:, None]
+        if self.fault != "losses count":
+            left = left.clamp_min(0.0)
+        gain = left.double().sum(0).float()
+        return gain if self.fault == "weights ignored" else weights * gain
+
+    def _cover(self, cosines: Tensor, directed: Tensor, temperature: float) -> Tensor:
+        if self.fault == "a token does not cover itself":
+            cosines = cosines.clone().fill_diagonal_(0.0)
+        if temperature == 0.0:
+            cover = cosines.abs() if self.fault == "absolute cosines" else cosines.clamp_min(0.0)
+        else:
+            shown = torch.where(directed, cosines, -torch.inf)
+            if self.fault == "masked tokens in the softmax":
+                shown = cosines
+            heat = 1 / temperature if self.fault == "temperature multiplies" else temperature
+            cover = torch.softmax(shown.double() / heat, -1).float()
+            if self.fault == "softmax over the covered":
+                cover = cover.T
+        return torch.where(directed, cover, 0.0)[directed]

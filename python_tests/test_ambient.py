@@ -122,6 +122,10 @@ def every_function(backend: str, x: dict[str, Tensor]) -> list[Tensor]:
         ),
         zk.dpp(visual, 5, weights=weights, **masks, backend=backend),
         *zk.dpp_varlen(list(visual), [2, 3], backend=backend),
+        zk.facility_location(visual, 5, weights=weights, **masks, backend=backend),
+        zk.facility_location(
+            visual, 5, benefits=weights[:, None], temperature=0.2, backend=backend
+        ),
     ]
     return [t for result in results for t in ([result] if isinstance(result, Tensor) else result)]
 

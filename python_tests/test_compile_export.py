@@ -46,7 +46,9 @@ def every_op(visual: Tensor, prompt: Tensor) -> list[Tensor]:
     more = torch.ops.zspa.diversity_varlen(packed, cu_seqlens, counts, 2 * B, n)
     spanning = zk.dpp(visual, k, weights=scores.abs())
     spans = torch.ops.zspa.dpp_varlen(packed, cu_seqlens, counts, 2 * B, n)
-    return [core, scores, picks, varlen, more, spanning, spans]
+    covering = zk.facility_location(visual, k, benefits=scores[:, None], temperature=0.2)
+    covers = torch.ops.zspa.facility_location_varlen(packed, cu_seqlens, counts, 2 * B, n)
+    return [core, scores, picks, varlen, more, spanning, spans, covering, covers]
 
 
 def assert_same(found: object, expected: object) -> None:

@@ -67,15 +67,32 @@ def good(op: str) -> dict[str, Any]:
         "diversity_varlen": {**ragged, "k": ints(2, 2), "weights": ones(N)},
         "dpp": {**tokens, "k": 2, "weights": ones(B, N)},
         "dpp_varlen": {**ragged, "k": ints(2, 2), "weights": ones(N)},
+        "facility_location": {
+            **tokens,
+            "k": 2,
+            "benefits": ones(B, M, N),
+            "weights": ones(B, N),
+            "temperature": 0.2,
+            "scale": 0.5,
+        },
+        "facility_location_varlen": {
+            **ragged,
+            "k": ints(2, 2),
+            "benefits": ones(M, N),
+            "weights": ones(N),
+            "temperature": 0.2,
+            "scale": 0.5,
+        },
     }[op]
 
 
-BATCHED = ("select", "relevance_topk", "diversity", "dpp")
-RAGGED = ("select_varlen", "diversity_varlen", "dpp_varlen")
+BATCHED = ("select", "relevance_topk", "diversity", "dpp", "facility_location")
+RAGGED = ("select_varlen", "diversity_varlen", "dpp_varlen", "facility_location_varlen")
 OPS = (*BATCHED, *RAGGED)
-ONE_K = ("relevance_topk", "diversity", "dpp")
-WEIGHTED = ("diversity", "dpp")
-PACKED_K = ("diversity_varlen", "dpp_varlen")
+ONE_K = ("relevance_topk", "diversity", "dpp", "facility_location")
+WEIGHTED = ("diversity", "dpp", "facility_location")
+PACKED_K = ("diversity_varlen", "dpp_varlen", "facility_location_varlen")
+COVERING = ("facility_location", "facility_location_varlen")
 PROMPTED = ("select", "relevance_topk", "select_varlen")
 
 
@@ -209,6 +226,19 @@ BAD = [
     Bad(WEIGHTED, "weights", lambda x: x[..., :-1], ValueError, "must have shape [2, 6]"),
     Bad(PACKED_K, "weights", to(torch.float16), TypeError, "must be float32, got"),
     Bad(PACKED_K, "weights", lambda x: x[:-1], ValueError, "must have shape [6], got"),
+    # coverage
+    Bad(COVERING, "benefits", to(torch.float64), TypeError, "must be float32, got torch.float64"),
+    Bad(COVERING, "benefits", lambda x: x[..., :-1], ValueError, "must have shape ["),
+    Bad(COVERING, "benefits", lambda x: x[0], ValueError, "N] like visual, got ["),
+    Bad(("facility_location",), "benefits", lambda x: x[:1], ValueError, "must have shape [2, 3"),
+    Bad(COVERING, "benefits", lambda x: x.to("meta"), ValueError, "must be on cpu, got meta"),
+    *(
+        Bad(COVERING, name, always(bad), ValueError, "must be finite and at least 0, got")
+        for name in ("temperature", "scale")
+        for bad in (-0.5, float("nan"), float("inf"))
+    ),
+    Bad(COVERING, "temperature", always("hot"), TypeError, "must be a float, got", kind=True),
+    Bad(COVERING, "scale", always(None), TypeError, "must be a float, got None", kind=True),
     # tables
     Bad(RAGGED, "cu_seqlens", to(torch.float32), TypeError, "must be int64 or int32, got"),
     Bad(RAGGED, "cu_seqlens", lambda x: x[:0], ValueError, "must have shape [S + 1], got [0]"),
@@ -329,6 +359,8 @@ EDGES: dict[str, tuple[str, dict[str, Any], int]] = {
     "no seeds": ("diversity", {"visual": draw(N, D), "k": N, "seeds": ints()}, N),
     "all seeds": ("diversity", {"visual": draw(N, D), "k": N, "seeds": torch.arange(N)}, N),
     "nothing to span": ("dpp", {"visual": NONE, "k": 0}, 0),
+    "nothing to cover": ("facility_location", {"visual": NONE, "k": 0}, 0),
+    "every token covers": ("facility_location", {"visual": draw(N, D), "k": N}, N),
     "every token": ("dpp", {"visual": draw(N, D), "k": N}, N),
     "no segments": (
         "diversity_varlen",

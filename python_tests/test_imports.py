@@ -93,9 +93,11 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "_gather": ("_contract",),
     "types": ("_gather",),
     "_dispatch": ("_native",),
+    "_implementation": ("_dispatch",),
+    "_register_greedy": ("_contract_greedy", "_implementation", "_segments"),
     "_register": (
         *("_contract", "_contract_greedy", "_contract_sensitivity"),
-        *("_dispatch", "_segments"),
+        *("_implementation", "_register_greedy", "_segments"),
     ),
     "_call": ("_contract", "_dispatch", "_register"),
     "_varlen": ("_call", "_contract", "_counts"),

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from python_tests import faults_greedy
-from python_tests.faults_greedy import DppModel
+from python_tests.faults_greedy import DppModel, FacilityModel
 from zspa_kernels.testing.cases import model_cases, seed_and_weight_cases, special_cases
+from zspa_kernels.testing.coverage import judge_facility_location
 from zspa_kernels.testing.determinantal import judge_dpp
 
 #: Fault -> (standard case that must reject it, what the judge says).
@@ -38,6 +39,52 @@ DPP: dict[str, tuple[str, str]] = {
     "huge rows are valid": ("huge_rows-float32-45x33-0+20", "not eligible"),
 }
 
+#: Fault -> (how tokens are covered, standard case that must reject it, what the judge says).
+FACILITY: dict[str, tuple[str, str, str]] = {
+    "ties to the highest index": ("cosine", "constant-float32-45x33-0+20", "ties with token"),
+    "stale gains are picked": ("cosine", "clusters-float32-70x33-0+25-weights:ones", "better by"),
+    "only the last pick covers": ("cosine", "iid-float16-5x100-2+3", "better by"),
+    "last row of a block dropped": ("cosine", "iid-float16-3x33-0+3", "better by"),
+    "losses count": ("cosine", "iid-float16-3x33-0+3", "better by"),
+    "nothing covered is minus one": (
+        "words",
+        "zero_rows-float32-33x16-0+33-weights:uniform",
+        "pick 0",
+    ),
+    "a token does not cover itself": ("cosine", "iid-float16-3x33-0+3", "better by"),
+    "absolute cosines": ("cosine", "iid-float16-15x16-3+5", "better by"),
+    "weights ignored": ("cosine", "clusters-float32-70x33-0+25-weights:uniform", "better by"),
+    "weight NaN is 0": ("cosine", "clusters-float32-70x33-0+25-weights:bad", "pick"),
+    "negative weights are valid": (
+        "softmax",
+        "zero_rows-float32-33x16-0+33-weights:bad",
+        "not eligible",
+    ),
+    "zero rows cover themselves": ("softmax", "zero_rows-float32-45x33-0+20", "pick"),
+    "masked tokens are covered": (
+        "softmax",
+        "zero_rows-float32-33x16-0+33-weights:bad",
+        "better by",
+    ),
+    "masked tokens in the softmax": ("softmax", "rescaled-float16-45x33-0+20", "better by"),
+    "temperature multiplies": ("softmax", "clusters-float32-70x33-0+25-weights:ones", "better by"),
+    "softmax over the covered": ("softmax", "clusters-float32-70x33-0+25-weights:ones", "better"),
+    "scale of a sum": ("words", "iid-float16-15x16-3+5", "better by"),
+    "TF32 products": ("cosine", "rescaled-float32-45x33-0+20", "better by"),
+    "bfloat16 cosines": ("cosine", "smooth-float32-65x33-13+13", "better by"),
+    "half-precision sums": ("cosine", "vlm-float32-65x33-13+13", "better by"),
+    "last columns dropped": ("cosine", "iid-float16-3x33-0+3", "better by"),
+    "epsilon under the root": ("softmax", "thresholds-float32-45x33-0+20", "better by"),
+    "mask ignored": ("cosine", "masked-float32-45x33-0+20", "not eligible"),
+    "NaN rows are valid": ("softmax", "nonfinite_rows-float32-45x33-0+20", "must be -1"),
+    "huge rows are valid": ("cosine", "huge_rows-float32-45x33-0+20", "not eligible"),
+}
+COVER = {
+    "cosine": {},
+    "softmax": {"temperature": 0.2},
+    "words": {"words": 5, "temperature": 0.2, "scale": 0.5},
+}
+
 CASES = {
     case.name: case
     for case in model_cases("small") + special_cases() + seed_and_weight_cases()
@@ -59,6 +106,26 @@ def test_dpp_fault_is_rejected(fault: str) -> None:
         judge_dpp(CASES[name], DppModel(fault).dpp, "reference")
 
 
+@pytest.mark.parametrize("cover", COVER)
+def test_facility_location_without_a_fault_standard_cases_pass(cover: str) -> None:
+    model = FacilityModel()
+    for case in list(CASES.values())[list(COVER).index(cover) :: 5]:
+        judge_facility_location(case, model.facility_location, "reference", **COVER[cover])
+
+
+@pytest.mark.parametrize("fault", FACILITY)
+def test_facility_location_fault_is_rejected(fault: str) -> None:
+    cover, name, text = FACILITY[fault]
+    options = COVER[cover]
+    model = FacilityModel().facility_location
+    judge_facility_location(CASES[name], model, "reference", **options)
+    broken = FacilityModel(fault).facility_location
+    with pytest.raises(AssertionError, match=text):
+        judge_facility_location(CASES[name], broken, "reference", **options)
+
+
 def test_every_fault_has_a_case() -> None:
     source = Path(faults_greedy.__file__).read_text()
-    assert set(re.findall(r'self\.fault [!=]= "([^"]+)"', source)) <= set(DPP)
+    dpp, facility = source.split("class FacilityModel")
+    for part, killers in ((dpp, DPP), (facility, FACILITY)):
+        assert set(re.findall(r'self\.fault [!=]= "([^"]+)"', part)) <= set(killers)

@@ -117,6 +117,20 @@ def test_dpp_varlen(weights: bool) -> None:
     check("dpp_varlen", draw(N, D), cu_seqlens, k, 4, 5, draw(N) if weights else None)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("k", [0, N])
+def test_facility_location(dtype: torch.dtype, k: int) -> None:
+    op = "facility_location"
+    check(op, draw(B, N, D, dtype=dtype), k, draw(B, M, N), draw(B, N), mask(B, N), 0.2, 0.5)
+    check(op, strided(N, D).to(dtype).requires_grad_(), k)
+
+
+def test_facility_location_varlen() -> None:
+    table = ints(0, 2, N), ints(1, 2), 4, 5
+    check("facility_location_varlen", draw(N, D), *table, draw(M, N), draw(N), 0.2)
+    check("facility_location_varlen", draw(N, D), *table)
+
+
 def test_outputs_never_require_grad() -> None:
     visual, prompt = draw(B, N, D), draw(B, M, D)
     indices, scores = torch.ops.zspa.relevance_topk(visual, prompt, 2)
@@ -158,7 +172,15 @@ def test_schemas_are_what_the_design_fixes() -> None:
     )
     assert schema("dpp_varlen") == schema("diversity_varlen").replace("diversity", "dpp")
 
+    assert schema("facility_location") == (
+        "zspa::facility_location(Tensor visual, SymInt k, Tensor? benefits=None, "
+        "Tensor? weights=None, Tensor? visual_mask=None, float temperature=0., float scale=1.)"
+        " -> Tensor"
+    )
 
-@pytest.mark.parametrize("op", ["select", "select_varlen", "relevance_topk", "diversity", "dpp"])
+
+@pytest.mark.parametrize(
+    "op", ["select", "select_varlen", "relevance_topk", "diversity", "dpp", "facility_location"]
+)
 def test_ops_are_tagged(op: str) -> None:
     assert torch.Tag.pt2_compliant_tag in getattr(torch.ops.zspa, op).default.tags

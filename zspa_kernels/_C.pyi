@@ -109,6 +109,30 @@ def ragged_table(
     /,
 ) -> None: ...
 def prompt_spans(spans: int, wide: bool, S: int, rows: int, out: int, /) -> None: ...
+def facility_location(
+    visual: int,
+    dtype: int,
+    S: int,
+    N: int,
+    D: int,
+    batch_stride: int,
+    row_stride: int,
+    table: int,
+    visual_mask: int,
+    k: int,
+    benefits: int,
+    M: int,
+    benefit_batch_stride: int,
+    benefit_row_stride: int,
+    weights: int,
+    temperature: float,
+    scale: float,
+    total_slots: int,
+    threads: int,
+    indices: int,
+    stats: int,
+    /,
+) -> None: ...
 def sensitivity_slopes(
     x: int,
     dtype: int,

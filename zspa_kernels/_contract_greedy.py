@@ -5,7 +5,18 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ._contract import _FLOAT32, _INTS, Shape, _companion, _ragged, _visual, count
+from ._contract import (
+    _FLOAT32,
+    _INTS,
+    Shape,
+    _axes,
+    _companion,
+    _ragged,
+    _visual,
+    count,
+    ratio,
+    tensor,
+)
 
 
 def dpp(
@@ -36,3 +47,65 @@ def dpp_varlen(
     if weights is not None:
         _companion("dpp_varlen", "weights", weights, visual, _FLOAT32, (visual.shape[0],))
     return (total_k,)
+
+
+def facility_location(
+    visual: Tensor,
+    k: int,
+    benefits: Tensor | None = None,
+    weights: Tensor | None = None,
+    visual_mask: Tensor | None = None,
+    temperature: float = 0.0,
+    scale: float = 1.0,
+) -> Shape:
+    """Rules of `zspa::facility_location`."""
+    batch, n = _visual("facility_location", visual, visual_mask)
+    count("facility_location", k, n)
+    _coverage("facility_location", visual, benefits, batch, n, temperature, scale)
+    if weights is not None:
+        _companion("facility_location", "weights", weights, visual, _FLOAT32, (*batch, n))
+    return (*batch, k)
+
+
+def facility_location_varlen(
+    visual: Tensor,
+    cu_seqlens: Tensor,
+    k: Tensor,
+    total_k: int,
+    max_seqlen: int,
+    benefits: Tensor | None = None,
+    weights: Tensor | None = None,
+    temperature: float = 0.0,
+    scale: float = 1.0,
+) -> Shape:
+    """Rules of `zspa::facility_location_varlen`."""
+    op = "facility_location_varlen"
+    segments = _ragged(op, visual, cu_seqlens, total_k, max_seqlen)
+    _companion(op, "k", k, visual, _INTS, (segments,))
+    rows = visual.shape[0]
+    _coverage(op, visual, benefits, (), rows, temperature, scale)
+    if weights is not None:
+        _companion(op, "weights", weights, visual, _FLOAT32, (rows,))
+    return (total_k,)
+
+
+def _coverage(
+    op: str,
+    visual: Tensor,
+    benefits: Tensor | None,
+    batch: Shape,
+    n: int,
+    temperature: float,
+    scale: float,
+) -> None:
+    """Rows `[*batch, M, n]` to be covered, and how tokens cover each other."""
+    ratio(op, "temperature", temperature)
+    ratio(op, "scale", scale)
+    if benefits is None:
+        return
+    tensor(op, "benefits", benefits)
+    if benefits.ndim != len(batch) + 2:
+        axes = "B, M, N" if batch else "M, N"
+        raise ValueError(f"{op}: benefits must be [{axes}] like visual, got {_axes(benefits)}")
+    shape = (*batch, benefits.shape[-2], n)
+    _companion(op, "benefits", benefits, visual, _FLOAT32, shape)

@@ -99,3 +99,67 @@ def dpp_varlen(
         [tensor([0]), tensor([0, 1])]
     """
     return picks_varlen("dpp_varlen", visual, k, lengths, weights, backend)
+
+
+def facility_location(
+    visual: Tensor,
+    k: int,
+    *,
+    benefits: Tensor | None = None,
+    weights: Tensor | None = None,
+    visual_mask: Tensor | None = None,
+    temperature: float = 0.0,
+    scale: float = 1.0,
+    backend: str = "auto",
+) -> Tensor:
+    """Pick k tokens greedily, each adding most to how well the picks cover all tokens.
+
+    A token covers another by their cosine where that is positive or, with a temperature, by the
+    softmax of the cosines of the covered token with all tokens. Beside the tokens, the rows of
+    `benefits` are covered: `benefits[m, j]` is what token j gives to row m. The gain of token j is
+    `weight_j (sum_m max(0, benefits[m, j] - best_m) + scale / V sum_i max(0, c_ij - best_i))`, V
+    the number of valid tokens with a direction and `best` what the picks give already, at first 0;
+    each pick has the largest gain. Without benefits the scale plays no part. A zero row neither
+    covers tokens nor has to be covered.
+
+    Args:
+        visual: tokens `[B, N, D]` or `[N, D]`.
+        k: how many, in `[0, N]`.
+        benefits: float32 `[B, M, N]`; values that are not positive and finite count as 0.
+        weights: float32 `[B, N]`, factors of the gains; None: all 1. A token whose weight is
+            negative, infinite or NaN is masked out.
+        visual_mask: bool `[B, N]`, True for real tokens.
+        temperature: 0: coverage by cosines; above: by their softmax at this temperature.
+        scale: of the coverage of tokens beside that of the benefits, at least 0.
+        backend: see `select`. On a GPU only `"reference"` runs, and only when it is named.
+
+    Returns:
+        int64 indices `[B, k]` in the order of picking, then -1 where valid tokens run out.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError, ImportError: as in `select`.
+
+    Complexity: O(N^2 D + N^2 k). It holds the N x N cosines of an image in float32, 33 MB for 2880
+        tokens: already the first gains need all of them, and each later gain reads a whole column
+        again, where computing it again would cost D multiply-adds an element.
+
+    Source: facility location by lazy greedy (Minoux 1978); for visual tokens SCOPE, arXiv
+    2510.24214 (weights), and MMTok, arXiv 2508.18264 (softmax, words as benefits).
+
+    Example:
+        >>> import torch
+        >>> visual = torch.tensor([[1.0, 0.0], [1.0, 0.5], [1.0, 0.6], [0.0, 1.0]])
+        >>> facility_location(visual, 2)
+        tensor([2, 0])
+        >>> facility_location(visual, 2, weights=torch.tensor([0.1, 0.1, 0.1, 1.0]))
+        tensor([3, 0])
+    """
+    op = "facility_location"
+    _contract.tensor(op, "visual", visual)
+    _contract.optional_tensor(op, "benefits", benefits)
+    _contract.optional_tensor(op, "weights", weights)
+    _contract.optional_tensor(op, "visual_mask", visual_mask)
+    k = _contract.integer(op, "k", k)
+    options = _contract.ratio(op, "temperature", temperature), _contract.ratio(op, "scale", scale)
+    indices: Tensor = call(op, backend, (visual, k, benefits, weights, visual_mask, *options))
+    return indices

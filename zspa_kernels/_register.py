@@ -11,43 +11,25 @@ so a named backend gets the same checks and the same normalised arguments.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import _contract, _contract_greedy, _contract_sensitivity, _dispatch, _segments
-
-_F = TypeVar("_F", bound=Callable[..., Any])
-
-
-def _undisturbed(implementation: _F) -> _F:
-    """Grad mode and autocast off: selection has no derivative and rounds to no other dtype."""
-
-    @functools.wraps(implementation)
-    def call(visual: Tensor, *args: Any, **kwargs: Any) -> Any:
-        # The device is asked for without a check: whether `visual` is a tensor is the contract's.
-        device = "cuda" if getattr(visual, "is_cuda", False) else "cpu"
-        grad, autocast = torch.is_grad_enabled(), torch.is_autocast_enabled(device)
-        torch._C._set_grad_enabled(False)
-        if autocast:
-            torch.set_autocast_enabled(device, False)
-        try:
-            return implementation(visual, *args, **kwargs)
-        finally:
-            torch._C._set_grad_enabled(grad)
-            if autocast:
-                torch.set_autocast_enabled(device, True)
-
-    return call  # type: ignore[return-value]
-
+from . import _contract, _contract_greedy, _contract_sensitivity, _segments
+from ._implementation import backend_of, dense, matrix, rows_of, undisturbed, vector
+from ._register_greedy import (
+    dpp,
+    dpp_varlen,
+    facility_location,
+    facility_location_varlen,
+)
 
 # ---- implementations ----------------------------------------------------------------------------
 
 
-@_undisturbed
+@undisturbed
 def select(
     visual: Tensor,
     prompt: Tensor | None,
@@ -60,21 +42,21 @@ def select(
     backend: str = "auto",
 ) -> Tensor:
     _contract.select(visual, prompt, k_core, k_diverse, visual_mask, prompt_mask, pooling, sorted)
-    run = _backend(backend, "select", visual)
+    run = backend_of(backend, "select", visual)
     indices: Tensor = run(
-        _rows(visual),
-        _rows(prompt),
+        rows_of(visual),
+        rows_of(prompt),
         k_core,
         k_diverse,
-        _matrix(visual_mask),
-        _matrix(prompt_mask),
+        matrix(visual_mask),
+        matrix(prompt_mask),
         pooling,
         sorted,
     )
     return indices if visual.ndim == 3 else indices.squeeze(0)
 
 
-@_undisturbed
+@undisturbed
 def relevance_topk(
     visual: Tensor,
     prompt: Tensor,
@@ -85,14 +67,14 @@ def relevance_topk(
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     _contract.relevance_topk(visual, prompt, k, visual_mask, prompt_mask, pooling)
-    run = _backend(backend, "relevance_topk", visual)
+    run = backend_of(backend, "relevance_topk", visual)
     indices, scores = run(
-        _rows(visual), _rows(prompt), k, _matrix(visual_mask), _matrix(prompt_mask), pooling
+        rows_of(visual), rows_of(prompt), k, matrix(visual_mask), matrix(prompt_mask), pooling
     )
     return (indices, scores) if visual.ndim == 3 else (indices.squeeze(0), scores.squeeze(0))
 
 
-@_undisturbed
+@undisturbed
 def diversity(
     visual: Tensor,
     k: int,
@@ -102,12 +84,12 @@ def diversity(
     backend: str = "auto",
 ) -> Tensor:
     _contract.diversity(visual, k, seeds, weights, visual_mask)
-    run = _backend(backend, "diversity", visual)
-    indices: Tensor = run(_rows(visual), k, _matrix(seeds), _matrix(weights), _matrix(visual_mask))
+    run = backend_of(backend, "diversity", visual)
+    indices: Tensor = run(rows_of(visual), k, matrix(seeds), matrix(weights), matrix(visual_mask))
     return indices if visual.ndim == 3 else indices.squeeze(0)
 
 
-@_undisturbed
+@undisturbed
 def select_varlen(
     visual: Tensor,
     cu_seqlens: Tensor,
@@ -124,16 +106,16 @@ def select_varlen(
     _contract.select_varlen(
         visual, cu_seqlens, prompt, prompt_spans, k_core, k_diverse, total_k, max_seqlen, pooling
     )
-    run = _backend(backend, "select_varlen", visual)
+    run = backend_of(backend, "select_varlen", visual)
     table = _segments.ragged_table(
         cu_seqlens, k_core, k_diverse, total_k, max_seqlen, visual.shape[0]
     )
     spans = None if prompt is None else _segments.prompt_spans(prompt_spans, table.shape[0], prompt)
-    indices: Tensor = run(_dense(visual), table, _dense(prompt), spans, total_k, pooling, sorted)
+    indices: Tensor = run(dense(visual), table, dense(prompt), spans, total_k, pooling, sorted)
     return indices
 
 
-@_undisturbed
+@undisturbed
 def diversity_varlen(
     visual: Tensor,
     cu_seqlens: Tensor,
@@ -144,45 +126,14 @@ def diversity_varlen(
     backend: str = "auto",
 ) -> Tensor:
     _contract.diversity_varlen(visual, cu_seqlens, k, total_k, max_seqlen, weights)
-    run = _backend(backend, "diversity_varlen", visual)
+    run = backend_of(backend, "diversity_varlen", visual)
     table = _segments.ragged_table(cu_seqlens, None, k, total_k, max_seqlen, visual.shape[0])
     weights = None if weights is None else weights.contiguous()
-    indices: Tensor = run(_dense(visual), table, total_k, weights)
+    indices: Tensor = run(dense(visual), table, total_k, weights)
     return indices
 
 
-@_undisturbed
-def dpp(
-    visual: Tensor,
-    k: int,
-    weights: Tensor | None = None,
-    visual_mask: Tensor | None = None,
-    backend: str = "auto",
-) -> Tensor:
-    _contract_greedy.dpp(visual, k, weights, visual_mask)
-    run = _backend(backend, "dpp", visual)
-    indices: Tensor = run(_rows(visual), k, _matrix(weights), _matrix(visual_mask))
-    return indices if visual.ndim == 3 else indices.squeeze(0)
-
-
-@_undisturbed
-def dpp_varlen(
-    visual: Tensor,
-    cu_seqlens: Tensor,
-    k: Tensor,
-    total_k: int,
-    max_seqlen: int,
-    weights: Tensor | None = None,
-    backend: str = "auto",
-) -> Tensor:
-    _contract_greedy.dpp_varlen(visual, cu_seqlens, k, total_k, max_seqlen, weights)
-    run = _backend(backend, "dpp_varlen", visual)
-    table = _segments.ragged_table(cu_seqlens, None, k, total_k, max_seqlen, visual.shape[0])
-    indices: Tensor = run(_dense(visual), table, total_k, _vector(weights))
-    return indices
-
-
-@_undisturbed
+@undisturbed
 def sensitivity(
     features: Tensor,
     w1: Tensor,
@@ -194,12 +145,12 @@ def sensitivity(
     backend: str = "auto",
 ) -> Tensor:
     _contract_sensitivity.sensitivity(features, w1, b1, w2, activation, directions, radius)
-    run = _backend(backend, "sensitivity", features)
-    weights = (_dense(w1), _vector(b1), _dense(w2), activation, _dense(directions), radius)
-    return _scores(features, run(_rows(features), *weights))
+    run = backend_of(backend, "sensitivity", features)
+    weights = (dense(w1), vector(b1), dense(w2), activation, dense(directions), radius)
+    return _scores(features, run(rows_of(features), *weights))
 
 
-@_undisturbed
+@undisturbed
 def sensitivity_hidden(
     preactivation: Tensor,
     w2: Tensor,
@@ -209,12 +160,12 @@ def sensitivity_hidden(
     backend: str = "auto",
 ) -> Tensor:
     _contract_sensitivity.sensitivity_hidden(preactivation, w2, activation, shifts, radius)
-    run = _backend(backend, "sensitivity_hidden", preactivation)
-    weights = (_dense(w2), activation, _dense(shifts), radius)
-    return _scores(preactivation, run(_rows(preactivation), *weights))
+    run = backend_of(backend, "sensitivity_hidden", preactivation)
+    weights = (dense(w2), activation, dense(shifts), radius)
+    return _scores(preactivation, run(rows_of(preactivation), *weights))
 
 
-@_undisturbed
+@undisturbed
 def sensitivity_rms(
     features: Tensor,
     w1: Tensor,
@@ -225,12 +176,12 @@ def sensitivity_rms(
     backend: str = "auto",
 ) -> Tensor:
     _contract_sensitivity.sensitivity_rms(features, w1, b1, factor, activation, diagonal)
-    run = _backend(backend, "sensitivity_rms", features)
-    weights = (_dense(w1), _vector(b1), _dense(factor), activation, _vector(diagonal))
-    return _scores(features, run(_rows(features), *weights))
+    run = backend_of(backend, "sensitivity_rms", features)
+    weights = (dense(w1), vector(b1), dense(factor), activation, vector(diagonal))
+    return _scores(features, run(rows_of(features), *weights))
 
 
-@_undisturbed
+@undisturbed
 def sensitivity_rms_hidden(
     preactivation: Tensor,
     factor: Tensor,
@@ -239,45 +190,9 @@ def sensitivity_rms_hidden(
     backend: str = "auto",
 ) -> Tensor:
     _contract_sensitivity.sensitivity_rms_hidden(preactivation, factor, activation, diagonal)
-    run = _backend(backend, "sensitivity_rms_hidden", preactivation)
-    weights = (_dense(factor), activation, _vector(diagonal))
-    return _scores(preactivation, run(_rows(preactivation), *weights))
-
-
-# ---- what every backend is given ----------------------------------------------------------------
-
-
-def _backend(name: str, op: str, visual: Tensor) -> Callable[..., Any]:
-    if name == "auto":
-        return _dispatch.choose(op, visual.device)
-    return _dispatch.named(name, op, visual.device)
-
-
-def _dense(x: Tensor | None) -> Tensor | None:
-    """Tokens with a last axis of stride 1."""
-    if x is None or x.stride(-1) == 1:
-        return x
-    # Not contiguous(): that keeps any stride on an axis of size one.
-    return x.clone(memory_format=torch.contiguous_format)
-
-
-def _rows(x: Tensor | None) -> Tensor | None:
-    """Tokens as `[B, rows, D]`, with a last axis of stride 1."""
-    x = _dense(x)
-    return x if x is None or x.ndim == 3 else x.unsqueeze(0)
-
-
-def _matrix(x: Tensor | None) -> Tensor | None:
-    """A mask, weights or seeds as contiguous `[B, ...]`."""
-    if x is None:
-        return None
-    x = x.contiguous()
-    return x if x.ndim == 2 else x.unsqueeze(0)
-
-
-def _vector(x: Tensor | None) -> Tensor | None:
-    """A bias or a diagonal, contiguous."""
-    return None if x is None else x.contiguous()
+    run = backend_of(backend, "sensitivity_rms_hidden", preactivation)
+    weights = (dense(factor), activation, vector(diagonal))
+    return _scores(preactivation, run(rows_of(preactivation), *weights))
 
 
 def _scores(tokens: Tensor, scores: Tensor) -> Tensor:
@@ -359,6 +274,19 @@ _OPS: dict[str, tuple[str, Callable[..., Any], Callable[..., Any]]] = {
             Tensor? weights=None) -> Tensor""",
         dpp_varlen,
         _fake_indices(_contract_greedy.dpp_varlen),
+    ),
+    "facility_location": (
+        """(Tensor visual, SymInt k, Tensor? benefits=None, Tensor? weights=None,
+            Tensor? visual_mask=None, float temperature=0.0, float scale=1.0) -> Tensor""",
+        facility_location,
+        _fake_indices(_contract_greedy.facility_location),
+    ),
+    "facility_location_varlen": (
+        """(Tensor visual, Tensor cu_seqlens, Tensor k, SymInt total_k, SymInt max_seqlen,
+            Tensor? benefits=None, Tensor? weights=None, float temperature=0.0,
+            float scale=1.0) -> Tensor""",
+        facility_location_varlen,
+        _fake_indices(_contract_greedy.facility_location_varlen),
     ),
     "sensitivity": (
         """(Tensor features, Tensor w1, Tensor? b1, Tensor w2, str activation,

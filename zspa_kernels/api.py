@@ -33,7 +33,7 @@ from . import _contract, _counts
 from ._call import call
 from ._counts import num_keep, split_core
 from ._gather import gather
-from ._greedy import dpp, dpp_varlen
+from ._greedy import dpp, dpp_varlen, facility_location
 from ._sensitivity import sensitivity
 from ._varlen import diversity_varlen, select_varlen
 
@@ -42,6 +42,7 @@ __all__ = [
     "diversity_varlen",
     "dpp",
     "dpp_varlen",
+    "facility_location",
     "gather",
     "num_keep",
     "relevance_topk",
@@ -280,6 +281,7 @@ def warmup(
         diversity(visual, k, seeds=seeds, **masked)
         diversity(visual, k, weights=weights, **masked)
         dpp(visual, k, weights=weights, **masked)
+        facility_location(visual, k, benefits=weights[:, None], temperature=1.0, **masked)
     select_varlen(list(visual), k_core=0, k_diverse=k)
     select_varlen(list(visual), prompt[0], k_core=one, k_diverse=k - one)
     diversity_varlen(list(visual), k, weights=list(weights))

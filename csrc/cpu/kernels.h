@@ -93,6 +93,10 @@ struct Kernels {
   // pivots[c]: row of the factor that belongs to column c; scales[c]: 1 / its diagonal entry.
   void (*eliminate)(float* tile, int64_t first, int64_t last, const float* const* pivots,
                     const float* scales);
+
+  // sum_i max(0, column[i] * factors[i] - best[i]); n is a multiple of 16. Never more for a larger
+  // `best`, bit for bit.
+  float (*covered)(const float* column, const float* factors, const float* best, int64_t n);
 };
 
 static inline int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }

@@ -345,9 +345,10 @@ void fold(Fold fold, DType dtype, const void* row, float scale, int64_t begin, i
 }
 
 #include "activations.h"
+#include "coverage.h"
 #include "elimination.h"
 
 #undef ZSPA_BY_DTYPE
 
-const Kernels table = {Isa::kName, kStep, packed_size, pack,   dots,     order,
-                       row_pass,   fold,  slope,       expand, quotient, eliminate};
+const Kernels table = {Isa::kName, kStep, packed_size, pack,     dots,      order,  row_pass,
+                       fold,       slope, expand,      quotient, eliminate, covered};

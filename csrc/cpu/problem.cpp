@@ -17,6 +17,7 @@ struct Segment {
   Prompt prompt;
   const int64_t* seeds;
   const float* weights;
+  const float* benefits;
   float* scores;
   int64_t k_core, k_diverse;
   int64_t first_row;  // added to indices
@@ -41,6 +42,8 @@ Segment segment_of(const Problem& p, int64_t s) {
   }
   segment.mask = p.visual_mask ? p.visual_mask + first_token : nullptr;
   segment.weights = p.weights ? p.weights + first_token : nullptr;
+  if (p.benefits)
+    segment.benefits = p.benefits + (p.table ? first_token : s * p.benefit_batch_stride);
   segment.scores = p.scores ? p.scores + first_token : nullptr;
   segment.seeds = p.seeds ? p.seeds + s * p.num_seeds : nullptr;
   segment.out = p.indices + slot;
@@ -179,6 +182,16 @@ void dpp(Problem& problem) {
   pick_diverse(problem, [](const Segment& segment, const float* inv, int64_t k, int threads,
                            Workspace& workspace, Stats& stats) {
     dpp(segment.tokens, {inv, segment.weights, k}, threads, workspace, stats, segment.out);
+  });
+}
+
+void facility_location(Problem& problem) {
+  pick_diverse(problem, [&](const Segment& segment, const float* inv, int64_t k, int threads,
+                            Workspace& workspace, Stats& stats) {
+    facility_location(segment.tokens,
+                      {inv, segment.weights, segment.benefits, problem.benefit_rows,
+                       problem.benefit_row_stride, problem.temperature, problem.scale, k},
+                      threads, workspace, stats, segment.out);
   });
 }
 

@@ -4,6 +4,7 @@
 
 #include "diversity.h"
 #include "dpp.h"
+#include "facility_location.h"
 #include "relevance_topk.h"
 
 namespace zspa::cpu {
@@ -31,6 +32,11 @@ struct Problem {
   const int64_t* seeds;  // [S, num_seeds] or null; padded only
   int64_t num_seeds;
   const float* weights;  // like the tokens without channels, or null
+  // Facility location.
+  const float* benefits;  // padded [S, M, N], ragged [M, T], or null
+  int64_t benefit_rows;
+  int64_t benefit_batch_stride, benefit_row_stride;  // in elements
+  float temperature, scale;
   // Counts; ragged segments have their own in the table.
   int64_t k_core, k_diverse;
   int64_t total_slots;  // of `indices`
@@ -46,5 +52,6 @@ void select(Problem& problem);
 void relevance_topk(Problem& problem);
 void diversity(Problem& problem);
 void dpp(Problem& problem);
+void facility_location(Problem& problem);
 
 }  // namespace zspa::cpu

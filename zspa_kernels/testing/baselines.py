@@ -133,6 +133,28 @@ def dpp_loop(visual: Tensor, k: int, weights: Tensor | None = None) -> Tensor:
     return picks
 
 
+def facility_location_loop(cover: Tensor, k: int, weights: Tensor | None = None) -> Tensor:
+    """Greedy facility location in its published shape, on a given matrix.
+
+    `cover[r, j]` says how well token j covers row r. Every pick adds up what each token would add
+    to every row, over the whole matrix; what is covered starts at 0.
+
+    Work: R N K, and R N of temporary memory.
+    """
+    best = cover.new_zeros(cover.shape[0])
+    free = torch.ones(cover.shape[1], dtype=torch.bool, device=cover.device)
+    picks = torch.empty(k, dtype=torch.int64, device=cover.device)
+    for t in range(k):
+        gain = (cover - best[:, None]).clamp_min_(0).sum(0)
+        if weights is not None:
+            gain *= weights
+        pick = int(gain.masked_fill_(~free, -1).argmax())
+        picks[t] = pick
+        free[pick] = False
+        torch.maximum(best, cover[:, pick], out=best)
+    return picks
+
+
 Baseline = Callable[[Tensor, Tensor | None, int, int], Tensor]
 
 #: By name; `divprune_loop` only without core.

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the implementations of all ops share: ambient state, the backend, its arguments."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from . import _dispatch
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def undisturbed(implementation: _F) -> _F:
+    """Grad mode and autocast off: selection has no derivative and rounds to no other dtype."""
+
+    @functools.wraps(implementation)
+    def call(visual: Tensor, *args: Any, **kwargs: Any) -> Any:
+        # The device is asked for without a check: whether `visual` is a tensor is the contract's.
+        device = "cuda" if getattr(visual, "is_cuda", False) else "cpu"
+        grad, autocast = torch.is_grad_enabled(), torch.is_autocast_enabled(device)
+        torch._C._set_grad_enabled(False)
+        if autocast:
+            torch.set_autocast_enabled(device, False)
+        try:
+            return implementation(visual, *args, **kwargs)
+        finally:
+            torch._C._set_grad_enabled(grad)
+            if autocast:
+                torch.set_autocast_enabled(device, True)
+
+    return call  # type: ignore[return-value]
+
+
+def backend_of(name: str, op: str, visual: Tensor) -> Callable[..., Any]:
+    if name == "auto":
+        return _dispatch.choose(op, visual.device)
+    return _dispatch.named(name, op, visual.device)
+
+
+def dense(x: Tensor | None) -> Tensor | None:
+    """Tokens with a last axis of stride 1."""
+    if x is None or x.stride(-1) == 1:
+        return x
+    # Not contiguous(): that keeps any stride on an axis of size one.
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def rows_of(x: Tensor | None) -> Tensor | None:
+    """Tokens as `[B, rows, D]`, with a last axis of stride 1."""
+    x = dense(x)
+    return x if x is None or x.ndim == 3 else x.unsqueeze(0)
+
+
+def matrix(x: Tensor | None) -> Tensor | None:
+    """A mask, weights or seeds as contiguous `[B, ...]`."""
+    if x is None:
+        return None
+    x = x.contiguous()
+    return x if x.ndim == 2 else x.unsqueeze(0)
+
+
+def vector(x: Tensor | None) -> Tensor | None:
+    """A bias or a diagonal, contiguous."""
+    return None if x is None else x.contiguous()

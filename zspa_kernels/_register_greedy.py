@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Implementations of the greedy ops beside `diversity`; see `_register`."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from . import _contract_greedy, _segments
+from ._implementation import backend_of, dense, matrix, rows_of, undisturbed, vector
+
+
+@undisturbed
+def dpp(
+    visual: Tensor,
+    k: int,
+    weights: Tensor | None = None,
+    visual_mask: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    _contract_greedy.dpp(visual, k, weights, visual_mask)
+    run = backend_of(backend, "dpp", visual)
+    indices: Tensor = run(rows_of(visual), k, matrix(weights), matrix(visual_mask))
+    return indices if visual.ndim == 3 else indices.squeeze(0)
+
+
+@undisturbed
+def dpp_varlen(
+    visual: Tensor,
+    cu_seqlens: Tensor,
+    k: Tensor,
+    total_k: int,
+    max_seqlen: int,
+    weights: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    _contract_greedy.dpp_varlen(visual, cu_seqlens, k, total_k, max_seqlen, weights)
+    run = backend_of(backend, "dpp_varlen", visual)
+    table = _segments.ragged_table(cu_seqlens, None, k, total_k, max_seqlen, visual.shape[0])
+    indices: Tensor = run(dense(visual), table, total_k, vector(weights))
+    return indices
+
+
+@undisturbed
+def facility_location(
+    visual: Tensor,
+    k: int,
+    benefits: Tensor | None = None,
+    weights: Tensor | None = None,
+    visual_mask: Tensor | None = None,
+    temperature: float = 0.0,
+    scale: float = 1.0,
+    backend: str = "auto",
+) -> Tensor:
+    _contract_greedy.facility_location(
+        visual, k, benefits, weights, visual_mask, temperature, scale
+    )
+    run = backend_of(backend, "facility_location", visual)
+    if benefits is not None:
+        benefits = benefits.contiguous() if visual.ndim == 3 else benefits.contiguous()[None]
+    masks = matrix(weights), matrix(visual_mask)
+    indices: Tensor = run(rows_of(visual), k, benefits, *masks, temperature, scale)
+    return indices if visual.ndim == 3 else indices.squeeze(0)
+
+
+@undisturbed
+def facility_location_varlen(
+    visual: Tensor,
+    cu_seqlens: Tensor,
+    k: Tensor,
+    total_k: int,
+    max_seqlen: int,
+    benefits: Tensor | None = None,
+    weights: Tensor | None = None,
+    temperature: float = 0.0,
+    scale: float = 1.0,
+    backend: str = "auto",
+) -> Tensor:
+    _contract_greedy.facility_location_varlen(
+        visual, cu_seqlens, k, total_k, max_seqlen, benefits, weights, temperature, scale
+    )
+    run = backend_of(backend, "facility_location_varlen", visual)
+    table = _segments.ragged_table(cu_seqlens, None, k, total_k, max_seqlen, visual.shape[0])
+    rows = vector(benefits), vector(weights)
+    indices: Tensor = run(dense(visual), table, total_k, *rows, temperature, scale)
+    return indices

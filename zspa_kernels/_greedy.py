@@ -150,9 +150,9 @@ def facility_location(
         >>> import torch
         >>> visual = torch.tensor([[1.0, 0.0], [1.0, 0.5], [1.0, 0.6], [0.0, 1.0]])
         >>> facility_location(visual, 2)
-        tensor([2, 0])
+        tensor([2, 3])
         >>> facility_location(visual, 2, weights=torch.tensor([0.1, 0.1, 0.1, 1.0]))
-        tensor([3, 0])
+        tensor([3, 1])
     """
     op = "facility_location"
     _contract.tensor(op, "visual", visual)

@@ -7,9 +7,12 @@
 from ._registry import About, Input, Method, about, available, get, register, unregister
 from .all_in_relevance import AllInRelevance
 from .base import MethodBase
+from .cdpruner import CDPruner
 from .cenprune import CenPrune
 from .divprune import DivPrune
 from .greedyprune import GreedyPrune
+from .mmtok import MMTok
+from .scope import SCOPE
 from .scoredtopk import PRESETS, Preset, ScoredTopK
 from .todre import ToDRE
 from .tome import ToMe
@@ -20,12 +23,15 @@ from .zspaprune import ZSPAPrune
 
 __all__ = [
     "PRESETS",
+    "SCOPE",
     "About",
     "AllInRelevance",
+    "CDPruner",
     "CenPrune",
     "DivPrune",
     "GreedyPrune",
     "Input",
+    "MMTok",
     "Method",
     "MethodBase",
     "Preset",

@@ -20,6 +20,13 @@ ATTENTION = Input(
 KEYS = Input(
     "keys", "[B, N, C]", "keys of the vision tower's layer that the tokens come from, mean of heads"
 )
+FEATURES = Input(
+    "features",
+    "[B, N, C]",
+    "what the projector is given, the vision tower's output (published); by default the visual "
+    "tokens",
+    False,
+)
 
 
 def per_token(about: About, name: str, value: object, visual: Tensor) -> Tensor:
@@ -28,6 +35,12 @@ def per_token(about: About, name: str, value: object, visual: Tensor) -> Tensor:
     x = about.require(name, value)
     _contract.per_token(about.title, name, x, visual)
     return x.detach().float()
+
+
+def valid_tokens(visual: Tensor, mask: Tensor | None) -> Tensor:
+    """Which tokens the ops take for real: bool `[B, N]`."""
+    lengths: Tensor = torch.linalg.vector_norm(visual.detach(), dim=-1, dtype=torch.float32)
+    return lengths <= 2.0**40 if mask is None else (lengths <= 2.0**40) & mask
 
 
 def selection(

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CDPruner, SCOPE and MMTok against plain float64 readings of their papers, in `oracles`."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from python_tests.oracles.cdpruner import check_cdpruner, weights_of
+from python_tests.oracles.common import valid_tokens
+from python_tests.oracles.coverage import check_coverage, token_rows, word_rows
+from python_tests.scenes import draw
+from zspa_kernels.methods import SCOPE, CDPruner, MMTok
+from zspa_kernels.testing import prompt, special, tokens
+
+N, D = 24, 16
+COUNTS = (1, 9, N)
+#: Ordinary tokens, ties of every kind, one cluster, duplicates, masks, rows without a direction.
+CASES = (
+    "vlm",
+    "clusters",
+    "exact",
+    "narrow",
+    "constant",
+    "duplicates",
+    "zero_rows",
+    "masked_exact",
+)
+ODD = ("nonfinite_rows", "one_valid", "all_masked", "all_zero")
+
+
+def case(name: str) -> tuple[Tensor, Tensor | None]:
+    if name in ("vlm", "clusters", "exact"):
+        return tokens(name, N, D), None
+    return special(name, N, D)
+
+
+def kept(picks: Tensor) -> list[int]:
+    return [i for i in picks.tolist() if i >= 0]
+
+
+def decisive(name: str) -> bool:
+    """Whether most picks have only one right answer."""
+    return name in ("vlm", "clusters")
+
+
+@pytest.mark.parametrize("name", CASES + ODD)
+def test_cdpruner(name: str) -> None:
+    visual, mask = case(name)
+    image, text = draw("image", (N, 10, 1))[..., 0], draw("text", (4, 10, 1))[..., 0]
+    words = prompt("vlm", 4, D)
+    allowed = valid_tokens(visual, mask)
+    decided = 0
+    for k in COUNTS:
+        for space in ("clip", "llm"):
+            method = CDPruner(k, space=space, sorted=False)
+            given = {"image_embeds": image, "text_embeds": text} if space == "clip" else {}
+            picked = method.select(visual, words, visual_mask=mask, **given)
+            picks = kept(picked.indices)
+            assert len(picks) == min(k, len(allowed))
+            assert not picked.core_mask.any()
+            if not allowed:
+                continue
+            source = (image, text, allowed, -1) if space == "clip" else (visual, words, allowed, 1)
+            weights = weights_of(*source)
+            got = {i: float(picked.scores[i]) for i in allowed}
+            # Where the range of the relevance is small, its rounding is large beside it.
+            error = max(abs(weights[i] - got[i]) for i in allowed)
+            assert error < (1e-5 if space == "clip" or decisive(name) else 1e-2)
+            decided += check_cdpruner(visual, picks, got)
+            ascending = CDPruner(k, space=space).select(visual, words, visual_mask=mask, **given)
+            assert kept(ascending.indices) == sorted(picks)
+    assert decided > 30 or not decisive(name)
+
+
+def test_cdpruner_emphasis() -> None:
+    """Theta -> exp(alpha r); 0 leaves relevance out, and the first tie goes to token 0."""
+    visual, words = tokens("vlm", N, D), prompt("vlm", 4, D)
+    plain = CDPruner(9, space="llm").select(visual, words).scores
+    for theta in (0.0, 0.5, 0.9):
+        picked = CDPruner(9, space="llm", emphasis=theta, sorted=False).select(visual, words)
+        right = torch.exp(theta / (2 * (1 - theta)) * plain)
+        assert torch.allclose(picked.scores, right)
+        check_cdpruner(visual, kept(picked.indices), dict(enumerate(picked.scores.tolist())))
+        assert picked.indices[0] == 0 or theta
+
+
+def test_cdpruner_compat_scales_over_the_call() -> None:
+    """The published scaling: extremes over all images, so a row depends on the batch it is in."""
+    visual = torch.stack([tokens("vlm", N, D, seed) for seed in range(2)])
+    image, text = draw("image", (2, N, 10)), draw("text", (2, 4, 10))
+    text[1] += 3 * image[1].mean(0)
+    given = {"image_embeds": image, "text_embeds": text}
+    scores = CDPruner(5, compat=True).select(visual, **given).scores
+    cosine = torch.nn.functional.cosine_similarity(image[:, :, None], text[:, None], dim=-1)
+    relevance = -cosine.mean(-1)
+    right = (relevance - relevance.min() + 1e-6) / (relevance.max() - relevance.min())
+    assert torch.allclose(scores, right, atol=1e-5)
+    alone = CDPruner(5, compat=True).select(visual[1], image_embeds=image[1], text_embeds=text[1])
+    assert not torch.allclose(alone.scores, scores[1], atol=1e-3)
+    own = CDPruner(5).select(visual, **given).scores
+    assert (own.amin(-1) == 0).all()
+    assert (own.amax(-1) == 1).all()
+
+
+@pytest.mark.parametrize("name", CASES + ODD)
+def test_scope(name: str) -> None:
+    visual, mask = case(name)
+    features = tokens("vlm", N, 10, seed=4) if name == "duplicates" else None
+    attention = (8 * draw("attention", (1, N))[0]).floor() / 8
+    attention[3], attention[5], attention[6] = torch.nan, -0.5, torch.inf
+    space = visual if features is None else features
+    allowed = [i for i in valid_tokens(space, mask) if i not in (3, 5, 6)]
+    rows = token_rows(space, allowed, 0.0)
+    decided = 0
+    for k in COUNTS:
+        for alpha in (0.5, 1.0, 0.0):
+            method = SCOPE(k, alpha, sorted=False)
+            picked = method.select(visual, attention=attention, features=features, visual_mask=mask)
+            picks = kept(picked.indices)
+            assert len(picks) == min(k, len(allowed))
+            weights = {i: float(attention[i]) ** alpha for i in allowed}
+            decided += check_coverage(picks, allowed, rows, weights, 1e-6, 0.0)
+    assert decided > 50 or not decisive(name)
+
+
+@pytest.mark.parametrize("name", CASES + ODD)
+def test_mmtok(name: str) -> None:
+    visual, mask = case(name)
+    features = tokens("clusters", N, 10, seed=4) if name == "duplicates" else None
+    space = visual if features is None else features
+    words = prompt("vlm", 5, D)
+    words[1] = torch.nan
+    real = torch.arange(5) != 4
+    allowed = valid_tokens(visual, mask)
+    decided = 0
+    for k in COUNTS:
+        for heat, balance in ((0.02, 0.5), (0.1, 0.0), (0.1, 3.0)):
+            method = MMTok(k, heat, balance=balance, sorted=False)
+            picked = method.select(
+                visual, words, features=features, visual_mask=mask, prompt_mask=real
+            )
+            picks = kept(picked.indices)
+            assert len(picks) == min(k, len(allowed))
+            if not allowed:
+                continue
+            rows = word_rows(visual, words[real], allowed, heat)
+            about = [[balance * x for x in row] for row in token_rows(space, allowed, 0.2)]
+            weights = dict.fromkeys(allowed, 1.0)
+            decided += check_coverage(picks, allowed, rows + about, weights, 0.0, 3e-6 / heat)
+    assert decided > 50 or not decisive(name)
+
+
+def test_mmtok_without_words_covers_the_tokens() -> None:
+    visual = tokens("clusters", N, D)
+    allowed = list(range(N))
+    rows = token_rows(visual, allowed, 0.2)
+    for words, real in (
+        (prompt("vlm", 3, D), torch.zeros(3, dtype=torch.bool)),
+        (torch.empty(0, D), None),
+    ):
+        picked = MMTok(9, sorted=False).select(visual, words, prompt_mask=real)
+        picks = kept(picked.indices)
+        check_coverage(picks, allowed, rows, dict.fromkeys(allowed, 1.0), 0.0, 2e-5)
+        assert (picked.scores == 0).all()
+
+
+def test_the_three_rules_differ() -> None:
+    """A repeated region, a word about one token, a salient token: each method picks its own first.
+
+    Tokens 0 to 5 repeat one direction, 6 is named by the prompt, 7 is the one that attention marks.
+    """
+    visual = torch.eye(4)[[0, 0, 0, 0, 0, 0, 1, 2]] + 0.01 * tokens("iid", 8, 4)
+    named = torch.eye(4)[1:2]
+    attention = torch.tensor([0.01] * 7 + [1.0])
+    assert MMTok(1, balance=0.0).select(visual, named).indices.tolist() == [6]
+    assert CDPruner(1, space="llm").select(visual, named).indices.tolist() == [6]
+    assert SCOPE(1, 1.0).select(visual, attention=attention).indices.tolist() == [7]
+    assert SCOPE(1, 0.0).select(visual, attention=attention).indices.item() < 6
+    first = CDPruner(2, space="llm", sorted=False).select(visual, named).indices.tolist()
+    second = MMTok(2, balance=3.0, sorted=False).select(visual, named).indices.tolist()
+    assert set(first) != set(second)
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: CDPruner(0.5, space="word"), "CDPruner: space must be one of"),
+        (lambda: CDPruner(0.5, emphasis=1.0), "CDPruner: emphasis must be"),
+        (lambda: SCOPE(0.5, -1.0), "SCOPE: alpha must be"),
+        (lambda: MMTok(0.5, 0.0), "MMTok: text_temperature must be"),
+        (lambda: MMTok(0.5, balance=-1.0), "MMTok: balance must be"),
+        (lambda: MMTok(0.0), "keep must be"),
+    ],
+)
+def test_bad_options_fail_at_once(make, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        make()
+
+
+def test_a_missing_prompt_is_named() -> None:
+    with pytest.raises(TypeError, match=r"CDPruner: prompt must be a tensor \[B, M, D\] \(with"):
+        CDPruner(0.5, space="llm").select(torch.eye(4))

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CDPruner: diversity conditioned on the instruction, by a determinantal point process."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .. import _contract_primitives as _contract
+from .. import api
+from ..primitives import min_max
+from ..types import Selection
+from ._compose import selection, valid_tokens
+from ._registry import PROMPT, VISUAL, About, Input, register
+from .base import MethodBase
+
+# Cosines that differ by less than this are equal in float32.
+_NOISE = 4e-6
+SPACES = ("clip", "llm")
+
+
+@register("cdpruner")
+@dataclass(frozen=True)
+class CDPruner(MethodBase):
+    """The tokens that span the largest volume, each scaled by its relevance to the instruction.
+
+    CDPruner, arXiv 2506.10967 (NeurIPS 2025): greedy MAP of a determinantal point process with
+    kernel `r_i r_j cos(i, j)` of the projected tokens. The relevance r is the mean cosine with the
+    instruction's segments, scaled to [0, 1] over the image. In CLIP's space it is negated first, as
+    published: there patches that show what a text names have the lower cosines.
+
+    Attributes:
+        keep: share of the tokens in (0, 1], or a count; see `num_keep`.
+        space: `"clip"`, as published: `select` takes the embeddings of patches and text of a CLIP
+            model. `"llm"`: relevance is the mean cosine of projected and prompt tokens, not
+            negated; for models whose vision tower has no text tower.
+        emphasis: None, as published; or theta in [0, 1): the kernel takes exp(alpha r), alpha =
+            theta / (2 (1 - theta)), instead of r. 0 leaves relevance out.
+        rounding: of a share; see `num_keep`.
+        sorted: ascending indices, or the order of picking.
+        compat: True: r is scaled as the published code does, by the extremes over all images of the
+            call and as `(r - min + 1e-6) / (max - min)`, so that a result depends on the batch.
+
+    Example:
+        >>> visual = torch.tensor([[1.0, 0.0], [1.0, 0.2], [0.0, 1.0], [0.2, 1.0]])
+        >>> method = CDPruner(keep=2, space="llm")
+        >>> method.select(visual, prompt=torch.tensor([[1.0, 0.5]])).indices
+        tensor([1, 3])
+    """
+
+    about: ClassVar[About] = About(
+        title="CDPruner",
+        paper="arXiv 2506.10967, NeurIPS 2025",
+        inputs=(
+            VISUAL,
+            Input(
+                "image_embeds",
+                "[B, N, Dc]",
+                "CLIP's visual projection of the patches, after its last layer norm",
+            ),
+            Input("text_embeds", "[B, S, Dc]", "CLIP's text embeddings of the instruction's parts"),
+            Input("prompt", PROMPT.shape, f"with space='llm': {PROMPT.source}", False),
+        ),
+        primitives=("relevance_topk", "min_max", "dpp"),
+        cost="N K D + N K^2",
+        against="float64 loops, replay of every pick",
+    )
+
+    keep: float
+    space: str = "clip"
+    emphasis: float | None = None
+    rounding: str = "round"
+    sorted: bool = True
+    compat: bool = False
+
+    def __post_init__(self) -> None:
+        api.num_keep(1, self.keep, self.rounding)  # raises what is out of range
+        if self.space not in SPACES:
+            raise ValueError(f"CDPruner: space must be one of {SPACES}, got {self.space!r}")
+        if self.emphasis is not None:
+            last = math.nextafter(1.0, 0.0)
+            _contract.number("CDPruner", "emphasis", self.emphasis, 0.0, last)
+
+    def select(
+        self,
+        visual: Tensor,
+        prompt: Tensor | None = None,
+        *,
+        image_embeds: Tensor | None = None,
+        text_embeds: Tensor | None = None,
+        visual_mask: Tensor | None = None,
+        prompt_mask: Tensor | None = None,
+    ) -> Selection:
+        """Choose tokens of `visual` for an instruction.
+
+        Args:
+            visual: projected tokens `[B, N, D]` or `[N, D]`.
+            prompt: `[B, M, D]`; required in the space `"llm"`, ignored otherwise.
+            image_embeds: `[B, N, Dc]`; required in the space `"clip"`.
+            text_embeds: `[B, S, Dc]`, likewise.
+            visual_mask: bool `[B, N]`, True for real tokens.
+            prompt_mask: bool `[B, M]`, of the prompt; in CLIP's space bool `[B, S]`.
+
+        Returns:
+            The selection, without core; its scores are the weights, NaN for invalid tokens.
+        """
+        _contract.visual("CDPruner", visual, visual_mask)
+        if self.space == "llm":
+            image, text = visual, self.about.require("prompt", prompt)
+        else:
+            image = self.about.require("image_embeds", image_embeds)
+            text = self.about.require("text_embeds", text_embeds)
+            _contract.features("CDPruner", "image_embeds", image, visual)
+        _, scores = api.relevance_topk(
+            image, text, 0, visual_mask=visual_mask, prompt_mask=prompt_mask, pooling="none_mean"
+        )
+        valid = scores.isfinite() & valid_tokens(visual, visual_mask)
+        # A row without a direction has cosine 0 with everything.
+        scores = scores.masked_fill(image.detach().float().square().sum(-1) < 2.0**-80, 0.0)
+        weights = self._scaled(scores if self.space == "llm" else -scores, valid)
+        if self.emphasis is not None:
+            weights = (self.emphasis / (2 * (1 - self.emphasis)) * weights).exp()
+        k = api.num_keep(visual.shape[-2], self.keep, self.rounding)
+        picks = api.dpp(visual, k, weights=weights, visual_mask=visual_mask)
+        return selection(picks, visual, self.sorted, scores=weights)
+
+    def _scaled(self, relevance: Tensor, valid: Tensor) -> Tensor:
+        if not self.compat:
+            return min_max(relevance, valid, _NOISE)
+        if relevance.numel() == 0:
+            return relevance
+        low = relevance.masked_fill(~valid, torch.inf).amin()
+        high = relevance.masked_fill(~valid, -torch.inf).amax()
+        return ((relevance - low + 1e-6) / (high - low)).masked_fill(~valid, torch.nan)

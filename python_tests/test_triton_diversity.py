@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import re
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -169,6 +172,34 @@ def test_programs_together_are_ordered_by_their_barriers(
     want = _mixed()
     for got, expected in zip(_together(runs, monkeypatch, seed=0), want, strict=True):
         assert torch.equal(got, expected)
+
+
+def test_no_barrier_can_be_spared(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs meet as before, but one place in the kernel no longer orders their accesses."""
+    real, atomic = diversity.meet, World.atomic
+    places: set[int] = set()
+    blind: list[int] = []
+
+    def meet(*arguments: Any) -> None:
+        place = inspect.stack()[1].lineno
+        places.add(place)
+        here.blind = place in blind
+        real(*arguments)
+        here.blind = False
+
+    def ordered(world: World, address: int, semantics: str) -> None:
+        atomic(world, address, "" if here.blind else semantics)
+
+    here = threading.local()
+    monkeypatch.setattr(diversity, "meet", meet)
+    monkeypatch.setattr(World, "atomic", ordered)
+    _together(runs, monkeypatch, seed=1)
+    calls = re.findall(r"^ +meet\(", inspect.getsource(diversity), re.MULTILINE)
+    assert len(places) == len(calls) == 8
+    for place in sorted(places):
+        blind[:] = [place]
+        with pytest.raises(RaceError):
+            _together(runs, monkeypatch, seed=1)
 
 
 @pytest.mark.parametrize("semantics", ["acquire", "release"])

@@ -176,7 +176,7 @@ def test_programs_together_are_ordered_by_their_barriers(
 
 def test_no_barrier_can_be_spared(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Programs meet as before, but one place in the kernel no longer orders their accesses."""
-    real, atomic = diversity.meet, World.atomic
+    real, atomic = _common.meet, World.atomic
     places: set[int] = set()
     blind: list[int] = []
 

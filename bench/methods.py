@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every method beside the plain PyTorch reading of its paper: `python -m bench.methods`.
+
+Both run in turn in one process; what the timed calls of ours returned must be what the reading
+returns in float64, or pass the replay of every pick. Writes methods.json, and the table of
+docs/methods.md.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from torch import Tensor
+
+import zspa_kernels as zk
+from bench.environment import ROOT, environment
+from bench.method_readings import GREEDY, READINGS
+from bench.registry import SHAPES
+from bench.timing import interleave, quiet, summary, warm_up
+from zspa_kernels.testing import bound, check_diversity, check_select, prompt, tokens
+
+BEGIN, END = "<!-- bench:methods:begin -->", "<!-- bench:methods:end -->"
+
+#: suite -> (workloads of a shape and a token model, seconds for each method)
+SUITES = {
+    "cpu": ((("llava15", "vlm"), ("llavanext", "vlm"), ("llavanext", "iid")), 1.5),
+    "smoke": ((("small", "vlm"), ("small", "exact")), 0.01),
+}
+#: Width of keys: ToMe's are the mean of heads, VisionZip's all heads of CLIP ViT-L.
+KEYS = {"tome": 64, "visionzip": 1024}
+
+console = Console()
+
+
+@dataclass(frozen=True)
+class Record:
+    """One method on one workload.
+
+    Attributes:
+        method: Its name.
+        shape: Name of the shape, see `registry`.
+        model: Of the tokens.
+        n: Tokens.
+        d: Their width.
+        k: Kept.
+        greedy: Whether its cost is a greedy loop.
+        ours_ms: Median, tokens in bfloat16.
+        reading_ms: Median, tokens copied to float32 beforehand.
+        gain: How many times as long the reading takes.
+        noise: Of ours, see `timing.Summary`.
+        verified: "equal" to the float64 reading, "replayed" pick by pick, or what is wrong; then
+            there are no times.
+    """
+
+    method: str
+    shape: str
+    model: str
+    n: int
+    d: int
+    k: int
+    greedy: bool
+    ours_ms: float | None
+    reading_ms: float | None
+    gain: float | None
+    noise: float | None
+    verified: str
+
+
+def inputs(name: str, n: int, d: int, model: str, seed: int = 0) -> dict[str, Tensor]:
+    """What the method takes: tokens and prompt in bfloat16, distinct scores."""
+    generator = torch.Generator().manual_seed(seed)
+    score = torch.randperm(n, generator=generator).float() / n
+    keys = torch.randn(n, KEYS.get(name, 1), generator=generator).bfloat16()
+    everything = {
+        "visual": tokens(model, n, d, seed, torch.bfloat16),
+        "prompt": prompt(model, 16, d, seed, torch.bfloat16),
+        "keys": keys,
+        **dict.fromkeys(("attention", "saliency", "scores", "sensitivity"), score),
+    }
+    names = [x.name for x in zk.methods.about(name).inputs]
+    return {x: everything[x] for x in names if x in everything}
+
+
+def ours(name: str, k: int, given: Mapping[str, Tensor]) -> Callable[[], Tensor]:
+    """The call that is timed; VisionZip's also merges, as that is most of its work."""
+    method: Any = (
+        zk.methods.get(name, keep=k, sorted=False)
+        if name != "tome"
+        else zk.methods.get(name, keep=k)
+    )
+
+    def zip_() -> Tensor:
+        merging = method.assign(**given)
+        merging.merge(given["visual"])
+        indices: Tensor = merging.selection.indices
+        return indices
+
+    def select() -> Tensor:
+        indices: Tensor = method.select(**given).indices
+        return indices
+
+    return zip_ if name == "visionzip" else select
+
+
+def verify(name: str, picks: Tensor, k: int, given: Mapping[str, Tensor]) -> str:
+    """What was verified of the picks, or what is wrong with them."""
+    wide = {x: v.double() for x, v in given.items()}
+    right = READINGS[name](k, **wide)
+    if torch.equal(picks.sort().values, right.sort().values):
+        return "equal"
+    visual, tolerance = given["visual"], bound(given["visual"].shape[-1], "cpp")
+    try:
+        if name in ("divprune", "zspaprune"):
+            core = round(0.2 * k) if name == "zspaprune" else 0
+            check_select(visual, given.get("prompt"), core, k - core, picks, bound=tolerance)
+        elif name in ("zooprune", "cenprune"):
+            scores = zk.methods.get(name, keep=k).select(**given).scores
+            if scores is None:
+                return "no weights"
+            if name == "zooprune":
+                scores = zk.primitives.min_max(scores, scores.isfinite())
+            else:
+                visual = zk.primitives.centred(visual)
+            check_diversity(visual, picks, k, bound=tolerance, weights=scores)
+        else:
+            return f"{len(set(picks.tolist()) - set(right.tolist()))} picks differ from float64"
+    except AssertionError as error:
+        return str(error)
+    return "replayed"
+
+
+def measure(name: str, shape: str, model: str, seconds: float, seed: int = 0) -> Record:
+    """Time one method on one workload."""
+    size = SHAPES[shape]
+    given = inputs(name, size.n, size.d, model, seed)
+    single = {x: v.float() for x, v in given.items()}
+    call = ours(name, size.k, given)
+
+    def reading() -> Tensor:
+        return READINGS[name](size.k, **single)
+
+    warm_up(call)
+    warm_up(reading, 0.0)
+    samples = interleave(call, {"reading": reading}, seconds)
+    result = samples[""].result
+    verified = "calls disagree"
+    if result is not None and samples[""].steady:
+        verified = verify(name, result, size.k, given)
+    head = (name, shape, model, size.n, size.d, size.k, name in GREEDY)
+    if verified not in ("equal", "replayed"):
+        return Record(*head, None, None, None, None, verified)
+    mine, other = summary(samples[""].slots), summary(samples["reading"].slots)
+    gain = other.median_ms / mine.median_ms
+    return Record(*head, mine.median_ms, other.median_ms, gain, mine.noise, verified)
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """The records as Markdown, and where they were made."""
+    workloads = list(dict.fromkeys((r["shape"], r["model"]) for r in results["records"]))
+    sizes = {(r["shape"], r["model"]): r for r in results["records"]}
+    heads = ["method"] + [
+        f"{model}, {sizes[shape, model]['n']} x {sizes[shape, model]['d']}, "
+        f"K = {sizes[shape, model]['k']}"
+        for shape, model in workloads
+    ]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    rows: dict[str, list[str]] = {}
+    for r in results["records"]:
+        cell = f"**{r['verified']}**"
+        if r["gain"] is not None:
+            cell = f"{r['ours_ms']:.3g} / {r['reading_ms']:.3g} ms, {r['gain']:.3g}x"
+        name = f"`{r['method']}`" + (" (greedy)" if r["greedy"] else "")
+        rows.setdefault(name, []).append(cell)
+    lines += ["| " + " | ".join((name, *cells)) + " |" for name, cells in rows.items()]
+    machine = results["environment"]
+    sha = (machine["git"] or {"sha": "no checkout"})["sha"][:12]
+    good = sum(r["gain"] is not None for r in results["records"])
+    where = (
+        f"{machine['cpu']['model']}, {machine['threads']} threads, {machine['isa']}, torch "
+        f"{machine['torch']}, {sha}, {machine['date'][:10]}. Medians of one image a call, ours / "
+        f"reading. Verified against float64: {good} of {len(results['records'])} records."
+    )
+    lines += ["", where]
+    return "\n".join(lines)
+
+
+def rewrite(text: str, content: str) -> str:
+    """A page with what stands between the two marks replaced.
+
+    Raises:
+        ValueError: The page does not have both marks, once and in order.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end or BEGIN in after or END in after:
+        raise ValueError(f"page must have {BEGIN} and {END}, once each and in this order")
+    return f"{before}{BEGIN}\n{content}\n{END}{after}"
+
+
+def main(
+    suite: Annotated[str, typer.Option(help="cpu or smoke.")] = "cpu",
+    only: Annotated[str | None, typer.Option(help="One method.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of methods.json.")] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 for torch's choice.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of tokens and scores.")] = 0,
+) -> None:
+    """Run the comparison.
+
+    The whole cpu suite goes to bench/results and docs/methods.md; parts of it and the smoke suite
+    to build/bench, or to the folder of --out.
+    """
+    if suite not in SUITES:
+        raise typer.BadParameter(f"must be one of {', '.join(SUITES)}, got {suite}")
+    workloads, seconds = SUITES[suite]
+    threads = threads or torch.get_num_threads()
+    published = suite == "cpu" and only is None and out is None
+    start = time.perf_counter()
+    records: list[Record] = []
+    with quiet(threads):
+        for name in READINGS if only is None else [only]:
+            for shape, model in workloads:
+                records.append(measure(name, shape, model, seconds, seed))
+                r = records[-1]
+                gain = "no figure" if r.gain is None else f"{r.ours_ms:.3g} ms, {r.gain:.3g}x"
+                console.print(f"{name:15} {shape:10} {model:8} {gain}, {r.verified}")
+    results = {
+        "schema": 1,
+        "suite": suite,
+        "seed": seed,
+        "environment": environment(threads),
+        "records": [asdict(r) for r in records],
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+    folder = out or ROOT / ("bench/results" if published else "build/bench")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "methods.json").write_text(json.dumps(results, indent=1) + "\n")
+    if published:
+        page = ROOT / "docs" / "methods.md"
+        page.write_text(rewrite(page.read_text(), table(results)))
+    console.print(table(results), markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -92,17 +92,16 @@ class Image:
         """float32 `[V, D]`: all tokens; those of float32 input are not copied."""
         return self.tokens.float()
 
-    def cosines(self, rows: Tensor, columns: Tensor | None = None) -> Tensor:
-        """float32 `[R, C]`: cosines of the tokens `rows` with `columns`, or all; 0 with a zero row.
+    def unit(self, rows: Tensor) -> Tensor:
+        """float32 `[R, D]`: directions of the tokens `rows`, zero for zero rows."""
+        return self.tokens[rows].float().mul_(self.inverse[rows, None])
 
-        Lengths are divided out of the products: there is no copy of the tokens as directions.
+    def cosines(self, rows: Tensor) -> Tensor:
+        """float32 `[R, V]`: cosines of the tokens `rows` with all; 0 with a zero row.
+
+        Lengths are divided out of the products: there is no copy of all tokens as directions.
         """
-        if columns is None:
-            right, inverse = self.values, self.inverse
-        else:
-            right, inverse = self.tokens[columns].float(), self.inverse[columns]
-        products = self.tokens[rows].float() @ right.T
-        return products.mul_(self.inverse[rows, None]).mul_(inverse)
+        return (self.unit(rows) @ self.values.T).mul_(self.inverse)
 
     def exact(self, i: Tensor, j: Tensor) -> Tensor:
         """float64 `[P]`: cosines of the pairs `(i, j)` on a grid of 2**-40; 0 with a zero row.
@@ -156,15 +155,16 @@ class Image:
         Returns:
             int64 `[Q]`, and float32 `[Q]` cosines, -1 with a zero row.
         """
-        cosines = self.cosines(queries, targets)
+        cosines = self.unit(queries) @ self.unit(targets).T
         if not bool(self.directed.all()):
             cosines[:, ~self.directed[targets]] = -2.0
             cosines[~self.directed[queries]] = -2.0
         best, place = cosines.max(dim=-1)
         floor = best - 2 * self.slack
-        second = cosines.scatter(1, place[:, None], -3.0).amax(-1)
+        second = cosines.scatter_(1, place[:, None], -3.0).amax(-1)
         rivals = (second >= floor).nonzero()[:, 0]
         if len(rivals):
+            cosines.scatter_(1, place[:, None], best[:, None])
             near = cosines[rivals] >= floor[rivals, None]
             place[rivals] = self._first_best(queries[rivals], targets, near)
         return place, best.clamp_min(-1.0)

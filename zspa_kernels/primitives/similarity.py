@@ -128,10 +128,10 @@ def alignment(
     count = real.sum(-1, keepdim=True).clamp_min(1)
     mean = (words.sum(-2) / count).unsqueeze(-2)
     spread = row_sum(words.square()).sum(-1, keepdim=True) / count
-    parts = [
-        row_sum((2.0 * mean - part.double()).mul_(part)) for part in visual.split(ROWS // 2, dim=-2)
-    ]
-    scores = torch.cat([*parts, spread[..., :0]], dim=-1) - spread
+    # Parts of about the same size: a sum of one long row alone might be shared among threads.
+    parts = visual.tensor_split(1 + visual.shape[-2] // ROWS, dim=-2)
+    sums = [(2.0 * mean - part.double()).mul_(part).sum(-1) for part in parts]
+    scores = torch.cat(sums, dim=-1) - spread
     scores = torch.where(real.any(-1, keepdim=True), scores, 0.0)
     return scores.masked_fill(~valid, -torch.inf)
 

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The primitives: bad calls, gradients, and properties that hypothesis tries to break."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import zspa_kernels as zk
+from python_tests.oracles.greedyprune import greedyprune
+from python_tests.oracles.scoredtopk import scoredtopk
+from python_tests.oracles.todre import todre
+from python_tests.oracles.tome import tome
+from zspa_kernels.primitives import (
+    alignment,
+    assign,
+    centred,
+    distinctiveness,
+    match,
+    merge,
+    min_sum,
+    suppress,
+    topk,
+)
+from zspa_kernels.primitives._image import Image
+
+X = torch.eye(4)
+S = torch.ones(4)
+
+
+@st.composite
+def integer_tokens(draw: st.DrawFn) -> Tensor:
+    """Small integers: ties everywhere, repeated rows, zero rows."""
+    n = draw(st.integers(1, 12))
+    d = draw(st.integers(1, 3))
+    values = st.lists(st.integers(-2, 2), min_size=n * d, max_size=n * d)
+    return torch.tensor(draw(values), dtype=torch.float32).reshape(n, d)
+
+
+@given(integer_tokens(), st.data())
+def test_min_sum_and_suppress(visual: Tensor, data: st.DataObject) -> None:
+    n = len(visual)
+    k = data.draw(st.integers(0, n))
+    mask = torch.tensor(data.draw(st.lists(st.booleans(), min_size=n, max_size=n)))
+    assert min_sum(visual, k, visual_mask=mask).tolist() == todre(visual, k, mask)
+    scores = torch.tensor(data.draw(st.lists(st.integers(0, 3), min_size=n, max_size=n))).float()
+    threshold = data.draw(st.sampled_from([-1.0, 0.0, 0.5, 0.75, 1.0]))
+    got = suppress(visual, scores, k, threshold=threshold, visual_mask=mask)
+    assert got.tolist() == greedyprune(visual, scores, k, threshold, True, mask)
+
+
+@given(integer_tokens(), st.data())
+def test_match(keys: Tensor, data: st.DataObject) -> None:
+    k = data.draw(st.integers(1, len(keys)))
+    indices, owner = match(keys, k)
+    groups = tome(keys, k)
+    assert indices.tolist() == sorted(groups)
+    assert owner.tolist() == [
+        next(slot for slot, head in enumerate(sorted(groups)) if i in groups[head])
+        for i in range(len(keys))
+    ]
+
+
+@given(st.data())
+def test_topk(data: st.DataObject) -> None:
+    n = data.draw(st.integers(1, 12))
+
+    def values(choices: list[Any]) -> Tensor:
+        return torch.tensor(data.draw(st.lists(st.sampled_from(choices), min_size=n, max_size=n)))
+
+    scores = values([0.0, -0.0, 1.0, 2.0, torch.nan, torch.inf])
+    mask, force = values([True, True, False]), values([True, False, False])
+    segments = values([-1, 0, 1, 2])
+    first = data.draw(st.integers(0, n))
+    second = data.draw(st.integers(0, n - first))
+    k = first + second
+    got = topk(scores, k, mask=mask, force_keep=force, segments=segments, quotas=[first, second, 0])
+    assert got.tolist() == scoredtopk(scores, k, mask, force, segments, [first, second, 0])
+
+
+def test_twins() -> None:
+    """The lowest index of a row with the same bits, whatever its dtype."""
+    rows = torch.tensor([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0], [3.0, 4.5], [3.0, 4.0]])
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        assert Image(rows.to(dtype)).twin.tolist() == [0, 1, 0, 3, 1]
+
+
+def test_assign_prefers_the_own_slot_and_the_lowest() -> None:
+    rows = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 0.0], [torch.nan, 0.0]])
+    assert assign(rows, torch.tensor([1, 0, -1, 2])).tolist() == [1, 0, 3, 0, -1]
+    assert assign(rows, torch.tensor([4, -1])).tolist() == [-1] * 5
+    assert assign(rows, torch.tensor([2, 2])).tolist() == [0, 0, 0, 0, -1]
+
+
+def test_merge_is_differentiable_and_leaves_out_what_nobody_owns() -> None:
+    x = torch.tensor([[[1.0], [3.0], [torch.nan]]], requires_grad=True)
+    weights = torch.tensor([[0.5, 2.0, 1.0]], requires_grad=True)
+    owner = torch.tensor([[1, 1, -1]])
+    out = merge(x, owner, 3, weights=weights)
+    assert out.tolist() == [[[0.0], [6.5], [0.0]]]
+    out.sum().backward()
+    assert x.grad is not None
+    assert weights.grad is not None
+    assert x.grad.flatten().tolist() == [0.5, 2.0, 0.0]
+    assert weights.grad[0, :2].tolist() == [1.0, 3.0]
+    half = torch.full((300, 2), 1.0, dtype=torch.float16)
+    assert merge(half, torch.zeros(300, dtype=torch.int64), 1)[0, 0] == 1.0
+    total = merge(4 * half, torch.zeros(300, dtype=torch.int64), 1, weights=torch.ones(300))
+    assert total[0, 0] == 1200.0  # summed in float32: in float16 it would stop at 2048
+    assert merge(torch.zeros(2, 3, 0), torch.zeros(2, 3, dtype=torch.int64), 4).shape == (2, 4, 0)
+
+
+def test_alignment_and_distinctiveness_of_odd_rows() -> None:
+    visual = torch.tensor([[3.0, 4.0], [torch.nan, 0.0], [0.0, 0.0]])
+    got = alignment(visual, torch.tensor([[1.0, 0.0], [torch.inf, 0.0]]))
+    assert got.tolist() == [-20.0, -torch.inf, -1.0]
+    assert alignment(visual, visual[:0]).tolist() == [0.0, -torch.inf, 0.0]
+    assert distinctiveness(visual)[2] == -1.0
+    assert distinctiveness(visual)[1].isnan()
+    assert distinctiveness(visual[:1]).tolist() == [0.0]
+    assert centred(visual)[1].isnan().all()
+    assert centred(visual)[[0, 2]].tolist() == [[1.5, 2.0], [-1.5, -2.0]]
+
+
+BAD = [
+    (min_sum, (X, 5), {}, ValueError, r"min_sum: k must be in \[0, N=4\], got 5"),
+    (min_sum, (None, 1), {}, TypeError, "min_sum: visual must be a tensor, got None"),
+    (min_sum, (X.double(), 1), {}, TypeError, "min_sum: visual must be float32, float16 or bf"),
+    (min_sum, (X, 1), {"seeds": S}, TypeError, "min_sum: seeds must be int64, got torch.float32"),
+    (min_sum, (X, 1), {"visual_mask": S}, TypeError, "min_sum: visual_mask must be bool"),
+    (suppress, (X, S[:3], 1), {"threshold": 1}, ValueError, r"scores must have shape \[4\], got"),
+    (suppress, (X, S, 1), {"threshold": 2}, ValueError, r"threshold must be in \[-1, 1\], got 2"),
+    (suppress, (X, S, 1), {"threshold": "1"}, TypeError, "suppress: threshold must be a float"),
+    (topk, (S.int(), 1), {}, TypeError, "topk: scores must be floating point, got torch.int32"),
+    (topk, (S[None, None], 1), {}, ValueError, r"topk: scores must be \[N\] or \[B, N\], got"),
+    (topk, (S, 1), {"mask": S}, TypeError, "topk: mask must be bool, got torch.float32"),
+    (topk, (S, 1), {"quotas": [1]}, ValueError, "topk: segments must be given, as segments and"),
+    (topk, (S, 1), {"segments": S.int()}, ValueError, "topk: quotas must be given, as segments"),
+    (topk, (S, 1), {"segments": S.int(), "quotas": [2]}, ValueError, "quotas must add up to k=1"),
+    (topk, (S, 1), {"segments": S, "quotas": [1]}, TypeError, "segments must be int64 or int32"),
+    (match, (X, -1), {}, ValueError, r"match: k must be in \[0, N=4\], got -1"),
+    (assign, (X, S), {}, TypeError, "assign: kept must be int64, got torch.float32"),
+    (merge, (X, S, 1), {}, TypeError, "merge: owner must be int64, got torch.float32"),
+    (merge, (X, S.long()[:3], 1), {}, ValueError, r"merge: owner must be \[N\] or \[B, N\] of x"),
+    (merge, (X, S.long(), -1), {}, ValueError, "merge: k must be at least 0, got -1"),
+    (merge, (X, S.long(), 1), {"weights": S[:2]}, ValueError, r"weights must have shape \[4\]"),
+    (alignment, (X, None), {}, TypeError, "alignment: prompt must be a tensor, got None"),
+    (alignment, (X, X[:, :2]), {}, ValueError, r"alignment: prompt must be \[M, D=4\] like"),
+    (centred, (X[0],), {}, ValueError, r"centred: visual must be \[N, D\] or \[B, N, D\], got"),
+    (distinctiveness, (3,), {}, TypeError, "distinctiveness: visual must be a tensor, got int 3"),
+]
+
+
+@pytest.mark.parametrize(("call", "arguments", "options", "kind", "text"), BAD)
+def test_bad_calls(
+    call: Any, arguments: Any, options: Any, kind: type[Exception], text: str
+) -> None:
+    with pytest.raises(kind, match=text):
+        call(*arguments, **options)
+
+
+def test_public() -> None:
+    assert set(zk.primitives.__all__) <= set(dir(zk.primitives))

@@ -184,6 +184,31 @@ def test_cenprune(name: str) -> None:
     assert decided > 20, "a replay in which every token is right proves nothing"
 
 
+def test_cenprune_with_a_determinantal_process() -> None:
+    """Each pick makes the determinant of diag(w) cos(centred) diag(w) over the picks largest."""
+    visual, importance = tokens("vlm", 14, D), draw("importance", (1, 14))[0] + 0.1
+    picked = CenPrune(6, process="dpp", sorted=False).select(visual, importance=importance)
+    assert picked.scores is not None
+    middle = visual.double() - visual.double().mean(0)
+    unit = middle / middle.norm(dim=-1, keepdim=True)
+    weights = picked.scores.double()
+    kernel = weights[:, None] * (unit @ unit.T) * weights
+    picks: list[int] = []
+    for pick in picked.indices.tolist():
+        volume = {
+            i: float(torch.linalg.det(kernel[[*picks, i]][:, [*picks, i]]))
+            for i in range(14)
+            if i not in picks
+        }
+        assert volume[pick] >= max(volume.values()) * (1 - 1e-4)
+        picks.append(pick)
+    assert picks != CenPrune(6, sorted=False).select(visual, importance=importance).indices.tolist()
+    with pytest.raises(
+        ValueError, match="CenPrune: process must be one of distance, dpp, got str 'x'"
+    ):
+        CenPrune(6, process="x")
+
+
 def test_cenprune_leaves_out_what_has_no_importance() -> None:
     visual, importance = tokens("vlm", N, D), draw("importance", (1, N))[0]
     importance[:4] = torch.nan

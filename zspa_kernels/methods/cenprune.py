@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import _contract_primitives as _contract
 from .. import api
+from .._contract import option
 from ..primitives import centred, distinctiveness, min_max
 from ..primitives._image import SHORTEST, lengths
 from ..types import Selection
@@ -31,10 +32,13 @@ class CenPrune(MethodBase):
     alike; without it they differ. The weight is minus a token's mean cosine (of the tokens as they
     are) to the others, scaled to [0, 1] over its image, times the host's own importance where there
     is one; each pick has the largest weight x distance (of centred tokens) to the picks before it,
-    the first the largest weight. Nothing to tune.
+    the first the largest weight. With `process="dpp"` these weights and centred tokens make the
+    kernel of CDPruner's determinantal point process instead, the paper's strongest combination.
+    Nothing to tune.
 
     Attributes:
         keep: share of the tokens in (0, 1], or a count; see `num_keep`.
+        process: `"distance"`, or `"dpp"`; see `zspa_kernels.dpp` for where that runs.
         rounding: of a share; see `num_keep`.
         sorted: ascending indices, or the order of picking.
 
@@ -62,11 +66,13 @@ class CenPrune(MethodBase):
     )
 
     keep: float
+    process: str = "distance"
     rounding: str = "round"
     sorted: bool = True
 
     def __post_init__(self) -> None:
         api.num_keep(1, self.keep, self.rounding)  # raises what is out of range
+        option("CenPrune", "process", self.process, ("distance", "dpp"))
 
     def select(
         self,
@@ -103,7 +109,7 @@ class CenPrune(MethodBase):
             valid = valid & known
         weights = torch.where(directed, weights, 0.0).masked_fill(~valid, torch.nan)
         k = api.num_keep(visual.shape[-2], self.keep, self.rounding)
-        picks = api.diversity(
-            centred(visual, visual_mask=visual_mask), k, weights=weights, visual_mask=visual_mask
-        )
+        pick = api.diversity if self.process == "distance" else api.dpp
+        middle = centred(visual, visual_mask=visual_mask)
+        picks = pick(middle, k, weights=weights, visual_mask=visual_mask)
         return selection(picks, visual, self.sorted, scores=weights)

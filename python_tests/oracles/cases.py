@@ -49,6 +49,9 @@ INPUTS = {
     "saliency": numbers(0.1, 0.9, 0.8, 0.7, 0.3, 0.2, 0.4),
     "sensitivity": numbers(0.1, 0.2, 0.9, 0.3, 0.8, 0.4, 0.15),
     "keys": plane(290, 50, 90, 95, 130, 200, 210),
+    "features": plane(0, 20, 40, 60, 80, 100, 250),
+    "image_embeds": plane(170, 0, 60, 180, 40, 90, 20),
+    "text_embeds": plane(0),
 }
 #: What the presets of ScoredTopK read: a model has another tensor for each.
 SCORES = {
@@ -63,6 +66,11 @@ SCORES = {
 
 CASES = {
     "allinrelevance": Case({2, 3}, "20 and 47 are nearest to the prompt at 30, close as they are"),
+    "cdpruner": Case(
+        {0, 3},
+        "CLIP's cosine is negated: 180 and 170 are least like the text at 0 and weigh 1 and 0.99; "
+        "the tokens they stand for, 47 and 0, are 47 degrees apart",
+    ),
     "cenprune": Case(
         {0, 6},
         "190 is alone on its side; then, without the mean, 0 is far from it and no more common "
@@ -74,14 +82,23 @@ CASES = {
         "degrees away, where those of 0, 20 and 95 are 8, 12 and 6",
     ),
     "greedyprune": Case({1, 3}, "20 is second in saliency but 12 degrees from the first, 8"),
+    "mmtok": Case(
+        {2, 5, 6},
+        "of the features 40 covers most, and 20 is nearest to the prompt at 30; then 250, which "
+        "nothing covers, then 100, the far end of the others",
+    ),
+    "scope": Case(
+        {1, 4, 5, 6},
+        "of the features 20 covers 4.3 at attention 0.8; then 100, then 250, which nothing covers, "
+        "then 80, of whose surroundings most is left for its attention",
+    ),
     "todre": Case(
         {0, 1, 5, 6},
         "as DivPrune, but the fourth is 0: that 190 and 101 are far outweighs that 8 is near",
     ),
     "tome": Case(
-        {1, 5},
-        "keys: 90 and 130 go into 95, 210 into 200; then 290 into those and 95 into 50: two odd "
-        "places are left",
+        {0, 1, 5},
+        "keys: 90 and 130 go into 95, 210 into 200, then 95 into 50; 290 is like none of them",
     ),
     "trimtokenator": Case(
         {0, 4},
@@ -99,7 +116,9 @@ CASES = {
         "20 is most sensitive; then 95 has 7/8 of 1 - cos 75 = 0.74, and 190 only 1/16 of 2",
     ),
     "zspaprune": Case(
-        {2, 6}, "20 is nearest to the prompt at 30, 190 farthest from 20", {"core_ratio": 0.5}
+        {2, 3, 6},
+        "20 and 47 are nearest to the prompt at 30, 190 is farthest from both",
+        {"core_ratio": 0.5},
     ),
     **{name: Case(set(x.topk(2).indices.tolist()), "its tensor") for name, x in SCORES.items()},
 }

@@ -5,7 +5,7 @@
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help check ready build demo format lint types test aot bench clean
+.PHONY: help check ready build demo format lint types test aot hf-matrix bench clean
 .NOTPARALLEL:
 
 ifdef PYTHON
@@ -23,7 +23,7 @@ SOURCES = $(shell find csrc -name '*.h' -o -name '*.cpp')
 NEEDS := setuptools pybind11
 demo: NEEDS += torch typer rich skimage matplotlib
 bench: NEEDS += torch typer rich matplotlib cpuinfo
-lint types test aot format: NEEDS += torch triton numpy typer rich skimage matplotlib transformers pytest \
+lint types test aot hf-matrix format: NEEDS += torch triton numpy typer rich skimage matplotlib transformers pytest \
   pytest_benchmark hypothesis ruff mypy clang_format
 
 help:
@@ -57,6 +57,9 @@ format: ready
 
 aot: build
 	@$(PY) -m pytest python_tests/test_triton_aot.py -m aot_full
+
+hf-matrix: build
+	@$(PY) -m python_tests.hf_matrix
 
 bench: build
 	@$(PY) -m bench.run

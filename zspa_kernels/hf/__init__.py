@@ -27,6 +27,7 @@ Example:
     (torch.Size([1, 22]), [20], [8])
 """
 
+from .chat import ChatState
 from .errors import (
     AlreadyPrunedError,
     CachedPromptError,
@@ -45,6 +46,7 @@ from .report import ImageReport, PruneReport
 __all__ = [
     "AlreadyPrunedError",
     "CachedPromptError",
+    "ChatState",
     "ChunkedPrefillError",
     "ImageReport",
     "LabelsError",

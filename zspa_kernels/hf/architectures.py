@@ -96,6 +96,11 @@ class Target:
         utils = sys.modules.get("transformers.generation.utils")
         return self.takes_features and hasattr(utils, "_slice_mm_encoder_output")
 
+    def cache_name(self) -> str:
+        """What a forward call names its cache: `past_key_values` before 5.24."""
+        names = inspect.signature(type(self.model).forward).parameters
+        return "cache" if "cache" in names else "past_key_values"
+
     def projector(self) -> nn.Module:
         """The module between vision tower and language model."""
         module: nn.Module = self.inner.get_submodule(self.arch.projector)

@@ -239,8 +239,9 @@ def prune_batch(
     method: Any,
     options: Options,
     route: str = "inputs",
+    start: int = 0,
 ) -> Pruned:
-    """Encode, choose and cut; see `prune_inputs`."""
+    """Encode, choose and cut; see `prune_inputs`. The question is looked for from `start` on."""
     refuse(inputs)
     ids = input_ids(inputs)
     given = inputs.get("attention_mask")
@@ -254,7 +255,9 @@ def prune_batch(
     visual = ids_host == target.image_token
     encoded = encode(target, inputs, getattr(method, "needs_features", False))
     where = layout(target, inputs, visual, encoded.sizes)
-    words = queries.embeddings(target, ids_host, valid, visual, options.query, options.processor)
+    asked = valid.clone()
+    asked[:, :start] = False
+    words = queries.embeddings(target, ids_host, asked, visual, options.query, options.processor)
     ratings = rate(method, target, inputs, encoded)
     chosen = choose(method, encoded, where, words, options.scope, options.keep_newline, ratings)
 

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`hf.ChatState`: a conversation from the cache gives what reading all of it anew would give."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import zspa_kernels as zk
+from python_tests import vlms
+from python_tests.hf_oracle import NEW, hidden
+from zspa_kernels import hf
+
+METHOD = zk.ZSPAPrune(keep=0.3, core_ratio=0.4)
+CLOSE: dict[str, float] = {"rtol": 1e-4, "atol": 1e-4}
+OPTIONS: dict[str, Any] = {
+    "max_new_tokens": NEW,
+    "do_sample": False,
+    "return_dict_in_generate": True,
+    "output_logits": True,
+}
+
+pytestmark = pytest.mark.skipif(
+    vlms.VERSION < (5, 20), reason="transformers >= 5.20 (mm_encoder_outputs)"
+)
+
+
+@pytest.fixture(params=vlms.BUILDERS, scope="module")
+def tiny(request: pytest.FixtureRequest) -> vlms.Tiny:
+    return vlms.get(request.param)
+
+
+def test_three_turns(tiny: vlms.Tiny) -> None:
+    """A picture, a question without one, another picture: every step against the masked oracle."""
+    chat = hf.ChatState(tiny.model, METHOD)
+    cat = vlms.photograph("chelsea", (170, 112))
+    cup = vlms.photograph("coffee", (130, 100))
+    keep = torch.zeros(1, 0, dtype=torch.bool)
+    ids = torch.zeros(1, 0, dtype=torch.long)
+    pictures: list[Any] = []
+    used = 0
+    for text, new in (
+        (f"<start> user {tiny.image} what is this", [cat]),
+        ("<end> <start> user where is the cat", []),
+        (f"<end> <start> user compare {tiny.image} shortly", [cup]),
+    ):
+        pictures += new
+        if new:
+            made = tiny.processor(images=[new], text=[text], return_tensors="pt", padding=True)
+        else:
+            made = tiny.processor.tokenizer([text], return_tensors="pt")
+        ids = torch.cat((ids, made["input_ids"]), dim=1)
+        inputs = whole(tiny, ids, pictures)
+        output = chat.generate(**inputs, **OPTIONS)
+        assert torch.equal(output.sequences[:, : ids.shape[1]], ids)
+        assert chat.reused == used
+        added = torch.ones(1, ids.shape[1] - keep.shape[1], dtype=torch.bool)
+        keep = torch.cat((keep, added), dim=1)
+        if new:
+            assert chat.report is not None
+            image = chat.report.images[-1]
+            columns = (ids[0] == tiny.model.config.image_token_id).nonzero().flatten()
+            columns = columns[-image.before :]
+            keep[0, columns] = False
+            keep[0, columns[image.indices]] = True
+        ids = output.sequences
+        keep = torch.cat((keep, torch.ones(1, NEW, dtype=torch.bool)), dim=1)
+        expected = hidden(tiny, whole(tiny, ids, pictures), keep)
+        got = torch.stack(output.logits, dim=1)[0]
+        torch.testing.assert_close(got, expected[0, -NEW - 1 : -1], **CLOSE)
+        used = int(keep.sum()) - 1  # the last token has not been read yet
+
+
+def whole(tiny: vlms.Tiny, ids: torch.Tensor, pictures: list[Any]) -> dict[str, Any]:
+    """The processor's output for a conversation given by its ids."""
+    words = " and ".join([tiny.image] * len(pictures))
+    made = dict(tiny.processor(images=[pictures], text=[words], return_tensors="pt", padding=True))
+    mark = ids == tiny.model.config.image_token_id
+    for name in ("mm_token_type_ids", "token_type_ids"):
+        if name in made:
+            made[name] = mark.to(made[name].dtype)
+    return {**made, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def test_compact_positions_and_conversations_that_change() -> None:
+    tiny = vlms.get("qwen2_5_vl")
+    inputs = tiny.inputs()
+    for mode in ("original", "compact"):
+        chat = hf.ChatState(tiny.model, METHOD, positions=mode)
+        with vlms.rotary_positions(tiny.model) as seen:
+            first = chat.generate(**inputs, max_new_tokens=NEW, do_sample=False)
+            with METHOD(tiny.model, positions=mode):
+                expected = tiny.model.generate(**inputs, max_new_tokens=NEW, do_sample=False)
+        assert torch.equal(first, expected)
+        if mode == "compact":
+            counted = torch.cat(seen[:NEW], dim=-1)
+            assert torch.equal(counted, torch.arange(counted.shape[-1]).expand_as(counted))
+    # The same prompt once more is another conversation, and one with an edited word too.
+    assert torch.equal(chat.generate(**inputs, max_new_tokens=NEW, do_sample=False), first)
+    assert chat.reused == 0
+
+
+def test_what_is_refused() -> None:
+    tiny = vlms.get("llava")
+    chat = hf.ChatState(tiny.model, METHOD)
+    inputs = tiny.inputs()
+    for wrong, text in (
+        (tiny.inputs("ragged"), "one conversation without padding"),
+        ({**inputs, "num_beams": 2}, "num_beams must be 1, got 2"),
+        ({**inputs, "past_key_values": object()}, "the cache must be its own"),
+    ):
+        with pytest.raises(hf.UnsupportedInputError, match=f"ChatState: .*{text}"):
+            chat.generate(**wrong)

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Conversations: one cache over several turns, of which every prompt was pruned once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import continuation
+from .architectures import Target, transformers_version
+from .encode import rebuild
+from .errors import UnsupportedInputError, UnsupportedModelError
+from .inputs import Options, input_ids, prune_batch, refuse
+from .positions import full_positions
+from .query import Query
+from .report import PruneReport
+
+
+class ChatState:
+    """A conversation whose pruned prompt, positions and cache stay together.
+
+    Give `generate` the whole conversation each time, as the processor makes it of all messages and
+    all pictures. What was there before is taken from the cache; new pictures are pruned for the new
+    question, old ones stay as they were pruned. If the conversation does not begin like the one
+    before (an edited message, an answer that the tokenizer splits in another way), it is read anew.
+
+    Attributes:
+        report: of the last turn that brought pictures; None before.
+        reused: tokens that the last turn found in the cache.
+
+    Example:
+        See docs/hf.md.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        method: Any,
+        *,
+        scope: str = "image",
+        positions: str = "original",
+        keep_newline: bool = False,
+        query: Query = "question",
+        processor: Any = None,
+    ) -> None:
+        self.report: PruneReport | None = None
+        self.reused = 0
+        self._target, self._method = Target.of(model), method
+        self._options = Options(scope, positions, keep_newline, query, processor)
+        if not self._target.takes_features:
+            raise UnsupportedModelError(
+                f"ChatState: transformers must be 5.20 or newer, got {transformers_version()}: "
+                f"older ones cannot go on from a pruned cache; prune every turn anew"
+            )
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the conversation."""
+        # The whole conversation `[1, L]`, and the columns of it that are in the pruned prompt.
+        self._ids: Tensor | None = None
+        self._kept: Tensor | None = None
+        self._cache: Any = None
+
+    def generate(self, **call: Any) -> Any:
+        """`model.generate` for the next turn: same arguments, same result, whole prompts.
+
+        Raises:
+            UnsupportedInputError: more than one conversation, beams or several sequences a prompt.
+            PruningError: as in `prune`.
+        """
+        ids = input_ids(call)
+        mask = call.get("attention_mask")
+        if len(ids) != 1 or (mask is not None and not bool(mask.all())):
+            raise UnsupportedInputError(
+                f"ChatState: input_ids must be one conversation without padding, "
+                f"got {list(ids.shape)}"
+            )
+        for name in ("num_beams", "num_return_sequences"):
+            if (call.get(name) or 1) > 1:
+                raise UnsupportedInputError(f"ChatState: {name} must be 1, got {call[name]}")
+        if continuation.cache_in(call) is not None:
+            raise UnsupportedInputError("ChatState: the cache must be its own, got another one")
+        refuse(call)
+        call["attention_mask"] = torch.ones_like(ids)
+        old = self._known(ids)
+        kept, positions, image = self._pruned(call, old)
+        small = ids[:, kept]
+        dict_wanted = call.pop("return_dict_in_generate", None)
+        consumed = {*self._target.encoder_arguments(), "pixel_values", "position_ids"}
+        given = {k: v for k, v in call.items() if k not in consumed}
+        for name in ("mm_token_type_ids", "token_type_ids"):
+            if given.get(name) is not None:
+                given[name] = given[name][:, kept]
+        given.update(input_ids=small, attention_mask=torch.ones_like(small), position_ids=positions)
+        if image is not None:
+            given["mm_encoder_outputs"] = {"image": image}
+        if old:
+            given[self._target.cache_name()] = self._cache
+        self.reset()  # an error in between leaves a cache that fits no prompt
+        output = self._target.model.generate(**given, return_dict_in_generate=True)
+        new = output.sequences[:, small.shape[1] :]
+        self._ids = torch.cat((ids, new), dim=1)
+        answer = torch.arange(ids.shape[1], self._ids.shape[1], device=ids.device)
+        self._kept = torch.cat((kept, answer))
+        self._cache = continuation.cache_in(output)
+        output.sequences = self._ids
+        return output if dict_wanted else self._ids
+
+    def _known(self, ids: Tensor) -> int:
+        """How many columns of the conversation were there before."""
+        before, self.reused = self._ids, 0
+        if before is None or before.shape[1] >= ids.shape[1]:
+            return 0
+        if not torch.equal(ids[:, : before.shape[1]], before):
+            return 0
+        self.reused = int(self._cache.get_seq_length())
+        return before.shape[1]
+
+    def _pruned(self, call: dict[str, Any], old: int) -> tuple[Tensor, Tensor, Any]:
+        """Kept columns of the conversation, their positions, and the new pictures if any."""
+        ids = call["input_ids"]
+        columns = torch.arange(old, ids.shape[1], device=ids.device)
+        image = None
+        if bool((ids[:, old:] == self._target.image_token).any()):
+            with torch.no_grad():
+                pruned = prune_batch(self._target, call, self._method, self._options, start=old)
+            columns = pruned.index[0][pruned.index[0] >= old]
+            visual = (ids[0] == self._target.image_token).nonzero().flatten()
+            row = pruned.rows[0]
+            image = rebuild(pruned.encoded, [row[visual.to(row.device)[row] >= old]])
+            self.report = pruned.report
+        kept = columns if self._kept is None or not old else torch.cat((self._kept, columns))
+        here = torch.arange(len(kept), device=ids.device)[None]
+        if self._options.positions == "compact":
+            return kept, here.expand(4, -1, -1) if self._target.arch.mrope else here, image
+        full = full_positions(self._target, call, call["attention_mask"])
+        if not self._target.arch.mrope:
+            return kept, full[:, kept], image
+        return kept, torch.cat((here[None], full[..., kept])), image

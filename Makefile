@@ -32,6 +32,7 @@ help:
 	@echo 'make build   the native module, in place'
 	@echo 'make lint    ruff and clang-format     make format  apply them     make types   mypy'
 	@echo 'make aot     compile every Triton kernel for every target (minutes)'
+	@echo 'make hf-matrix   the tests of pruned models on several versions of transformers (minutes)'
 	@echo 'make bench   the benchmarks'
 	@echo 'make clean   remove build outputs (.venv stays)'
 	@echo 'PYTHON=/path/to/python uses an environment that has the dependencies, instead of .venv'

@@ -34,6 +34,8 @@ def tiny(request: pytest.FixtureRequest) -> vlms.Tiny:
 
 def test_three_turns(tiny: vlms.Tiny) -> None:
     """A picture, a question without one, another picture: every step against the masked oracle."""
+    if tiny.name == "gemma3" and vlms.VERSION < (5, 23):
+        pytest.skip("transformers >= 5.23: older ones misread Gemma's token types behind a cache")
     chat = hf.ChatState(tiny.model, METHOD)
     cat = vlms.photograph("chelsea", (170, 112))
     cup = vlms.photograph("coffee", (130, 100))

@@ -85,10 +85,10 @@ class ChatState:
         refuse(call)
         call["attention_mask"] = torch.ones_like(ids)
         old = self._known(ids)
-        if call.get("token_type_ids") is not None and not self._target.slices_features():
-            # Before 5.23 the types of new tokens are read as if they stood at the cache's beginning.
-            if bool((ids[:, old:] == self._target.image_token).any()):
-                old = self.reused = 0
+        # Before 5.23 types of new tokens are read as if they stood where the cache begins.
+        misread = call.get("token_type_ids") is not None and not self._target.slices_features()
+        if misread and bool((ids[:, old:] == self._target.image_token).any()):
+            old = self.reused = 0
         kept, positions, image = self._pruned(call, old)
         small = ids[:, kept]
         dict_wanted = call.pop("return_dict_in_generate", None)

@@ -34,7 +34,9 @@ MODULES = [
 BLOCK = re.compile(r"^(<!-- not run: .+ -->\n)?```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/methods.md", "docs/sensitivity.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/greedy.md", "docs/methods.md", "docs/sensitivity.md"]
+)
 def test_pages(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks are one session, read from top to bottom."""
     text = (ROOT / page).read_text()

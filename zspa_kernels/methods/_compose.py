@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import _contract_primitives as _contract
+from .. import api
 from ..primitives import ascending
 from ..types import Selection
 from ._registry import About, Input
@@ -37,10 +38,13 @@ def per_token(about: About, name: str, value: object, visual: Tensor) -> Tensor:
     return x.detach().float()
 
 
-def valid_tokens(visual: Tensor, mask: Tensor | None) -> Tensor:
-    """Which tokens the ops take for real: bool `[B, N]`."""
-    lengths: Tensor = torch.linalg.vector_norm(visual.detach(), dim=-1, dtype=torch.float32)
-    return lengths <= 2.0**40 if mask is None else (lengths <= 2.0**40) & mask
+def standing(x: Tensor, mask: Tensor | None) -> Tensor:
+    """What the ops take each row for: float32 `[B, N]`, -inf invalid, -1 no direction, else 0.
+
+    The relevance to a prompt without a direction, in one pass over the rows.
+    """
+    nothing = x.new_zeros((*x.shape[:-2], 1, x.shape[-1]))
+    return api.relevance_topk(x, nothing, 0, visual_mask=mask)[1]
 
 
 def selection(

@@ -14,7 +14,7 @@ from .. import _contract_primitives as _contract
 from .. import api
 from ..primitives import min_max
 from ..types import Selection
-from ._compose import selection, valid_tokens
+from ._compose import selection, standing
 from ._registry import PROMPT, VISUAL, About, Input, register
 from .base import MethodBase
 
@@ -118,9 +118,11 @@ class CDPruner(MethodBase):
         _, scores = api.relevance_topk(
             image, text, 0, visual_mask=visual_mask, prompt_mask=prompt_mask, pooling="none_mean"
         )
-        valid = scores.isfinite() & valid_tokens(visual, visual_mask)
-        # A row without a direction has cosine 0 with everything.
-        scores = scores.masked_fill(image.detach().float().square().sum(-1) < 2.0**-80, 0.0)
+        rank = standing(image, None)
+        valid = scores.isfinite() & rank.isfinite()
+        if self.space == "clip":
+            valid &= standing(visual, visual_mask).isfinite()
+        scores = scores.masked_fill(rank == -1.0, 0.0)  # no direction: cosine 0 with everything
         weights = self._scaled(scores if self.space == "llm" else -scores, valid)
         if self.emphasis is not None:
             weights = (self.emphasis / (2 * (1 - self.emphasis)) * weights).exp()

@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import _contract_primitives as _contract
 from .. import api
 from ..types import Selection
-from ._compose import FEATURES, selection, valid_tokens
+from ._compose import FEATURES, selection, standing
 from ._registry import PROMPT, VISUAL, About, register
 from .base import MethodBase
 
@@ -94,37 +94,38 @@ class MMTok(MethodBase):
         if features is not None:
             space = self.about.require("features", features)
             _contract.features("MMTok", "features", space, visual)
-        valid = valid_tokens(visual, visual_mask)
-        benefits = self._words(visual, prompt, valid, prompt_mask)
+        rank = standing(visual, visual_mask)
+        benefits = self._words(visual, prompt, rank, prompt_mask)
         k = api.num_keep(visual.shape[-2], self.keep, self.rounding)
         picks = api.facility_location(
             space,
             k,
             benefits=benefits,
-            visual_mask=valid,
+            visual_mask=rank.isfinite(),
             temperature=self.vision_temperature,
             scale=self.balance,
         )
         return selection(picks, visual, self.sorted, scores=benefits.sum(-2))
 
     def _words(
-        self, visual: Tensor, prompt: Tensor, mask: Tensor, prompt_mask: Tensor | None
+        self, visual: Tensor, prompt: Tensor, rank: Tensor, prompt_mask: Tensor | None
     ) -> Tensor:
         """What each token gives to each word, float32 `[B, M, N]`; an image's add up to 1."""
-        prompt, visual = prompt.detach(), visual.detach()
-        real = prompt.float().square().sum(-1) <= 2.0**80
-        real = real if prompt_mask is None else real & prompt_mask
-        count = real.sum(-1, keepdim=True).clamp_min(1)
-        zero = visual.float().square().sum(-1) < 2.0**-80
-        rows = []
-        # One word at a time: a product with all of them has other bits in another batch.
-        for m in range(prompt.shape[-2]):
-            word = prompt[..., m : m + 1, :]
-            _, cosine = api.relevance_topk(visual, word, 0, visual_mask=mask)
-            cosine = cosine.masked_fill(zero & cosine.isfinite(), 0.0).double()
-            share = torch.softmax(cosine / self.text_temperature, -1).nan_to_num(0.0)
-            shown = real[..., m : m + 1]
-            rows.append(torch.where(shown, share / count, 0.0).float())
-        if not rows:
-            return visual.new_zeros((*visual.shape[:-2], 0, visual.shape[-2]), dtype=torch.float32)
-        return torch.stack(rows, dim=-2)
+        real = standing(prompt.detach(), prompt_mask).isfinite()
+        shape = (*prompt.shape[:-1], visual.shape[-2])
+        images, words = visual.detach(), prompt.detach().unsqueeze(-2)
+        if visual.ndim == 2:
+            images, words = images[None], words[None]
+        # Words as a batch that shares one image: a matrix product has other bits in another batch.
+        cosines = [
+            api.relevance_topk(image.expand(len(own), *image.shape), own, 0)[1]
+            for image, own in zip(images, words, strict=True)
+        ]
+        if not cosines:
+            return prompt.new_zeros(shape, dtype=torch.float32)
+        cosine = torch.stack(cosines).view(shape)
+        cosine = cosine.masked_fill((rank == -1.0).unsqueeze(-2), 0.0)
+        cosine = cosine.masked_fill((rank == -torch.inf).unsqueeze(-2), -torch.inf).double()
+        share = torch.softmax(cosine / self.text_temperature, -1).nan_to_num(0.0)
+        share = share / real.sum(-1).clamp_min(1)[..., None, None]
+        return torch.where(real.unsqueeze(-1), share, 0.0).float()

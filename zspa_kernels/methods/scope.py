@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import _contract_primitives as _contract
 from .. import api
 from ..types import Selection
-from ._compose import ATTENTION, FEATURES, per_token, selection, valid_tokens
+from ._compose import ATTENTION, FEATURES, per_token, selection, standing
 from ._registry import VISUAL, About, register
 from .base import MethodBase
 
@@ -90,7 +90,7 @@ class SCOPE(MethodBase):
             space = self.about.require("features", features)
             _contract.features("SCOPE", "features", space, visual)
         weights = torch.where(scores >= 0, scores.pow(self.alpha), torch.nan)
-        valid = scores.isfinite() & valid_tokens(visual, visual_mask)
+        valid = scores.isfinite() & standing(visual, visual_mask).isfinite()
         weights = weights.masked_fill(~valid, torch.nan)
         k = api.num_keep(visual.shape[-2], self.keep, self.rounding)
         picks = api.facility_location(space, k, weights=weights)

@@ -119,7 +119,8 @@ def dpp_loop(visual: Tensor, k: int, weights: Tensor | None = None) -> Tensor:
     if weights is not None:
         unit = unit * weights[:, None]
     kernel = unit @ unit.T
-    residual = kernel.diagonal().clone()
+    # Not the computed diagonal, whose rounding would choose among equals.
+    residual = kernel.new_ones(visual.shape[0]) if weights is None else weights.square()
     factor = kernel.new_empty(k, visual.shape[0])
     picks = torch.empty(k, dtype=torch.int64, device=visual.device)
     for t in range(k):

@@ -35,11 +35,11 @@ SUITES: dict[str, tuple[dict[tuple[int, int, int], tuple[str, ...]], float]] = {
     "cpu": (
         {
             (64, 4096, 8): ("vlm",),
-            (576, 4096, 58): ("vlm", "iid", "smooth", "clusters", "video"),
+            (576, 4096, 58): ("vlm", "iid", "video"),
             (1296, 3584, 130): ("vlm",),
             (2880, 4096, 288): ("vlm", "iid", "video"),
         },
-        1.0,
+        0.5,
     ),
     "smoke": ({(40, 32, 6): ("vlm", "iid")}, 0.01),
 }

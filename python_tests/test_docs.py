@@ -19,6 +19,7 @@ MODULES = [
     "zspa_kernels",
     "zspa_kernels.api",
     "zspa_kernels.hf",
+    "zspa_kernels.pictures",
     "zspa_kernels.types",
     "zspa_kernels.projectors",
     "zspa_kernels.sensitivity_plan",

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 import zspa_kernels as zk
 from python_tests import vlms
+from python_tests.colours import NAMES, colourful
 from python_tests.hf_oracle import generate
 from zspa_kernels.hf.architectures import Target
 from zspa_kernels.hf.encode import encode
@@ -229,49 +228,10 @@ def test_other_methods() -> None:
 # ---- a model that understands colours ------------------------------------------------------------
 
 
-class Colours(nn.Module):
-    """A projector that copies the colour of each patch, less its grey, into three channels."""
-
-    def __init__(self, patch: int, width: int) -> None:
-        super().__init__()
-        self.patch, self.width = patch, width
-        self.pixels = torch.zeros(0)
-
-    def note(self, module: Any, args: Any, kwargs: Any) -> None:
-        self.pixels = args[0] if args else kwargs["pixel_values"]
-
-    def forward(self, features: Tensor) -> Tensor:
-        means = nn.functional.avg_pool2d(self.pixels, self.patch).flatten(2).transpose(1, 2)
-        chroma = means - means.mean(-1, keepdim=True)
-        return nn.functional.pad(chroma.round(decimals=3), (0, self.width - 3))
-
-
-@pytest.mark.parametrize("colour", ["red", "green", "blue"])
+@pytest.mark.parametrize("colour", NAMES)
 def test_the_core_is_the_region_the_prompt_asks_for(colour: str) -> None:
-    tiny = vlms.build("llava")
-    model, tokenizer = tiny.model, tiny.processor.tokenizer
-    projector = Colours(14, 64)
-    model.model.vision_tower.register_forward_pre_hook(projector.note, with_kwargs=True)
-    model.model.multi_modal_projector = projector
-    names = ["red", "green", "blue"]
-    with torch.no_grad():  # a word for a colour is the colour; other words say nothing
-        table = model.get_input_embeddings().weight.zero_()
-        for channel, name in enumerate(names):
-            table[tokenizer.convert_tokens_to_ids(name), channel] = 1.0
-    # A grey photograph of 8 x 8 patches, of which three regions are tinted.
-    grey = np.asarray(vlms.photograph("chelsea", (112, 112)).convert("L"), dtype=np.float32)
-    picture = np.repeat(grey[..., None], 3, axis=-1) / 2
-    regions = {"red": (0, 0, 2, 3), "green": (5, 1, 8, 3), "blue": (2, 5, 4, 8)}
-    for channel, name in enumerate(names):
-        top, left, bottom, right = (14 * edge for edge in regions[name])
-        picture[top:bottom, left:right, channel] += 100
-    image_processor = tiny.processor.image_processor
-    image_processor.image_mean, image_processor.image_std = [0.5] * 3, [0.5] * 3
-    inputs = tiny.processor(
-        images=Image.fromarray(picture.astype(np.uint8)),
-        text=tiny.prompt(f"where is the {colour} cup"),
-        return_tensors="pt",
-    )
+    tiny, inputs, regions = colourful(colour)
+    model = tiny.model
     with zk.ZSPAPrune(keep=12, core_ratio=0.5)(model) as handle:
         generate(model, inputs, max_new_tokens=1)
     assert handle.report is not None
@@ -280,6 +240,6 @@ def test_the_core_is_the_region_the_prompt_asks_for(colour: str) -> None:
     wanted = [[0, row, column] for row in range(top, bottom) for column in range(left, right)]
     assert image.cell[image.indices[image.core_mask]].tolist() == wanted
     others = image.cell[image.indices[~image.core_mask]].tolist()
-    for name in set(names) - {colour}:  # diversity finds the other regions
+    for name in set(NAMES) - {colour}:  # diversity finds the other regions
         top, left, bottom, right = regions[name]
         assert any(top <= row < bottom and left <= column < right for _, row, column in others)

@@ -133,6 +133,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "backends.triton": ("_segments", "backends._blas"),
     "testing": (),
     "visualize": PUBLIC,
+    "pictures": ("hf", "types", "visualize"),
     "_doctor": ("_dispatch", "_native", "_version"),
     "demo": (*PUBLIC, "_dispatch", "_doctor", "testing", "visualize"),
     "cli": ("zspa_kernels", "_doctor", "demo"),
@@ -142,6 +143,7 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "_dispatch": ("triton",),
     "backends.triton": ("numpy", "triton"),
     "visualize": ("numpy", "PIL", "matplotlib"),
+    "pictures": ("matplotlib", "numpy"),
     "demo": ("numpy", "PIL", "skimage"),
     "cli": ("rich", "typer"),
 }

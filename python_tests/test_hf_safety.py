@@ -232,6 +232,20 @@ def test_bad_inputs() -> None:
             hf.prune_inputs(tiny.model, {**inputs, **wrong}, METHOD)
 
 
+@needs_inputs
+def test_an_image_in_two_prompts() -> None:
+    """The counts add up, and yet the second prompt would show a part of the first picture."""
+    tiny = vlms.get("llava")
+    once = tiny.inputs()
+    twice = {name: value.repeat(2, *[1] * (value.ndim - 1)) for name, value in once.items()}
+    mark = tiny.model.config.image_token_id
+    places = (once["input_ids"][0] == mark).nonzero().flatten()
+    twice["input_ids"][0, places[:3]] = 5
+    twice["input_ids"][1, places[-1] + 1 : places[-1] + 4] = mark
+    with pytest.raises(hf.UnsupportedInputError, match="an image that spans two"):
+        hf.prune_inputs(tiny.model, twice, METHOD)
+
+
 @pytest.mark.skipif(vlms.VERSION >= (5, 20), reason="this transformers takes encoded pictures")
 def test_prune_inputs_says_what_to_do_on_old_versions() -> None:
     tiny = vlms.get("llava")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .architectures import Target
-from .errors import PlaceholderMismatchError
+from .errors import PlaceholderMismatchError, UnsupportedInputError
 
 SCOPES = ("image", "tile", "sample")
 
@@ -73,6 +73,11 @@ def layout(
     run = start.cumsum(0) - 1
     kinds = {"entry": entry, "run": run}
     image = kinds[target.arch.image]
+    if bool(((image[1:] == image[:-1]) & (sample[1:] != sample[:-1])).any()):
+        raise UnsupportedInputError(
+            "prune: input_ids must have all tokens of an image in one prompt, got an image that "
+            "spans two; make prompts and pictures with one call of the model's processor"
+        )
     if target.arch.tile == "anyres":
         cell = _anyres(target, inputs)
     elif target.arch.mrope:

@@ -10,15 +10,16 @@ Triton and this package is needed.
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import zspa_kernels as zk
+from bench import gpu_check, gpu_device_checks  # noqa: F401  (enters its checks into CHECKS)
+from bench.gpu_check import CHECKS, check, draw, error_of, same
 from zspa_kernels.testing import MODELS, bound, check_diversity, tokens
 from zspa_kernels.testing.cases import (
     DTYPES,
@@ -33,32 +34,11 @@ from zspa_kernels.testing.cases import (
     special_cases,
 )
 
-#: Where the checks run; the tests of the checks themselves put a CPU here.
-DEVICE = "cuda"
-
-CHECKS: dict[str, Callable[[], None]] = {}
-
-
-def _error(call: Callable[[], object], kind: type[Exception]) -> str:
-    """The text of the error that a call must raise."""
-    try:
-        call()
-    except kind as error:
-        return str(error)
-    raise AssertionError(f"no {kind.__name__}")
-
-
-def check(function: Callable[[], None]) -> Callable[[], None]:
-    """Enter a function into `CHECKS` by its name."""
-    CHECKS[function.__name__] = function
-    return function
-
-
 # --- the cases of the tests -----------------------------------------------------------------------
 
 
 def _moved(values: tuple[Any, ...]) -> list[Any]:
-    return [x.to(DEVICE) if isinstance(x, Tensor) else x for x in values]
+    return [x.to(gpu_check.DEVICE) if isinstance(x, Tensor) else x for x in values]
 
 
 def _select(*case: Any) -> Tensor:
@@ -151,61 +131,52 @@ def real_sizes() -> None:
 # --- laws, bit for bit ----------------------------------------------------------------------------
 
 
-def _tokens(batch: int, n: int, d: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    rows = [tokens(MODELS[i % len(MODELS)], n, d, i, dtype) for i in range(batch)]
-    return torch.stack(rows).to(DEVICE)
-
-
-def _same(a: Tensor, b: Tensor, what: object) -> None:
-    assert torch.equal(a, b), f"{what}: {a.tolist()} != {b.tolist()}"
-
-
 @check
 def law_core_then_diversity() -> None:
     """Select is relevance_topk followed by diversity from its picks."""
     for dtype in DTYPES:
-        visual = _tokens(3, 700, 256, dtype)
+        visual = draw(3, 700, 256, dtype)
         prompt = visual[:, 5:9] + 1
         whole = zk.select(visual, prompt, k_core=30, k_diverse=60, sorted=False)
         core, _ = zk.relevance_topk(visual, prompt, 30)
-        _same(whole, torch.cat((core, zk.diversity(visual, 60, seeds=core)), 1), dtype)
+        same(whole, torch.cat((core, zk.diversity(visual, 60, seeds=core)), 1), dtype)
 
 
 @check
 def law_rows() -> None:
     """A row alone, in a batch (other groups of programs), padded, and as a ragged segment."""
-    visual = _tokens(40, 300, 512)
+    visual = draw(40, 300, 512)
     whole = zk.diversity(visual, 40)
     ragged = zk.diversity_varlen(list(visual), 40)
     padded = torch.cat((visual, visual.flip(1)), 1)
-    mask = torch.arange(600, device=DEVICE).expand(40, 600) < 300
-    _same(zk.diversity(padded, 40, visual_mask=mask), whole, "padded")
+    mask = torch.arange(600, device=gpu_check.DEVICE).expand(40, 600) < 300
+    same(zk.diversity(padded, 40, visual_mask=mask), whole, "padded")
     for b in range(0, 40, 7):
-        _same(zk.diversity(visual[b], 40), whole[b], f"alone {b}")
-        _same(ragged[b], whole[b], f"ragged {b}")
+        same(zk.diversity(visual[b], 40), whole[b], f"alone {b}")
+        same(ragged[b], whole[b], f"ragged {b}")
 
 
 @check
 def law_seeds() -> None:
     """Picks continued from seeds are the rest of the picks: a Gram block and an update agree."""
     for dtype in DTYPES:
-        visual = _tokens(2, 1500, 1024, dtype)
+        visual = draw(2, 1500, 1024, dtype)
         whole = zk.diversity(visual, 200)
         for first in (1, 17, 130):
             rest = zk.diversity(visual, 200 - first, seeds=whole[:, :first])
-            _same(rest, whole[:, first:], (dtype, first))
-            _same(zk.diversity(visual, first), whole[:, :first], (dtype, first))
+            same(rest, whole[:, first:], (dtype, first))
+            same(zk.diversity(visual, first), whole[:, :first], (dtype, first))
 
 
 @check
 def law_strides() -> None:
     """Memory order changes nothing."""
-    visual = _tokens(2, 400, 257, torch.float16)
+    visual = draw(2, 400, 257, torch.float16)
     want = zk.diversity(visual, 40)
-    wide = torch.full((2, 400, 600), torch.nan, dtype=visual.dtype, device=DEVICE)
+    wide = torch.full((2, 400, 600), torch.nan, dtype=visual.dtype, device=gpu_check.DEVICE)
     wide[..., 3:260] = visual
     for view in (wide[..., 3:260], visual.transpose(1, 2).contiguous().transpose(1, 2)):
-        _same(zk.diversity(view, 40), want, view.stride())
+        same(zk.diversity(view, 40), want, view.stride())
 
 
 @check
@@ -217,186 +188,31 @@ def law_repetition() -> None:
         (1, 5000, 128, 300),
         (150, 40, 64, 9),
     ):
-        visual = _tokens(batch, n, d)
+        visual = draw(batch, n, d)
         want = zk.diversity(visual, k)
         for turn in range(100):
-            _same(zk.diversity(visual, k), want, (batch, n, turn))
+            same(zk.diversity(visual, k), want, (batch, n, turn))
 
 
 @check
 def law_ambient_state() -> None:
     """Autocast, matmul precision and default dtype change nothing."""
-    visual = _tokens(1, 500, 300, torch.float32)
+    visual = draw(1, 500, 300, torch.float32)
     want = zk.diversity(visual, 50)
     with torch.autocast("cuda", dtype=torch.bfloat16):
-        _same(zk.diversity(visual, 50), want, "autocast")
+        same(zk.diversity(visual, 50), want, "autocast")
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
-        _same(zk.diversity(visual, 50), want, "matmul precision")
+        same(zk.diversity(visual, 50), want, "matmul precision")
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-# --- host and device ------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def no_sync() -> Iterator[None]:
-    """A synchronisation raises."""
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
-def _calls(visual: Tensor, prompt: Tensor) -> dict[str, Callable[[], Tensor]]:
-    """Every op of selection on one batch."""
-    batch, n, d = visual.shape
-    offsets = torch.arange(batch + 1, device=DEVICE) * n
-    counts = torch.full((batch,), 9, device=DEVICE)
-    spans = (torch.arange(batch + 1, device=DEVICE) * prompt.shape[1]).unfold(0, 2, 1)
-    weights = torch.rand(batch, n, device=DEVICE)
-    ops = torch.ops.zspa
-    packed, words = visual.view(-1, d), prompt.reshape(-1, d)
-    return {
-        "select": lambda: ops.select(visual, prompt, 9, 30),
-        "select without a core": lambda: ops.select(visual, None, 0, 30),
-        "relevance_topk": lambda: ops.relevance_topk(visual, prompt, 9)[0],
-        "diversity": lambda: ops.diversity(visual, 20, None, weights, None),
-        "select_varlen": lambda: ops.select_varlen(
-            packed, offsets, words, spans, counts, counts, 18 * batch, n
-        ),
-        "diversity_varlen": lambda: ops.diversity_varlen(packed, offsets, counts, 9 * batch, n),
-    }
-
-
-@check
-def no_synchronisation() -> None:
-    """No op waits for the device."""
-    visual = _tokens(3, 700, 512)
-    for call in _calls(visual, visual[:, 1:5] + 1).values():
-        call()
-        with no_sync():
-            call()
-
-
-@check
-def graphs() -> None:
-    """Captured once, replayed on inputs that were written after the capture."""
-    inputs = [_tokens(3, 700, 512), _tokens(6, 700, 512)[3:] * 2]
-    visual = inputs[0].clone()
-    for name, call in _calls(visual, visual[:, 1:5]).items():
-        call()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            output = call()
-        for turn in (1, 0, 1):
-            visual.copy_(inputs[turn])
-            output.fill_(-7)
-            graph.replay()
-            _same(output, call(), f"{name}, replay {turn}")
-
-
-@check
-def capture_of_a_cold_kernel() -> None:
-    """A kernel that is not compiled yet cannot be captured; the error says what to do."""
-    visual = _tokens(1, 64, 64)
-    torch.cuda.synchronize()
-
-    def capture() -> None:
-        with torch.cuda.graph(torch.cuda.CUDAGraph()):
-            zk.diversity(visual, 5)
-
-    text = _error(capture, RuntimeError)
-    assert "zk.warmup" in text, text
-    zk.warmup("cuda", visual.dtype, num_tokens=64, dim=64)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        output = zk.diversity(visual, 5)
-    graph.replay()
-    _same(output, zk.diversity(visual, 5), "after warmup")
-
-
-@check
-def streams() -> None:
-    """Two streams at the same time, neither the default one."""
-    visual = _tokens(2, 2000, 512)
-    want = [zk.diversity(row, 150) for row in visual]
-    torch.cuda.synchronize()
-    side = [torch.cuda.Stream(), torch.cuda.Stream()]
-    got: list[list[Tensor]] = [[], []]
-    for _ in range(10):
-        for stream, row, out in zip(side, visual, got, strict=True):
-            with torch.cuda.stream(stream):
-                out.append(zk.diversity(row, 150))
-    torch.cuda.synchronize()
-    for out, expected in zip(got, want, strict=True):
-        for picks in out:
-            _same(picks, expected, "stream")
-
-
-@check
-def second_device() -> None:
-    """Tensors on a device that is not the current one; passes where there is one device only."""
-    if torch.cuda.device_count() < 2:
-        print("one device only")
-        return
-    visual = tokens("vlm", 500, 256, 0, torch.bfloat16)
-    _same(
-        zk.diversity(visual.to("cuda:1"), 50).cpu(), zk.diversity(visual.to("cuda:0"), 50).cpu(), ""
-    )
-
-
-@check
-def compiled() -> None:
-    """torch.compile(fullgraph=True) with another N on the second call."""
-
-    @torch.compile(fullgraph=True, dynamic=True)
-    def pruned(visual: Tensor, prompt: Tensor) -> Tensor:
-        return zk.gather(visual, torch.ops.zspa.select(visual, prompt, 5, 20))
-
-    for n in (300, 411):
-        visual = _tokens(2, n, 128)
-        want = zk.gather(visual, torch.ops.zspa.select(visual, visual[:, :3], 5, 20))
-        assert torch.equal(pruned(visual, visual[:, :3]), want)
-
-
-@check
-def no_square_matrix() -> None:
-    """Scratch of a call does not grow with N squared."""
-    visual = _tokens(1, 16384, 256)
-    zk.diversity(visual, 20)
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    zk.diversity(visual, 20)
-    used = torch.cuda.max_memory_allocated() - before
-    assert used < 16 * 2**20, f"{used} bytes"
-
-
-@check
-def more_than_two_to_the_31_elements() -> None:
-    """Rows that only 64-bit offsets reach."""
-    if torch.cuda.mem_get_info()[0] < 8 * 2**30:
-        print("not enough memory")
-        return
-    n, d = 40, 64
-    stride = 2**31 // (n - 8)
-    buffer = torch.empty(n * stride, dtype=torch.bfloat16, device=DEVICE)
-    near = _tokens(1, n, d)[0]
-    far = buffer.as_strided((n, d), (stride, 1))
-    far.copy_(near)
-    _same(zk.diversity(far, 20), zk.diversity(near, 20), "rows")
-    whole = zk.select(far[:, None], near[:, None], k_core=0, k_diverse=1)
-    _same(whole, torch.zeros_like(whole), "batch")
 
 
 @check
 def errors() -> None:
     """The texts of the contract, on tensors of this device."""
-    visual = _tokens(1, 8, 16)
+    visual = draw(1, 8, 16)
     for call, error, text in (
         (lambda: zk.diversity(visual, 9), ValueError, "diversity: k must be"),
         (lambda: zk.diversity(visual.cpu(), 1, backend="triton"), NotImplementedError, "diversity"),
@@ -407,7 +223,7 @@ def errors() -> None:
         ),
         (lambda: zk.diversity(visual.double(), 1), TypeError, "diversity: visual must"),
     ):
-        found = _error(call, error)
+        found = error_of(call, error)
         assert found.startswith(text), found
 
 

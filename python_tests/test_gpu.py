@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from bench import gpu_checks
+from bench import gpu_check, gpu_checks
 from zspa_kernels.backends.triton._common import INTERPRETED
 
 # What needs no GPU is tried on the CPU backend, so that a check that cannot pass, or cannot fail,
@@ -32,7 +32,7 @@ def test_the_checks_pass_on_a_backend_that_is_right(
     name: str, monkeypatch: pytest.MonkeyPatch, require_backend: Callable[..., None]
 ) -> None:
     require_backend("cpp")
-    monkeypatch.setattr(gpu_checks, "DEVICE", "cpu")
+    monkeypatch.setattr(gpu_check, "DEVICE", "cpu")
     gpu_checks.CHECKS[name]()
 
 
@@ -40,9 +40,9 @@ def test_the_calls_of_the_host_checks_are_right(
     monkeypatch: pytest.MonkeyPatch, require_backend: Callable[..., None]
 ) -> None:
     require_backend("cpp")
-    monkeypatch.setattr(gpu_checks, "DEVICE", "cpu")
-    visual = gpu_checks._tokens(3, 60, 32)
-    results = {n: c() for n, c in gpu_checks._calls(visual, visual[:, 1:5] + 1).items()}
+    monkeypatch.setattr(gpu_check, "DEVICE", "cpu")
+    visual = gpu_check.draw(3, 60, 32)
+    results = {n: c() for n, c in gpu_check.calls_of(visual, visual[:, 1:5] + 1).items()}
     rows = results["select_varlen"].view(3, 18) - torch.arange(3)[:, None] * 60
     assert torch.equal(rows, torch.ops.zspa.select(visual, visual[:, 1:5] + 1, 9, 9))
     assert all(bool((picks >= 0).all()) for picks in results.values())
@@ -52,7 +52,7 @@ def test_a_wrong_backend_fails_the_checks(
     monkeypatch: pytest.MonkeyPatch, require_backend: Callable[..., None]
 ) -> None:
     require_backend("cpp")
-    monkeypatch.setattr(gpu_checks, "DEVICE", "cpu")
+    monkeypatch.setattr(gpu_check, "DEVICE", "cpu")
     right = gpu_checks.zk.diversity
 
     def wrong(visual: torch.Tensor, k: int, **given: object) -> torch.Tensor:

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the checks of `gpu_checks` and `gpu_device_checks` share, and the list of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from zspa_kernels.testing import MODELS, tokens
+
+#: Where the checks run; the tests of the checks themselves put a CPU here.
+DEVICE = "cuda"
+
+CHECKS: dict[str, Callable[[], None]] = {}
+
+
+def error_of(call: Callable[[], object], kind: type[Exception]) -> str:
+    """The text of the error that a call must raise."""
+    try:
+        call()
+    except kind as error:
+        return str(error)
+    raise AssertionError(f"no {kind.__name__}")
+
+
+def check(function: Callable[[], None]) -> Callable[[], None]:
+    """Enter a function into `CHECKS` by its name."""
+    CHECKS[function.__name__] = function
+    return function
+
+
+def draw(batch: int, n: int, d: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    rows = [tokens(MODELS[i % len(MODELS)], n, d, i, dtype) for i in range(batch)]
+    return torch.stack(rows).to(DEVICE)
+
+
+def same(a: Tensor, b: Tensor, what: object) -> None:
+    assert torch.equal(a, b), f"{what}: {a.tolist()} != {b.tolist()}"
+
+
+def calls_of(visual: Tensor, prompt: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """Every op of selection on one batch."""
+    batch, n, d = visual.shape
+    offsets = torch.arange(batch + 1, device=DEVICE) * n
+    counts = torch.full((batch,), 9, device=DEVICE)
+    spans = (torch.arange(batch + 1, device=DEVICE) * prompt.shape[1]).unfold(0, 2, 1)
+    weights = torch.rand(batch, n, device=DEVICE)
+    ops = torch.ops.zspa
+    packed, words = visual.view(-1, d), prompt.reshape(-1, d)
+    return {
+        "select": lambda: ops.select(visual, prompt, 9, 30),
+        "select without a core": lambda: ops.select(visual, None, 0, 30),
+        "relevance_topk": lambda: ops.relevance_topk(visual, prompt, 9)[0],
+        "diversity": lambda: ops.diversity(visual, 20, None, weights, None),
+        "select_varlen": lambda: ops.select_varlen(
+            packed, offsets, words, spans, counts, counts, 18 * batch, n
+        ),
+        "diversity_varlen": lambda: ops.diversity_varlen(packed, offsets, counts, 9 * batch, n),
+    }

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of what happens between host and device: synchronisation, graphs, streams, memory."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+import zspa_kernels as zk
+from bench import gpu_check
+from bench.gpu_check import calls_of, check, draw, error_of, same
+from zspa_kernels.testing import tokens
+
+
+@contextlib.contextmanager
+def no_sync() -> Iterator[None]:
+    """A synchronisation raises."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@check
+def no_synchronisation() -> None:
+    """No op waits for the device."""
+    visual = draw(3, 700, 512)
+    for call in calls_of(visual, visual[:, 1:5] + 1).values():
+        call()
+        with no_sync():
+            call()
+
+
+@check
+def graphs() -> None:
+    """Captured once, replayed on inputs that were written after the capture."""
+    inputs = [draw(3, 700, 512), draw(6, 700, 512)[3:] * 2]
+    visual = inputs[0].clone()
+    for name, call in calls_of(visual, visual[:, 1:5]).items():
+        call()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output = call()
+        for turn in (1, 0, 1):
+            visual.copy_(inputs[turn])
+            output.fill_(-7)
+            graph.replay()
+            same(output, call(), f"{name}, replay {turn}")
+
+
+@check
+def capture_of_a_cold_kernel() -> None:
+    """A kernel that is not compiled yet cannot be captured; the error says what to do."""
+    visual = draw(1, 64, 64)
+    torch.cuda.synchronize()
+
+    def capture() -> None:
+        with torch.cuda.graph(torch.cuda.CUDAGraph()):
+            zk.diversity(visual, 5)
+
+    text = error_of(capture, RuntimeError)
+    assert "zk.warmup" in text, text
+    zk.warmup("cuda", visual.dtype, num_tokens=64, dim=64)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = zk.diversity(visual, 5)
+    graph.replay()
+    same(output, zk.diversity(visual, 5), "after warmup")
+
+
+@check
+def streams() -> None:
+    """Two streams at the same time, neither the default one."""
+    visual = draw(2, 2000, 512)
+    want = [zk.diversity(row, 150) for row in visual]
+    torch.cuda.synchronize()
+    side = [torch.cuda.Stream(), torch.cuda.Stream()]
+    got: list[list[Tensor]] = [[], []]
+    for _ in range(10):
+        for stream, row, out in zip(side, visual, got, strict=True):
+            with torch.cuda.stream(stream):
+                out.append(zk.diversity(row, 150))
+    torch.cuda.synchronize()
+    for out, expected in zip(got, want, strict=True):
+        for picks in out:
+            same(picks, expected, "stream")
+
+
+@check
+def second_device() -> None:
+    """Tensors on a device that is not the current one; passes where there is one device only."""
+    if torch.cuda.device_count() < 2:
+        print("one device only")
+        return
+    visual = tokens("vlm", 500, 256, 0, torch.bfloat16)
+    same(
+        zk.diversity(visual.to("cuda:1"), 50).cpu(), zk.diversity(visual.to("cuda:0"), 50).cpu(), ""
+    )
+
+
+@check
+def compiled() -> None:
+    """torch.compile(fullgraph=True) with another N on the second call."""
+
+    @torch.compile(fullgraph=True, dynamic=True)
+    def pruned(visual: Tensor, prompt: Tensor) -> Tensor:
+        return zk.gather(visual, torch.ops.zspa.select(visual, prompt, 5, 20))
+
+    for n in (300, 411):
+        visual = draw(2, n, 128)
+        want = zk.gather(visual, torch.ops.zspa.select(visual, visual[:, :3], 5, 20))
+        assert torch.equal(pruned(visual, visual[:, :3]), want)
+
+
+@check
+def no_square_matrix() -> None:
+    """Scratch of a call does not grow with N squared."""
+    visual = draw(1, 16384, 256)
+    zk.diversity(visual, 20)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    zk.diversity(visual, 20)
+    used = torch.cuda.max_memory_allocated() - before
+    assert used < 16 * 2**20, f"{used} bytes"
+
+
+@check
+def more_than_two_to_the_31_elements() -> None:
+    """Rows that only 64-bit offsets reach."""
+    if torch.cuda.mem_get_info()[0] < 8 * 2**30:
+        print("not enough memory")
+        return
+    n, d = 40, 64
+    stride = 2**31 // (n - 8)
+    buffer = torch.empty(n * stride, dtype=torch.bfloat16, device=gpu_check.DEVICE)
+    near = draw(1, n, d)[0]
+    far = buffer.as_strided((n, d), (stride, 1))
+    far.copy_(near)
+    same(zk.diversity(far, 20), zk.diversity(near, 20), "rows")
+    whole = zk.select(far[:, None], near[:, None], k_core=0, k_diverse=1)
+    same(whole, torch.zeros_like(whole), "batch")

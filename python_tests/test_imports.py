@@ -136,7 +136,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "pictures": ("hf", "types", "visualize"),
     "_doctor": ("_dispatch", "_native", "_version"),
     "demo": (*PUBLIC, "_dispatch", "_doctor", "testing", "visualize"),
-    "cli": ("zspa_kernels", "_doctor", "demo"),
+    "ask": ("demo", "hf", "methods", "pictures"),
+    "cli": ("zspa_kernels", "_doctor", "ask", "demo"),
 }
 # What each may import from elsewhere, beside the standard library and torch.
 THIRD_PARTY: dict[str, tuple[str, ...]] = {
@@ -145,6 +146,7 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "visualize": ("numpy", "PIL", "matplotlib"),
     "pictures": ("matplotlib", "numpy"),
     "demo": ("numpy", "PIL", "skimage"),
+    "ask": ("PIL", "transformers"),
     "cli": ("rich", "typer"),
 }
 
@@ -163,8 +165,8 @@ def unit(module: str) -> str:
     inside = module.split(".")[1:]
     if not inside:
         return "zspa_kernels"
-    if inside[0] in ("__main__", "cli_app"):
-        return "cli"  # three files of one command line
+    if inside[0] in ("__main__", "cli_app", "cli_prune"):
+        return "cli"  # files of one command line
     return ".".join(inside[:2] if inside[0] == "backends" else inside[:1])
 
 

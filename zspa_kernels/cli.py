@@ -8,11 +8,14 @@ import sys
 # What the optional commands import, by the name of the module.
 EXTRA = frozenset({"typer", "rich", "skimage", "matplotlib", "PIL", "numpy", "scipy"})
 INSTALL = 'pip install "zspa_kernels[demo]"'
+INSTALL_MODELS = 'pip install "zspa_kernels[demo,hf]"'
 
 
 def missing(error: ModuleNotFoundError) -> str | None:
     """What to install for a module of the extra that is missing; None for any other module."""
     name = (error.name or "").partition(".")[0]
+    if name == "transformers":
+        return f"zspa: {name} is not installed; this command needs: {INSTALL_MODELS}"
     if name not in EXTRA:
         return None
     return f"zspa: {name} is not installed; this command needs: {INSTALL}"

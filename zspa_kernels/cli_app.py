@@ -12,6 +12,7 @@ from rich.table import Table
 
 from zspa_kernels import __version__, _doctor
 from zspa_kernels.cli import missing
+from zspa_kernels.cli_prune import prune
 from zspa_kernels.demo.errors import DemoError
 
 if TYPE_CHECKING:
@@ -47,6 +48,9 @@ def doctor(
 ) -> None:
     """Print versions, backends, and why a backend cannot run here; paste it into bug reports."""
     print(_doctor.report(as_json=as_json))
+
+
+app.command()(prune)
 
 
 @app.command()

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`zspa prune` on a tiny model saved to a folder with its processor."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from PIL import Image
+from typer.testing import CliRunner
+
+import zspa_kernels as zk
+from python_tests import vlms
+from zspa_kernels.cli_app import app
+
+WORDS = "what is in this picture"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, a picture, and files that are neither."""
+    here = tmp_path_factory.mktemp("prune")
+    tiny = vlms.get("llava")
+    tiny.model.save_pretrained(here / "model")
+    tiny.processor.save_pretrained(here / "model")
+    vlms.photograph("chelsea", (170, 112)).save(here / "photo.png")
+    (here / "empty").mkdir()
+    (here / "broken").mkdir()
+    (here / "broken" / "config.json").write_text('{"model_type": ')
+    (here / "text").mkdir()
+    (here / "text" / "config.json").write_text('{"model_type": "llama"}')
+    (here / "bare").mkdir()  # a model without weights
+    for file in (here / "model").iterdir():
+        if file.suffix != ".safetensors":
+            (here / "bare" / file.name).write_bytes(file.read_bytes())
+    (here / "notes.png").write_text("not a picture")
+    return here
+
+
+@pytest.fixture(autouse=True)
+def there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+
+
+def call(*more: str, model: str = "model", image: str = "photo.png") -> Any:
+    words = ["prune", "--model", model, "--image", image, "--prompt", WORDS]
+    return CliRunner().invoke(app, [*words, "--max-new-tokens", "3", *more])
+
+
+def expected(method: Any) -> tuple[str, Any]:
+    """The same without the command."""
+    tiny = vlms.get("llava")
+    text = tiny.processor.tokenizer.apply_chat_template(
+        [
+            {
+                "role": "user",
+                "content": [{"type": "image"}, {"type": "text", "text": WORDS}],
+            }
+        ],
+        tokenize=False,
+        add_generation_prompt=True,
+    )
+    inputs = tiny.processor(images=Image.open("photo.png"), text=text, return_tensors="pt")
+    with method(tiny.model, processor=tiny.processor) as handle, torch.no_grad():
+        sequences = tiny.model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    new = sequences[0, inputs["input_ids"].shape[1] :]
+    return tiny.processor.decode(new, skip_special_tokens=True).strip(), handle.report
+
+
+def test_it_answers_and_reports() -> None:
+    result = call("--keep", "0.25", "--core-ratio", "0.5", "--full", "--out", "kept.png")
+    assert result.exit_code == 0, result.output
+    answer, report = expected(zk.ZSPAPrune(keep=0.25, core_ratio=0.5))
+    lines = dict(line.split(maxsplit=1) for line in result.stdout.splitlines() if " " in line)
+    before, after = report.prompt_before[0], report.prompt_after[0]
+    assert lines["tokens"] == f"visual 64 -> 16, prompt {before} -> {after}"
+    assert lines["pruned"].startswith("ZSPAPrune(keep=0.25, core_ratio=0.5")
+    assert "64 -> 16 visual tokens (8 core)" in lines["pruned"]
+    assert f"answer   {answer}\n" in result.stdout
+    assert lines["picture"] == "170 x 112 pixels"
+    assert lines["model"].startswith("LLaVA-1.5, ")
+    assert result.stdout.count("first token") == 3  # the share of selection, and two answers
+    assert "unpruned " in result.stdout
+    with Image.open("kept.png") as picture:
+        assert picture.format == "PNG"
+
+
+def test_json_is_the_whole_report() -> None:
+    result = call("--json", "--method", "divprune", "--keep", "7")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    answer, report = expected(zk.DivPrune(keep=7))
+    assert found["report"]["images"][0]["indices"] == report.images[0].indices.tolist()
+    assert found["pruned"]["text"] == answer
+    assert found["pruned"]["tokens"] == 3
+    assert 0 < found["pruned"]["first_s"] <= found["pruned"]["total_s"]
+    assert (found["full"], found["out"], found["architecture"]) == (None, None, "LLaVA-1.5")
+
+
+def test_methods_that_need_the_projector_are_given_it_and_others_refuse() -> None:
+    rated = call("--json", "--method", "zooprune", "--keep", "7")
+    assert rated.exit_code == 0, rated.output
+    tiny = vlms.get("llava")
+    method = zk.ZOOPrune(keep=7, projector=tiny.model.model.multi_modal_projector)
+    report = expected(method)[1]
+    indices = json.loads(rated.stdout)["report"]["images"][0]["indices"]
+    assert indices == report.images[0].indices.tolist()
+    refused = call("--method", "visionzip")
+    assert refused.exit_code == 2
+    assert "VisionZip: attention must be a tensor" in refused.stderr
+
+
+def test_nothing_pruned_is_said() -> None:
+    result = call("--keep", "1.0")
+    assert result.exit_code == 0
+    assert "\nwarning  nothing was pruned\n" in result.stdout
+
+
+FAILURE, USAGE = 1, 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--model", "empty"], FAILURE, "cannot load empty: "),
+        (["--model", "broken"], FAILURE, "cannot load broken: "),
+        (["--model", "text"], FAILURE, "text is a 'llama'; supported are gemma3, internvl, llava"),
+        (["--model", "bare"], FAILURE, "cannot load bare: "),
+        (["--model", "./nowhere"], FAILURE, "cannot load ./nowhere: no such folder"),
+        (["--model", "nobody/nothing"], FAILURE, "cannot load nobody/nothing: "),
+        (["--image", "gone.png"], FAILURE, "cannot read gone.png: No such file"),
+        (["--image", "notes.png"], FAILURE, "not a picture"),
+        (["--out", "nowhere/kept.png"], FAILURE, "cannot write nowhere/kept.png"),
+        (["--out", "photo.png"], USAGE, "is the picture itself"),
+        (["--out", "kept.jpg"], USAGE, "--out must end in .png"),
+        (["--keep", "much"], USAGE, "--keep must be a share such as 0.1 or a count, got 'much'"),
+        (["--keep", "0"], USAGE, "keep must"),
+        (["--keep", "1.5"], USAGE, "keep must"),
+        (["--keep", "-3"], USAGE, "keep must"),
+        (["--core-ratio", "-1"], USAGE, "core_ratio must"),
+        (["--method", "divprune", "--core-ratio", "0.5"], USAGE, "core_ratio"),
+        (["--method", "best"], USAGE, "--method must be one of allinrelevance, "),
+        (["--max-new-tokens", "0"], USAGE, "--max-new-tokens must be at least 1, got 0"),
+        (["--device", "abacus"], USAGE, "--device abacus: "),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_bad_calls_get_one_line(
+    arguments: list[str], code: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    before = sorted(path.name for path in Path().iterdir())
+    result = call(*arguments)
+    assert result.exit_code == code, (result.output, result.exception)
+    assert result.stdout == ""
+    (line,) = [one for one in result.stderr.splitlines() if one.startswith("zspa prune: ")]
+    assert said in line
+    assert "Traceback" not in result.stderr
+    assert sorted(path.name for path in Path().iterdir()) == before
+
+
+def test_without_transformers_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    result = call()
+    assert result.exit_code == FAILURE
+    assert 'pip install "zspa_kernels[demo,hf]"' in result.stderr
+    assert transformers.__name__ not in result.stdout

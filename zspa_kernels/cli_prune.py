@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `zspa prune` (extras `demo` and `hf`)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from zspa_kernels.cli import missing
+from zspa_kernels.demo.errors import DemoError, UsageError
+
+if TYPE_CHECKING:
+    from zspa_kernels import ask
+
+
+def prune(
+    model: Annotated[
+        str, typer.Option(help="A folder with a model's files, or its name on the hub.")
+    ],
+    image: Annotated[Path, typer.Option(help="A picture.")],
+    prompt: Annotated[str, typer.Option(help="The question.")],
+    method: Annotated[str, typer.Option(help="Who chooses; see docs/methods.md.")] = "zspaprune",
+    keep: Annotated[
+        str, typer.Option(help="Share of visual tokens in (0, 1], with a point; or a count.")
+    ] = "0.1",
+    core_ratio: Annotated[
+        float | None,
+        typer.Option(help="Share of those taken for relevance, where the method has one."),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Length of the answer at most.")] = 64,
+    full: Annotated[
+        bool, typer.Option("--full", help="Answer without pruning as well, to compare.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="A PNG of what was kept.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1; by default a GPU if there is one.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Ask a vision-language model about a picture, with most of its visual tokens dropped.
+
+    Any model that transformers loads and this package prunes; weights are found and loaded as
+    transformers does. Set HF_HUB_OFFLINE=1 to use only what is on this machine.
+    """
+    try:
+        from zspa_kernels import ask
+
+        options: dict[str, Any] = {"keep": _keep(keep)}
+        if core_ratio is not None:
+            options["core_ratio"] = core_ratio
+        with _progress() as progress:
+            answer = ask.ask(
+                model,
+                image,
+                prompt,
+                method,
+                options,
+                max_new_tokens=max_new_tokens,
+                full=full,
+                out=out,
+                device=device,
+                progress=progress,
+            )
+    except DemoError as error:
+        typer.echo(f"zspa prune: {error}", err=True)
+        raise typer.Exit(error.exit_code) from None
+    except ModuleNotFoundError as error:
+        message = missing(error)
+        if message is None:
+            raise
+        typer.echo(message, err=True)
+        raise typer.Exit(1) from None
+    print(answer.to_json() if as_json else _text(answer))
+
+
+def _keep(text: str) -> float:
+    """A count where the text is a whole number, else a share."""
+    try:
+        return int(text) if text.isdigit() else float(text)
+    except ValueError:
+        raise UsageError(f"--keep must be a share such as 0.1 or a count, got {text!r}") from None
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[ask.Progress]:
+    """A bar on standard error, gone at the end; none while transformers shows its own."""
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
+    )  # fmt: skip
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    task = bar.add_task("", total=1.0)
+    started = False
+
+    def show(what: str, share: float | None) -> None:
+        nonlocal started
+        if share is not None and not started:
+            bar.start()
+            started = True
+        bar.update(task, description=what, completed=share or 0.0)
+
+    try:
+        yield show
+    finally:
+        if started:
+            bar.stop()
+
+
+def _text(answer: ask.Answer) -> str:
+    report = answer.report
+    size = answer.parameters
+    amount = f"{size / 1e9:.2g} billion" if size >= 1e8 else f"{size / 1e6:.2g} million"
+    width, height = answer.picture
+    lines = [
+        (
+            f"model    {answer.architecture}, {amount} parameters, {answer.dtype} on {answer.device}, "
+            f"loaded in {answer.load_s:.1f} s"
+        ),
+        f"picture  {width} x {height} pixels",
+        f"pruned   {report}",
+        (
+            f"tokens   visual {report.before} -> {report.after}, "
+            f"prompt {sum(report.prompt_before)} -> {sum(report.prompt_after)}"
+        ),
+        f"answer   {answer.pruned.text}",
+        (
+            f"time     {_times(answer.pruned)}; selection {report.select_ms:.2g} ms, "
+            f"{report.select_ms / answer.pruned.first_s / 10:.2g} % of the first token"
+        ),
+    ]
+    if report.after == report.before:
+        lines.insert(4, "warning  nothing was pruned")
+    if answer.full is not None:
+        lines += [f"unpruned {answer.full.text}", f"time     {_times(answer.full)}"]
+    if answer.out is not None:
+        lines.append(f"written  {answer.out}")
+    return "\n".join(lines)
+
+
+def _times(run: ask.Run) -> str:
+    text = f"first token {run.first_s * 1e3:.0f} ms"
+    if run.token_s is not None:
+        text += f", then {run.token_s * 1e3:.3g} ms a token"
+    return f"{text}, {run.tokens} tokens in {run.total_s:.2f} s"

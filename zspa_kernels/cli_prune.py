@@ -116,22 +116,17 @@ def _text(answer: ask.Answer) -> str:
     size = answer.parameters
     amount = f"{size / 1e9:.2g} billion" if size >= 1e8 else f"{size / 1e6:.2g} million"
     width, height = answer.picture
+    where = f"{answer.dtype} on {answer.device}, loaded in {answer.load_s:.1f} s"
+    visual = f"visual {report.before} -> {report.after}"
+    share = report.select_ms / answer.pruned.first_s / 10
     lines = [
-        (
-            f"model    {answer.architecture}, {amount} parameters, {answer.dtype} on {answer.device}, "
-            f"loaded in {answer.load_s:.1f} s"
-        ),
+        f"model    {answer.architecture}, {amount} parameters, {where}",
         f"picture  {width} x {height} pixels",
         f"pruned   {report}",
-        (
-            f"tokens   visual {report.before} -> {report.after}, "
-            f"prompt {sum(report.prompt_before)} -> {sum(report.prompt_after)}"
-        ),
+        f"tokens   {visual}, prompt {sum(report.prompt_before)} -> {sum(report.prompt_after)}",
         f"answer   {answer.pruned.text}",
-        (
-            f"time     {_times(answer.pruned)}; selection {report.select_ms:.2g} ms, "
-            f"{report.select_ms / answer.pruned.first_s / 10:.2g} % of the first token"
-        ),
+        f"time     {_times(answer.pruned)}",
+        f"         selection {report.select_ms:.2g} ms, {share:.2g} % of the first token",
     ]
     if report.after == report.before:
         lines.insert(4, "warning  nothing was pruned")

@@ -15,6 +15,8 @@ from zspa_kernels.backends.cpp.select import select as native_select
 
 #: Edge of the square products: large enough for the best rate of a matrix library.
 GEMM_SIZE = 2048
+#: What each further thread must add to a product's rate at least, of a few threads; 1 is perfect.
+_SCALING, _FEW = 0.5, 4
 #: Elements of the float32 vectors that are added: far more than a cache holds.
 STREAM_SIZE = 2**26
 
@@ -36,6 +38,11 @@ class Ceilings:
     def gemm_gflops(self, threads: int) -> float:
         """The faster of the two products, whatever the dtype of the tokens."""
         return max(self.sgemm_gflops[threads], self.bf16_gflops[threads])
+
+    def busy(self, threads: int) -> bool:
+        """Whether something else keeps the machine from the rate its threads should reach."""
+        rate = self.gemm_gflops(threads) / self.gemm_gflops(1)
+        return rate < 1 + _SCALING * (min(threads, _FEW) - 1)
 
 
 @dataclass(frozen=True)

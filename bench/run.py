@@ -69,8 +69,8 @@ def main(
 ) -> None:
     """Run a suite and write <suite>.json, <suite>.png and a table.
 
-    The whole cpu suite goes to bench/results and into README.md; a part of it, and the other
-    suites, to build/bench unless --out says otherwise.
+    The whole cpu suite goes to bench/results and into README.md, and needs the machine for itself;
+    a part of it, and the other suites, go to build/bench unless --out says otherwise.
     """
     published = suite_name == "cpu" and only == "*" and out is None
     if published and readme is None:
@@ -93,6 +93,11 @@ def main(
         if smoke
         else ceilings.measure(threads)
     )
+    if published and rates.busy(threads):
+        _stop(
+            f"{threads} threads multiply at {rates.gemm_gflops(threads):.0f} GFLOP/s and one at "
+            f"{rates.gemm_gflops(1):.0f}: something else runs on this machine; leave it alone"
+        )
     results = Results(suite_name, seed, environment(threads), rates)
     path = out / f"{suite_name}.json"
     try:

@@ -30,6 +30,14 @@ HERE = {
 }
 
 
+def test_a_busy_machine_is_seen() -> None:
+    assert not RATES.busy(2)
+    assert not RATES.busy(1)
+    assert not dataclasses.replace(RATES, bf16_gflops={1: 50.0, 2: 60.0}).busy(2)  # float32 does
+    assert Ceilings({1: 100.0, 2: 140.0}, {1: 90.0, 2: 120.0}, {1: 1.0, 2: 1.0}).busy(2)
+    assert not Ceilings({1: 1.0, 64: 20.0}, {1: 1.0, 64: 2.0}, {1: 1.0, 64: 1.0}).busy(64)
+
+
 def _results() -> Results:
     """Two workloads, each with this package's record and one of a baseline."""
     planned = [workload("llava15", core) for core in (0.0, 0.4)]

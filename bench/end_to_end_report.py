@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The efficiency table and its picture."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+_MARKS = re.compile(r"(<!-- end_to_end:begin -->\n).*?(<!-- end_to_end:end -->)", re.DOTALL)
+_HEADS = (
+    "", "visual tokens", "end to end, ms", "speed-up", "first token, ms", "encoder", "selection",
+    "share of first token", "prefill", "decode, ms a token", "KV, MiB", "peak, MiB",
+    "picks verified",
+)  # fmt: skip
+#: Okabe and Ito's colours, told apart by everybody.
+_PARTS = {"encoder": "#999999", "select": "#D55E00", "prefill": "#0072B2", "decode": "#56B4E9"}
+_LABELS = {
+    "encoder": "picture encoder",
+    "select": "selection",
+    "prefill": "rest of the first token (prefill)",
+    "decode": "further tokens",
+}
+
+
+def tables(results: dict[str, Any]) -> str:
+    """One table a model, in Markdown."""
+    return "\n\n".join(_table(name, run) for name, run in results["runs"].items()) + "\n"
+
+
+def _table(name: str, run: dict[str, Any]) -> str:
+    machine = run["environment"]
+    where = machine["cpu"]["model"] if run["device"] == "cpu" else run["device"]
+    head = (
+        f"**{run['title']}**, {run['parameters'] / 1e9:.2f} billion parameters, {run['dtype']} "
+        f"({run['weights_mib']:.0f} MiB), one picture of {run['visual_tokens']} tokens, "
+        f"{run['new_tokens']} new tokens, medians of {run['rounds']} answers in turn; "
+        f"`python -m bench.end_to_end --preset {name}`: {where}, {machine['threads']} threads, "
+        f"{machine['isa']}, torch {machine['torch']}, transformers {machine['transformers']}, "
+        f"{machine['git']['sha'][:12]}, {machine['date'][:10]}."
+    )
+    lines = [_line(*_HEADS), _line(*["---"] * len(_HEADS))]
+    full = run["records"][0]["median_ms"]["total"]
+    for record in run["records"]:
+        ms = record["median_ms"]
+        seen = record["verified"]
+        pruned = seen is not None
+        peak = record["peak_mib"]
+        lines.append(
+            _line(
+                record["contender"],
+                str(record["visual"]),
+                _digits(ms["total"]),
+                f"{full / ms['total']:.2f}x",
+                _digits(ms["first"]),
+                _digits(ms["encoder"]),
+                f"{ms['select']:.2f}" if pruned else "-",
+                f"{record['select_share']:.2%}" if pruned else "-",
+                _digits(ms["prefill"]),
+                _digits(ms["decode"]),
+                f"{record['kv_mib']:.1f}",
+                "-" if peak is None else f"{peak:.0f}",
+                f"{seen['picks']} ({seen['decided']} decided)" if pruned else "-",
+            )
+        )
+    return "\n".join([head, "", *lines])
+
+
+def write_page(path: Path, results: dict[str, Any]) -> None:
+    """Replace what stands between the marks of a page.
+
+    Raises:
+        ValueError: If the page has no marks.
+    """
+    text, count = _MARKS.subn(
+        lambda match: f"{match[1]}\n{tables(results)}\n{match[2]}", path.read_text()
+    )
+    if count != 1:
+        raise ValueError(f"page must have one pair of end_to_end marks, got {count} in {path}")
+    path.write_text(text)
+
+
+def plot(path: Path, results: dict[str, Any]) -> None:
+    """Write the picture: what an answer's time is made of."""
+    runs = list(results["runs"].values())
+    figure = Figure(figsize=(10, 0.8 + 2.2 * len(runs)), layout="constrained")
+    FigureCanvasAgg(figure)
+    for at, run in zip(figure.subplots(len(runs), 1, squeeze=False)[:, 0], runs, strict=True):
+        records = run["records"]
+        left = [0.0] * len(records)
+        for part, color in _PARTS.items():
+            times = 1 if part != "decode" else run["new_tokens"] - 1
+            widths = [times * record["median_ms"][part] / 1e3 for record in records]
+            at.barh(range(len(records)), widths, left=left, color=color, label=_LABELS[part])
+            left = [a + b for a, b in zip(left, widths, strict=True)]
+        for i, record in enumerate(records):
+            share = record["select_share"]
+            text = f" {left[i]:.2f} s" + (f", selection {share:.2%} of the first" if share else "")
+            at.text(left[i], i, text, va="center", fontsize=8)
+        at.set_yticks(range(len(records)), [record["contender"] for record in records], fontsize=8)
+        at.invert_yaxis()
+        at.set_xlim(right=1.35 * max(left))
+        at.set_title(f"{run['title']}, {run['device']}", fontsize=10)
+        at.grid(True, axis="x", alpha=0.3)
+        at.set_xlabel(f"seconds to {run['new_tokens']} new tokens, medians")
+    figure.axes[0].legend(fontsize=8, loc="lower right")
+    # No version of matplotlib in the file: the same results give the same bytes.
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def _digits(x: float) -> str:
+    return f"{x:.0f}" if x >= 100.0 else f"{x:.3g}"
+
+
+def _line(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"

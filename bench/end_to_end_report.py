@@ -98,7 +98,8 @@ def plot(path: Path, results: dict[str, Any]) -> None:
             left = [a + b for a, b in zip(left, widths, strict=True)]
         for i, record in enumerate(records):
             share = record["select_share"]
-            text = f" {left[i]:.2f} s" + (f", selection {share:.2%} of the first" if share else "")
+            total = record["median_ms"]["total"] / 1e3
+            text = f" {total:.2f} s" + (f", selection {share:.2%} of the first" if share else "")
             at.text(left[i], i, text, va="center", fontsize=8)
         at.set_yticks(range(len(records)), [record["contender"] for record in records], fontsize=8)
         at.invert_yaxis()

@@ -25,7 +25,7 @@ _VARIABLES = (
     "TRITON_", "ZSPA_",
 )  # fmt: skip
 #: What these runs write themselves does not make a commit dirty.
-_OWN = (":(exclude)bench/results", ":(exclude)README.md")
+_OWN = (":(exclude)bench/results", ":(exclude)README.md", ":(exclude)docs/*.md")
 
 
 def environment(threads: int) -> dict[str, Any]:

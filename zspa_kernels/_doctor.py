@@ -179,10 +179,13 @@ def _text(facts: dict[str, Any]) -> str:
 
 
 def _lines(name: str, verdicts: dict[str, str]) -> list[str]:
-    """One line where all ops fare alike, else one an op."""
-    if len(set(verdicts.values())) == 1:
-        return [f"  {name:<10} {next(iter(verdicts.values()))}"]
-    return [f"  {name:<10} {op}: {verdict}" for op, verdict in verdicts.items()]
+    """One line for all ops that fare alike."""
+    alike: dict[str, list[str]] = {}
+    for op, verdict in verdicts.items():
+        alike.setdefault(verdict, []).append(op)
+    if len(alike) == 1:
+        return [f"  {name:<10} {next(iter(alike))}"]
+    return [f"  {name:<10} {', '.join(ops)}: {verdict}" for verdict, ops in alike.items()]
 
 
 def _verdict(reason: str | None) -> str:

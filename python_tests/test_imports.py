@@ -136,7 +136,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "pictures": ("hf", "types", "visualize"),
     "_doctor": ("_dispatch", "_native", "_version"),
     "demo": (*PUBLIC, "_dispatch", "_doctor", "testing", "visualize"),
-    "ask": ("demo", "hf", "methods", "pictures"),
+    "lmms": ("hf", "methods"),
+    "ask": ("demo", "hf", "lmms", "methods", "pictures"),
     "cli": ("zspa_kernels", "_doctor", "ask", "demo"),
 }
 # What each may import from elsewhere, beside the standard library and torch.
@@ -146,6 +147,7 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "visualize": ("numpy", "PIL", "matplotlib"),
     "pictures": ("matplotlib", "numpy"),
     "demo": ("numpy", "PIL", "skimage"),
+    "lmms": ("lmms_eval",),
     "ask": ("PIL", "transformers"),
     "cli": ("rich", "typer"),
 }

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import json
 import time
 import warnings
@@ -21,6 +20,7 @@ from .demo.errors import DemoError, UsageError
 from .demo.picture import read, replacing
 from .hf import NothingPrunedWarning, PruneReport, PruningError, prune
 from .hf.architectures import ARCHITECTURES, Target
+from .lmms import method_for
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def ask(
         load_s = time.perf_counter() - start
         inputs = _inputs(processor, Image.fromarray(pixels), prompt).to(place)
         target = Target.of(loaded)
-        chooser = _method(method, options or {}, target)
+        chooser = method_for(method, target, **(options or {}))
 
         def answer(what: str) -> Run:
             return _generate(
@@ -228,14 +228,6 @@ def _known(method: str, options: Mapping[str, Any]) -> None:
         methods.get(method, **options)
     except (TypeError, ValueError) as error:
         raise UsageError(f"--method {method}: {_line(error)}") from error
-
-
-def _method(name: str, options: Mapping[str, Any], target: Target) -> Any:
-    """The method; one that measures the projector is given it."""
-    made = methods.get(name, **options)
-    if "projector" in inspect.signature(type(made)).parameters:
-        made = methods.get(name, **options, projector=target.projector())
-    return made
 
 
 def _inputs(processor: Any, picture: Image.Image, prompt: str) -> Any:

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The models for lmms-eval: found by its entry point, pruned, and otherwise the stock ones.
+
+lmms-eval depends on torchvision and some eighty other packages, so most tests use a stand-in with
+its registry's rules; the last one needs the real one.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import re
+import sys
+import types
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import zspa_kernels as zk
+from python_tests import vlms
+from zspa_kernels import lmms
+
+GROUP = "lmms_eval.models"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    model_id: str
+    simple_class_path: str | None = None
+    chat_class_path: str | None = None
+    aliases: tuple[str, ...] = ()
+
+
+class Simple:
+    """As LlavaHf: unknown arguments are refused, answers are cut behind the prompt."""
+
+    is_simple = True
+
+    def __init__(self, pretrained: str = "", batch_size: int = 1, **kwargs: Any) -> None:
+        assert kwargs == {}, f"Unexpected kwargs: {kwargs}"
+        self.tiny = vlms.get(pretrained)
+        self._image_processor = self.tiny.processor
+
+    @property
+    def model(self) -> Any:
+        return self.tiny.model
+
+    def generate_until(self, requests: list[str]) -> list[list[int]]:
+        answers = []
+        for words in requests:
+            inputs = self.tiny.inputs(words=words)
+            sequences = self.model.generate(**inputs, max_new_tokens=3, do_sample=False)
+            answers.append(sequences[0, inputs["input_ids"].shape[1] :].tolist())
+        return answers
+
+
+class Chat(Simple):
+    is_simple = False
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    def module(name: str, **members: Any) -> None:
+        made = types.ModuleType(name)
+        vars(made).update(members)
+        monkeypatch.setitem(sys.modules, name, made)
+
+    for name in ("", ".models", ".models.simple", ".models.chat"):
+        module(f"lmms_eval{name}", __path__=[])
+    module("lmms_eval.models.registry_v2", ModelManifest=Manifest)
+    for name, kind in lmms.STOCK.items():
+        module(f"lmms_eval.models.simple.{name}", **{kind: Simple})
+        module(f"lmms_eval.models.chat.{name}", **{kind: Chat})
+    lmms._pruned.cache_clear()
+
+
+def distribution(folder: Path) -> None:
+    """A distribution whose entry point is the one that this project declares."""
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    found = re.search(rf'\[project.entry-points."{GROUP}"\]\n(\w+) = "(.+)"', text)
+    assert found
+    made = folder / "fake-1.0.dist-info"
+    made.mkdir()
+    (made / "METADATA").write_text("Metadata-Version: 2.1\nName: fake\nVersion: 1.0\n")
+    (made / "entry_points.txt").write_text(f"[{GROUP}]\n{found[1]} = {found[2]}\n")
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_the_entry_point_leads_to_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    distribution(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    (entry,) = importlib.metadata.entry_points(group=GROUP)
+    monkeypatch.undo()
+    made = [importlib.metadata.EntryPoint(entry.name, entry.value, GROUP).load()]
+    assert made == [lmms.manifests]
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_manifests_name_classes_of_their_kind() -> None:
+    manifests = lmms.manifests()
+    assert [one.model_id for one in manifests] == [f"zspa_{name}" for name in lmms.STOCK]
+    for one in manifests:
+        for path, stock in ((one.simple_class_path, Simple), (one.chat_class_path, Chat)):
+            module, _, name = path.rpartition(".")
+            assert module == lmms.__name__
+            made = getattr(lmms, name)
+            assert issubclass(made, stock)
+            assert made.is_simple == stock.is_simple
+            assert getattr(lmms, name) is made
+    with pytest.raises(AttributeError, match="no attribute 'simple_other'"):
+        lmms.simple_other  # noqa: B018
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_answers_are_those_of_the_pruned_model(caplog: pytest.LogCaptureFixture) -> None:
+    words = ["what is in this picture", "where is the cat"]
+    made = lmms.chat_llava_hf(
+        pretrained="llava", batch_size=1, method="zspaprune", keep=9, core_ratio=0.5
+    )
+    with caplog.at_level(logging.WARNING):
+        answers = made.generate_until(words)
+    made.pruning.remove()
+    tiny = vlms.get("llava")
+    expected = []
+    with zk.ZSPAPrune(keep=9, core_ratio=0.5)(tiny.model, processor=tiny.processor) as handle:
+        for one in words:
+            inputs = tiny.inputs(words=one)
+            with torch.no_grad():
+                new = tiny.model.generate(**inputs, max_new_tokens=3, do_sample=False)
+            expected.append(new[0, inputs["input_ids"].shape[1] :].tolist())
+    assert answers == expected
+    assert handle.calls == made.pruning.calls == 2
+    assert "2 requests, 2 pruned prompts, 128 -> 18 visual tokens" in caplog.text
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_options_and_what_they_refuse() -> None:
+    made = lmms.simple_llava_hf(pretrained="llava", method="zooprune", keep=5, positions="compact")
+    made.generate_until(["what"])
+    report = made.pruning.report
+    made.pruning.remove()
+    assert (report.after, report.positions) == (5, "compact")
+    for wrong, said in (
+        ({"method": "best"}, "name must be one of"),
+        ({"keep": 1.5}, "keep must"),
+        ({"method": "divprune", "core_ratio": 0.5}, "Unexpected kwargs: {'core_ratio': 0.5}"),
+        ({"other": 1}, "Unexpected kwargs: {'other': 1}"),
+        ({"scope": "world"}, "scope must be one of"),
+    ):
+        with pytest.raises((ValueError, AssertionError), match=re.escape(said)):
+            lmms.simple_llava_hf(**{"pretrained": "llava", **wrong})
+    assert "generate" not in vars(vlms.get("llava").model)  # nothing is left installed
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_task_without_pictures_is_said() -> None:
+    made = lmms.simple_llava_hf(pretrained="llava")
+    with pytest.warns(zk.hf.NothingPrunedWarning, match="nothing was pruned in 0 requests"):
+        made.generate_until([])
+    with pytest.warns(zk.hf.NothingPrunedWarning):
+        made.pruning.remove()
+
+
+def test_the_real_registry_resolves_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = pytest.importorskip(
+        "lmms_eval.models.registry_v2", reason="lmms-eval is not installed: pip install lmms-eval"
+    ).ModelRegistryV2()
+    distribution(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    registry.load_entrypoint_manifests(overwrite=True)
+    for name in lmms.STOCK:
+        assert registry.resolve(f"zspa_{name}").class_path == f"zspa_kernels.lmms.chat_{name}"
+        simple = registry.resolve(f"zspa_{name}", force_simple=True)
+        assert simple.class_path == f"zspa_kernels.lmms.simple_{name}"

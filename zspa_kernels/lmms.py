@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Models of lmms-eval with pruning: how accuracy is measured by whoever has weights and data.
+
+lmms-eval finds `manifests` by the entry point `lmms_eval.models`. A model `zspa_X` is its own model
+X, loaded, prompted and scored as always; only `generate` prunes. Beside the arguments of X,
+`--model_args` takes `method`, `keep` and other options of the method, `scope` and `positions`::
+
+    lmms-eval --model zspa_llava_hf --tasks gqa,mme --batch_size 1 \
+        --model_args pretrained=llava-hf/llava-1.5-7b-hf,method=divprune,keep=64
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import logging
+import warnings
+from typing import Any
+
+from . import methods
+from .hf import NothingPrunedWarning, prune
+from .hf.architectures import Target
+
+_log = logging.getLogger(__name__)
+
+#: By the name of lmms-eval's model: its class, simple and chat.
+STOCK = {"llava_hf": "LlavaHf", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3_VL"}
+#: How a model is pruned, beside the options of the method.
+_PRUNING = ("scope", "positions", "keep_newline")
+
+
+def manifests() -> list[Any]:
+    """What lmms-eval registers: `zspa_llava_hf`, `zspa_qwen2_5_vl`, `zspa_qwen3_vl`."""
+    from lmms_eval.models.registry_v2 import ModelManifest
+
+    return [
+        ModelManifest(
+            model_id=f"zspa_{name}",
+            simple_class_path=f"{__name__}.simple_{name}",
+            chat_class_path=f"{__name__}.chat_{name}",
+        )
+        for name in STOCK
+    ]
+
+
+def __getattr__(name: str) -> Any:
+    """`simple_X` and `chat_X`: lmms-eval's class X with pruning, made when it is asked for."""
+    kind, _, model = name.partition("_")
+    if kind not in ("simple", "chat") or model not in STOCK:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _pruned(kind, model)
+
+
+@functools.cache
+def _pruned(kind: str, model: str) -> type:
+    module = importlib.import_module(f"lmms_eval.models.{kind}.{model}")
+    return with_pruning(getattr(module, STOCK[model]))
+
+
+def method_for(name: str, target: Target, **options: Any) -> Any:
+    """`methods.get`; a method that measures the projector is given the model's."""
+    made = methods.get(name, **options)
+    if "projector" in inspect.signature(type(made)).parameters:
+        made = methods.get(name, **options, projector=target.projector())
+    return made
+
+
+def with_pruning(stock: type) -> type:
+    """A class of lmms-eval's that prunes what its `model` is asked.
+
+    Its constructor takes `method` and the options of that, `scope`, `positions` and `keep_newline`;
+    everything else is the stock class's. What was pruned is logged at the end of a task.
+
+    Args:
+        stock: has the model as `model`, and `generate_until`.
+    """
+
+    def __init__(self: Any, *args: Any, method: str = "zspaprune", **arguments: Any) -> None:  # noqa: N807
+        ours = dict(_options(method, arguments))
+        how = {name: ours.pop(name) for name in _PRUNING if name in ours}
+        stock.__init__(self, *args, **arguments)  # type: ignore[misc]
+        processor = getattr(self, "processor", None) or getattr(self, "_image_processor", None)
+        chooser = method_for(method, Target.of(self.model), **ours)
+        self.pruning = prune(self.model, chooser, processor=processor, **how).install()
+
+    def generate_until(self: Any, requests: Any) -> Any:
+        before = (self.pruning.calls, self.pruning.before, self.pruning.after)
+        answers = stock.generate_until(self, requests)  # type: ignore[attr-defined]
+        after = (self.pruning.calls, self.pruning.before, self.pruning.after)
+        calls, tokens, kept = (b - a for a, b in zip(before, after, strict=True))
+        _log.warning(
+            "%s: %d requests, %d pruned prompts, %d -> %d visual tokens",
+            self.pruning,
+            len(requests),
+            calls,
+            tokens,
+            kept,
+        )
+        if tokens == kept:
+            # Stock models turn an error of `generate` into an empty answer.
+            warnings.warn(
+                f"nothing was pruned in {len(requests)} requests",
+                NothingPrunedWarning,
+                stacklevel=2,
+            )
+        return answers
+
+    members = {"__init__": __init__, "generate_until": generate_until, "__doc__": stock.__doc__}
+    return type(f"Zspa{stock.__name__}", (stock,), {**members, "__module__": __name__})
+
+
+def _options(method: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Takes what is ours out of `arguments`.
+
+    Raises:
+        ValueError, TypeError: no method has this name, or an option is out of range; before
+            anything is loaded.
+    """
+    arguments.setdefault("keep", 0.1)
+    make = type(methods.get(method, keep=arguments["keep"]))
+    names = [name for name in inspect.signature(make).parameters if name != "projector"]
+    ours = {name: arguments.pop(name) for name in (*names, *_PRUNING) if name in arguments}
+    methods.get(method, **{name: value for name, value in ours.items() if name in names})
+    return ours

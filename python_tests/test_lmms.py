@@ -43,6 +43,7 @@ class Simple:
         assert kwargs == {}, f"Unexpected kwargs: {kwargs}"
         self.tiny = vlms.get(pretrained)
         self._image_processor = self.tiny.processor
+        self._tokenizer = self.tiny.processor.tokenizer
 
     @property
     def model(self) -> Any:
@@ -156,10 +157,26 @@ def test_options_and_what_they_refuse() -> None:
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_a_task_without_pictures_is_said() -> None:
+def test_the_question_is_told_apart_by_the_template_that_was_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    other = "{% for m in messages %}{{ m['role'] }} : {{ m['content'][0]['text'] }} {% endfor %}"
+    monkeypatch.setattr(vlms.get("llava").processor, "chat_template", other)
+    counts = []
+    for name in ("simple_llava_hf", "chat_llava_hf"):
+        made = getattr(lmms, name)(pretrained="llava", keep=5)
+        made.generate_until(["where is the red cup"])
+        counts += made.pruning.report.query_tokens
+        made.pruning.remove()
+    assert counts[0] == 5  # the words, as the prompt was made by the tokenizer's template
+    assert counts[1] > 5
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_task_without_pictures_is_said(caplog: pytest.LogCaptureFixture) -> None:
     made = lmms.simple_llava_hf(pretrained="llava")
-    with pytest.warns(zk.hf.NothingPrunedWarning, match="nothing was pruned in 0 requests"):
-        made.generate_until([])
+    made.generate_until([])
+    assert "nothing was pruned in 0 requests" in caplog.text
     with pytest.warns(zk.hf.NothingPrunedWarning):
         made.pruning.remove()
 

@@ -15,11 +15,10 @@ import functools
 import importlib
 import inspect
 import logging
-import warnings
 from typing import Any
 
 from . import methods
-from .hf import NothingPrunedWarning, prune
+from .hf import prune
 from .hf.architectures import Target
 
 _log = logging.getLogger(__name__)
@@ -80,9 +79,8 @@ def with_pruning(stock: type) -> type:
         ours = dict(_options(method, arguments))
         how = {name: ours.pop(name) for name in _PRUNING if name in ours}
         stock.__init__(self, *args, **arguments)  # type: ignore[misc]
-        processor = getattr(self, "processor", None) or getattr(self, "_image_processor", None)
         chooser = method_for(method, Target.of(self.model), **ours)
-        self.pruning = prune(self.model, chooser, processor=processor, **how).install()
+        self.pruning = prune(self.model, chooser, processor=_renderer(self), **how).install()
 
     def generate_until(self: Any, requests: Any) -> Any:
         before = (self.pruning.calls, self.pruning.before, self.pruning.after)
@@ -98,16 +96,23 @@ def with_pruning(stock: type) -> type:
             kept,
         )
         if tokens == kept:
-            # Stock models turn an error of `generate` into an empty answer.
-            warnings.warn(
-                f"nothing was pruned in {len(requests)} requests",
-                NothingPrunedWarning,
-                stacklevel=2,
-            )
+            # Stock models turn an error of `generate` into an empty answer, and lmms-eval silences
+            # warnings.
+            _log.error("nothing was pruned in %d requests", len(requests))
         return answers
 
     members = {"__init__": __init__, "generate_until": generate_until, "__doc__": stock.__doc__}
     return type(f"Zspa{stock.__name__}", (stock,), {**members, "__module__": __name__})
+
+
+def _renderer(model: Any) -> Any:
+    """Whose chat template made the prompts: by it the question is told apart from the rest.
+
+    The simple LLaVA class uses the tokenizer's, to which it gives one where there is none.
+    """
+    if hasattr(model, "processor"):
+        return model.processor
+    return model._tokenizer if model.is_simple else model._image_processor
 
 
 def _options(method: str, arguments: dict[str, Any]) -> dict[str, Any]:

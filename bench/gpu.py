@@ -132,6 +132,7 @@ def timing() -> Iterator[Job]:
     yield Job("ceilings", python("-m", "bench.gpu_timing", "ceilings"), 300)
     yield Job("barrier", python("-m", "bench.gpu_timing", "barrier"), 300)
     yield Job("picks", python("-m", "bench.gpu_timing", "picks"), 600)
+    yield Job("sensitivity", python("-m", "bench.gpu_timing", "sensitivity"), 600)
     for workload in gpu_suite():
         yield Job(workload.name, python("-m", "bench.gpu_timing", workload.name), 900)
 

@@ -18,7 +18,11 @@ import torch
 from torch import Tensor
 
 import zspa_kernels as zk
-from bench import gpu_check, gpu_device_checks  # noqa: F401  (enters its checks into CHECKS)
+from bench import (
+    gpu_check,
+    gpu_device_checks,  # noqa: F401  (enters its checks into CHECKS)
+    gpu_sensitivity,  # noqa: F401
+)
 from bench.gpu_check import CHECKS, check, draw, error_of, same
 from zspa_kernels.testing import MODELS, bound, check_diversity, tokens
 from zspa_kernels.testing.cases import (

@@ -78,6 +78,9 @@ def _machine(jobs: list[dict[str, Any]]) -> Iterator[str]:
         elif "pick" in record:
             figure = f"{record['ns']:9.0f} ns" if "ns" in record else f" {record['error']}"
             yield f"a pick, {record['pick']:6} {figure}"
+        elif "sensitivity" in record:
+            figure = f"{record['ms']:9.3f} ms" if "ms" in record else "no figure: it is wrong"
+            yield f"{record['sensitivity']:40} {figure}"
 
 
 def _table(jobs: list[dict[str, Any]]) -> Iterator[str]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One timing job of `bench.gpu`: `python -m bench.gpu_timing ceilings|barrier|picks|WORKLOAD`.
+"""One timing job of `bench.gpu`: `python -m bench.gpu_timing JOB`, one of `main` or a workload.
 
 Prints one JSON object a line. A workload is timed in three ways: `eager` is the time of a call as
 its caller sees it, host included; `graph` is a replay of a captured call with its inputs where the
@@ -20,7 +20,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from bench import contenders
+from bench import contenders, gpu_sensitivity
 from bench.compiled import sync_free
 from bench.contenders import Contender
 from bench.problem import Image, Problem, Tokens, draw
@@ -179,7 +179,7 @@ def _on_host(contender: Contender) -> Contender:
 # --- the machine ----------------------------------------------------------------------------------
 
 
-def _best(call: Callable[[], object], times: int = 30) -> float:
+def best(call: Callable[[], object], times: int = 30) -> float:
     """Fewest milliseconds of a captured call."""
 
     def counted() -> Tensor:
@@ -194,9 +194,9 @@ def ceilings(size: int = 8192, elements: int = 2**29) -> Iterator[dict[str, Any]
     """Rates of a large copy and of a large bfloat16 product."""
     x = torch.randn(elements, device=DEVICE)
     y = torch.empty_like(x)
-    yield {"ceiling": "copy GB/s", "value": 2e-6 * x.nbytes / _best(lambda: y.copy_(x))}
+    yield {"ceiling": "copy GB/s", "value": 2e-6 * x.nbytes / best(lambda: y.copy_(x))}
     a, b = torch.randn(2, size, size, device=DEVICE).bfloat16()
-    yield {"ceiling": "bf16 TFLOP/s", "value": 2e-9 * size**3 / _best(lambda: a @ b)}
+    yield {"ceiling": "bf16 TFLOP/s", "value": 2e-9 * size**3 / best(lambda: a @ b)}
 
 
 def barrier(times: int = 1000) -> Iterator[dict[str, Any]]:
@@ -220,7 +220,7 @@ def barrier(times: int = 1000) -> Iterator[dict[str, Any]]:
             launch(empty_kernel, programs, device, arrivals, num_warps=8)
 
     for name, call in (("barrier", meet), ("graph node", nodes)):
-        few, many = _best(lambda c=call: c(10)), _best(lambda c=call: c(10 + times))  # type: ignore[misc]
+        few, many = best(lambda c=call: c(10)), best(lambda c=call: c(10 + times))  # type: ignore[misc]
         yield {"step": name, "programs": programs, "ns": 1e6 * (many - few) / times}
 
 
@@ -242,7 +242,7 @@ def picks() -> Iterator[dict[str, Any]]:
 
         with mock.patch.object(diversity, "config", changed):
             try:
-                nanoseconds = 1e6 * (_best(run(120)) - _best(run(8))) / 112
+                nanoseconds = 1e6 * (best(run(120)) - best(run(8))) / 112
                 yield {"pick": f"{warps} warps", "ns": nanoseconds}
             except Exception as error:  # one warp may not compile: the others still count
                 yield {"pick": f"{warps} warps", "error": f"{type(error).__name__}: {error}"[:300]}
@@ -253,6 +253,7 @@ def main(name: str) -> int:
     wrong = False
     jobs: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
         "ceilings": ceilings, "barrier": barrier, "picks": picks,
+        "sensitivity": gpu_sensitivity.timing,
     }  # fmt: skip
     workloads = {workload.name: workload for workload in gpu_suite()}
     with torch.no_grad():

@@ -8,12 +8,15 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from bench import gpu_check, gpu_checks
+from bench import gpu_check, gpu_checks, gpu_sensitivity, gpu_timing
 from zspa_kernels.backends.triton._common import INTERPRETED
 
 # What needs no GPU is tried on the CPU backend, so that a check that cannot pass, or cannot fail,
 # is found here and not on a machine that was lent for an hour.
-ON_CPU = ("exact_tokens", "law_core_then_diversity", "law_rows", "law_seeds", "law_strides")
+ON_CPU = (
+    *("exact_tokens", "law_core_then_diversity", "law_rows", "law_seeds", "law_strides"),
+    "sensitivity_cases",
+)
 
 
 @pytest.mark.gpu
@@ -46,6 +49,22 @@ def test_the_calls_of_the_host_checks_are_right(
     rows = results["select_varlen"].view(3, 18) - torch.arange(3)[:, None] * 60
     assert torch.equal(rows, torch.ops.zspa.select(visual, visual[:, 1:5] + 1, 9, 9))
     assert all(bool((picks >= 0).all()) for picks in results.values())
+
+
+def test_sensitivity_is_timed_beside_its_error(
+    monkeypatch: pytest.MonkeyPatch, require_backend: Callable[..., None]
+) -> None:
+    require_backend("cpp")
+    monkeypatch.setattr(gpu_check, "DEVICE", "cpu")
+    monkeypatch.setattr(gpu_timing, "best", lambda call: float(call().abs().sum()))
+    records = list(gpu_sensitivity.timing(n=20, d=32, width=300, m=3))
+    assert len(records) == 5
+    assert all(record["ms"] > 0 for record in records)
+    assert sum(record["error"] is not None for record in records) == 2
+    monkeypatch.setattr(gpu_sensitivity, "error", lambda scores, right: 0.5)
+    wrong = [record for record in gpu_sensitivity.timing(20, 32, 300, 3) if "status" in record]
+    assert len(wrong) == 2
+    assert all("ms" not in record for record in wrong)
 
 
 def test_a_wrong_backend_fails_the_checks(

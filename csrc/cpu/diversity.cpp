@@ -17,6 +17,7 @@
 #include <algorithm>
 
 #include "diversity_config.h"
+#include "lazy.h"
 
 namespace zspa::cpu {
 namespace {
@@ -145,26 +146,16 @@ class Greedy {
     fold();
   }
 
-  // Brings the listed rows up to date. Rows that missed about the same picks share a unit: the few
-  // columns some of them have seen already are cheaper than a ragged tile, and change no maximum.
+  // Brings the listed rows up to date. The columns that some rows of a unit have seen already
+  // change no maximum.
   void refresh(std::vector<int>& rows) {
     rows.erase(
         std::remove_if(rows.begin(), rows.end(),
                        [&](int i) { return seen_[i] == columns() || inv_[i] == kNoDirection; }),
         rows.end());
-    std::sort(rows.begin(), rows.end(),
-              [&](int a, int b) { return seen_[a] != seen_[b] ? seen_[a] < seen_[b] : a < b; });
-    std::vector<Unit>& units = workspace_.units;
-    units.clear();
-    for (size_t i = 0; i < rows.size();) {
-      const int64_t first = seen_[rows[i]];
-      const int64_t slack = (columns() - first) / 4;
-      size_t end = i;
-      while (end < rows.size() && end < i + kUnitRows && seen_[rows[end]] <= first + slack) ++end;
-      units.push_back({int(i), int(end), first});
-      stats_.dots += int64_t(end - i) * (columns() - first);
-      i = end;
-    }
+    units_by_seen(rows, seen_, columns(), workspace_.units);
+    for (const Unit& unit : workspace_.units)
+      stats_.dots += int64_t(unit.end - unit.begin) * (columns() - unit.first);
     fold();
   }
 
@@ -206,15 +197,6 @@ class Greedy {
                keys.end());
     if (!keys.empty()) pick_among(bound);
     return int64_t(keys.size());
-  }
-
-  // Keeps the `count` smallest keys; returns the smallest of the others, kNoKey if there is none.
-  static Key keep_smallest(std::vector<Key>& keys, int64_t count) {
-    if (count >= int64_t(keys.size())) return kNoKey;
-    std::nth_element(keys.begin(), keys.begin() + count, keys.end());
-    const Key next = keys[size_t(count)];
-    keys.resize(size_t(count));
-    return next;
   }
 
   // Greedy inside workspace_.keys while the best key is below the bound.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The three operations on one segment, and the loop over segments: one image a thread in batches,
+// Each operation on one segment, and the loop over segments: one image a thread in batches,
 // all threads on an image that is large beside the others.
 #include "problem.h"
 

@@ -126,6 +126,9 @@ def every_function(backend: str, x: dict[str, Tensor]) -> list[Tensor]:
         zk.facility_location(
             visual, 5, benefits=weights[:, None], temperature=0.2, backend=backend
         ),
+        *zk.facility_location_varlen(
+            list(visual), [2, 3], benefits=list(weights[:, None]), scale=0.5, backend=backend
+        ),
     ]
     return [t for result in results for t in ([result] if isinstance(result, Tensor) else result)]
 

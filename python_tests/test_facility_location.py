@@ -13,7 +13,6 @@ from torch import Tensor
 import zspa_kernels as zk
 from python_tests.runners import fitting, same_bits, strided_views, threads
 from zspa_kernels import _native
-from zspa_kernels._call import call
 from zspa_kernels.testing import MODELS, SPECIAL, bound, special, tokens
 from zspa_kernels.testing.baselines import facility_location_loop
 from zspa_kernels.testing.cases import (
@@ -187,21 +186,44 @@ def test_batches_strides_and_segments(backend: str, require_backend: Require) ->
         )[1]
         same_bits(torch.where(got >= 0, got - 5, got), alone)
         shown = torch.where(mask[:, None], visual, torch.nan)
-        arguments = (
-            torch.cat([noise[:7], shown]),
-            torch.tensor([0, 7, 7 + n]),
-            torch.tensor([2, k]),
-            2 + k,
-            n,
-            torch.cat([rows[0, :, :7], benefits], dim=1),
-            torch.cat([wide[0, :7], weights]),
-            options.get("temperature", 0.0),
-            options.get("scale", 1.0),
+        packed = zk.facility_location_varlen(
+            torch.cat([noise[:7], noise[:0], shown]),
+            [2, 0, k],
+            lengths=[7, 0, n],
+            benefits=torch.cat([rows[0, :, :7], benefits], dim=1),
+            weights=torch.cat([wide[0, :7], weights]),
+            **options,
+            backend=backend,
         )
-        ragged = call("facility_location_varlen", backend, arguments)[2:]
-        same_bits(torch.where(ragged >= 0, ragged - 7, ragged), alone)
+        assert isinstance(packed, Tensor)
+        same_bits(torch.where(packed >= 0, packed - 7, packed)[2:], alone)
+        listed = zk.facility_location_varlen(
+            [noise[:7], shown],
+            [2, k],
+            benefits=[rows[0, :, :7], benefits],
+            weights=[wide[0, :7], weights],
+            **options,
+            backend=backend,
+        )
+        same_bits(listed[1], alone)
         for view in list(strided_views(visual).values())[:: 2 if backend == "cpp" else 5]:
             same_bits(zk.facility_location(view, k, **given, backend=backend), alone)
+
+
+def test_ragged_benefits_must_fit() -> None:
+    images, rows = [torch.eye(3), torch.eye(3)[:2]], [torch.ones(2, 3), torch.ones(2, 2)]
+    assert zk.facility_location_varlen([], 1, benefits=[]) == []
+    for wrong, error in (
+        (torch.ones(2, 5), TypeError),
+        (rows[:1], ValueError),
+        ([rows[0], torch.ones(1, 2)], ValueError),
+        ([rows[0], torch.ones(2, 3)], ValueError),
+        ([torch.ones(3), torch.ones(2)], ValueError),
+        ([rows[0], rows[1].double()], TypeError),
+        ([rows[0], None], TypeError),
+    ):
+        with pytest.raises(error, match=r"^facility_location_varlen: benefits.* must .*, got "):
+            zk.facility_location_varlen(images, 1, benefits=wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("model", ["iid", "video", "exact"])

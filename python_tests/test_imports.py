@@ -101,7 +101,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "_call": ("_contract", "_dispatch", "_register"),
     "_varlen": ("_call", "_contract", "_counts"),
-    "_greedy": ("_call", "_contract", "_varlen"),
+    "_greedy": ("_call", "_contract", "_contract_greedy", "_varlen"),
     "sensitivity_plan": ("_call", "_contract", "_contract_sensitivity", "backends._blas"),
     "projectors": ("_activations", "_contract", "_contract_sensitivity"),
     "_sensitivity": (

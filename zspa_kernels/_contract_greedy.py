@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from torch import Tensor
 
 from ._contract import (
@@ -13,6 +16,7 @@ from ._contract import (
     _companion,
     _ragged,
     _visual,
+    alike,
     count,
     ratio,
     tensor,
@@ -87,6 +91,22 @@ def facility_location_varlen(
     if weights is not None:
         _companion(op, "weights", weights, visual, _FLOAT32, (rows,))
     return (total_k,)
+
+
+def benefits_of_images(op: str, benefits: Any, visual: Any) -> list[Tensor]:
+    """Tensors `[M, n]`, one for each `[n, D]` of `visual`, with one M, dtype and device for all."""
+    alike(op, "visual", visual, 2)
+    if isinstance(benefits, Tensor | str) or not isinstance(benefits, Sequence):
+        rule = "a sequence of tensors, as visual is"
+        raise TypeError(f"{op}: benefits must be {rule}, got {type(benefits).__name__}")
+    if len(benefits) != len(visual):
+        rule = f"have a tensor for each image, {len(visual)}"
+        raise ValueError(f"{op}: benefits must {rule}, got {len(benefits)}")
+    for i, (part, image) in enumerate(zip(benefits, visual, strict=True)):
+        tensor(op, f"benefits[{i}]", part)
+        rows = benefits[0].shape[:1]
+        _companion(op, f"benefits[{i}]", part, image, _FLOAT32, (*rows, image.shape[0]))
+    return list(benefits)
 
 
 def _coverage(

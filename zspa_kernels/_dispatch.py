@@ -51,7 +51,7 @@ def why_not(backend: str, op: str, device: torch.device) -> str | None:
     if backend == "cuda":
         return "native CUDA kernels are not part of this build"
     if backend == "triton" and op in CPU_ONLY:
-        return "it has no kernel for this op: move the tokens to a CPU, or name the reference"
+        return "it has no kernel for this op: take cpp, with tokens on a CPU, or the reference"
     devices = ("cpu",) if backend == "cpp" else ("cpu", "cuda")
     if device.type not in devices:
         return f"it runs on {' and '.join(devices)} tensors, not on {device.type}"

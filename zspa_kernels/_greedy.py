@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from . import _contract
+from . import _contract, _contract_greedy
 from ._call import call
-from ._varlen import picks_varlen
+from ._varlen import picks_varlen, side_by_side
 
 
 def dpp(
@@ -163,3 +163,55 @@ def facility_location(
     options = _contract.ratio(op, "temperature", temperature), _contract.ratio(op, "scale", scale)
     indices: Tensor = call(op, backend, (visual, k, benefits, weights, visual_mask, *options))
     return indices
+
+
+def facility_location_varlen(
+    visual: Tensor | Sequence[Tensor],
+    k: int | Sequence[int],
+    *,
+    lengths: Sequence[int] | None = None,
+    benefits: Tensor | Sequence[Tensor] | None = None,
+    weights: Tensor | Sequence[Tensor] | None = None,
+    temperature: float = 0.0,
+    scale: float = 1.0,
+    backend: str = "auto",
+) -> Tensor | list[Tensor]:
+    """Pick tokens as `facility_location` does, in images of any length.
+
+    The same as `facility_location` on each image alone, bit for bit, in one call.
+
+    Args:
+        visual: one tensor `[n, D]` an image, or all packed as `[T, D]`, together with `lengths`.
+        k: how many of each image, at most its length: one count for all or one an image.
+        lengths: tokens of each image in packed `visual`; they add up to T.
+        benefits: float32, one tensor `[M, n]` an image for a list of images, with one M for all;
+            `[M, T]` for packed ones. A row of zeros asks for nothing, where an image has fewer.
+        weights: float32, one tensor `[n]` an image for a list of images, `[T]` for packed ones.
+        temperature: as in `facility_location`.
+        scale: as in `facility_location`.
+        backend: as in `facility_location`.
+
+    Returns:
+        As `diversity_varlen`.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError, ImportError: as in `select_varlen`.
+
+    Complexity: the sum of `facility_location` on each image; one matrix a thread at a time.
+
+    Example:
+        >>> import torch
+        >>> image = torch.tensor([[1.0, 0.0], [1.0, 0.5], [1.0, 0.6], [0.0, 1.0]])
+        >>> facility_location_varlen([image, image[:1]], [2, 1])
+        [tensor([2, 3]), tensor([0])]
+    """
+    op = "facility_location_varlen"
+    options = _contract.ratio(op, "temperature", temperature), _contract.ratio(op, "scale", scale)
+    if benefits is not None and not isinstance(visual, Tensor):
+        parts = _contract_greedy.benefits_of_images(op, benefits, visual)
+        benefits = side_by_side(parts, dim=1) if parts else None
+    else:
+        _contract.optional_tensor(op, "benefits", benefits)
+    return picks_varlen(
+        op, visual, k, lengths, weights, backend, before=(benefits,), behind=options
+    )

@@ -143,8 +143,11 @@ def picks_varlen(
     lengths: Sequence[int] | None,
     weights: Tensor | Sequence[Tensor] | None,
     backend: str,
+    *,
+    before: tuple[Any, ...] = (),
+    behind: tuple[Any, ...] = (),
 ) -> Tensor | list[Tensor]:
-    """A ragged greedy op of k tokens an image, with weights."""
+    """A ragged greedy op of k tokens an image; what it takes `before` and `behind` its weights."""
     tokens, sizes = _pack(op, "visual", visual, "lengths", lengths)
     ks = [_contract.integer(op, "k", value) for value in _each(op, "k", k, len(sizes))]
     for n, value in zip(sizes, ks, strict=True):
@@ -159,7 +162,8 @@ def picks_varlen(
         return []
     cu_seqlens, counts = _upload(tokens.device, _offsets(sizes), ks)
     longest = max(sizes, default=0)
-    indices: Tensor = call(op, backend, (tokens, cu_seqlens, counts, sum(ks), longest, weights))
+    arguments = (tokens, cu_seqlens, counts, sum(ks), longest, *before, weights, *behind)
+    indices: Tensor = call(op, backend, arguments)
     return indices if tokens is visual else _per_image(indices, cu_seqlens, counts, ks)
 
 
@@ -175,8 +179,13 @@ def _pack(
     sizes = [item.shape[0] for item in x]
     if not sizes:
         return None, sizes
-    with torch.autocast(x[0].device.type, enabled=False):  # which would change dtypes, or fail
-        return torch.cat(list(x)), sizes
+    return side_by_side(x), sizes
+
+
+def side_by_side(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """`parts`, at least one, as one tensor."""
+    with torch.autocast(parts[0].device.type, enabled=False):  # which would change dtypes, or fail
+        return torch.cat(list(parts), dim=dim)
 
 
 def _pack_prompt(

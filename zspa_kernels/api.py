@@ -33,7 +33,7 @@ from . import _contract, _counts
 from ._call import call
 from ._counts import num_keep, split_core
 from ._gather import gather
-from ._greedy import dpp, dpp_varlen, facility_location
+from ._greedy import dpp, dpp_varlen, facility_location, facility_location_varlen
 from ._sensitivity import sensitivity
 from ._varlen import diversity_varlen, select_varlen
 
@@ -43,6 +43,7 @@ __all__ = [
     "dpp",
     "dpp_varlen",
     "facility_location",
+    "facility_location_varlen",
     "gather",
     "num_keep",
     "relevance_topk",
@@ -286,3 +287,4 @@ def warmup(
     select_varlen(list(visual), prompt[0], k_core=one, k_diverse=k - one)
     diversity_varlen(list(visual), k, weights=list(weights))
     dpp_varlen(list(visual), k, weights=list(weights))
+    facility_location_varlen(list(visual), k, weights=list(weights), temperature=1.0)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,23 @@ def test_wrong_picks_get_no_figure(
         end_to_end.main(preset=["tiny"], device="cpu", new_tokens=2, rounds=1, out=tmp_path)
     assert "tiny: no figure: pick 0 is token 0" in capsys.readouterr().err
     assert not (tmp_path / "end_to_end.json").exists()
+
+
+def test_ties_of_ours_go_to_the_lowest_index() -> None:
+    one = _answered(First())
+    assert one.method is not None
+    one.method.visual = [torch.eye(3)[[0, 0, 1]]]  # the first two are alike
+    one.method.prompt = [torch.zeros(0, 3)]
+    for picks, right in (([2, 0], True), ([2, 1], False)):
+        chosen = zk.Selection(torch.tensor(picks), torch.zeros(2, dtype=torch.bool))
+        again = types.SimpleNamespace(select_varlen=lambda *_, chosen=chosen: [chosen])
+        one.contender = end_to_end_runs.Contender("ours", lambda sort, a=again: a, ours=True)
+        one.method.picked = [zk.Selection(chosen.indices.sort().values, chosen.core_mask)]
+        if right:
+            assert one.verify() == {"picks": 2, "decided": 1}
+        else:
+            with pytest.raises(AssertionError, match="the lowest index must win"):
+                one.verify()
 
 
 def test_an_unpruned_cache_gets_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,6 +86,15 @@ def test_wrong_picks_get_no_figure(
     assert not (tmp_path / "end_to_end.json").exists()
 
 
+def _always(chosen: zk.Selection) -> Any:
+    """Makes a method that answers with `chosen`."""
+
+    def make(sort: bool) -> Any:
+        return types.SimpleNamespace(select_varlen=lambda *asked: [chosen])
+
+    return make
+
+
 def test_ties_of_ours_go_to_the_lowest_index() -> None:
     one = _answered(First())
     assert one.method is not None
@@ -93,8 +102,7 @@ def test_ties_of_ours_go_to_the_lowest_index() -> None:
     one.method.prompt = [torch.zeros(0, 3)]
     for picks, right in (([2, 0], True), ([2, 1], False)):
         chosen = zk.Selection(torch.tensor(picks), torch.zeros(2, dtype=torch.bool))
-        again = types.SimpleNamespace(select_varlen=lambda *_, chosen=chosen: [chosen])
-        one.contender = end_to_end_runs.Contender("ours", lambda sort, a=again: a, ours=True)
+        one.contender = end_to_end_runs.Contender("ours", _always(chosen), ours=True)
         one.method.picked = [zk.Selection(chosen.indices.sort().values, chosen.core_mask)]
         if right:
             assert one.verify() == {"picks": 2, "decided": 0}

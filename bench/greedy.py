@@ -226,10 +226,9 @@ def main(
         page = ROOT / "docs" / "greedy.md"
         text = page.read_text()
         start, end = (text.index(mark) for mark in MARKS)
-        isa = where.get("native", {}).get("isa", "")
         note = (
-            f"\n\n`python -m bench.greedy`: {where['cpu']['model']}, {threads} threads, {isa}, "
-            f"torch {torch.__version__}, {where['date'][:10]}.\n"
+            f"\n\n`python -m bench.greedy`: {where['cpu']['model']}, {threads} threads, "
+            f"{where['isa']}, torch {torch.__version__}, {where['date'][:10]}.\n"
         )
         page.write_text(text[:start] + MARKS[0] + "\n" + table(records) + note + text[end:])
     console.print(table(records), markup=False)

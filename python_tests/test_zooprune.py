@@ -290,7 +290,7 @@ def test_bad_options_of_the_projector() -> None:
 @pytest.mark.parametrize(
     ("arguments", "kind", "text"),
     [
-        ({}, TypeError, "ZOOPrune: projector must be given, or sensitivity, got None"),
+        ({}, TypeError, 'projector must be given, or sensitivity, or score="norm", got None'),
         ({"visual": None}, TypeError, "visual must be a tensor, got None"),
         ({"visual": torch.zeros(3)}, ValueError, r"visual must be \[N, D\] or \[B, N, D\], got"),
         ({"sensitivity": torch.zeros(4)}, ValueError, r"must be one score a token, \[6\], got \["),

@@ -203,7 +203,8 @@ class ZOOPrune(MethodBase):
 
     def _sensitivities(self, features: Tensor | None) -> Tensor:
         if self._scorer is None or features is None:
-            raise TypeError("ZOOPrune: projector must be given, or sensitivity, got None")
+            rule = 'be given, or sensitivity, or score="norm"'
+            raise TypeError(f"ZOOPrune: projector must {rule}, got None")
         return self._scorer(features)
 
     def _select_tiles(

@@ -47,3 +47,14 @@ def test_dropped_tokens_are_as_if_hidden(tiny: vlms.Tiny, kind: str) -> None:
     for b, real in enumerate(pruned["attention_mask"].bool()):
         columns = pruned.index[b][real]
         torch.testing.assert_close(got[b][real], expected[b][columns], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl"])
+def test_gaps_in_positions_do_not_cut_the_prompt(name: str) -> None:
+    """Of four axes of positions transformers reads the first as that of packed sequences."""
+    tiny = vlms.get(name)
+    pruned = hf.prune_inputs(tiny.model, tiny.inputs("ragged"), METHOD)
+    axes, mask = pruned["position_ids"], pruned["attention_mask"].bool()
+    assert axes.shape == (4, *mask.shape)
+    for b, real in enumerate(mask):
+        assert axes[0, b, real].tolist() == list(range(int(real.sum())))

@@ -53,7 +53,9 @@ def environment(threads: int) -> dict[str, Any]:
         "isa": native.isa(),
         "cxx": _version_line(os.environ.get("CXX", "g++")),
         "variables": {
-            name: value for name, value in sorted(os.environ.items()) if name.startswith(_VARIABLES)
+            name: value
+            for name, value in sorted(os.environ.items())
+            if name.startswith(_VARIABLES) and not name.endswith("_CACHE_DIR")
         },
     }
 

@@ -180,23 +180,12 @@ class Greedy {
 
   // One pass. Returns the number of candidates, -1 when no token is left.
   int64_t pass(int64_t refresh_rows, int64_t candidates) {
-    std::vector<Key>& keys = workspace_.keys;
-    std::vector<int>& rows = workspace_.rows;
-    keys.clear();
-    for (int64_t i = 0; i < tokens_.N; ++i)
-      if (open_[i]) keys.push_back(key(i));
-    if (keys.empty()) return -1;
-    ++stats_.passes;
-    Key bound = keep_smallest(keys, refresh_rows);
-    rows.clear();
-    for (Key k : keys) rows.push_back(int(index_of(k)));
-    refresh(rows);
-    for (Key& k : keys) k = key(index_of(k));
-    bound = std::min(bound, keep_smallest(keys, candidates));
-    keys.erase(std::remove_if(keys.begin(), keys.end(), [&](Key k) { return k >= bound; }),
-               keys.end());
-    if (!keys.empty()) pick_among(bound);
-    return int64_t(keys.size());
+    const int64_t offered = lazy_pass(
+        open_, workspace_.keys, workspace_.rows, refresh_rows, candidates,
+        [&](int64_t i) { return key(i); }, [&](std::vector<int>& rows) { refresh(rows); },
+        [&](Key bound) { pick_among(bound); });
+    if (offered >= 0) ++stats_.passes;
+    return offered;
   }
 
   // Greedy inside workspace_.keys while the best key is below the bound.

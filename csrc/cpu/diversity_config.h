@@ -25,7 +25,7 @@ constexpr int64_t kFewestCandidates = 8;
 // Towards the end there is no use for a block that is much larger than the picks still wanted.
 constexpr int64_t kCandidatesPerPick = 3;
 
-// Seed search. Shares of the N^2/2 dots over three draws of each token model at N = 2880 decided.
+// Seed search. The dots these cost are held to recorded numbers in python_tests/test_bench.py.
 constexpr int64_t kNeighbours = 16;  // block of consecutive tokens compared with each other first
 constexpr int64_t kFinish = 4;       // most promising rows compared with everything at once
 constexpr int64_t kFewOpen = 12;     // so few open rows are finished, all of them
@@ -34,8 +34,7 @@ constexpr int64_t kOffsets = 2;      // raster offsets tried, each worth 16 N do
 constexpr int64_t kWitnesses = 24;   // tokens every open row is compared with, per round
 
 // Rows spread over the image that are finished first, and how many of them must agree on a raster
-// offset. On large images too few do not agree (8 rows cost vlm tokens twice the dots); on small ones
-// they are a good part of the work.
+// offset. On large images a few would rarely agree; on small ones each is a good part of the work.
 struct SpreadRows {
   int64_t count, votes;
 };

@@ -244,8 +244,8 @@ class SeedSearch {
     const std::vector<int> witnesses = next_witnesses(kWitnesses);
     compare(open_, witnesses);
     for (int i : witnesses) met_[size_t(i)] = 1;
-    if (stride_ ==
-        int64_t(all_.size()))  // everybody has met everybody: the values of all open rows are exact
+    // At the end everybody has met everybody: the values of all open rows are exact.
+    if (stride_ == int64_t(all_.size()))
       for (int i : open_) best_ = std::min(best_, key(i));
     drop();
   }

@@ -3,16 +3,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
+import zspa_kernels as zk
 from python_tests.oracles.cdpruner import check_cdpruner, weights_of
 from python_tests.oracles.common import valid_tokens
 from python_tests.oracles.coverage import check_coverage, token_rows, word_rows
 from python_tests.scenes import draw
 from zspa_kernels import Selection
-from zspa_kernels.methods import SCOPE, CDPruner, MMTok
+from zspa_kernels.methods import SCOPE, CDPruner, CenPrune, MMTok
 from zspa_kernels.testing import prompt, special, tokens
 
 N, D = 24, 16
@@ -187,6 +191,81 @@ def test_the_three_rules_differ() -> None:
     first = CDPruner(2, space="llm", sorted=False).select(visual, named).indices.tolist()
     second = MMTok(2, balance=3.0, sorted=False).select(visual, named).indices.tolist()
     assert set(first) != set(second)
+
+
+#: Images of four lengths; one has rows that are not finite, one is a repeated row.
+SIZES = (7, 24, 12, 9)
+RAGGED: list[tuple[str, Any, tuple[str, ...]]] = [
+    ("dpp", CDPruner(0.3, space="llm"), ()),
+    ("dpp", CDPruner(0.3, compat=True), ("image_embeds", "text_embeds")),
+    ("dpp", CenPrune(0.3, process="dpp"), ()),
+    ("diversity", CenPrune(5), ("importance",)),
+    ("facility_location", SCOPE(0.3), ("attention",)),
+    ("facility_location", SCOPE(5), ("attention", "features")),
+    ("facility_location", MMTok(0.3), ()),
+    ("facility_location", MMTok(5, balance=3.0), ("features",)),
+    ("facility_location", MMTok(5, balance=0.0), ()),
+]
+
+
+def ragged_inputs(names: tuple[str, ...]) -> tuple[list[Tensor], list[Tensor], dict[str, Any]]:
+    images = [tokens("vlm", n, D, seed) for seed, n in enumerate(SIZES)]
+    images[2][:] = images[2][0]
+    images[3][2:4] = torch.nan
+    # Words of every number: some, none, no valid one, more than a vector.
+    prompts = [draw("words", (1, m, D))[0] for m in (3, 0, 2, 17)]
+    prompts[2][:] = torch.nan
+    widths = {"importance": (), "attention": (), "features": (6,), "image_embeds": (6,)}
+    given: dict[str, Any] = {}
+    for name in names:
+        if name == "text_embeds":
+            given[name] = [draw(name, (1, 2, 6), i)[0] for i in range(4)]
+        else:
+            shapes = [(1, n, *widths[name]) for n in SIZES]
+            given[name] = [draw(name, shape, i)[0] for i, shape in enumerate(shapes)]
+    return images, prompts, given
+
+
+@pytest.mark.parametrize(("op", "method", "names"), RAGGED)
+def test_one_ragged_call_is_select_on_each_image(
+    op: str, method: Any, names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, prompts, given = ragged_inputs(names)
+    ragged, calls = getattr(zk.api, f"{op}_varlen"), []
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        calls.append(op)
+        return ragged(*arguments, **options)
+
+    for sort in (True, False):
+        one = dataclasses.replace(method, sorted=sort)
+        rows = [{x: values[i] for x, values in given.items()} for i in range(4)]
+        right = [one.select(images[i], prompts[i], **rows[i]) for i in range(4)]
+        with monkeypatch.context() as patch:
+            patch.delattr(zk.api, op)
+            patch.setattr(zk.api, f"{op}_varlen", counted)
+            picked = one.select_varlen(images, prompts, **given)
+        for got, alone in zip(picked, right, strict=True):
+            assert torch.equal(got.indices, alone.indices)
+            assert torch.equal(got.core_mask, alone.core_mask)
+            assert torch.equal(scores(got).nan_to_num(), scores(alone).nan_to_num())
+    assert calls == [op, op]
+    assert method.select_varlen([], [], **{x: [] for x in given}) == []
+
+
+def test_bad_ragged_inputs() -> None:
+    images, prompts, given = ragged_inputs(("attention",))
+    with pytest.raises(TypeError, match=r"SCOPE: attention must be a tensor \[B, N\] \(.*got None"):
+        SCOPE(0.5).select_varlen(images)
+    with pytest.raises(TypeError, match="SCOPE: attention must be a sequence of tensors, got Tens"):
+        SCOPE(0.5).select_varlen(images, attention=torch.ones(7))
+    with pytest.raises(ValueError, match="MMTok: prompt must have one tensor an image, 4, got 3"):
+        MMTok(0.5).select_varlen(images, prompts[:3])
+    with pytest.raises(TypeError, match=r"CDPruner: image_embeds must be a tensor \[B, N, Dc\]"):
+        CDPruner(0.5).select_varlen(images, prompts)
+    given["attention"][1] = torch.ones(3)
+    with pytest.raises(ValueError, match=r"SCOPE: attention must have shape \[24\], got \[3\]"):
+        SCOPE(0.5).select_varlen(images, **given)
 
 
 @pytest.mark.parametrize(

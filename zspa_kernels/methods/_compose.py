@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -69,6 +71,35 @@ def selection(
     if core is None or n == 0:
         return Selection(indices, torch.zeros_like(inside), scores)
     return Selection(indices, core.gather(-1, indices.clamp_min(0)) & inside, scores)
+
+
+def selections(
+    picks: Sequence[Tensor], visual: Sequence[Tensor], sort: bool, scores: Sequence[Tensor]
+) -> list[Selection]:
+    """The selections without core of a ragged call: picks, tokens and scores of each image."""
+    each = zip(picks, visual, scores, strict=True)
+    return [selection(chosen, x, sort, scores=rated) for chosen, x, rated in each]
+
+
+def of_each(
+    about: About, name: str, given: Sequence[Tensor] | None, visual: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """The input `name` of each of the images `visual`: None for all of them if it is not given.
+
+    Raises:
+        TypeError: it is no sequence.
+        ValueError: it has not one entry an image.
+    """
+    if given is None:
+        return [None] * len(visual)
+    if isinstance(given, Tensor) or not isinstance(given, Sequence):
+        got = type(given).__name__
+        raise TypeError(f"{about.title}: {name} must be a sequence of tensors, got {got}")
+    if len(given) != len(visual):
+        raise ValueError(
+            f"{about.title}: {name} must have one tensor an image, {len(visual)}, got {len(given)}"
+        )
+    return list(given)
 
 
 def members(picks: Tensor, n: int) -> Tensor:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,7 +15,7 @@ from .. import _contract_primitives as _contract
 from .. import api
 from ..primitives import min_max
 from ..types import Selection
-from ._compose import selection, standing
+from ._compose import of_each, selection, selections, standing
 from ._registry import PROMPT, VISUAL, About, Input, register
 from .base import MethodBase
 
@@ -108,6 +109,46 @@ class CDPruner(MethodBase):
         Returns:
             The selection, without core; its scores are the weights, NaN for invalid tokens.
         """
+        weights = self._weights(visual, prompt, image_embeds, text_embeds, visual_mask, prompt_mask)
+        k = api.num_keep(visual.shape[-2], self.keep, self.rounding)
+        picks = api.dpp(visual, k, weights=weights, visual_mask=visual_mask)
+        return selection(picks, visual, self.sorted, scores=weights)
+
+    def select_varlen(
+        self,
+        visual: Sequence[Tensor],
+        prompt: Sequence[Tensor] | None = None,
+        *,
+        image_embeds: Sequence[Tensor] | None = None,
+        text_embeds: Sequence[Tensor] | None = None,
+    ) -> list[Selection]:
+        """One ragged call for all images; the embeddings are those of each.
+
+        See `MethodBase.select_varlen`. Each image is scaled by itself, with `compat` as well.
+        """
+        given = [
+            of_each(self.about, name, x, visual)
+            for name, x in (
+                ("prompt", prompt),
+                ("image_embeds", image_embeds),
+                ("text_embeds", text_embeds),
+            )
+        ]
+        weights = [self._weights(*own) for own in zip(visual, *given, strict=True)]
+        kept = [api.num_keep(len(x), self.keep, self.rounding) for x in visual]
+        picks = api.dpp_varlen(list(visual), kept, weights=weights)
+        return selections(picks, visual, self.sorted, weights)
+
+    def _weights(
+        self,
+        visual: Tensor,
+        prompt: Tensor | None,
+        image_embeds: Tensor | None,
+        text_embeds: Tensor | None,
+        visual_mask: Tensor | None = None,
+        prompt_mask: Tensor | None = None,
+    ) -> Tensor:
+        """The relevance of each token, scaled; NaN for invalid ones."""
         _contract.visual("CDPruner", visual, visual_mask)
         if self.space == "llm":
             image, text = visual, self.about.require("prompt", prompt)
@@ -126,9 +167,7 @@ class CDPruner(MethodBase):
         weights = self._scaled(scores if self.space == "llm" else -scores, valid)
         if self.emphasis is not None:
             weights = (self.emphasis / (2 * (1 - self.emphasis)) * weights).exp()
-        k = api.num_keep(visual.shape[-2], self.keep, self.rounding)
-        picks = api.dpp(visual, k, weights=weights, visual_mask=visual_mask)
-        return selection(picks, visual, self.sorted, scores=weights)
+        return weights
 
     def _scaled(self, relevance: Tensor, valid: Tensor) -> Tensor:
         if not self.compat:

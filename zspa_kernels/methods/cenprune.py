@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from .._contract import option
 from ..primitives import centred, distinctiveness, min_max
 from ..primitives._image import SHORTEST, lengths
 from ..types import Selection
-from ._compose import selection
+from ._compose import of_each, selection, selections
 from ._registry import VISUAL, About, Input, register
 from .base import MethodBase
 
@@ -96,6 +97,31 @@ class CenPrune(MethodBase):
         Returns:
             The selection, without core; its scores are the weights, NaN for invalid tokens.
         """
+        weights = self._weights(visual, importance, visual_mask)
+        k = api.num_keep(visual.shape[-2], self.keep, self.rounding)
+        pick = api.diversity if self.process == "distance" else api.dpp
+        middle = centred(visual, visual_mask=visual_mask)
+        picks = pick(middle, k, weights=weights, visual_mask=visual_mask)
+        return selection(picks, visual, self.sorted, scores=weights)
+
+    def select_varlen(
+        self,
+        visual: Sequence[Tensor],
+        prompt: Sequence[Tensor] | None = None,
+        *,
+        importance: Sequence[Tensor] | None = None,
+    ) -> list[Selection]:
+        """One ragged call for all images; `importance` `[n]` of each. See `MethodBase`."""
+        hosts = of_each(self.about, "importance", importance, visual)
+        weights = [self._weights(x, host, None) for x, host in zip(visual, hosts, strict=True)]
+        kept = [api.num_keep(len(x), self.keep, self.rounding) for x in visual]
+        pick: Any = api.diversity_varlen if self.process == "distance" else api.dpp_varlen
+        picks = pick([centred(x) for x in visual], kept, weights=weights)
+        return selections(picks, visual, self.sorted, weights)
+
+    def _weights(
+        self, visual: Tensor, importance: Tensor | None, visual_mask: Tensor | None
+    ) -> Tensor:
         _contract.visual("CenPrune", visual, visual_mask)
         rating = distinctiveness(visual, visual_mask=visual_mask)
         valid = rating.isfinite()
@@ -107,9 +133,4 @@ class CenPrune(MethodBase):
             known = importance.isfinite()
             weights = weights * min_max(importance.detach().float(), valid & directed & known)
             valid = valid & known
-        weights = torch.where(directed, weights, 0.0).masked_fill(~valid, torch.nan)
-        k = api.num_keep(visual.shape[-2], self.keep, self.rounding)
-        pick = api.diversity if self.process == "distance" else api.dpp
-        middle = centred(visual, visual_mask=visual_mask)
-        picks = pick(middle, k, weights=weights, visual_mask=visual_mask)
-        return selection(picks, visual, self.sorted, scores=weights)
+        return torch.where(directed, weights, 0.0).masked_fill(~valid, torch.nan)

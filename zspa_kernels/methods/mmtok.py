@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from .. import _contract_primitives as _contract
 from .. import api
 from ..types import Selection
-from ._compose import FEATURES, selection, standing
+from ._compose import FEATURES, of_each, selection, selections, standing
 from ._registry import PROMPT, VISUAL, About, register
 from .base import MethodBase
 
@@ -79,7 +80,7 @@ class MMTok(MethodBase):
         Args:
             visual: projected tokens `[B, N, D]` or `[N, D]`.
             prompt: `[B, M, D]`. Required; an image without a valid word is selected by the
-                coverage of its own tokens.
+                coverage of its own tokens, or by index where `balance` is 0.
             features: `[B, N, C]`, whose cosines say what covers what; None: the visual tokens.
             visual_mask: bool `[B, N]`, True for real tokens.
             prompt_mask: bool `[B, M]`, True for real words.
@@ -88,6 +89,54 @@ class MMTok(MethodBase):
             The selection, without core; its scores are the mean softmax of words over each token,
             0 for invalid ones.
         """
+        space, benefits, valid = self._benefits(visual, prompt, features, visual_mask, prompt_mask)
+        k = api.num_keep(visual.shape[-2], self.keep, self.rounding)
+        picks = api.facility_location(
+            space,
+            k,
+            benefits=benefits,
+            visual_mask=valid,
+            temperature=self.vision_temperature,
+            scale=self.balance,
+        )
+        return selection(picks, visual, self.sorted, scores=benefits.sum(-2))
+
+    def select_varlen(
+        self,
+        visual: Sequence[Tensor],
+        prompt: Sequence[Tensor] | None = None,
+        *,
+        features: Sequence[Tensor] | None = None,
+    ) -> list[Selection]:
+        """One ragged call for all images; `features` are those of each.
+
+        See `MethodBase.select_varlen`.
+        """
+        words = of_each(self.about, "prompt", prompt, visual)
+        spaces = of_each(self.about, "features", features, visual)
+        each = zip(visual, words, spaces, strict=True)
+        given = [self._benefits(*own, None, None) for own in each]
+        most = max((len(benefits) for _, benefits, _ in given), default=0)
+        picks = api.facility_location_varlen(
+            [space for space, _, _ in given],
+            [api.num_keep(len(x), self.keep, self.rounding) for x in visual],
+            benefits=[_with_rows(benefits, most) for _, benefits, _ in given],
+            # A weight of 1 changes no gain, one of NaN masks a token out.
+            weights=[valid.float().masked_fill(~valid, torch.nan) for _, _, valid in given],
+            temperature=self.vision_temperature,
+            scale=self.balance,
+        )
+        return selections(picks, visual, self.sorted, [b.sum(-2) for _, b, _ in given])
+
+    def _benefits(
+        self,
+        visual: Tensor,
+        prompt: Tensor | None,
+        features: Tensor | None,
+        visual_mask: Tensor | None,
+        prompt_mask: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What is covered, what each token gives to each word, and which tokens are valid."""
         prompt = self.about.require("prompt", prompt)
         api.relevance_topk(visual, prompt, 0, visual_mask=visual_mask, prompt_mask=prompt_mask)
         space = visual
@@ -95,17 +144,9 @@ class MMTok(MethodBase):
             space = self.about.require("features", features)
             _contract.features("MMTok", "features", space, visual)
         rank = standing(visual, visual_mask)
-        benefits = self._words(visual, prompt, rank, prompt_mask)
-        k = api.num_keep(visual.shape[-2], self.keep, self.rounding)
-        picks = api.facility_location(
-            space,
-            k,
-            benefits=benefits,
-            visual_mask=rank.isfinite(),
-            temperature=self.vision_temperature,
-            scale=self.balance,
-        )
-        return selection(picks, visual, self.sorted, scores=benefits.sum(-2))
+        # No word at all is a row of zeros, as masked words are: the balance counts in either case.
+        benefits = _with_rows(self._words(visual, prompt, rank, prompt_mask), 1)
+        return space, benefits, rank.isfinite()
 
     def _words(
         self, visual: Tensor, prompt: Tensor, rank: Tensor, prompt_mask: Tensor | None
@@ -129,3 +170,9 @@ class MMTok(MethodBase):
         share = torch.softmax(cosine / self.text_temperature, -1).nan_to_num(0.0)
         share = share / real.sum(-1).clamp_min(1)[..., None, None]
         return torch.where(real.unsqueeze(-1), share, 0.0).float()
+
+
+def _with_rows(benefits: Tensor, count: int) -> Tensor:
+    """At least `count` rows: `benefits` `[..., M, N]`, then zeros, which ask for nothing."""
+    missing = max(0, count - benefits.shape[-2])
+    return torch.nn.functional.pad(benefits, (0, 0, 0, missing))

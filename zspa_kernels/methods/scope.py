@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,7 +14,15 @@ from torch import Tensor
 from .. import _contract_primitives as _contract
 from .. import api
 from ..types import Selection
-from ._compose import ATTENTION, FEATURES, per_token, selection, standing
+from ._compose import (
+    ATTENTION,
+    FEATURES,
+    of_each,
+    per_token,
+    selection,
+    selections,
+    standing,
+)
 from ._registry import VISUAL, About, register
 from .base import MethodBase
 
@@ -83,6 +92,41 @@ class SCOPE(MethodBase):
         Returns:
             The selection, without core; its scores are the attention.
         """
+        space, weights, scores = self._weighed(visual, attention, features, visual_mask)
+        k = api.num_keep(visual.shape[-2], self.keep, self.rounding)
+        picks = api.facility_location(space, k, weights=weights)
+        return selection(picks, visual, self.sorted, scores=scores)
+
+    def select_varlen(
+        self,
+        visual: Sequence[Tensor],
+        prompt: Sequence[Tensor] | None = None,
+        *,
+        attention: Sequence[Tensor] | None = None,
+        features: Sequence[Tensor] | None = None,
+    ) -> list[Selection]:
+        """One ragged call for all images; `attention` and `features` are those of each.
+
+        See `MethodBase.select_varlen`.
+        """
+        attentions = of_each(self.about, "attention", attention, visual)
+        spaces = of_each(self.about, "features", features, visual)
+        each = zip(visual, attentions, spaces, strict=True)
+        weighed = [self._weighed(*own, None) for own in each]
+        kept = [api.num_keep(len(x), self.keep, self.rounding) for x in visual]
+        picks = api.facility_location_varlen(
+            [space for space, _, _ in weighed], kept, weights=[w for _, w, _ in weighed]
+        )
+        return selections(picks, visual, self.sorted, [scores for _, _, scores in weighed])
+
+    def _weighed(
+        self,
+        visual: Tensor,
+        attention: Tensor | None,
+        features: Tensor | None,
+        visual_mask: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What is covered, the factor of each token's gain, and its attention."""
         scores = per_token(self.about, "attention", attention, visual)
         _contract.visual("SCOPE", visual, visual_mask)
         space = visual
@@ -92,6 +136,4 @@ class SCOPE(MethodBase):
         weights = torch.where(scores >= 0, scores.pow(self.alpha), torch.nan)
         valid = scores.isfinite() & standing(visual, visual_mask).isfinite()
         weights = weights.masked_fill(~valid, torch.nan)
-        k = api.num_keep(visual.shape[-2], self.keep, self.rounding)
-        picks = api.facility_location(space, k, weights=weights)
-        return selection(picks, visual, self.sorted, scores=scores)
+        return space, weights, scores

@@ -74,7 +74,10 @@ def selection(
 
 
 def selections(
-    picks: Sequence[Tensor], visual: Sequence[Tensor], sort: bool, scores: Sequence[Tensor]
+    picks: Tensor | list[Tensor],  # what a ragged op returns; of a list of images a list
+    visual: Sequence[Tensor],
+    sort: bool,
+    scores: Sequence[Tensor],
 ) -> list[Selection]:
     """The selections without core of a ragged call: picks, tokens and scores of each image."""
     each = zip(picks, visual, scores, strict=True)

@@ -5,7 +5,7 @@
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help check ready build demo format lint types test aot hf-matrix bench clean
+.PHONY: help check ready build demo format lint types test aot hf-matrix oldest bench clean
 .NOTPARALLEL:
 
 ifdef PYTHON
@@ -41,7 +41,7 @@ help:
 demo: build
 	@$(PY) -m zspa_kernels.cli demo
 
-test: lint types
+test: lint types oldest
 	@$(PY) -m pytest
 
 lint: build
@@ -61,6 +61,12 @@ aot: build
 
 hf-matrix: build
 	@$(PY) -m python_tests.hf_matrix
+
+# Into build/hf; without it, as in an environment given by PYTHON=, its test is skipped and says so.
+oldest: ready
+ifndef PYTHON
+	@$(PY) -m python_tests.hf_trees
+endif
 
 bench: build
 	@$(PY) -m bench.run

@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run the tests of pruned models on several transformers; write the table of docs/hf.md.
 
-    make hf-matrix                                    all versions
-    python -m python_tests.hf_matrix 4.57.6 5.17.0    some, without writing
-
-Every version is installed with its own dependencies into a directory of its own, build/hf/VERSION,
-and put in front of the environment, whose torch all of them share.
+make hf-matrix                                    all versions
+python -m python_tests.hf_matrix 4.57.6 5.17.0    some, without writing
 """
 
 from __future__ import annotations
@@ -16,19 +13,19 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass, field
 from xml.etree import ElementTree
 
 from rich.console import Console
 from rich.progress import track
 
-ROOT = Path(__file__).resolve().parent.parent
+from python_tests.hf_trees import OLDEST, ROOT, TREES, install
+
 PAGE = ROOT / "docs" / "hf.md"
-TREES = ROOT / "build" / "hf"
 BEGIN, END = "<!-- hf:matrix:begin -->", "<!-- hf:matrix:end -->"
-# The oldest supported line, both sides of what moved between them, and the pinned version.
+# The oldest supported one, both sides of what moved between them, and the pinned version.
 PINNED = re.search(r"^transformers==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
-VERSIONS = ["4.57.6", "5.3.0", "5.17.0", "5.20.2"] + ([PINNED[1]] if PINNED else [])
+VERSIONS = [OLDEST, "5.3.0", "5.17.0", "5.20.2"] + ([PINNED[1]] if PINNED else [])
 TESTS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("python_tests/test_hf_*.py"))
 NAMES = ["llava_next", "llava", "qwen2_5_vl", "qwen3_vl", "internvl", "gemma3", "smolvlm"]
 OTHERS = "independent of the model"
@@ -36,40 +33,55 @@ OTHERS = "independent of the model"
 Counts = dict[str, Counter[str]]
 
 
-def install(version: str) -> Path:
-    """The directory of a version."""
-    tree = TREES / version
-    if not (tree / "transformers").is_dir():
-        wanted = f"transformers=={version}"
-        command = [sys.executable, "-m", "pip", "install", "-q", "--target", str(tree), wanted]
-        subprocess.run(command, check=True)
-    return tree
+@dataclass
+class Ended:
+    """How the tests ended.
+
+    Attributes:
+        counts: by architecture, of `passed`, `failure`, `error` and `skipped`.
+        failed: what pytest says of each test that failed, by its name.
+        skipped: the reasons of the skipped ones.
+    """
+
+    counts: Counts = field(default_factory=lambda: {name: Counter() for name in (*NAMES, OTHERS)})
+    failed: dict[str, str] = field(default_factory=dict)
+    skipped: Counter[str] = field(default_factory=Counter)
 
 
-def run(version: str) -> tuple[Counts, list[str]]:
-    """How the tests of each architecture ended, and the names of those that failed."""
+def run(version: str) -> Ended:
+    """The tests in a process of their own, with a version that is installed if it is not there."""
     paths = [str(install(version)), os.environ.get("PYTHONPATH", "")]
     report = TREES / f"{version}.xml"
+    report.unlink(missing_ok=True)
     options = ["-q", "-W", "ignore", "-p", "no:cacheprovider", f"--junitxml={report}"]
-    subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "pytest", *options, *TESTS],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-        stdout=subprocess.DEVNULL,
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",  # tiny models: more threads only wait for one another
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
         check=False,
     )
-    counts: Counts = {name: Counter() for name in (*NAMES, OTHERS)}
-    failed = []
+    ended = Ended()
+    if not report.exists():
+        raise RuntimeError(f"transformers {version}: the tests did not run\n{process.stdout}")
     for case in ElementTree.parse(report).iter("testcase"):
         test = case.get("name", "")
         inside = test.partition("[")[2]
         name = next((one for one in NAMES if one in inside), OTHERS)
-        ends = [child.tag for child in case if child.tag in ("failure", "error", "skipped")]
-        kind = ends[0] if ends else "passed"
-        counts[name][kind] += 1
-        if kind in ("failure", "error"):
-            failed.append(test)
-    return counts, failed
+        found = [child for child in case if child.tag in ("failure", "error", "skipped")]
+        kind = found[0].tag if found else "passed"
+        ended.counts[name][kind] += 1
+        if kind == "skipped":
+            ended.skipped[found[0].get("message", "")] += 1
+        elif found:
+            ended.failed[test] = found[0].text or ""
+    return ended
 
 
 def table(results: dict[str, Counts]) -> str:
@@ -90,10 +102,11 @@ def main(versions: Sequence[str]) -> int:
     results: dict[str, Counts] = {}
     bad = 0
     for version in track(versions or VERSIONS, description="transformers", console=console):
-        results[version], failed = run(version)
-        for test in failed:
+        ended = run(version)
+        results[version] = ended.counts
+        for test in ended.failed:
             console.print(f"{version}: {test} failed", highlight=False)
-        bad += len(failed)
+        bad += len(ended.failed)
     console.print(table(results), highlight=False)
     if not versions:
         text = PAGE.read_text()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -179,24 +180,40 @@ def test_pipeline_gives_what_generate_gives() -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="peft is not installed")
-def test_peft_models() -> None:
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft 0.21 asks
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+def test_peft_models(name: str) -> None:
+    """The adapter counts: pruned like the model it is merged into; off, like the bare one."""
     import peft
 
-    tiny = vlms.build("llava")
-    inputs = tiny.inputs()
-    expected = hf.prune_inputs(tiny.model, inputs, METHOD)
-    config = peft.LoraConfig(target_modules=["q_proj"], r=2, init_lora_weights=True)
+    tiny = vlms.build(name)
+    inputs = tiny.inputs("ragged")
+    with METHOD(tiny.model):
+        bare = rows(generate(tiny.model, inputs))
+    # Random adapters in the language model and in the vision tower.
+    config = peft.LoraConfig(target_modules=r".*(q_proj|qkv)", r=2, init_lora_weights=False)
     model = peft.get_peft_model(tiny.model, config)
-    assert torch.equal(hf.prune_inputs(model, inputs, METHOD).index, expected.index)
+    index = hf.prune_inputs(model, inputs, METHOD).index
     with METHOD(model) as handle:
-        output = model.generate(**inputs, max_new_tokens=NEW)
-    assert handle.calls == 1
-    assert output.shape[1] == inputs["input_ids"].shape[1] + NEW
+        output = generate(model, inputs)
+        with model.disable_adapter():
+            off = rows(generate(model, inputs))
+    assert handle.calls == 2
+    assert output.sequences.shape[1] == inputs["input_ids"].shape[1] + NEW
+    torch.testing.assert_close(off, bare, **CLOSE)
+    assert not torch.allclose(rows(output), bare, **CLOSE)
+    merged = model.merge_and_unload()
+    assert torch.equal(hf.prune_inputs(merged, inputs, METHOD).index, index)
+    with METHOD(merged):
+        torch.testing.assert_close(rows(generate(merged, inputs)), rows(output), **CLOSE)
 
 
-@pytest.mark.skipif(
+needs_accelerate = pytest.mark.skipif(
     importlib.util.find_spec("accelerate") is None, reason="accelerate is not installed"
 )
+
+
+@needs_accelerate
 def test_accelerate_hooks() -> None:
     from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 
@@ -210,3 +227,23 @@ def test_accelerate_hooks() -> None:
         got = generate(tiny.model, inputs)
     assert torch.equal(rows(got), rows(expected))
     assert cache_of(got).get_seq_length() == cache_of(expected).get_seq_length()
+
+
+@needs_accelerate
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+def test_weights_that_are_on_no_device(name: str, tmp_path: Path) -> None:
+    """Offloaded weights, as with `device_map="auto"`: a hook loads each for its own call only."""
+    import accelerate
+
+    tiny = vlms.build(name)
+    inputs = tiny.inputs("ragged")
+    with METHOD(tiny.model) as handle:
+        expected = rows(generate(tiny.model, inputs))
+    model = accelerate.disk_offload(tiny.model, str(tmp_path), execution_device="cpu")
+    assert model.get_input_embeddings().weight.device.type == "meta"
+    with METHOD(model) as offloaded:
+        assert torch.equal(rows(generate(model, inputs)), expected)
+    assert offloaded.report is not None
+    assert handle.report is not None
+    for one, other in zip(offloaded.report.images, handle.report.images, strict=True):
+        assert torch.equal(one.indices, other.indices)

@@ -257,7 +257,9 @@ def prune_batch(
     where = layout(target, inputs, visual, encoded.sizes)
     asked = valid.clone()
     asked[:, :start] = False
-    words = queries.embeddings(target, ids_host, asked, visual, options.query, options.processor)
+    words = queries.embeddings(
+        target, ids_host, asked, visual, options.query, options.processor, ids.device
+    )
     ratings = rate(method, target, inputs, encoded)
     chosen = choose(method, encoded, where, words, options.scope, options.keep_newline, ratings)
 

@@ -44,6 +44,7 @@ def embeddings(
     visual: Tensor,
     query: Query,
     processor: Any,
+    device: torch.device,
 ) -> list[Tensor]:
     """Text embeddings `[m, D]` of each prompt's query; m may be 0.
 
@@ -54,14 +55,16 @@ def embeddings(
         visual: bool `[B, L]` on the host, True at image tokens.
         query: see `prune_inputs`.
         processor: or tokenizer, or None.
+        device: of the model's inputs.
     """
     words = _words(target, ids, valid, visual, query, processor)
     table = target.model.get_input_embeddings()
-    flat = torch.tensor([i for row in words for i in row], dtype=torch.long)
+    # Not on the weights' device: offloaded ones are on none until accelerate's hook loads them.
+    flat = torch.tensor([i for row in words for i in row], dtype=torch.long, device=device)
     if len(flat) == 0:
-        empty = table.weight.new_zeros((0, table.weight.shape[-1]))
-        return [empty for _ in words]
-    embedded = table(flat[None].to(table.weight.device))[0].detach()
+        width, dtype = table.weight.shape[-1], table.weight.dtype
+        return [torch.zeros((0, width), dtype=dtype, device=device) for _ in words]
+    embedded = table(flat[None])[0].detach()
     return list(embedded.split([len(row) for row in words]))
 
 

@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tests of pruned models once more, with the oldest transformers that is supported."""
+
+from __future__ import annotations
+
+import pytest
+
+from python_tests import hf_matrix
+from python_tests.hf_trees import OLDEST, mark
+
+
+def test_pruned_models_with_the_oldest_transformers() -> None:
+    if not mark(OLDEST).exists():
+        how = "`python -m python_tests.hf_trees` downloads it"
+        pytest.skip(f"transformers {OLDEST} is not installed: {how}")
+    ended = hf_matrix.run(OLDEST)
+    assert not ended.failed, "\n\n".join(
+        f"{test} with transformers {OLDEST}:\n{text}" for test, text in ended.failed.items()
+    )
+    # What is skipped there needs a newer one, and says so.
+    assert all(reason.startswith("transformers >= 5.") for reason in ended.skipped), ended.skipped
+    for name in hf_matrix.NAMES:
+        assert ended.counts[name]["passed"] >= 6, ended.counts
+    for name in ("llava", "llava_next", "qwen2_5_vl"):
+        assert ended.counts[name]["passed"] >= 8, ended.counts

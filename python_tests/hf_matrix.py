@@ -19,7 +19,7 @@ from xml.etree import ElementTree
 from rich.console import Console
 from rich.progress import track
 
-from python_tests.hf_trees import OLDEST, ROOT, TREES, install
+from python_tests.trees import OLDEST, ROOT, TREES, install
 
 PAGE = ROOT / "docs" / "hf.md"
 BEGIN, END = "<!-- hf:matrix:begin -->", "<!-- hf:matrix:end -->"

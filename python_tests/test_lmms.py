@@ -2,16 +2,19 @@
 """The models for lmms-eval: found by its entry point, pruned, and otherwise the stock ones.
 
 lmms-eval depends on torchvision and some eighty other packages, so most tests use a stand-in with
-its registry's rules; the last one needs the real one.
+its registry's rules; the last two ask the real one, whose models they read without importing them.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
+import importlib.util
 import logging
 import re
 import sys
 import types
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ import pytest
 import torch
 
 import zspa_kernels as zk
-from python_tests import vlms
+from python_tests import trees, vlms
 from zspa_kernels import lmms
 
 GROUP = "lmms_eval.models"
@@ -181,10 +184,22 @@ def test_a_task_without_pictures_is_said(caplog: pytest.LogCaptureFixture) -> No
         made.pruning.remove()
 
 
+@pytest.fixture
+def real(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """lmms-eval itself, installed or in its folder."""
+    if importlib.util.find_spec("lmms_eval") is None:
+        if not trees.mark(trees.LMMS_EVAL).exists():
+            pytest.skip(f"lmms-eval is not installed: {trees.HOW}")
+        monkeypatch.syspath_prepend(trees.TREES / trees.LMMS_EVAL)
+    yield
+    for name in [one for one in sys.modules if one.partition(".")[0] == "lmms_eval"]:
+        del sys.modules[name]
+
+
+@pytest.mark.usefixtures("real")
 def test_the_real_registry_resolves_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    registry = pytest.importorskip(
-        "lmms_eval.models.registry_v2", reason="lmms-eval is not installed: pip install lmms-eval"
-    ).ModelRegistryV2()
+    registry_v2 = importlib.import_module("lmms_eval.models.registry_v2")
+    registry = registry_v2.ModelRegistryV2()
     distribution(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     registry.load_entrypoint_manifests(overwrite=True)
@@ -192,3 +207,29 @@ def test_the_real_registry_resolves_them(tmp_path: Path, monkeypatch: pytest.Mon
         assert registry.resolve(f"zspa_{name}").class_path == f"zspa_kernels.lmms.chat_{name}"
         simple = registry.resolve(f"zspa_{name}", force_simple=True)
         assert simple.class_path == f"zspa_kernels.lmms.simple_{name}"
+
+
+@pytest.mark.usefixtures("real")
+@pytest.mark.parametrize("name", lmms.STOCK)
+@pytest.mark.parametrize("kind", ["simple", "chat"])
+def test_the_real_classes_are_as_expected(kind: str, name: str) -> None:
+    """Importing them needs all of lmms-eval's dependencies; their text says enough."""
+    spec = importlib.util.find_spec(f"lmms_eval.models.{kind}.{name}")
+    assert spec is not None
+    assert spec.origin is not None
+    classes = [
+        node
+        for node in ast.parse(Path(spec.origin).read_text()).body
+        if isinstance(node, ast.ClassDef) and node.name == lmms.STOCK[name]
+    ]
+    (found,) = classes
+    methods = {node.name: node for node in found.body if isinstance(node, ast.FunctionDef)}
+    assert [one.arg for one in methods["generate_until"].args.args] == ["self", "requests"]
+    if kind == "chat":  # derived from the simple one
+        return
+    assert "model" in methods
+    written = ast.unparse(found)
+    assert "self.processor = " in written or "self._image_processor = " in written
+    taken = {one.arg for one in (*methods["__init__"].args.args,)}
+    ours = {"method", "keep", "core_ratio", "scope", "positions", "keep_newline"}
+    assert not taken & ours

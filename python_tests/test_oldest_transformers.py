@@ -6,13 +6,12 @@ from __future__ import annotations
 import pytest
 
 from python_tests import hf_matrix
-from python_tests.hf_trees import OLDEST, mark
+from python_tests.trees import HOW, OLDEST, mark
 
 
 def test_pruned_models_with_the_oldest_transformers() -> None:
     if not mark(OLDEST).exists():
-        how = "`python -m python_tests.hf_trees` downloads it"
-        pytest.skip(f"transformers {OLDEST} is not installed: {how}")
+        pytest.skip(f"transformers {OLDEST} is not installed: {HOW}")
     ended = hf_matrix.run(OLDEST)
     assert not ended.failed, "\n\n".join(
         f"{test} with transformers {OLDEST}:\n{text}" for test, text in ended.failed.items()

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Packages that cannot be in the environment, each in a folder of its own under build/trees.
+
+    python -m python_tests.trees     installs what `make test` wants
+
+Another transformers, with its own dependencies; lmms-eval without its eighty dependencies, of which
+its registry of models needs one. A folder is put in front of the environment's path, whose torch
+all of them share.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TREES = ROOT / "build" / "trees"
+_PINS, _OLDEST_PINS = ROOT / "constraints.txt", ROOT / "constraints-oldest.txt"
+_found = re.search(r"^transformers==(.+)$", _OLDEST_PINS.read_text(), re.MULTILINE)
+if _found is None:
+    raise ValueError(f"{_OLDEST_PINS.name} must pin transformers")
+#: The oldest supported transformers; everything that it needs is pinned.
+OLDEST: str = _found[1]
+LMMS_EVAL = "lmms-eval"
+#: What `make test` wants: arguments of pip, and the file of their pins.
+WANTED = {
+    OLDEST: (["--no-deps", "-r", str(_OLDEST_PINS)], _OLDEST_PINS),
+    LMMS_EVAL: (["--no-deps", "-c", str(_PINS), "lmms-eval", "loguru"], _PINS),
+}
+HOW = "`python -m python_tests.trees` downloads it"
+
+
+def mark(name: str) -> Path:
+    """A file that is there when a folder is complete."""
+    return TREES / name / ".installed"
+
+
+def install(name: str) -> Path:
+    """The folder of one of `WANTED` or of a version of transformers, downloaded if need be."""
+    default: tuple[list[str], Path | None] = ([f"transformers=={name}"], None)
+    arguments, pins = WANTED.get(name, default)
+    done, content = mark(name), "" if pins is None else pins.read_text()
+    if not done.exists() or done.read_text() != content:
+        done.unlink(missing_ok=True)
+        options = ["-q", "--upgrade", "--target", str(done.parent), *arguments]
+        subprocess.run([sys.executable, "-m", "pip", "install", *options], check=True)
+        done.write_text(content)
+    return done.parent
+
+
+if __name__ == "__main__":
+    for wanted in WANTED:
+        install(wanted)

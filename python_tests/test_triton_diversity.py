@@ -16,7 +16,7 @@ from torch import Tensor
 
 from python_tests.triton_together import RaceError, Together, World
 from zspa_kernels._segments import ragged_table
-from zspa_kernels.backends.triton import _common, diversity, diversity_config, diversity_steps
+from zspa_kernels.backends.triton import _common, diversity, diversity_config
 from zspa_kernels.backends.triton.diversity_config import Group
 from zspa_kernels.testing import bound, check_diversity, tokens
 
@@ -50,7 +50,7 @@ class Runs:
         self.programs = 3
         self.fields: dict[str, Any] = dict(SMALL)
         self.rounds: list[int] = []
-        config, steps = diversity_config.config, diversity_steps.greedy_in_steps
+        config, steps = diversity_config.config, diversity.greedy_in_steps
 
         def small(*args: Any, **kwargs: Any) -> diversity_config.Config:
             fields = {**self.fields, "groups": (self.group,)}
@@ -145,7 +145,7 @@ def _together(runs: Runs, monkeypatch: pytest.MonkeyPatch, seed: int) -> list[Te
     """Padded, ragged and weighted selections, two groups of three programs in one launch."""
     together = Together(monkeypatch, seed)
 
-    def at_once(launch: Any, programs: int, device: torch.device, *args: Any, **o: Any) -> int:
+    def at_once(step: Any, launch: Any, programs: int, device: Any, *args: Any, **o: Any) -> int:
         together.launch(diversity._diversity_greedy_kernel, 6, device, *args, **o)
         return 0
 

@@ -28,17 +28,15 @@ Limits      : N < 2^31 - 2^20 (block numbers are int32); N * D may exceed 2^31 (
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import _candidates as candidates
+from . import _products as tiles
 from . import _scratch
-from . import diversity_candidates as candidates
 from . import diversity_phases as phases
-from . import diversity_products as tiles
 from ._common import (
     Segments,
     block_norms,
@@ -49,8 +47,7 @@ from ._common import (
     row_strides,
     segment,
 )
-from .diversity_config import Config, config, grid, group, norm_programs
-from .diversity_group import (
+from ._group import (
     ARRIVED,
     CONTROL,
     FOLD,
@@ -61,7 +58,9 @@ from .diversity_group import (
     group_memory,
     seed_list,
 )
-from .diversity_steps import greedy_in_steps
+from ._steps import greedy_in_steps
+from .diversity_config import Config, config, constants, grid, group, norm_programs
+from .diversity_steps import diversity_step
 
 INTERPRETED_PROGRAMS = 2  # of a segment: the interpreter runs them in turn, so more only cost time
 
@@ -169,7 +168,7 @@ def _diversity_greedy_kernel(
         while stage != STOP:
             tiles.products(
                 stage, x, inv, m, columns, count, gram, length, D, stride_n, me, programs,
-                BLOCK, ROWS, COLS, BLOCK_K, CHUNK, SPLIT,
+                None, 0, BLOCK, ROWS, COLS, BLOCK_K, CHUNK, SPLIT,
             )  # fmt: skip
             if stage == GRAM:
                 meetings += 1
@@ -214,6 +213,29 @@ def _diversity_greedy_kernel(
         if seg + tl.num_programs(0) // programs < segments:
             meetings += 1
             meet(arrivals, meetings * programs, HIP)  # the group's memory is free again
+
+
+def norms(
+    cfg: Config,
+    visual: Tensor,
+    segments: Segments,
+    mask: Tensor | None,
+    weights: Tensor | None,
+    inv_norm: Tensor,
+) -> None:
+    """Inverse norms of all tokens, -1 of those that are masked or have no usable weight."""
+    each = norm_programs(cfg, segments.rows, segments.count)
+    launch(
+        _diversity_norm_kernel,
+        segments.count * each,
+        visual.device,
+        *(visual, mask, weights, inv_norm, segments.table),
+        *(segments.rows, visual.shape[-1], *row_strides(visual), each),
+        BLOCK_N=cfg.norm_block_n,
+        BLOCK_K=cfg.norm_block_k,
+        REVERSED=cfg.reverse,
+        num_warps=cfg.norm_warps,
+    )
 
 
 def greedy_plan(visual: Tensor, segments: Segments) -> _scratch.Plan:
@@ -265,18 +287,7 @@ def greedy(
     n, table = segments.rows, segments.table
     stride_b, stride_n = row_strides(visual)
     if not normed:
-        each = norm_programs(cfg, n, segments.count)
-        launch(
-            _diversity_norm_kernel,
-            segments.count * each,
-            device,
-            *(visual, mask, weights, scratch["inv_norm"], table),
-            *(n, dim, stride_b, stride_n, each),
-            BLOCK_N=cfg.norm_block_n,
-            BLOCK_K=cfg.norm_block_k,
-            REVERSED=cfg.reverse,
-            num_warps=cfg.norm_warps,
-        )
+        norms(cfg, visual, segments, mask, weights, scratch["inv_norm"])
     scratch["control"].zero_()
     groups, programs = _grid(cfg, segments, device)
     size = group(cfg, programs)
@@ -287,24 +298,9 @@ def greedy(
         *(segments.count, n, dim, stride_b, stride_n, 0 if seeds is None else seeds.shape[1]),
         *(segments.k_core, segments.k_diverse, programs, int(after_core)),
     )
-    options: dict[str, Any] = {
-        "BLOCK": cfg.block,
-        "ROWS": cfg.rows,
-        "COLS": cfg.cols,
-        "BLOCK_K": cfg.block_k,
-        "CHUNK": cfg.chunk,
-        "PROGRAMS": size.programs,
-        "WIDTH": size.width,
-        "OWN": size.own,
-        "SPLIT": size.split,
-        "FINISHED": min(cfg.finished, size.programs),
-        "HIP": cfg.hip,
-        "REVERSED": cfg.reverse,
-        "num_warps": cfg.warps,
-        "num_stages": cfg.stages,
-    }
+    options = constants(cfg, size) | {"FINISHED": min(cfg.finished, size.programs)}
     if device.type == "cpu":
-        greedy_in_steps(launch, groups * programs, device, *arguments, **options)
+        greedy_in_steps(diversity_step, launch, groups * programs, device, *arguments, **options)
     else:
         launch(
             _diversity_greedy_kernel,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -112,3 +113,22 @@ def grid(cfg: Config, rows: int, segments: int, multiprocessors: int) -> tuple[i
 def group(cfg: Config, programs: int) -> Group:
     """The smallest size of group that holds so many programs."""
     return next(g for g in cfg.groups if g.programs >= programs)
+
+
+def constants(cfg: Config, size: Group) -> dict[str, Any]:
+    """What the greedy kernels are compiled with for such groups."""
+    return {
+        "BLOCK": cfg.block,
+        "ROWS": cfg.rows,
+        "COLS": cfg.cols,
+        "BLOCK_K": cfg.block_k,
+        "CHUNK": cfg.chunk,
+        "PROGRAMS": size.programs,
+        "WIDTH": size.width,
+        "OWN": size.own,
+        "SPLIT": size.split,
+        "HIP": cfg.hip,
+        "REVERSED": cfg.reverse,
+        "num_warps": cfg.warps,
+        "num_stages": cfg.stages,
+    }

@@ -11,8 +11,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ._candidates import lanes_in_order
 from ._common import INF, order_key
-from .diversity_group import (
+from ._group import (
     DONE,
     FOLD,
     NEAR,
@@ -113,8 +114,7 @@ def chain(
 ):
     """Picks among the candidates while a pick beats every other row. One program a group.
 
-    `edge`: no row outside the candidates has a smaller key. A candidate's key here is (value, place
-    of its index among the candidates, its lane), so that the best key names its lane.
+    `edge`: no row outside the candidates has a smaller key.
     """
     lane = tl.arange(0, BLOCK)
     ok = lane < count
@@ -123,10 +123,7 @@ def chain(
     w = None
     if weights is not None:
         w = tl.load(weights + i, mask=ok, other=0.0)
-    place = tl.sum((ok[None, :] & (i[None, :] < i[:, None])).to(tl.int32), 1)
-    code = place * BLOCK + lane
-    below = tl.sum((ok & (i < (edge & 0xFFFFFFFF))).to(tl.int32), 0)
-    edge = (edge >> 32 << 32) | (below * BLOCK).to(tl.int64)
+    code, edge = lanes_in_order(i, ok, edge, BLOCK)
     done = tl.load(control + DONE)
     n = 0
     best = tl.min(order_key(cost(m, w), code), 0)

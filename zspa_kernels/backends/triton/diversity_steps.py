@@ -1,35 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The blocked greedy with a launch for each phase, for Triton's interpreter.
-
-The interpreter runs one program after another, so programs cannot wait for each other inside a
-launch. Here every barrier is the end of a launch, what a program knows lies in memory meanwhile,
-and the host looks whether a group has anything left to do, which on a GPU would be a
-synchronisation. The phases are those of the one launch.
-"""
+"""One phase of the blocked greedy a launch; see `_steps`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from . import diversity_candidates as candidates
+from . import _candidates as candidates
+from . import _products as tiles
 from . import diversity_phases as phases
-from . import diversity_products as tiles
 from ._common import program, segment
-from .diversity_group import FOLD, GRAM, KEY_LAST, STOP, group_memory, seed_list
-
-# What a program knows between two launches: int64 words.
-STAGE, COUNT, FILLED, FOLDED, BEST, EDGE, PROPOSED = (tl.constexpr(word) for word in range(7))
-WORDS = tl.constexpr(8)
+from ._group import FOLD, GRAM, KEY_LAST, STOP, group_memory, seed_list
+from ._steps import BEST, COUNT, EDGE, FILLED, FOLDED, PROPOSED, STAGE, WORDS
 
 
 @triton.jit
-def _diversity_step(
+def diversity_step(
     known,
     visual,
     inv_norm,
@@ -113,7 +99,7 @@ def _diversity_step(
     if PHASE == "products":
         tiles.products(
             stage, x, inv, m, columns, count, gram, length, D, stride_n, me, programs,
-            BLOCK, ROWS, COLS, BLOCK_K, CHUNK, SPLIT,
+            None, 0, BLOCK, ROWS, COLS, BLOCK_K, CHUNK, SPLIT,
         )  # fmt: skip
     if PHASE == "scale" and stage == GRAM:
         tiles.scale(inv, columns, count, gram, D, me, programs, BLOCK, CHUNK, SPLIT)
@@ -156,29 +142,3 @@ def _diversity_step(
         tl.store(known + BEST, best)
         tl.store(known + EDGE, edge)
         tl.store(known + PROPOSED, 0)
-
-
-def greedy_in_steps(
-    launch: Callable[..., None],
-    programs: int,
-    device: torch.device,
-    *args: Any,
-    **options: Any,
-) -> int:
-    """The launch of the greedy kernel, phase by phase. Returns how often the phases were run."""
-    known = torch.empty((programs, WORDS.value), dtype=torch.int64, device=device)
-
-    def run(phase: str) -> Tensor:
-        launch(_diversity_step, programs, device, known, *args, PHASE=phase, **options)
-        return known[:, STAGE.value]
-
-    stages = run("begin")
-    rounds = 0
-    while bool((stages != STOP.value).any()):
-        gram = bool((run("products") == GRAM.value).any())
-        for phase in ("scale", "chain") if gram else ():
-            run(phase)
-        run("settle")
-        stages = run("choose")
-        rounds += 1
-    return rounds

@@ -80,3 +80,9 @@ def nothing_selected(inv):
 def own_rows(length, me, programs):
     """How many rows program `me` owns."""
     return tl.maximum(tl.cdiv(length - me, programs), 0)
+
+
+@triton.jit
+def own_places(length, programs):
+    """How many places a program has for its own rows, a multiple of 16 bytes of float32."""
+    return 4 * tl.cdiv(tl.cdiv(length, programs), 4)

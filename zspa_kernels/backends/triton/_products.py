@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from ._common import INF, tile_dots
-from .diversity_group import FINISH, FOLD, GRAM, NEAR, own_rows
+from ._group import FINISH, FOLD, GRAM, NEAR, own_places, own_rows
 
 
 @triton.jit
@@ -63,6 +63,8 @@ def products(
     stride_n,
     me,
     programs,
+    factor,
+    stride_f,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
@@ -72,9 +74,10 @@ def products(
 ):
     """The only products of tokens, whatever the stage, so that a pair has the same bits in all.
 
-    The row of a tile is the token whose largest cosine is asked for, the column the selected one.
-    GRAM writes dots to gram[chunk][column][row] (one chunk unless SPLIT), FINISH the largest
-    cosine of each column with own rows to gram[me][column].
+    The row of a tile is the token that is compared, the column the selected one. GRAM writes dots
+    to gram[chunk][column][row] (one chunk unless SPLIT), FINISH the largest cosine of each column
+    with own rows to gram[me][column]. FOLD raises each row's largest cosine or, with `factor`, puts
+    the cosines into its columns, which are `stride_f` (int64) apart.
     """
     gramming = stage == GRAM
     own = (stage == FOLD) | (stage == FINISH)
@@ -111,6 +114,11 @@ def products(
         )  # [ROWS, COLS]
         if gramming:
             tl.store(gram + (chunk * BLOCK + col[None, :]) * BLOCK + row[:, None], dots)
+        elif factor is not None:
+            place = me * own_places(length, programs) + row
+            at = factor + col[None, :] * stride_f + place[:, None]
+            ok = (row < rows)[:, None] & (col < count)[None, :]
+            tl.store(at, dots * (inv_i[:, None] * inv_j[None, :]), mask=ok)
         else:
             c = cosines(dots, i, inv_i, j, inv_j)
             m = tl.where(live, tl.maximum(m, tl.max(c, 1)), m)

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from ._common import INF, KEY_END, order_key
-from .diversity_group import (
+from ._group import (
     FINISH,
     FOLD,
     GRAM,
@@ -120,6 +120,19 @@ def choose(
     if count == 0:
         onward = STOP + 0
     return onward, count, best, edge
+
+
+@triton.jit
+def lanes_in_order(i, ok, edge, BLOCK: tl.constexpr):
+    """(codes, edge) of the candidates `i` [BLOCK], with which a key names its lane.
+
+    A candidate's key among candidates is (value, place of its index among them, its lane), and the
+    edge is what it was, for such keys.
+    """
+    lane = tl.arange(0, BLOCK)
+    place = tl.sum((ok[None, :] & (i[None, :] < i[:, None])).to(tl.int32), 1)
+    below = tl.sum((ok & (i < (edge & 0xFFFFFFFF))).to(tl.int32), 0)
+    return place * BLOCK + lane, (edge >> 32 << 32) | (below * BLOCK).to(tl.int64)
 
 
 @triton.jit

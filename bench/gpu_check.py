@@ -58,4 +58,6 @@ def calls_of(visual: Tensor, prompt: Tensor) -> dict[str, Callable[[], Tensor]]:
             packed, offsets, words, spans, counts, counts, 18 * batch, n
         ),
         "diversity_varlen": lambda: ops.diversity_varlen(packed, offsets, counts, 9 * batch, n),
+        "dpp": lambda: ops.dpp(visual, 20, weights),
+        "dpp_varlen": lambda: ops.dpp_varlen(packed, offsets, counts, 9 * batch, n),
     }

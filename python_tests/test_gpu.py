@@ -8,7 +8,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from bench import gpu_check, gpu_checks, gpu_sensitivity, gpu_timing
+import zspa_kernels as zk
+from bench import gpu_check, gpu_checks, gpu_greedy_checks, gpu_sensitivity, gpu_timing
 from zspa_kernels.backends.triton._common import INTERPRETED
 
 # What needs no GPU is tried on the CPU backend, so that a check that cannot pass, or cannot fail,
@@ -37,6 +38,28 @@ def test_the_checks_pass_on_a_backend_that_is_right(
     require_backend("cpp")
     monkeypatch.setattr(gpu_check, "DEVICE", "cpu")
     gpu_checks.CHECKS[name]()
+
+
+def test_the_checks_of_dpp_pass_and_fail(
+    monkeypatch: pytest.MonkeyPatch, require_backend: Callable[..., None]
+) -> None:
+    require_backend("cpp")
+    monkeypatch.setattr(gpu_check, "DEVICE", "cpu")
+    cases = gpu_greedy_checks._cases
+    monkeypatch.setattr(gpu_greedy_checks, "_cases", lambda: cases()[::12])
+    monkeypatch.setattr(gpu_greedy_checks, "DTYPES", (torch.bfloat16,))
+    for name in ("dpp_cases", "dpp_laws"):
+        gpu_checks.CHECKS[name]()
+    right = zk.dpp
+
+    def wrong(visual: torch.Tensor, k: int, **given: object) -> torch.Tensor:
+        picks = right(visual, k, **given)  # type: ignore[arg-type]
+        return picks.flip(-1) if visual.dim() == 2 else picks
+
+    monkeypatch.setattr(gpu_greedy_checks.zk, "dpp", wrong)
+    for name in ("dpp_cases", "dpp_laws"):
+        with pytest.raises(AssertionError):
+            gpu_checks.CHECKS[name]()
 
 
 def test_the_calls_of_the_host_checks_are_right(

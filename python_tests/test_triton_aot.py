@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 PRODUCTS = (
     "_relevance_topk_max_kernel",
     "_diversity_greedy_kernel",
+    "_dpp_greedy_kernel",
     "_sensitivity_form_kernel",
     "_sensitivity_response_kernel",
 )
@@ -58,7 +59,7 @@ def _fits(report: dict[str, Any]) -> list[str]:
         faults.append("spills registers")
     if report["kernel"] in PRODUCTS and not float32 and not report["matrix"]:
         faults.append("does not use the matrix units")
-    if report["kernel"] == "_diversity_greedy_kernel":
+    if report["kernel"].endswith("_greedy_kernel"):
         faults += _waits(report)
     return [f"{report} {fault}" for fault in faults]
 

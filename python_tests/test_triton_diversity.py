@@ -3,38 +3,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
-import re
-import threading
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from python_tests.triton_together import RaceError, Together, World
+from python_tests.triton_small import GROUPS, Runs
+from python_tests.triton_together import RaceError, World
 from zspa_kernels._segments import ragged_table
-from zspa_kernels.backends.triton import _common, diversity, diversity_config
-from zspa_kernels.backends.triton.diversity_config import Group
+from zspa_kernels.backends.triton import diversity, diversity_config
 from zspa_kernels.testing import bound, check_diversity, tokens
-
-SMALL = {
-    "norm_block_n": 16,
-    "least_rows": 4,
-    "block": 16,
-    "rows": 16,
-    "cols": 16,
-    "block_k": 16,
-    "chunk": 32,
-    "finished": 2,
-}
-GROUPS = (
-    Group(programs=4, width=8, own=16, split=True),
-    Group(programs=4, width=2, own=16, split=False),
-    Group(programs=1, width=16, own=32, split=True),
-)
 
 
 @pytest.fixture(autouse=True)
@@ -42,35 +21,9 @@ def interpreted(require_backend: Callable[..., None]) -> None:
     require_backend("triton")
 
 
-class Runs:
-    """Small blocks, any number of programs; `rounds` counts the runs of the phases."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.group = GROUPS[0]
-        self.programs = 3
-        self.fields: dict[str, Any] = dict(SMALL)
-        self.rounds: list[int] = []
-        config, steps = diversity_config.config, diversity.greedy_in_steps
-
-        def small(*args: Any, **kwargs: Any) -> diversity_config.Config:
-            fields = {**self.fields, "groups": (self.group,)}
-            return dataclasses.replace(config(*args, **kwargs), **fields)
-
-        def grid(cfg: Any, segments: _common.Segments, device: Any) -> tuple[int, int]:
-            return segments.count, min(self.programs, self.group.programs)
-
-        def counted(*args: Any, **kwargs: Any) -> int:
-            self.rounds.append(steps(*args, **kwargs))
-            return self.rounds[-1]
-
-        monkeypatch.setattr(diversity, "config", small)
-        monkeypatch.setattr(diversity, "_grid", grid)
-        monkeypatch.setattr(diversity, "greedy_in_steps", counted)
-
-
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
-    return Runs(monkeypatch)
+    return Runs(monkeypatch, diversity)
 
 
 def _weights(n: int) -> Tensor:
@@ -141,19 +94,6 @@ def test_a_smaller_table_of_proposals_would_not_bound() -> None:
 # --- programs that wait for each other ------------------------------------------------------------
 
 
-def _together(runs: Runs, monkeypatch: pytest.MonkeyPatch, seed: int) -> list[Tensor]:
-    """Padded, ragged and weighted selections, two groups of three programs in one launch."""
-    together = Together(monkeypatch, seed)
-
-    def at_once(step: Any, launch: Any, programs: int, device: Any, *args: Any, **o: Any) -> int:
-        together.launch(diversity._diversity_greedy_kernel, 6, device, *args, **o)
-        return 0
-
-    with monkeypatch.context() as patch:
-        patch.setattr(diversity, "greedy_in_steps", at_once)
-        return _mixed()
-
-
 def _mixed() -> list[Tensor]:
     visual = torch.stack([tokens(model, 40, 40, seed=6) for model in ("iid", "exact", "video")])
     starts, k = torch.tensor([0, 40, 47, 120]), torch.tensor([9, 2, 25])
@@ -166,40 +106,15 @@ def _mixed() -> list[Tensor]:
     ]
 
 
-def test_programs_together_are_ordered_by_their_barriers(
-    runs: Runs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_programs_together_are_ordered_by_their_barriers(runs: Runs) -> None:
     want = _mixed()
-    for got, expected in zip(_together(runs, monkeypatch, seed=0), want, strict=True):
-        assert torch.equal(got, expected)
+    got = runs.together(diversity._diversity_greedy_kernel, _mixed, seed=0)
+    for picks, expected in zip(got, want, strict=True):
+        assert torch.equal(picks, expected)
 
 
-def test_no_barrier_can_be_spared(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Programs meet as before, but one place in the kernel no longer orders their accesses."""
-    real, atomic = _common.meet, World.atomic
-    places: set[int] = set()
-    blind: list[int] = []
-
-    def meet(*arguments: Any) -> None:
-        place = inspect.stack()[1].lineno
-        places.add(place)
-        here.blind = place in blind
-        real(*arguments)
-        here.blind = False
-
-    def ordered(world: World, address: int, semantics: str) -> None:
-        atomic(world, address, "" if here.blind else semantics)
-
-    here = threading.local()
-    monkeypatch.setattr(diversity, "meet", meet)
-    monkeypatch.setattr(World, "atomic", ordered)
-    _together(runs, monkeypatch, seed=1)
-    calls = re.findall(r"^ +meet\(", inspect.getsource(diversity), re.MULTILINE)
-    assert len(places) == len(calls) == 8
-    for place in sorted(places):
-        blind[:] = [place]
-        with pytest.raises(RaceError):
-            _together(runs, monkeypatch, seed=1)
+def test_no_barrier_can_be_spared(runs: Runs) -> None:
+    runs.every_barrier_is_needed(diversity._diversity_greedy_kernel, _mixed, count=8)
 
 
 @pytest.mark.parametrize("semantics", ["acquire", "release"])
@@ -213,4 +128,4 @@ def test_a_barrier_that_orders_nothing_is_found(
 
     monkeypatch.setattr(World, "atomic", without)
     with pytest.raises(RaceError, match="not ordered after"):
-        _together(runs, monkeypatch, seed=0)
+        runs.together(diversity._diversity_greedy_kernel, _mixed, seed=0)

@@ -23,6 +23,8 @@ from zspa_kernels.backends.triton import (
     _common,
     diversity,
     diversity_config,
+    dpp,
+    dpp_config,
     relevance_topk,
     relevance_topk_config,
     select,
@@ -30,7 +32,7 @@ from zspa_kernels.backends.triton import (
 )
 from zspa_kernels.testing.tokens import tokens
 
-MODULES = (diversity, relevance_topk, select)
+MODULES = (diversity, dpp, relevance_topk, select)
 
 
 @pytest.fixture(autouse=True)
@@ -184,19 +186,21 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool, int], list[
         plain(kernel, programs, *rest, **options)
 
     def change(reverse: bool, programs: int) -> list[int]:
+        blocked = {
+            "norm_block_n": 8,
+            "norm_programs": programs,
+            "least_rows": 2,
+            "block": 16,
+            "rows": 16,
+            "cols": 16,
+            "block_k": 16,
+            "chunk": 32,
+            "finished": 2,
+            "groups": (diversity_config.Group(min(programs, 4), 8, 16, True),),
+        }
         fields: dict[Any, dict[str, Any]] = {
-            diversity: {
-                "norm_block_n": 8,
-                "norm_programs": programs,
-                "least_rows": 2,
-                "block": 16,
-                "rows": 16,
-                "cols": 16,
-                "block_k": 16,
-                "chunk": 32,
-                "finished": 2,
-                "groups": (diversity_config.Group(min(programs, 4), 8, 16, True),),
-            },
+            diversity: blocked,
+            dpp: blocked | {"span": 4, "own_rows": 4, "own_cols": 4, "ahead": 2},
             relevance_topk: {
                 "block_n": 8,
                 "max_block_n": 16,
@@ -209,12 +213,13 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool, int], list[
         }
         configs = {
             diversity: diversity_config.config,
+            dpp: dpp_config.config,
             relevance_topk: relevance_topk_config.config,
             select: select_config.config,
         }
         for module, config in configs.items():
             new = {**fields[module], "reverse": reverse}
-            if module is not diversity:
+            if module not in (diversity, dpp):
                 new["programs"] = programs
             monkeypatch.setattr(
                 module,
@@ -245,7 +250,7 @@ def _padded(pooling: str) -> list[Tensor]:
     visual, prompt, mask, prompt_mask = _batch()
     picks = select.select(visual, prompt, 6, 6, mask, prompt_mask, pooling, True)
     scores = relevance_topk.relevance_topk(visual, prompt, 6, mask, prompt_mask, pooling)
-    return [picks, *scores]
+    return [picks, dpp.dpp(visual, 6, None, mask), *scores]
 
 
 def _ragged() -> list[Tensor]:
@@ -260,6 +265,7 @@ def _ragged() -> list[Tensor]:
     return [
         select.select_varlen(packed, table, words, spans, 40, "mean", True),
         diversity.diversity_varlen(packed, alone, 17, weights),
+        dpp.dpp_varlen(packed, alone, 17, 42, weights),
     ]
 
 
@@ -316,6 +322,7 @@ def test_rows_beyond_two_to_the_31_elements() -> None:
             assert all(torch.equal(a, b) for a, b in zip(far, want, strict=True))
         picks = diversity.diversity(x, n, None, None, None)
         assert torch.equal(picks, diversity.diversity(dense, n, None, None, None))
+        assert torch.equal(dpp.dpp(x, n, None, None), dpp.dpp(dense, n, None, None))
     counts = torch.tensor([1, 1])
     table = ragged_table(torch.tensor([0, 2, 4]), counts, counts, 4, 2, 4)
     words, spans = tokens("iid", 3, d, seed=2), torch.tensor([[0, 2], [1, 3]])
@@ -337,7 +344,9 @@ def test_launchers_read_no_value_on_the_host(monkeypatch: pytest.MonkeyPatch) ->
     for module in MODULES:
         monkeypatch.setattr(module, "launch", launch)
     triton_aot.call_selection(torch.bfloat16, full=True)
-    stems = {re.match(r"_(relevance_topk|diversity|select)_\w+_kernel", name) for name in launched}
+    stems = {
+        re.match(r"_(relevance_topk|diversity|dpp|select)_\w+_kernel", name) for name in launched
+    }
     assert None not in stems
 
 
@@ -409,11 +418,13 @@ def test_one_allocation_beside_the_output(sorted_: bool, monkeypatch: pytest.Mon
 
     for module in MODULES:
         monkeypatch.setattr(module, "launch", lambda *a, **k: None)
-    monkeypatch.setattr(diversity, "greedy_in_steps", lambda *a, **k: 0)
+    for module in (diversity, dpp):
+        monkeypatch.setattr(module, "greedy_in_steps", lambda *a, **k: 0)
     with Recorder():
         select.select(visual, prompt, 3, 4, None, None, "mean", sorted_)
-    assert len(made) == 2
-    assert made[0] == (3, 7)
+        dpp.dpp(visual, 7, None, None)
+    assert len(made) == 4
+    assert made[::2] == [(3, 7), (3, 7)]
 
 
 def test_order_of_sums_depends_on_channels_and_dtype_only() -> None:

@@ -36,7 +36,7 @@ def dpp(
         weights: float32 `[B, N]`, the quality of each token; None: all 1. A token whose weight is
             negative, infinite or NaN is masked out.
         visual_mask: bool `[B, N]`, True for real tokens.
-        backend: see `select`. On a GPU only `"reference"` runs, and only when it is named.
+        backend: see `select`.
 
     Returns:
         int64 indices `[B, k]` in the order of picking, then -1 where valid tokens run out.

@@ -36,7 +36,7 @@ def dpp_varlen(
     _contract_greedy.dpp_varlen(visual, cu_seqlens, k, total_k, max_seqlen, weights)
     run = backend_of(backend, "dpp_varlen", visual)
     table = _segments.ragged_table(cu_seqlens, None, k, total_k, max_seqlen, visual.shape[0])
-    indices: Tensor = run(dense(visual), table, total_k, vector(weights))
+    indices: Tensor = run(dense(visual), table, total_k, max_seqlen, vector(weights))
     return indices
 
 

@@ -33,7 +33,9 @@ def dpp(
     return indices
 
 
-def dpp_varlen(visual: Tensor, table: Tensor, total_k: int, weights: Tensor | None) -> Tensor:
+def dpp_varlen(
+    visual: Tensor, table: Tensor, total_k: int, max_seqlen: int, weights: Tensor | None
+) -> Tensor:
     """Picks of every segment of packed tokens `[T, D]`."""
     indices = torch.empty((total_k,), dtype=torch.int64, device=visual.device)
     module().dpp(

@@ -27,7 +27,9 @@ def dpp(visual: Tensor, k: int, weights: Tensor | None, visual_mask: Tensor | No
     return indices
 
 
-def dpp_varlen(visual: Tensor, table: Tensor, total_k: int, weights: Tensor | None) -> Tensor:
+def dpp_varlen(
+    visual: Tensor, table: Tensor, total_k: int, max_seqlen: int, weights: Tensor | None
+) -> Tensor:
     """Indices int64 `[total_k]` into the packed tokens."""
     indices = torch.full((total_k,), -1, dtype=torch.int64, device=visual.device)
     for segment in table.tolist():

@@ -86,3 +86,14 @@ def own_rows(length, me, programs):
 def own_places(length, programs):
     """How many places a program has for its own rows, a multiple of 16 bytes of float32."""
     return 4 * tl.cdiv(tl.cdiv(length, programs), 4)
+
+
+@triton.jit
+def accept(picks, control, columns, slots, BLOCK: tl.constexpr):
+    """The picks become this program's columns. Returns (stage, count, slots filled)."""
+    count = tl.load(control + PICKED)
+    done = tl.load(control + DONE)
+    lane = tl.arange(0, BLOCK)
+    tl.store(columns + lane, tl.load(picks + lane, mask=lane < count, other=-1))
+    tl.debug_barrier()
+    return tl.where(done < slots, FOLD, STOP), count, done

@@ -55,6 +55,7 @@ from ._group import (
     KEY_LAST,
     NEAR,
     STOP,
+    accept,
     group_memory,
     seed_list,
 )
@@ -183,7 +184,7 @@ def _diversity_greedy_kernel(
                     )  # fmt: skip
                 meetings += 1
                 meet(arrivals, meetings * programs, HIP)  # all picks are there
-                stage, count, done = phases.accept(picks, control, columns, slots, BLOCK)
+                stage, count, done = accept(picks, control, columns, slots, BLOCK)
             else:
                 folded += BLOCK
                 if (stage == FOLD) & (folded < count_seeds):
@@ -241,7 +242,7 @@ def norms(
 def greedy_plan(visual: Tensor, segments: Segments) -> _scratch.Plan:
     """The scratch memory that `greedy` takes for these arguments."""
     cfg = _config(visual)
-    groups, programs = _grid(cfg, segments, visual.device)
+    groups, programs = group_grid(cfg, segments, visual.device)
     size = group(cfg, programs)
     chunks = -(-visual.shape[-1] // cfg.chunk) if size.split else 1
     block = cfg.block
@@ -289,7 +290,7 @@ def greedy(
     if not normed:
         norms(cfg, visual, segments, mask, weights, scratch["inv_norm"])
     scratch["control"].zero_()
-    groups, programs = _grid(cfg, segments, device)
+    groups, programs = group_grid(cfg, segments, device)
     size = group(cfg, programs)
     arguments = (
         *(visual, scratch["inv_norm"], weights, indices if seeds is None else seeds),
@@ -344,7 +345,7 @@ def _config(visual: Tensor) -> Config:
     return config(visual.shape[-1], visual.element_size(), hip=hip)
 
 
-def _grid(cfg: Config, segments: Segments, device: torch.device) -> tuple[int, int]:
+def group_grid(cfg: Config, segments: Segments, device: torch.device) -> tuple[int, int]:
     """(groups, programs a group); the interpreter gets a few programs, they run in turn."""
     if device.type == "cpu":
         rows = segments.rows if segments.table is None else segments.rows // max(1, segments.count)

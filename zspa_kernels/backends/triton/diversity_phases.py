@@ -142,17 +142,6 @@ def chain(
 
 
 @triton.jit
-def accept(picks, control, columns, slots, BLOCK: tl.constexpr):
-    """The picks become this program's columns. Returns (stage, count, slots filled)."""
-    count = tl.load(control + PICKED)
-    done = tl.load(control + DONE)
-    lane = tl.arange(0, BLOCK)
-    tl.store(columns + lane, tl.load(picks + lane, mask=lane < count, other=-1))
-    tl.debug_barrier()
-    return tl.where(done < slots, FOLD, STOP), count, done
-
-
-@triton.jit
 def first_pick(
     inv_norm,
     nearest,

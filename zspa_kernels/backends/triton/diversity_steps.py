@@ -10,7 +10,7 @@ from . import _candidates as candidates
 from . import _products as tiles
 from . import diversity_phases as phases
 from ._common import program, segment
-from ._group import FOLD, GRAM, KEY_LAST, STOP, group_memory, seed_list
+from ._group import FOLD, GRAM, KEY_LAST, STOP, accept, group_memory, seed_list
 from ._steps import BEST, COUNT, EDGE, FILLED, FOLDED, PROPOSED, STAGE, WORDS
 
 
@@ -111,7 +111,7 @@ def diversity_step(
     if PHASE == "settle":
         folded = tl.load(known + FOLDED).to(tl.int32)
         if stage == GRAM:
-            stage, count, done = phases.accept(picks, control, columns, slots, BLOCK)
+            stage, count, done = accept(picks, control, columns, slots, BLOCK)
             tl.store(known + FILLED, done)
         elif (stage == FOLD) & (folded + BLOCK < count_seeds):
             folded += BLOCK

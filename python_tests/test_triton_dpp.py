@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The determinantal greedy in Triton: passes, groups of programs, the factor's bits, one launch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from python_tests.triton_small import GROUPS, Runs
+from zspa_kernels._segments import ragged_table
+from zspa_kernels.backends.triton import _scratch, dpp
+from zspa_kernels.testing import bound, tokens
+from zspa_kernels.testing.determinantal import check_dpp
+
+
+@pytest.fixture(autouse=True)
+def interpreted(require_backend: Callable[..., None]) -> None:
+    require_backend("triton")
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
+    return Runs(monkeypatch, dpp, span=4, own_rows=8, own_cols=8, ahead=2)
+
+
+def _weights(n: int) -> Tensor:
+    return torch.rand(n, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("model", ["clusters", "exact"])
+def test_many_passes_pick_what_one_at_a_time_does(model: str, runs: Runs) -> None:
+    n, d, k = 72, 40, 30
+    visual = tokens(model, n, d, seed=1)
+    got = dpp.dpp(visual[None], k, None, None)[0]
+    check_dpp(visual, got, k, bound=bound(d, "triton"))
+    assert runs.rounds[0] >= 10  # a round of products for candidates, one for picks
+
+
+def test_more_picks_than_tokens_are_independent(runs: Runs) -> None:
+    """After 20 picks every residual is 0; a weight of 0 is picked in between, by index."""
+    draw = torch.Generator().manual_seed(1)
+    visual = torch.randn(40, 20, generator=draw) @ torch.randn(20, 50, generator=draw)
+    weights = _weights(40)
+    weights[[3, 30]] = 0.0
+    for given in (None, weights):
+        picks = dpp.dpp(visual[None], 40, None if given is None else given[None], None)[0]
+        assert sorted(picks.tolist()) == list(range(40))
+        last = picks[20:].tolist()
+        assert last == sorted(last)
+
+
+def test_groups_of_any_size_make_the_same_factor(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Candidates, split Gram blocks, program order, tiles: none may show in a bit."""
+    n, k = 36, 9
+    visual = torch.stack([tokens(model, n, 40, seed=4) for model in ("vlm", "exact")])
+    allocate = _scratch.allocate
+    used: dict[str, Tensor] = {}
+
+    def kept(device: torch.device, plan: _scratch.Plan) -> dict[str, Tensor]:
+        used.update(allocate(device, plan))
+        return dict(used)
+
+    def factor(programs: int, picks: Tensor) -> Tensor:
+        """[2, k, n]; the rows of tokens that were picked end where they were."""
+        token = torch.arange(n)
+        places = 4 * -(-n // (4 * programs))
+        rows = used["factor"].view(2, k, -1)[..., token % programs * places + token // programs]
+        return rows.scatter(2, picks[:, None, :].expand(2, k, k), 0.0)
+
+    monkeypatch.setattr(_scratch, "allocate", kept)
+    want = dpp.dpp(visual, k, None, None)
+    entries = factor(3, want)
+    for at, group in enumerate(GROUPS[1:]):
+        for programs in {1, group.programs}:
+            runs.group, runs.programs = group, programs
+            runs.fields["reverse"] = programs > 1
+            runs.fields |= {"own_rows": 32, "own_cols": 4 << at, "ahead": 3 - at}
+            assert torch.equal(dpp.dpp(visual, k, None, None), want)
+            again = factor(programs, want)
+            made = entries.isfinite() & again.isfinite()  # the last picks' columns need not be
+            assert made.sum() > k * n
+            assert torch.equal(again[made], entries[made])
+
+
+def _mixed() -> list[Tensor]:
+    visual = torch.stack([tokens(model, 32, 40, seed=6) for model in ("iid", "exact", "video")])
+    starts, k = torch.tensor([0, 32, 37, 96]), torch.tensor([6, 2, 12])
+    table = ragged_table(starts, None, k, 20, 59, 96)
+    return [
+        dpp.dpp(visual, 6, None, None),
+        dpp.dpp_varlen(visual.flatten(0, 1), table, 20, 59, _weights(96)),
+    ]
+
+
+def test_programs_together_are_ordered_by_their_barriers(runs: Runs) -> None:
+    want = _mixed()
+    got = runs.together(dpp._dpp_greedy_kernel, _mixed, seed=0)
+    for picks, expected in zip(got, want, strict=True):
+        assert torch.equal(picks, expected)
+
+
+def test_no_barrier_can_be_spared(runs: Runs) -> None:
+    runs.every_barrier_is_needed(dpp._dpp_greedy_kernel, _mixed, count=5)

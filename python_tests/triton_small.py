@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A blocked greedy in Triton at sizes at which a few tokens take many programs and passes."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import threading
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from python_tests.triton_together import RaceError, Together, World
+from zspa_kernels.backends.triton import _common
+from zspa_kernels.backends.triton.diversity_config import Group
+
+SMALL = {
+    "norm_block_n": 16,
+    "least_rows": 4,
+    "block": 16,
+    "rows": 16,
+    "cols": 16,
+    "block_k": 16,
+    "chunk": 32,
+    "finished": 2,
+}
+GROUPS = (
+    Group(programs=4, width=8, own=16, split=True),
+    Group(programs=4, width=2, own=16, split=False),
+    Group(programs=1, width=16, own=32, split=True),
+)
+
+
+class Runs:
+    """Small blocks, any number of programs; `rounds` counts the runs of the phases.
+
+    Args:
+        patch: undoes what is changed.
+        module: of the op, with its `config`, `group_grid` and `greedy_in_steps`.
+        fields: of the configuration, beside `SMALL`.
+    """
+
+    def __init__(self, patch: pytest.MonkeyPatch, module: ModuleType, **fields: Any) -> None:
+        self.patch, self.module = patch, module
+        self.group = GROUPS[0]
+        self.programs = 3
+        self.fields: dict[str, Any] = SMALL | fields
+        self.rounds: list[int] = []
+        config, steps = module.config, module.greedy_in_steps
+
+        def small(*args: Any, **kwargs: Any) -> Any:
+            fields = {**self.fields, "groups": (self.group,)}
+            return dataclasses.replace(config(*args, **kwargs), **fields)
+
+        def grid(cfg: Any, segments: _common.Segments, device: Any) -> tuple[int, int]:
+            return segments.count, min(self.programs, self.group.programs)
+
+        def counted(*args: Any, **kwargs: Any) -> int:
+            self.rounds.append(steps(*args, **kwargs))
+            return self.rounds[-1]
+
+        patch.setattr(module, "config", small)
+        patch.setattr(module, "group_grid", grid)
+        patch.setattr(module, "greedy_in_steps", counted)
+
+    def together(self, kernel: Any, work: Callable[[], list[Tensor]], seed: int) -> list[Tensor]:
+        """`work` with two groups of three programs in one launch of `kernel`, races looked for."""
+        together = Together(self.patch, seed)
+
+        def at_once(
+            step: Any, launch: Any, programs: int, device: Any, *args: Any, **o: Any
+        ) -> int:
+            together.launch(kernel, 6, device, *args, **o)
+            return 0
+
+        with self.patch.context() as patch:
+            patch.setattr(self.module, "greedy_in_steps", at_once)
+            return work()
+
+    def every_barrier_is_needed(
+        self, kernel: Any, work: Callable[[], list[Tensor]], count: int
+    ) -> None:
+        """Programs meet as before, but one place in the kernel no longer orders their accesses."""
+        real, atomic = _common.meet, World.atomic
+        places: set[int] = set()
+        blind: list[int] = []
+
+        def meet(*arguments: Any) -> None:
+            place = inspect.stack()[1].lineno
+            places.add(place)
+            here.blind = place in blind
+            real(*arguments)
+            here.blind = False
+
+        def ordered(world: World, address: int, semantics: str) -> None:
+            atomic(world, address, "" if here.blind else semantics)
+
+        here = threading.local()
+        self.patch.setattr(self.module, "meet", meet)
+        self.patch.setattr(World, "atomic", ordered)
+        self.together(kernel, work, seed=1)
+        calls = re.findall(r"^ +meet\(", inspect.getsource(self.module), re.MULTILINE)
+        assert len(places) == len(calls) == count
+        for place in sorted(places):
+            blind[:] = [place]
+            with pytest.raises(RaceError):
+                self.together(kernel, work, seed=1)

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A blocked greedy with a launch for each phase, for Triton's interpreter.
+
+The interpreter runs one program after another, so programs cannot wait for each other inside a
+launch. Here every barrier is the end of a launch, what a program knows lies in memory meanwhile,
+and the host looks whether a group has anything left to do, which on a GPU would be a
+synchronisation. The phases are those of the one launch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from ._group import GRAM, STOP
+
+# What a program knows between two launches: int64 words.
+STAGE, COUNT, FILLED, FOLDED, BEST, EDGE, PROPOSED = (tl.constexpr(word) for word in range(7))
+WORDS = tl.constexpr(8)
+
+
+def greedy_in_steps(
+    kernel: Any,
+    launch: Callable[..., None],
+    programs: int,
+    device: torch.device,
+    *args: Any,
+    **options: Any,
+) -> int:
+    """The launch of a greedy kernel, phase by phase. Returns how often the phases were run.
+
+    Args:
+        kernel: one phase of every group, by the name of the phase.
+        launch: as in `_common`.
+        programs: of the launch.
+        device: of the tensors.
+        args: arguments of the kernel behind what a program knows.
+        options: constants of the kernel.
+    """
+    known = torch.empty((programs, WORDS.value), dtype=torch.int64, device=device)
+
+    def run(phase: str) -> Tensor:
+        launch(kernel, programs, device, known, *args, PHASE=phase, **options)
+        return known[:, STAGE.value]
+
+    stages = run("begin")
+    rounds = 0
+    while bool((stages != STOP.value).any()):
+        gram = bool((run("products") == GRAM.value).any())
+        for phase in ("scale", "chain") if gram else ():
+            run(phase)
+        run("settle")
+        stages = run("choose")
+        rounds += 1
+    return rounds

@@ -110,9 +110,12 @@ def test_methods_that_need_the_projector_are_given_it_and_others_refuse() -> Non
     report = expected(method)[1]
     indices = json.loads(rated.stdout)["report"]["images"][0]["indices"]
     assert indices == report.images[0].indices.tolist()
-    refused = call("--method", "visionzip")
+    merged = call("--method", "visionzip")
+    assert merged.exit_code == 0, merged.output
+    assert "others merged into them" in merged.stdout
+    refused = call("--method", "fastv", "--full")
     assert refused.exit_code == 2
-    assert "VisionZip: attention must be a tensor" in refused.stderr
+    assert "which needs scores [B, N] (attention from the last token" in refused.stderr
 
 
 def test_nothing_pruned_is_said() -> None:

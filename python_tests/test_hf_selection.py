@@ -218,11 +218,6 @@ def test_other_methods() -> None:
         counts[type(method).__name__] = report.core
         assert [image.after for image in report.images] == [7, 7, 7]
     assert counts == {"ZOOPrune": 0, "AllInRelevance": 21, "ToDRE": 0}
-    handle = zk.methods.VisionZip(keep=7)(tiny.model).install()
-    with pytest.raises(TypeError, match="VisionZip: attention must be a tensor"):
-        generate(tiny.model, tiny.inputs())
-    with pytest.warns(zk.hf.NothingPrunedWarning):
-        handle.remove()
 
 
 # ---- a model that understands colours ------------------------------------------------------------

@@ -20,7 +20,6 @@ from .demo.errors import DemoError, UsageError
 from .demo.picture import read, replacing
 from .hf import NothingPrunedWarning, PruneReport, PruningError, prune
 from .hf.architectures import ARCHITECTURES, Target
-from .lmms import method_for
 
 
 @dataclass(frozen=True)
@@ -138,7 +137,10 @@ def ask(
         load_s = time.perf_counter() - start
         inputs = _inputs(processor, Image.fromarray(pixels), prompt).to(place)
         target = Target.of(loaded)
-        chooser = method_for(method, target, **(options or {}))
+        try:
+            handle = prune(loaded, methods.get(method, **(options or {})), processor=processor)
+        except (PruningError, TypeError, ValueError) as error:
+            raise UsageError(_line(error)) from error
 
         def answer(what: str) -> Run:
             return _generate(
@@ -150,7 +152,7 @@ def ask(
             # The report that is printed says so, in numbers.
             warnings.simplefilter("ignore", NothingPrunedWarning)
             try:
-                with prune(loaded, chooser, processor=processor) as handle:
+                with handle:
                     pruned = answer("answering")
             except (PruningError, TypeError, ValueError) as error:
                 raise UsageError(_line(error)) from error

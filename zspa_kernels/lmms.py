@@ -19,14 +19,13 @@ from typing import Any
 
 from . import methods
 from .hf import prune
-from .hf.architectures import Target
 
 _log = logging.getLogger(__name__)
 
 #: By the name of lmms-eval's model: its class, simple and chat.
 STOCK = {"llava_hf": "LlavaHf", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3_VL"}
 #: How a model is pruned, beside the options of the method.
-_PRUNING = ("scope", "positions", "keep_newline")
+_PRUNING = ("scope", "positions", "keep_newline", "merge")
 
 
 def manifests() -> list[Any]:
@@ -57,19 +56,11 @@ def _pruned(kind: str, model: str) -> type:
     return with_pruning(getattr(module, STOCK[model]))
 
 
-def method_for(name: str, target: Target, **options: Any) -> Any:
-    """`methods.get`; a method that measures the projector is given the model's."""
-    made = methods.get(name, **options)
-    if "projector" in inspect.signature(type(made)).parameters:
-        made = methods.get(name, **options, projector=target.projector())
-    return made
-
-
 def with_pruning(stock: type) -> type:
     """A class of lmms-eval's that prunes what its `model` is asked.
 
-    Its constructor takes `method` and the options of that, `scope`, `positions` and `keep_newline`;
-    everything else is the stock class's. What was pruned is logged at the end of a task.
+    Its constructor takes `method` and the options of that, `scope`, `positions`, `keep_newline` and
+    `merge`; everything else is the stock class's. What was pruned is logged at the end of a task.
 
     Args:
         stock: has the model as `model`, and `generate_until`.
@@ -79,7 +70,7 @@ def with_pruning(stock: type) -> type:
         ours = dict(_options(method, arguments))
         how = {name: ours.pop(name) for name in _PRUNING if name in ours}
         stock.__init__(self, *args, **arguments)  # type: ignore[misc]
-        chooser = method_for(method, Target.of(self.model), **ours)
+        chooser = methods.get(method, **ours)
         self.pruning = prune(self.model, chooser, processor=_renderer(self), **how).install()
 
     def generate_until(self: Any, requests: Any) -> Any:

@@ -37,6 +37,7 @@ from .errors import (
     PlaceholderMismatchError,
     PruningError,
     UnsupportedInputError,
+    UnsupportedMethodError,
     UnsupportedModelError,
 )
 from .handle import PruneHandle, prune
@@ -57,6 +58,7 @@ __all__ = [
     "PrunedInputs",
     "PruningError",
     "UnsupportedInputError",
+    "UnsupportedMethodError",
     "UnsupportedModelError",
     "prune",
     "prune_inputs",

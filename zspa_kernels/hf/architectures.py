@@ -25,6 +25,7 @@ class Architecture:
         tile: likewise; `"anyres"`: LLaVA-NeXT's base picture and the tiles of its larger one.
         projector: path of the module between vision tower and language model.
         mrope: positions have three axes (time, row, column).
+        patches: a visual token is one patch of the vision tower, in its order.
     """
 
     name: str
@@ -32,12 +33,13 @@ class Architecture:
     tile: str = "entry"
     projector: str = "multi_modal_projector"
     mrope: bool = False
+    patches: bool = False
 
 
 # By `config.model_type`.
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "llava": Architecture("LLaVA-1.5"),
-    "llava_next": Architecture("LLaVA-NeXT", tile="anyres"),
+    "llava": Architecture("LLaVA-1.5", patches=True),
+    "llava_next": Architecture("LLaVA-NeXT", tile="anyres", patches=True),
     "qwen2_5_vl": Architecture("Qwen2.5-VL", projector="visual.merger", mrope=True),
     "qwen3_vl": Architecture("Qwen3-VL", projector="visual.merger", mrope=True),
     "internvl": Architecture("InternVL", image="run"),

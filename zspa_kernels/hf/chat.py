@@ -12,7 +12,7 @@ from . import continuation
 from .architectures import Target, transformers_version
 from .encode import rebuild
 from .errors import UnsupportedInputError, UnsupportedModelError
-from .inputs import Options, input_ids, prune_batch, refuse
+from .inputs import Options, fitted, input_ids, prune_batch, refuse
 from .positions import full_positions
 from .query import Query
 from .report import PruneReport
@@ -44,11 +44,13 @@ class ChatState:
         keep_newline: bool = False,
         query: Query = "question",
         processor: Any = None,
+        merge: bool | None = None,
     ) -> None:
         self.report: PruneReport | None = None
         self.reused = 0
-        self._target, self._method = Target.of(model), method
-        self._options = Options(scope, positions, keep_newline, query, processor)
+        self._target = Target.of(model)
+        self._options = Options(scope, positions, keep_newline, query, processor, merge)
+        self._method = fitted(method, self._target, self._options)
         if not self._target.takes_features:
             raise UnsupportedModelError(
                 f"ChatState: transformers must be 5.20 or newer, got {transformers_version()}: "

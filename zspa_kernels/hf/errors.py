@@ -12,6 +12,10 @@ class UnsupportedModelError(PruningError, NotImplementedError):
     """The architecture, or the installed transformers, is not one that can be pruned."""
 
 
+class UnsupportedMethodError(PruningError, TypeError):
+    """The method needs a tensor that this model does not have or that is not collected."""
+
+
 class UnsupportedInputError(PruningError, NotImplementedError):
     """A combination of inputs whose result would be wrong."""
 

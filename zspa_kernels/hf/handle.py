@@ -24,7 +24,7 @@ from .errors import (
     UnsupportedInputError,
 )
 from .hooks import Hooks
-from .inputs import Options, Pruned, features_form, input_ids, prune_batch
+from .inputs import Options, Pruned, features_form, fitted, input_ids, prune_batch
 from .query import Query
 from .report import PruneReport
 
@@ -40,6 +40,7 @@ def prune(
     keep_newline: bool = False,
     query: Query = "question",
     processor: Any = None,
+    merge: bool | None = None,
 ) -> PruneHandle:
     """Prune every prompt with pictures that the model is given.
 
@@ -57,12 +58,14 @@ def prune(
         keep_newline: whether LLaVA-NeXT's newline tokens are all kept.
         query: which words count.
         processor: of the model, or its tokenizer.
+        merge: whether dropped tokens are merged into kept ones.
 
     Returns:
         The handle, not yet installed.
 
     Raises:
         UnsupportedModelError: the architecture is unknown.
+        UnsupportedMethodError: the method needs a tensor that this model does not give.
         TypeError, ValueError: options. The errors of a call are those of `prune_inputs`, and:
         AlreadyPrunedError: the model is being pruned already.
         ChunkedPrefillError: this transformers mixes up pictures in chunked prefill.
@@ -70,8 +73,9 @@ def prune(
     Warns:
         NothingPrunedWarning: at the end, if no visual token was dropped.
     """
-    options = Options(scope, positions, keep_newline, query, processor)
-    return PruneHandle(Target.of(model), method, options)
+    options = Options(scope, positions, keep_newline, query, processor, merge)
+    target = Target.of(model)
+    return PruneHandle(target, fitted(method, target, options), options)
 
 
 class PruneHandle:

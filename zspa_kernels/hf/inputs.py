@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import collect
 from . import query as queries
 from .architectures import Target, transformers_version
 from .encode import Encoded, encode, rebuild
@@ -39,6 +40,7 @@ class Options:
     keep_newline: bool = False
     query: Query = "question"
     processor: Any = None
+    merge: bool | None = None
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
@@ -50,7 +52,18 @@ class Options:
                 raise ValueError(f"prune: {name} must be one of {known}, got {value!r}")
         if not isinstance(self.keep_newline, bool):
             raise TypeError(f"prune: keep_newline must be a bool, got {self.keep_newline!r}")
+        if self.merge is not None and not isinstance(self.merge, bool):
+            raise TypeError(f"prune: merge must be a bool or None, got {self.merge!r}")
         queries.check(self.query, self.processor)
+
+    def merges(self, method: Any) -> bool:
+        """Whether dropped tokens are merged into kept ones: as published, if not said otherwise."""
+        able = hasattr(method, "assign")
+        if self.merge and not able:
+            raise ValueError(
+                f"prune: merge must be False or None for a method without `assign`, got {method!r}"
+            )
+        return able if self.merge is None else self.merge
 
 
 class PrunedInputs(dict[str, Any]):
@@ -78,7 +91,7 @@ class Pruned:
 
     Attributes:
         inputs: the processor's output without what the encoder has read, pruned.
-        encoded: all visual tokens.
+        encoded: all visual tokens, the kept ones with what was merged into them.
         rows: those kept, of each prompt.
         index: see `PrunedInputs`.
         mask: bool `[B, L']`, False at padding.
@@ -113,6 +126,7 @@ def prune_inputs(
     keep_newline: bool = False,
     query: Query = "question",
     processor: Any = None,
+    merge: bool | None = None,
 ) -> PrunedInputs:
     """Drop visual tokens from a processor's output.
 
@@ -138,6 +152,8 @@ def prune_inputs(
             `input_ids`.
         processor: of the model, or its tokenizer. With it `"question"` leaves out what the chat
             template adds.
+        merge: whether dropped tokens are merged into kept ones, for a method that can (it has
+            `assign`: ToMe, VisionZip). None: if it can. False: they are dropped, as always.
 
     Returns:
         A dict for `generate` or for a forward call, with `report`, `index` and `restore`.
@@ -145,14 +161,16 @@ def prune_inputs(
     Raises:
         UnsupportedModelError: the architecture is unknown, or transformers is older than 5.20; use
             `prune` there.
+        UnsupportedMethodError: the method needs a tensor that this model does not give.
         UnsupportedInputError: videos, embeddings instead of ids, labels, a filled cache.
         PlaceholderMismatchError: the prompt has another number of image tokens than the pictures.
 
     Warns:
         NothingPrunedWarning: no token was dropped.
     """
-    options = Options(scope, positions, keep_newline, query, processor)
+    options = Options(scope, positions, keep_newline, query, processor, merge)
     target = Target.of(model)
+    method = fitted(method, target, options)
     if not target.takes_features:
         raise UnsupportedModelError(
             f"prune_inputs: transformers {transformers_version()} cannot be given encoded pictures "
@@ -173,6 +191,18 @@ def prune_inputs(
     if result.report.after == result.report.before:
         warn_nothing(result.report, stacklevel=3)
     return result
+
+
+def fitted(method: Any, target: Target, options: Options) -> Any:
+    """`method` for this model: one that measures a projector and has none is given the model's.
+
+    Raises for a method that cannot prune this model, before anything runs.
+    """
+    collect.wanted(method, target)
+    options.merges(method)
+    if getattr(method, "needs_features", False) and getattr(method, "projector", method) is None:
+        return replace(method, projector=target.projector())
+    return method
 
 
 def restore(prompt: Tensor, length: int, sequences: Tensor) -> Tensor:
@@ -253,15 +283,23 @@ def prune_batch(
             f"got {list(valid.shape)}"
         )
     visual = ids_host == target.image_token
-    encoded = encode(target, inputs, getattr(method, "needs_features", False))
+    merge = options.merges(method)
+    collected = collect.wanted(method, target, inputs)
+    with collected.watching(target):
+        encoded = encode(target, inputs, getattr(method, "needs_features", False))
     where = layout(target, inputs, visual, encoded.sizes)
     asked = valid.clone()
     asked[:, :start] = False
     words = queries.embeddings(
         target, ids_host, asked, visual, options.query, options.processor, ids.device
     )
+    given = collected.tensors(target, inputs)
     ratings = rate(method, target, inputs, encoded)
-    chosen = choose(method, encoded, where, words, options.scope, options.keep_newline, ratings)
+    if ratings is not None:
+        given["ratings"] = ratings
+    chosen = choose(
+        method, encoded, where, words, options.scope, options.keep_newline, given, merge
+    )
 
     keep = valid.clone() if not chosen.kept.all() else torch.ones_like(valid)
     keep[where.sample, where.column] = chosen.kept
@@ -278,7 +316,7 @@ def prune_batch(
     report = describe(target, where, chosen, inputs, index, kept_mask)
     return Pruned(
         inputs=kept,
-        encoded=encoded,
+        encoded=chosen.encoded,
         rows=[rows[samples == b].to(encoded.tokens.device) for b in range(len(ids))],
         index=index,
         mask=kept_mask,
@@ -292,6 +330,7 @@ def prune_batch(
             scope=options.scope,
             positions=options.positions,
             route=route,
+            merged=merge,
         ),
     )
 

@@ -164,7 +164,20 @@ def pack_anyres(
         pictures,
         inputs["image_sizes"].cpu(),
         vision_feature_select_strategy=target.model.config.vision_feature_select_strategy,
-        image_newline=torch.full((pictures[0].shape[-1],), newline),
+        image_newline=pictures[0].new_full((pictures[0].shape[-1],), newline),
     )
     values: list[Tensor] = packed[0]
     return values
+
+
+def along_tokens(target: Target, inputs: Mapping[str, Any], values: Tensor) -> Tensor:
+    """Values `[tiles, n]` or `[tiles, n, C]` of patches in the order of visual tokens `[T, ...]`.
+
+    NaN at LLaVA-NeXT's newline tokens, which are no patches: what is rated by it is not chosen.
+    """
+    if target.arch.tile != "anyres":
+        return values.flatten(0, 1)
+    counts = [tiles for tiles, _ in anyres_tiles(target, inputs)]
+    pictures = list(values.reshape(*values.shape[:2], -1).split(counts))
+    packed = torch.cat(pack_anyres(target, inputs, pictures, torch.nan))
+    return packed.reshape(-1, *values.shape[2:])

@@ -63,6 +63,7 @@ class PruneReport:
         scope: what shares a budget.
         positions: `"original"` or `"compact"`.
         route: how the model was given the pruned prompt: `"inputs"` or `"hooks"`.
+        merged: dropped tokens are part of kept ones, as the method assigned them.
         select_ms: time the method took, for all images together.
     """
 
@@ -76,6 +77,7 @@ class PruneReport:
     scope: str = "image"
     positions: str = "original"
     route: str = "inputs"
+    merged: bool = False
     select_ms: float = 0.0
 
     @property
@@ -97,10 +99,11 @@ class PruneReport:
         if not self.images:
             return f"{self.method}: no image, nothing pruned"
         mib = 2.0**-20
+        merged = ", the others merged into them" if self.merged else ""
         plural = "s" if len(self.images) > 1 else ""
         return (
             f"{self.method}: {len(self.images)} image{plural}, "
-            f"{self.before} -> {self.after} visual tokens ({self.core} core), "
+            f"{self.before} -> {self.after} visual tokens ({self.core} core{merged}), "
             f"prompt {sum(self.prompt_before)} -> {sum(self.prompt_after)}, "
             f"KV {self.kv_bytes_before * mib:.3g} -> {self.kv_bytes_after * mib:.3g} MiB, "
             f"{self.positions} positions, selected in {self.select_ms:.2g} ms"

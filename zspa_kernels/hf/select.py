@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-import functools
+import inspect
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,16 +16,24 @@ from ..types import Selection, select_each
 from .architectures import Target
 from .encode import Encoded
 from .errors import UnsupportedModelError
-from .layout import Layout, anyres_tiles, pack_anyres
+from .layout import Layout, along_tokens
 
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """What a method chose among the T visual tokens of a batch; bool `[T]` on the host."""
+    """What a method chose among the T visual tokens of a batch.
+
+    Attributes:
+        kept: bool `[T]` on the host.
+        core: likewise, those chosen for a score of their own.
+        milliseconds: that the method took.
+        encoded: the tokens; where others were merged into the kept ones, with these changed.
+    """
 
     kept: Tensor
     core: Tensor
     milliseconds: float
+    encoded: Encoded
 
 
 def choose(
@@ -35,7 +43,8 @@ def choose(
     words: Sequence[Tensor],
     scope: str,
     keep_newline: bool,
-    ratings: Tensor | None,
+    given: Mapping[str, Tensor],
+    merge: bool,
 ) -> Choice:
     """Let `method` select in every group of tokens that shares a budget.
 
@@ -46,7 +55,8 @@ def choose(
         words: text embeddings of each prompt.
         scope: what shares a budget.
         keep_newline: newline tokens are kept in addition, and not chosen among.
-        ratings: of every token, for a method that needs them.
+        given: what the method takes beside tokens and words, one row a token `[T, ...]`.
+        merge: whether the method's `assign` merges dropped tokens into kept ones.
     """
     free = where.newline if keep_newline else torch.zeros_like(where.newline)
     rows = torch.nonzero(~free).flatten()
@@ -59,10 +69,16 @@ def choose(
     tokens = encoded.tokens.detach()
     visual = list(tokens[rows.to(device)].split(sizes))
     prompt = [words[int(where.sample[group[0]])].to(device) for group in groups]
-    given = {} if ratings is None else {"ratings": list(ratings[rows.to(device)].split(sizes))}
+    here = rows.to(device)
+    parts = {k: list(v.detach().to(device)[here].split(sizes)) for k, v in given.items()}
     clock = _Clock(device)
-    ragged = getattr(method, "select_varlen", functools.partial(select_each, method))
-    picked: list[Selection] = ragged(visual, prompt, **given)
+    merging: list[Any] = []
+    if merge:
+        merging = [method.assign(v, p, **own) for v, p, own in _each(visual, prompt, parts)]
+        picked = [one.selection for one in merging]
+        encoded = _merged(encoded, [group.to(device) for group in groups], merging)
+    else:
+        picked = _picked(method, visual, prompt, parts)
     taken = clock.stop()
     kept, core = free.clone(), torch.zeros_like(free)
     # One copy to the host for all of them.
@@ -78,7 +94,48 @@ def choose(
         chosen = indices >= 0
         kept[group[indices[chosen]]] = True
         core[group[indices[chosen & in_core]]] = True
-    return Choice(kept, core, taken() if callable(taken) else taken)
+    return Choice(kept, core, taken() if callable(taken) else taken, encoded)
+
+
+def _each(
+    visual: list[Tensor], prompt: list[Tensor], given: Mapping[str, list[Tensor]]
+) -> list[tuple[Tensor, Tensor, dict[str, Tensor]]]:
+    """Tokens, words and whatever else there is, of one group after the other."""
+    own = [{name: parts[i] for name, parts in given.items()} for i in range(len(visual))]
+    return list(zip(visual, prompt, own, strict=True))
+
+
+def _picked(
+    method: Any, visual: list[Tensor], prompt: list[Tensor], given: Mapping[str, list[Tensor]]
+) -> list[Selection]:
+    """One ragged call, if the method has one that takes what there is; else group by group."""
+    ragged = getattr(method, "select_varlen", None)
+    if ragged is not None and (
+        not given or set(given) <= set(inspect.signature(ragged).parameters)
+    ):
+        chosen: list[Selection] = ragged(visual, prompt, **given)
+        return chosen
+    if not given:
+        return select_each(method, visual, prompt)
+    return [method.select(v, p, **own) for v, p, own in _each(visual, prompt, given)]
+
+
+def _merged(encoded: Encoded, groups: list[Tensor], merging: list[Any]) -> Encoded:
+    """The tokens with every kept one replaced by what was merged into it, in deeper layers too.
+
+    `merging` are `zspa_kernels.primitives.Merging`, one a group.
+    """
+
+    def change(tokens: Tensor) -> Tensor:
+        tokens = tokens.detach().clone()
+        for group, one in zip(groups, merging, strict=True):
+            indices = one.selection.indices
+            inside = indices >= 0
+            tokens[group[indices[inside]]] = one.merge(tokens[group])[inside]
+        return tokens
+
+    deep = [change(layer) for layer in encoded.deep]
+    return replace(encoded, tokens=change(encoded.tokens), deep=deep)
 
 
 class _Clock:
@@ -106,10 +163,7 @@ def rate(method: Any, target: Target, inputs: Mapping[str, Any], encoded: Encode
     with torch.no_grad():
         ratings: Tensor = method.rate(encoded.features)
     if target.arch.tile == "anyres":
-        counts = [tiles for tiles, _ in anyres_tiles(target, inputs)]
-        pictures = [part[..., None].cpu() for part in ratings.split(counts)]
-        packed = pack_anyres(target, inputs, pictures, torch.nan)  # NaN: a newline is never chosen
-        ratings = torch.cat(packed).to(encoded.tokens.device)
+        ratings = along_tokens(target, inputs, ratings)
     elif hasattr(getattr(target.inner, "visual", None), "window_size"):
         ratings = ratings[_window_order(target, inputs).argsort()]
     flat = ratings.flatten()

@@ -19,9 +19,13 @@ ATTENTION = Input(
     "[B, N]",
     "attention from [CLS] to each patch, mean or sum over heads, in the vision tower's layer "
     "whose output is used; without [CLS], what each patch receives from all",
+    tensor="attention",
 )
 KEYS = Input(
-    "keys", "[B, N, C]", "keys of the vision tower's layer that the tokens come from, mean of heads"
+    "keys",
+    "[B, N, C]",
+    "keys of the vision tower's layer that the tokens come from, mean of heads",
+    tensor="keys",
 )
 FEATURES = Input(
     "features",
@@ -29,6 +33,7 @@ FEATURES = Input(
     "what the projector is given, the vision tower's output (published); by default the visual "
     "tokens",
     False,
+    tensor="features",
 )
 
 

@@ -24,12 +24,16 @@ class Input:
         shape: of it, for example `[B, N]`.
         source: what it is and where a model has it.
         required: whether the method refuses to work without it.
+        tensor: what it is where a model is pruned, which is then asked for it: `"attention"` (of
+            [CLS], or received from all where there is none), `"cls attention"`, `"keys"` or
+            `"features"`; empty for anything else.
     """
 
     name: str
     shape: str
     source: str
     required: bool = True
+    tensor: str = ""
 
 
 VISUAL = Input("visual", "[B, N, D]", "projected visual tokens, the language model's input")

@@ -14,6 +14,7 @@ from ..types import Selection, select_each
 
 if TYPE_CHECKING:
     from ..hf import PruneHandle
+    from ._registry import Input
 
 
 class MethodBase:
@@ -24,6 +25,8 @@ class MethodBase:
     them is faster. `method(model)` prunes a transformers model.
 
     Attributes:
+        model_inputs: what a model that is pruned is asked for, and `select` is given, beside tokens
+            and prompt; an `Input` of `zspa_kernels.methods` each, whose `tensor` says what it is.
         needs_features: True for a method that rates tokens by what the projector is given. Its
             `rate` makes the ratings, and its `select_varlen` takes them: `ratings=`, one tensor
             `[n]` an image.
@@ -37,6 +40,15 @@ class MethodBase:
         >>> [picked.indices.tolist() for picked in EverySecond().select_varlen([torch.eye(3)])]
         [[0, 2]]
     """
+
+    @property
+    def model_inputs(self) -> tuple[Input, ...]:
+        """The inputs of `about`, if there is one.
+
+        Where the model cannot give a required one, `hf.prune` raises; others are left out then.
+        """
+        facts = getattr(self, "about", None)
+        return () if facts is None else tuple(facts.inputs)
 
     @property
     def needs_features(self) -> bool:

@@ -63,7 +63,11 @@ class CDPruner(MethodBase):
                 "[B, N, Dc]",
                 "CLIP's visual projection of the patches, after its last layer norm",
             ),
-            Input("text_embeds", "[B, S, Dc]", "CLIP's text embeddings of the instruction's parts"),
+            Input(
+                "text_embeds",
+                "[B, S, Dc]",
+                "CLIP's text embeddings of the instruction's parts; space='llm' needs none",
+            ),
             Input("prompt", PROMPT.shape, f"with space='llm': {PROMPT.source}", False),
         ),
         primitives=("relevance_topk", "min_max", "dpp"),
@@ -85,6 +89,11 @@ class CDPruner(MethodBase):
         if self.emphasis is not None:
             last = math.nextafter(1.0, 0.0)
             _contract.number("CDPruner", "emphasis", self.emphasis, 0.0, last)
+
+    @property
+    def model_inputs(self) -> tuple[Input, ...]:
+        """CLIP's embeddings in its space only."""
+        return self.about.inputs if self.space == "clip" else (VISUAL, PROMPT)
 
     def select(
         self,

@@ -50,6 +50,7 @@ class GreedyPrune(MethodBase):
                 "[B, N]",
                 "attention the token receives: from [CLS] in the vision tower, or from the text in "
                 "a layer of the language model",
+                tensor="attention",
             ),
         ),
         primitives=("suppress",),

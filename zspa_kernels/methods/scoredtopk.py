@@ -26,17 +26,19 @@ class Preset:
         paper: where it was published.
         scores: which tensor of which layer, reduced to `[B, N]`.
         how: how users of transformers get it.
+        tensor: see `Input`.
     """
 
     title: str
     paper: str
     scores: str
     how: str
+    tensor: str = ""
 
     @property
     def about(self) -> About:
         """Facts, as of any method."""
-        scores = Input("scores", "[B, N]", f"{self.scores}; {self.how}")
+        scores = Input("scores", "[B, N]", f"{self.scores}; {self.how}", tensor=self.tensor)
         return About(
             title=self.title,
             paper=self.paper,
@@ -56,6 +58,7 @@ PRESETS = {
         "attention from [CLS] to the patches, mean over heads, of the vision tower's layer whose "
         "output is used (LLaVA: the last but one)",
         f"{_EAGER}[-2][:, :, 0, 1:].mean(1)",
+        "cls attention",
     ),
     "fastv": Preset(
         "FastV",
@@ -136,6 +139,15 @@ class ScoredTopK(MethodBase):
         if self.preset is not None:
             _contract.option("ScoredTopK", "preset", self.preset, tuple(PRESETS))
 
+    @property
+    def model_inputs(self) -> tuple[Input, ...]:
+        """The preset's."""
+        return self._facts.inputs
+
+    @property
+    def _facts(self) -> About:
+        return self.about if self.preset is None else PRESETS[self.preset].about
+
     def select(
         self,
         visual: Tensor,
@@ -164,8 +176,7 @@ class ScoredTopK(MethodBase):
         Returns:
             The selection; all of it is core, and its scores are those given.
         """
-        about = self.about if self.preset is None else PRESETS[self.preset].about
-        rating = per_token(about, "scores", scores, visual)
+        rating = per_token(self._facts, "scores", scores, visual)
         n = visual.shape[-2]
         picks = topk(
             rating,

@@ -70,7 +70,7 @@ class ZOOPrune(MethodBase):
     )
 
     keep: float
-    projector: nn.Module | Projector | SensitivityPlan | None = None
+    projector: nn.Module | Projector | SensitivityPlan | None = field(default=None, repr=False)
     score: str = "closed_form"
     rank: int | None = None
     directions: Tensor | int = 64
@@ -147,6 +147,11 @@ class ZOOPrune(MethodBase):
         if self.sorted:
             indices = ascending(indices, n)
         return Selection(indices, torch.zeros_like(indices, dtype=torch.bool), scores)
+
+    @property
+    def model_inputs(self) -> tuple[Input, ...]:
+        """Tokens alone: `rate` is asked for the rest."""
+        return (VISUAL,)
 
     @property
     def needs_features(self) -> bool:

@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every registered method on a model: given what it wants, or refused before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+import zspa_kernels as zk
+from python_tests import vlms
+from python_tests.hf_oracle import generate, rows
+from zspa_kernels.hf.architectures import Target
+from zspa_kernels.hf.collect import wanted
+from zspa_kernels.hf.encode import Encoded, encode
+from zspa_kernels.methods import Input
+
+CLOSE: dict[str, float] = {"rtol": 1e-4, "atol": 1e-5}
+#: Their tensors are the language model's, or those of a CLIP text tower, which no LLaVA has.
+REFUSED = {
+    "cdpruner", "fastv", "scoredtopk", "topv", "vflowopt", "visiondrop", "vitcop",
+}  # fmt: skip
+VISION = {"fastervlm", "greedyprune", "scope", "tome", "visionzip"}
+
+
+@dataclass(frozen=True)
+class Asking(zk.MethodBase):
+    """Keeps the first tokens, and shows what it was given."""
+
+    model_inputs = tuple(
+        Input(kind.replace(" ", "_"), "[B, N]", "a test", tensor=kind)
+        for kind in ("attention", "cls attention", "keys", "features")
+    )
+
+    def select(self, visual: Tensor, prompt: Tensor | None = None, **given: Tensor) -> Any:
+        self.seen.append(given)  # type: ignore[attr-defined]
+        indices = torch.arange(3)
+        return zk.Selection(indices, torch.zeros(3, dtype=torch.bool))
+
+
+def collected(tiny: vlms.Tiny, inputs: Mapping[str, Any]) -> tuple[Encoded, dict[str, Tensor]]:
+    """Visual tokens and what is collected of them."""
+    target = Target.of(tiny.model)
+    found = wanted(Asking(), target, inputs)
+    with torch.no_grad(), found.watching(target):
+        encoded = encode(target, inputs, need_features=True)
+    return encoded, found.tensors(target, inputs)
+
+
+def eager(tiny: vlms.Tiny, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Attention, keys and features of the tower's layer -2, `[tiles, n, ...]`, by transformers."""
+    tower = tiny.model.model.vision_tower
+    before = tower.config._attn_implementation
+    tower.set_attn_implementation("eager")
+    pixels = inputs["pixel_values"]
+    if pixels.ndim == 5:  # tiles of each picture, padded to the most of any
+        pixels = torch.cat([own[own.flatten(1).any(1)] for own in pixels])
+    try:
+        with torch.no_grad():
+            out = tower(pixels, output_attentions=True, output_hidden_states=True)
+    finally:
+        tower.set_attn_implementation(before)
+    layers: Any = dict(tower.named_modules())
+    layer = next(part for name, part in layers.items() if name.endswith("encoder.layers"))[-2]
+    keys = layer.self_attn.k_proj(layer.layer_norm1(out.hidden_states[-3]))
+    heads = keys.unflatten(-1, (layer.self_attn.num_heads, -1)).mean(2)
+    return {
+        "cls attention": out.attentions[-2][:, :, 0, 1:].mean(1),
+        "keys": heads[:, 1:].detach(),
+        "features": out.hidden_states[-2][:, 1:],
+    }
+
+
+@pytest.mark.parametrize("kind", ["single", "ragged"])
+@pytest.mark.parametrize("name", ["llava", "llava_next"])
+def test_what_is_collected_is_what_eager_attention_gives(name: str, kind: str) -> None:
+    """With SDPA, in the order of visual tokens, through the packing of tiles and newlines."""
+    tiny = vlms.get(name)
+    assert tiny.model.model.vision_tower.config._attn_implementation == "sdpa"
+    inputs = tiny.inputs(kind)
+    encoded, found = collected(tiny, inputs)
+    expected = eager(tiny, inputs)
+    torch.testing.assert_close(
+        found["attention"], found["cls_attention"], rtol=0, atol=0, equal_nan=True
+    )
+    assert encoded.features is not None
+    projected = tiny.model.model.multi_modal_projector(encoded.features).flatten(0, 1)
+    tokens = 0
+    for t, token in enumerate(encoded.tokens):
+        same = (projected - token).abs().amax(-1) < 1e-6
+        if not bool(same.any()):  # a newline, which is no patch
+            assert all(bool(value[t].isnan().all()) for value in found.values())
+            continue
+        tokens += 1
+        patch = int(same.nonzero()[0])
+        for what in ("cls attention", "keys", "features"):
+            value = expected[what].flatten(0, 1)[patch]
+            torch.testing.assert_close(found[what.replace(" ", "_")][t], value, **CLOSE)
+    assert tokens == (len(encoded.tokens) if name == "llava" else tokens) > 0
+
+
+def test_a_tower_without_cls_is_asked_what_each_patch_receives() -> None:
+    torch.manual_seed(0)
+    size = {"image_size": 56, "patch_size": 14, "hidden_size": 32, "intermediate_size": 48}
+    config = transformers.LlavaConfig(
+        vision_config=transformers.SiglipVisionConfig(
+            **size, num_hidden_layers=3, num_attention_heads=2
+        ),
+        text_config=vlms.text(transformers.LlamaConfig),
+        image_token_index=9,
+        vision_feature_select_strategy="full",
+        vision_feature_layer=-1,
+    )
+    config.image_token_id = 9
+    model = transformers.LlavaForConditionalGeneration(config).eval()
+    model.generation_config.eos_token_id = None
+    ids = torch.tensor([[1, *[9] * 16, 3, 4]])
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "pixel_values": torch.rand(1, 3, 56, 56),
+    }
+    with zk.methods.SCOPE(keep=4)(model) as handle:
+        generate(model, inputs)  # with SDPA
+    with pytest.raises(zk.hf.UnsupportedMethodError, match=r"'siglip_vision_model', has no \[CLS"):
+        zk.hf.prune(model, zk.methods.get("fastervlm", keep=4))
+    target = Target.of(model)
+    method = zk.methods.SCOPE(keep=4)
+    asking = wanted(method, target)
+    with torch.no_grad(), asking.watching(target):
+        visual = encode(target, inputs, need_features=False).tokens
+    found = asking.tensors(target, inputs)
+    assert handle.report is not None
+    assert torch.equal(handle.report.images[0].indices, method.select(visual, **found).indices)
+    model.model.vision_tower.set_attn_implementation("eager")
+    with torch.no_grad():
+        out = model.model.vision_tower(
+            inputs["pixel_values"], output_attentions=True, output_hidden_states=True
+        )
+    torch.testing.assert_close(found["attention"], out.attentions[-1].mean((1, 2))[0], **CLOSE)
+    torch.testing.assert_close(found["features"], out.hidden_states[-1][0], **CLOSE)
+
+
+@pytest.mark.parametrize("name", zk.methods.available())
+def test_every_method_prunes_a_llava_or_says_why_not(name: str) -> None:
+    tiny = vlms.get("llava")
+    method: Any = zk.methods.get(name, keep=0.2)
+    inputs = tiny.inputs()
+    calls: list[None] = []
+    watching = tiny.model.model.vision_tower.register_forward_hook(lambda *_: calls.append(None))
+    try:
+        if name in REFUSED:
+            missing = [one.name for one in method.model_inputs if one.required][1:]
+            with pytest.raises(zk.hf.UnsupportedMethodError, match=rf"needs {missing[0]} \["):
+                method(tiny.model)
+            assert not calls
+            return
+        handle = method(tiny.model).install()
+        generate(tiny.model, inputs)
+        handle.remove()
+    finally:
+        watching.remove()
+    assert handle.report is not None
+    assert "\n" not in str(handle.report)
+    if name not in VISION:
+        return
+    encoded, found = collected(tiny, inputs)
+    wants = [one for one in method.model_inputs if one.tensor]
+    given = {one.name: found[one.tensor.replace(" ", "_")] for one in wants}
+    picked = method.select(encoded.tokens, **given)
+    assert torch.equal(handle.report.images[0].indices, picked.indices)
+    assert torch.equal(handle.report.images[0].core_mask, picked.core_mask)
+
+
+def test_methods_of_other_models_tensors() -> None:
+    """A token of several patches has no attention of its own; optional tensors are left out."""
+    model = vlms.get("qwen2_5_vl").model
+    for name in VISION:
+        with pytest.raises(zk.hf.UnsupportedMethodError, match="made of several patches each"):
+            zk.hf.prune(model, zk.methods.get(name, keep=0.2))
+    method = zk.methods.MMTok(keep=0.2)
+    assert wanted(method, Target.of(model)).kinds == {}
+    assert wanted(method, Target.of(vlms.get("llava").model)).kinds == {"features": "features"}
+    with zk.methods.CDPruner(keep=0.2, space="llm")(model) as handle:
+        generate(model, vlms.get("qwen2_5_vl").inputs())
+    assert handle.after < handle.before / 4
+
+
+def test_layers_that_are_no_single_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = Target.of(vlms.get("llava").model)
+    method = zk.methods.get("fastervlm", keep=0.2)
+    for layer in (0, [-2, -1]):
+        with pytest.raises(zk.hf.UnsupportedMethodError, match="of no single layer"):
+            wanted(method, target, {"vision_feature_layer": layer})
+    first, last = (
+        wanted(method, target, {"vision_feature_layer": layer}).layer for layer in (2, -2)
+    )
+    assert first is last is not None
+    monkeypatch.setattr(target.model.config, "vision_feature_select_strategy", "full")
+    with pytest.raises(zk.hf.UnsupportedMethodError, match="features are taken as 'full'"):
+        wanted(method, target)
+
+
+def test_an_error_in_the_encoder_leaves_no_hook() -> None:
+    tiny = vlms.get("llava")
+    tower = tiny.model.model.vision_tower
+
+    def fail(*args: Any) -> None:
+        raise RuntimeError("inside")
+
+    before = [len(part._forward_hooks) for part in tower.modules()]
+    handle = zk.methods.VisionZip(keep=0.2)(tiny.model).install()
+    failing = tower.register_forward_hook(fail)
+    with pytest.raises(RuntimeError, match="inside"):
+        generate(tiny.model, tiny.inputs())
+    failing.remove()
+    with pytest.warns(zk.hf.NothingPrunedWarning):
+        handle.remove()
+    assert [len(part._forward_hooks) for part in tower.modules()] == before
+
+
+def test_zooprune_without_a_projector_is_given_the_models() -> None:
+    tiny = vlms.get("llava")
+    projector = tiny.model.model.multi_modal_projector
+    found = []
+    for method in (zk.ZOOPrune(keep=0.2), zk.ZOOPrune(keep=0.2, projector=projector)):
+        with method(tiny.model) as handle:
+            generate(tiny.model, tiny.inputs())
+        assert handle.report is not None
+        found.append(handle.report.images[0].indices)
+    assert torch.equal(*found)
+
+
+# ---- merging -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["llava", "llava_next"])
+@pytest.mark.parametrize("method", ["visionzip", "tome"])
+def test_merged_tokens_are_those_of_assign(name: str, method: str) -> None:
+    """The language model reads the merged tokens, at the places of the kept ones."""
+    tiny = vlms.get(name)
+    inputs = tiny.inputs("ragged")
+    chooser: Any = zk.methods.get(method, keep=0.3)
+    encoded, found = collected(tiny, inputs)
+    read: list[Tensor] = []
+    inner = tiny.model.model
+    text = inner.language_model
+    hook = text.register_forward_pre_hook(
+        lambda _, args, kwargs: read.append(kwargs["inputs_embeds"]), with_kwargs=True
+    )
+    with chooser(tiny.model) as handle:
+        generate(tiny.model, inputs, max_new_tokens=1)
+    hook.remove()
+    report = handle.report
+    assert report is not None
+    assert report.merged
+    assert "the others merged into them" in str(report)
+    start, changed = 0, 0
+    for image in report.images:
+        own = slice(start, start + image.before)
+        start += image.before
+        wants = [one.name for one in chooser.model_inputs if one.tensor in ("attention", "keys")]
+        merging = chooser.assign(encoded.tokens[own], **{k: found[k][own] for k in wants})
+        assert torch.equal(merging.selection.indices[merging.selection.indices >= 0], image.indices)
+        merged = merging.merge(encoded.tokens[own])[: image.after]
+        for index, token in zip(image.indices, merged, strict=True):
+            same = (read[0][image.sample] == token).all(-1)
+            assert int(same.sum()) == 1
+            changed += int(not torch.equal(token, encoded.tokens[own][index]))
+    assert changed > 3
+
+
+def test_whether_others_are_merged_is_an_option() -> None:
+    tiny = vlms.get("llava")
+    inputs = tiny.inputs("ragged")
+    logits = {}
+    for merge in (None, True, False):
+        with zk.methods.VisionZip(keep=0.3)(tiny.model, merge=merge) as handle:
+            logits[merge] = rows(generate(tiny.model, inputs))
+        assert handle.report is not None
+        assert handle.report.merged == (merge is not False)
+    assert torch.equal(logits[None], logits[True])
+    assert not torch.allclose(logits[True], logits[False], **CLOSE)
+    with pytest.raises(ValueError, match="merge must be False or None for a method without"):
+        zk.DivPrune(keep=0.3)(tiny.model, merge=True)
+    with pytest.raises(TypeError, match="merge must be a bool or None, got 1"):
+        zk.DivPrune(keep=0.3)(tiny.model, merge=1)
+
+
+@pytest.mark.parametrize("method", ["visionzip", "tome"])
+def test_nothing_merged_changes_no_bit(method: str) -> None:
+    tiny = vlms.get("llava")
+    inputs = tiny.inputs("ragged")
+    expected = rows(generate(tiny.model, inputs))
+    chooser: Any = zk.methods.get(method, keep=1.0)
+    handle = chooser(tiny.model).install()
+    got = rows(generate(tiny.model, inputs))
+    with pytest.warns(zk.hf.NothingPrunedWarning):
+        handle.remove()
+    assert torch.equal(got, expected)

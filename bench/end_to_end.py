@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bench.end_to_end_models import PRESETS
-from bench.end_to_end_report import plot, tables, write_page
+from bench.end_to_end_report import added, plot, tables, write_page
 from bench.end_to_end_runs import CONTENDERS, measure
 from bench.environment import ROOT, environment
 from bench.timing import quiet
@@ -59,6 +59,10 @@ def main(
     new_tokens: Annotated[int, typer.Option(min=2, help="Length of an answer.")] = 16,
     rounds: Annotated[int, typer.Option(min=1, help="Timed answers of each contender.")] = 5,
     out: Annotated[Path | None, typer.Option(help="Folder of the results.")] = None,
+    add: Annotated[
+        Path | None,
+        typer.Option(help="end_to_end.json of bench.gpu: its models are added, none is measured."),
+    ] = None,
     publish: Annotated[
         bool, typer.Option("--publish", help="Into bench/results and docs/efficiency.md.")
     ] = False,
@@ -68,7 +72,7 @@ def main(
     Models have the shapes of well-known ones and random weights, on which time does not depend.
     Results are added to end_to_end.json, a model each; its picture and table show all of them.
     """
-    chosen = preset or ["small"]
+    chosen = preset or ([] if add else ["small"])
     unknown = [name for name in chosen if name not in PRESETS]
     if unknown:
         _stop(f"--preset must be one of {', '.join(PRESETS)}, got {unknown[0]}", 2)
@@ -79,6 +83,13 @@ def main(
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "end_to_end.json"
     results = json.loads(path.read_text()) if path.exists() else {"runs": {}}
+    if add is not None:
+        try:
+            names = added(results, json.loads(add.read_text()))
+        except (OSError, ValueError, KeyError) as error:
+            _stop(f"--add must be a file of bench.gpu's end_to_end stage: {error!r}", 2)
+        console.print(f"added: {', '.join(names) or 'nothing, no job passed'}", highlight=False)
+        path.write_text(json.dumps(results, indent=1) + "\n")
     for name in chosen:
         try:
             results["runs"][name] = run(name, place, new_tokens, rounds)

@@ -65,6 +65,17 @@ def _llama(width: int, inner: int, layers: int, heads: int, kv: int) -> dict[str
     }
 
 
+_TINY = {
+    **_CLIP, "image_size": 112, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}  # fmt: skip
+
+
+def _qwen(sections: list[int]) -> dict[str, Any]:
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections}
+    return {"vocab_size": 152064, "max_position_embeddings": 32768, "rope_parameters": rope}
+
+
 _LLAMA_7B = _llama(4096, 11008, 32, 32, 32)
 
 PRESETS = {
@@ -72,10 +83,26 @@ PRESETS = {
         "tiny",
         "llava",
         _llama(64, 128, 2, 4, 2),
-        {**_CLIP, "image_size": 112, "hidden_size": 32, "intermediate_size": 64,
-         "num_hidden_layers": 2, "num_attention_heads": 2},
+        _TINY,
         tokens=64,
         size=(112, 112),
+    ),
+    "tiny-next": Preset(
+        "tiny LLaVA-NeXT",
+        "llava_next",
+        _llama(64, 128, 2, 4, 2),
+        _TINY,
+        tokens=64 + 16 * 17,
+        size=(224, 224),
+    ),
+    "tiny-qwen": Preset(
+        "tiny Qwen2.5-VL",
+        "qwen2_5_vl",
+        {**_llama(64, 128, 2, 4, 2), **_qwen([2, 3, 3])},
+        {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2,
+         "fullatt_block_indexes": [1], "out_hidden_size": 64},
+        tokens=64,
+        size=(16, 16),
     ),
     "small": Preset(
         "LLaVA-1.5, small",
@@ -103,14 +130,7 @@ PRESETS = {
     "qwen2.5-vl-7b": Preset(
         "Qwen2.5-VL-7B",
         "qwen2_5_vl",
-        {
-            **_llama(3584, 18944, 28, 28, 4),
-            "vocab_size": 152064,
-            "max_position_embeddings": 32768,
-            "rope_parameters": {
-                "rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24],
-            },
-        },
+        {**_llama(3584, 18944, 28, 28, 4), **_qwen([16, 24, 24])},
         {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16,
          "out_hidden_size": 3584},
         tokens=36 * 36,
@@ -124,13 +144,19 @@ _BEFORE, _BEHIND = 35, 24
 _IMAGE = 32000
 
 
-def build(preset: Preset, device: torch.device, seed: int = 0) -> Any:
-    """The model, on `device`; greedy decoding never stops by itself."""
+def build(preset: Preset, device: torch.device, seed: int = 0, attention: str | None = None) -> Any:
+    """The model, on `device`; greedy decoding never stops by itself.
+
+    `attention` is transformers' name of an implementation, None its default.
+    """
     import transformers
 
     torch.manual_seed(seed)
+    chosen = {} if attention is None else {"attn_implementation": attention}
     with torch.device(device):
-        model = _class(preset)._from_config(_config(transformers, preset), dtype=preset.dtype)
+        model = _class(preset)._from_config(
+            _config(transformers, preset), dtype=preset.dtype, **chosen
+        )
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
     return model.eval()
@@ -152,7 +178,10 @@ def _config(transformers: Any, preset: Preset) -> Any:
             text_config=preset.text, vision_config=preset.vision, image_token_id=_IMAGE
         )
     kind = {"llava": transformers.LlavaConfig, "llava_next": transformers.LlavaNextConfig}
+    side = preset.vision["image_size"]
+    tiled = [[side, 2 * side], [2 * side, side], [2 * side, 2 * side]]
     config = kind[preset.family](
+        **({"image_grid_pinpoints": tiled} if preset.family == "llava_next" else {}),
         vision_config=transformers.CLIPVisionConfig(**preset.vision),
         text_config=transformers.LlamaConfig(**preset.text),
         image_token_index=_IMAGE,

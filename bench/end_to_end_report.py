@@ -32,15 +32,11 @@ def tables(results: dict[str, Any]) -> str:
 
 
 def _table(name: str, run: dict[str, Any]) -> str:
-    machine = run["environment"]
-    where = machine["cpu"]["model"] if run["device"] == "cpu" else run["device"]
     head = (
         f"**{run['title']}**, {run['parameters'] / 1e9:.2f} billion parameters, {run['dtype']} "
         f"({run['weights_mib']:.0f} MiB), one picture of {run['visual_tokens']} tokens, "
         f"{run['new_tokens']} new tokens, medians of {run['rounds']} answers in turn; "
-        f"`python -m bench.end_to_end --preset {name}`: {where}, {machine['threads']} threads, "
-        f"{machine['isa']}, torch {machine['torch']}, transformers {machine['transformers']}, "
-        f"{machine['git']['sha'][:12]}, {machine['date'][:10]}."
+        f"{_where(name, run)}."
     )
     lines = [_line(*_HEADS), _line(*["---"] * len(_HEADS))]
     full = run["records"][0]["median_ms"]["total"]
@@ -67,6 +63,37 @@ def _table(name: str, run: dict[str, Any]) -> str:
             )
         )
     return "\n".join([head, "", *lines])
+
+
+def _where(name: str, run: dict[str, Any]) -> str:
+    """The command, the machine and the versions of a run."""
+    machine = run["environment"]
+    if run["device"] == "cpu":
+        command = f"bench.end_to_end --preset {name}"
+        device = f"{machine['cpu']['model']}, {machine['threads']} threads, {machine['isa']}"
+    elif "attention" in run:
+        command = "bench.gpu --stage end_to_end"
+        device = f"{run['device']}, driver {machine['driver']}, attention {run['attention']}"
+    else:
+        command, device = f"bench.end_to_end --preset {name}", str(run["device"])
+    sha = machine["git"]["sha"][:12] if machine["git"] else "unknown commit"
+    return (
+        f"`python -m {command}`: {device}, torch {machine['torch']}, "
+        f"transformers {machine['transformers']}, {sha}, {machine['date'][:10]}"
+    )
+
+
+def added(results: dict[str, Any], stage: dict[str, Any]) -> list[str]:
+    """Add the models that a file of `bench.gpu` measured to `results`; returns their names."""
+    head = {name: value for name, value in stage.items() if name != "jobs"}
+    names = []
+    for run in (run for job in stage["jobs"] if job["status"] == "passed" for run in job["data"]):
+        rest = dict(run)
+        name = f"{rest.pop('preset')} {run['attention']}"
+        machine = {**head, "transformers": rest.pop("transformers")}
+        results["runs"][name] = {**rest, "environment": machine}
+        names.append(name)
+    return names
 
 
 def write_page(path: Path, results: dict[str, Any]) -> None:

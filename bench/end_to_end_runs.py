@@ -106,6 +106,7 @@ def measure(
     new_tokens: int,
     rounds: int,
     tick: Callable[[str], None],
+    attention: str | None = None,
 ) -> dict[str, Any]:
     """Build the model and let every contender answer: once unmeasured, then in turn.
 
@@ -115,12 +116,13 @@ def measure(
         new_tokens: length of an answer, at least 2.
         rounds: timed answers of each contender.
         tick: called before each step with its name.
+        attention: see `build`.
 
     Raises:
         AssertionError: picks, or the length of a cache, are wrong; then there is no figure.
     """
     tick("building")
-    model = build(preset, device)
+    model = build(preset, device, attention=attention)
     asked = inputs(preset, device)
     encoder = Encoder(model)
     contenders = {one.name: Answering(one, model, asked, encoder, new_tokens) for one in CONTENDERS}

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prove and measure the GPU path: `python -m bench.gpu --stage correctness|sanitizer|timing`.
+"""Prove and measure the GPU path: `python -m bench.gpu --stage correctness`, and three more stages.
 
 For a machine with a GPU, torch and Triton, and perhaps nothing else: no network, no virtual
 environment. Hence argparse and plain text: typer and rich, which `bench.run` uses, may be missing
 there. Every check and every workload runs in a process of its own with a time limit, and the files
-in --out are complete after each of them: environment.json, correctness.json, sanitizer.json,
-timing.json, summary.txt.
+in --out are complete after each of them: environment.json, one file a stage, summary.txt. The stage
+end_to_end needs transformers as well; its models have random weights.
 """
 
 from __future__ import annotations
@@ -30,21 +30,25 @@ from bench.gpu_checks import CHECKS
 from bench.gpu_jobs import ROOT, Job, Outcome, python, run_all, write
 from bench.registry import gpu_suite
 
-STAGES = ("correctness", "sanitizer", "timing")
+STAGES = ("correctness", "sanitizer", "timing", "end_to_end")
 NO_DEVICE = 2  # exit code
 #: What the sanitizer runs: short, and with one and with many programs an image.
 SANITIZED = ("law_core_then_diversity", "law_seeds", "no_synchronisation")
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 
 
-def why_not() -> str | None:
-    """Why nothing can be run here."""
+def why_not(stage: str) -> str | None:
+    """Why nothing of a stage can be run here."""
     if not torch.cuda.is_available():
         return f"no CUDA device: torch {torch.__version__} finds none, so nothing was run"
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed, so nothing was run"
     if torch.version.hip is None and torch.cuda.get_device_capability() < (8, 0):
         return "the GPU is older than compute capability 8.0, so nothing was run"
+    if stage == "sanitizer" and not sanitizer_command():
+        return "compute-sanitizer is not installed, so nothing was run"
+    if stage == "end_to_end" and importlib.util.find_spec("transformers") is None:
+        return "transformers is not installed, so nothing was run"
     return None
 
 
@@ -137,10 +141,22 @@ def timing() -> Iterator[Job]:
         yield Job(workload.name, python("-m", "bench.gpu_timing", workload.name), 900)
 
 
+def end_to_end() -> Iterator[Job]:
+    """Whole answers of models of 7 billion random parameters; see docs/efficiency.md."""
+    from bench.gpu_end_to_end import runs  # needs transformers
+
+    for preset, attention in runs():
+        command = python("-m", "bench.gpu_end_to_end", preset, attention)
+        # Nothing may be looked for on a network; an allocator that grows has room for all models.
+        variables = {"HF_HUB_OFFLINE": "1", "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+        yield Job(f"{preset} {attention}", command, 900, variables)
+
+
 JOBS: dict[str, Callable[[], Iterator[Job]]] = {
     "correctness": correctness,
     "sanitizer": sanitizer,
     "timing": timing,
+    "end_to_end": end_to_end,
 }
 
 
@@ -163,12 +179,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not options.minutes > 0:
         parser.error(f"--minutes must be positive, got {options.minutes}")
-    reason = why_not()
+    reason = why_not(options.stage)
     if reason is not None:
         print(f"bench.gpu: {reason}", file=sys.stderr)
-        return NO_DEVICE
-    if options.stage == "sanitizer" and not sanitizer_command():
-        print("bench.gpu: compute-sanitizer is not installed, so nothing was run", file=sys.stderr)
         return NO_DEVICE
     options.out.mkdir(parents=True, exist_ok=True)
     head = environment()

@@ -34,6 +34,9 @@ def summary(folder: Path) -> str:
             "",
             *_table(jobs),
         ]
+    jobs = _jobs(folder, "end_to_end")
+    if jobs:
+        lines += [f"end_to_end: {_counts(jobs)}", *_failures(jobs), *_answers(jobs)]
     return "\n".join(lines) + "\n"
 
 
@@ -108,6 +111,23 @@ def _table(jobs: list[dict[str, Any]]) -> Iterator[str]:
         for record in wrong:
             name = f"{record['contender']} ({record['mode']})"
             yield f"  {name} has no figure: {record['reason'][:120]}"
+
+
+def _answers(jobs: list[dict[str, Any]]) -> Iterator[str]:
+    """Milliseconds of whole answers; the share is of selection in the time to the first token."""
+    yield (
+        f"{'model, attention':34} {'contender':24} {'tokens':>6} {'answer':>8} {'first':>8} "
+        f"{'encoder':>8} {'select':>7} {'share':>7} {'prefill':>8} {'a token':>8} {'peak MiB':>8}"
+    )
+    for run in (run for job in jobs for run in job["data"]):
+        for record in run["records"]:
+            ms, peak = record["median_ms"], record["peak_mib"]
+            yield (
+                f"{run['preset'] + ', ' + run['attention']:34} {record['contender']:24} "
+                f"{record['visual']:6} {ms['total']:8.1f} {ms['first']:8.1f} {ms['encoder']:8.1f} "
+                f"{ms['select']:7.3f} {record['select_share']:7.2%} {ms['prefill']:8.1f} "
+                f"{ms['decode']:8.2f} {'-' if peak is None else format(peak, '.0f'):>8}"
+            )
 
 
 def _microseconds(milliseconds: float | None) -> str:

@@ -43,6 +43,12 @@ def test_a_run_has_every_figure(measured: dict[str, Any]) -> None:
         assert middle["total"] > middle["first"] > middle["encoder"] > 0
 
 
+def test_a_qwen_answers_as_well() -> None:
+    found = end_to_end_runs.measure(PRESETS["tiny-qwen"], CPU, 2, 1, lambda step: None, "sdpa")
+    assert [one["visual"] for one in found["records"]] == [64, 6, 6, 6]
+    assert all(one["verified"]["picks"] == 6 for one in found["records"][1:])
+
+
 def test_parts_of_an_answer_add_up() -> None:
     model, asked = build(PRESETS["tiny"], CPU), inputs(PRESETS["tiny"], CPU)
     one = end_to_end_runs.Answering(
@@ -145,7 +151,14 @@ def test_presets_fit_their_models(name: str) -> None:
     where = layout(target, given, given["input_ids"] == target.image_token, [preset.tokens])
     assert len(where.cell) == preset.tokens
     parameters = sum(p.numel() for p in model.parameters())
-    millions = {"tiny": 4, "small": 260, "1b": 1410, "llava-1.5-7b": 7063}
+    millions = {
+        "tiny": 4,
+        "tiny-next": 4,
+        "tiny-qwen": 20,
+        "small": 260,
+        "1b": 1410,
+        "llava-1.5-7b": 7063,
+    }
     millions |= {"llava-next-7b": 7063, "qwen2.5-vl-7b": 8292}
     assert round(parameters / 1e6) == millions[name]
 
@@ -178,7 +191,7 @@ def test_table_and_picture(measured: dict[str, Any], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--preset", "huge"], "--preset must be one of tiny, small, 1b, "),
+        (["--preset", "huge"], "--preset must be one of tiny, tiny-next, tiny-qwen, small, "),
         (["--preset", "llava-1.5-7b", "--device", "cpu"], "too slow for a CPU"),
     ],
 )

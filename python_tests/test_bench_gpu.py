@@ -13,16 +13,26 @@ from typing import Any
 import pytest
 import torch
 
-from bench import gpu, gpu_jobs, gpu_report, gpu_timing, registry
+from bench import (
+    end_to_end,
+    end_to_end_report,
+    gpu,
+    gpu_end_to_end,
+    gpu_jobs,
+    gpu_report,
+    gpu_timing,
+    registry,
+)
 from bench.gpu_jobs import Job, Outcome, python, run, run_all
 from zspa_kernels.testing import BASELINES
 
 
-def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stage", ["timing", "end_to_end"])
+def test_without_a_gpu_it_says_so_and_writes_nothing(stage: str, tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     out = tmp_path / "out"
-    command = ("-m", "bench.gpu", "--stage", "timing", "--out", str(out))
+    command = ("-m", "bench.gpu", "--stage", stage, "--out", str(out))
     done = subprocess.run(python(*command), capture_output=True, text=True, check=False)
     assert done.returncode == gpu.NO_DEVICE
     assert done.stdout == ""
@@ -39,6 +49,70 @@ def test_it_needs_nothing_but_torch() -> None:
         "assert 'zspa_kernels._C' not in sys.modules"
     )
     subprocess.run(python("-c", code), check=True, cwd=gpu_jobs.ROOT)
+
+
+@pytest.fixture(scope="module")
+def answers() -> Outcome:
+    """The job of a tiny model on the CPU, without the packages that a bare machine may lack."""
+    code = (
+        "import sys; blocked = ('typer', 'rich', 'matplotlib', 'cpuinfo', 'skimage', 'pytest');"
+        " sys.modules.update(dict.fromkeys(blocked))\n"
+        "from bench import gpu_end_to_end as job; job.NEW_TOKENS, job.ROUNDS = 2, 1\n"
+        "raise SystemExit(job.main('tiny-next', 'sdpa', 'cpu'))"
+    )
+    return run(Job("tiny-next sdpa", python("-W", "ignore", "-c", code), 120))
+
+
+def test_whole_answers_are_a_stage(answers: Outcome, tmp_path: Path) -> None:
+    assert answers.status == "passed", answers.tail
+    (found,) = answers.data
+    assert [one["visual"] for one in found["records"]] == [336, 34, 34, 34]
+    assert all(one["verified"]["picks"] == 34 for one in found["records"][1:])
+    assert (found["attention"], found["preset"]) == ("sdpa", "tiny-next")
+    stage = {"driver": "1", "date": "2026-11-25", "git": None, "torch": "2", "device": "X"}
+    gpu_jobs.write(tmp_path / "end_to_end.json", {**stage, "jobs": [vars(answers)]})
+    text = gpu_report.summary(tmp_path)
+    assert "end_to_end: 1 passed" in text
+    lines = [line for line in text.splitlines() if line.startswith("tiny-next, sdpa")]
+    assert len(lines) == 4
+    assert [line.split()[-9] for line in lines] == ["336", "34", "34", "34"]
+
+
+def test_results_of_a_gpu_become_tables(answers: Outcome, tmp_path: Path) -> None:
+    found = {**answers.data[0], "device": "NVIDIA X"}
+    stage = {"driver": "1", "date": "2026-11-25", "git": None, "torch": "2", "device": "X"}
+    failed = Outcome("other", "failed", data=[found])
+    passed = Outcome("tiny-next sdpa", "passed", data=[found])
+    gpu_jobs.write(tmp_path / "in.json", {**stage, "jobs": [vars(passed), vars(failed)]})
+    end_to_end.main(add=tmp_path / "in.json", out=tmp_path)
+    results = json.loads((tmp_path / "end_to_end.json").read_text())
+    assert list(results["runs"]) == ["tiny-next sdpa"]
+    text = end_to_end_report.tables(results)
+    assert "`python -m bench.gpu --stage end_to_end`: NVIDIA X, driver 1, attention sdpa" in text
+    assert (tmp_path / "end_to_end.png").exists()
+    (tmp_path / "in.json").write_text("{}")
+    with pytest.raises(SystemExit):
+        end_to_end.main(add=tmp_path / "in.json", out=tmp_path)
+
+
+def test_wrong_answers_of_a_model_have_no_figure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def wrong(*arguments: Any) -> Any:
+        raise AssertionError("pick 3")
+
+    monkeypatch.setattr(gpu_end_to_end, "measure", wrong)
+    assert gpu_end_to_end.main("tiny", "sdpa", "cpu") == 1
+    assert capsys.readouterr().out == "no figure: pick 3\n"
+
+
+def test_models_of_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(gpu_end_to_end.ATTENTION, "flash_attention_2", "no_such_package")
+    large = ["llava-1.5-7b", "llava-next-7b", "qwen2.5-vl-7b"]
+    assert [job.name for job in gpu.end_to_end()] == [f"{name} sdpa" for name in large]
+    monkeypatch.setitem(gpu_end_to_end.ATTENTION, "flash_attention_2", "json")
+    assert len(list(gpu.end_to_end())) == 6
+    assert all(job.variables["HF_HUB_OFFLINE"] == "1" for job in gpu.end_to_end())
 
 
 @pytest.mark.parametrize("minutes", ["0", "-1", "nan", "many"])

@@ -127,6 +127,22 @@ void call_dpp(uintptr_t visual, int dtype, int64_t S, int64_t N, int64_t D, int6
   report(p, stats);
 }
 
+void call_min_sum(uintptr_t visual, int dtype, int64_t S, int64_t N, int64_t D,
+                  int64_t batch_stride, int64_t row_stride, uintptr_t table, uintptr_t visual_mask,
+                  int64_t k, uintptr_t seeds, int64_t num_seeds, int64_t total_slots, int threads,
+                  uintptr_t indices, uintptr_t stats) {
+  Problem p{};
+  set_visual(p, visual, dtype, S, N, D, batch_stride, row_stride, table, visual_mask);
+  p.seeds = at<const int64_t>(seeds);
+  p.num_seeds = num_seeds;
+  p.k_diverse = k;
+  p.total_slots = total_slots;
+  p.threads = threads;
+  p.indices = at<int64_t>(indices);
+  zspa::cpu::min_sum(p);
+  report(p, stats);
+}
+
 void ragged_table(uintptr_t offsets, bool wide_offsets, uintptr_t k_core, bool wide_core,
                   uintptr_t k_diverse, bool wide_diverse, int64_t S, int64_t rows, int64_t longest,
                   int64_t slots, uintptr_t table) {
@@ -210,6 +226,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("relevance_topk", &call_relevance_topk, unlocked);
   m.def("diversity", &call_diversity, unlocked);
   m.def("dpp", &call_dpp, unlocked);
+  m.def("min_sum", &call_min_sum, unlocked);
   m.def("ragged_table", &ragged_table);
   m.def("prompt_spans", &prompt_spans);
   m.def("facility_location", &call_facility_location, unlocked);

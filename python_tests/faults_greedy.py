@@ -168,3 +168,84 @@ class FacilityModel(Model):
             if self.fault == "softmax over the covered":
                 cover = cover.T
         return torch.where(directed, cover, 0.0)[directed]
+
+
+class MinSumModel(Model):
+    """min_sum on one segment, with at most one fault."""
+
+    def min_sum(self, visual: Tensor, k: int, seeds: Tensor | None, mask: Tensor | None) -> Tensor:
+        rows, inverse, eligible = self._rows(visual, mask)
+        cosines = self._cosines(rows, inverse)
+        if self.fault == "absolute cosines":
+            cosines = cosines.abs()
+        zero = eligible & (inverse == 0)
+        given = [] if seeds is None else seeds.tolist()
+        selected = [i for i in given if 0 <= i < len(rows) and bool(eligible[i])]
+        if self.fault != "repeated seeds count again":
+            selected = list(dict.fromkeys(selected))
+        if self.fault != "seeds can be picked":
+            eligible[selected] = False
+        wide = torch.bfloat16 if self.fault == "bfloat16 sums" else torch.float64
+        sums = torch.zeros(len(rows), dtype=wide)
+        for i in selected if self.fault != "seeds add nothing" else []:
+            sums = sums + cosines[i].to(wide)
+        picks: list[int] = []
+        if not selected and k and bool(eligible.any()):
+            picks = [self._first(rows, inverse, eligible, cosines, zero)]
+            eligible[picks] = False
+            if self.fault == "the first sums stay":
+                sums = sums + cosines[:, inverse > 0].double().sum(1)
+            sums = self._add(sums, cosines[picks[0]])
+        while len(picks) < k and bool(eligible.any()):
+            for pick in self._forecast(cosines, sums, eligible, zero)[: k - len(picks)]:
+                trusted = self.fault == "the forecast is trusted"
+                if pick != self._best(sums, eligible, zero) and not trusted:
+                    break
+                picks.append(pick)
+                eligible[pick] = False
+                if self.fault != "only the first of a forecast adds" or len(picks) % 2:
+                    sums = self._add(sums, cosines[pick])
+        return torch.tensor(picks + [-1] * (k - len(picks)), dtype=torch.int64)
+
+    def _first(
+        self, rows: Tensor, inverse: Tensor, eligible: Tensor, cosines: Tensor, zero: Tensor
+    ) -> int:
+        if self.fault == "the first is token 0":
+            return int(eligible.nonzero()[0, 0])
+        if self.fault == "the first is the loneliest":
+            lonely = cosines.clone().fill_diagonal_(-1.0).amax(1).double()
+            return self._best(lonely, eligible, zero)
+        shown = torch.ones_like(eligible) if self.fault == "masked tokens in the first" else eligible
+        units = rows.double() * inverse.double()[:, None]
+        if self.fault == "the first weighs by length":
+            units = rows.double()
+        total = units[shown].sum(0)
+        return self._best((rows.double() * total).sum(-1) * inverse, eligible, zero)
+
+    def _best(self, sums: Tensor, eligible: Tensor, zero: Tensor) -> int:
+        sign = -1 if self.fault == "ties to the highest index" else 1
+        keys = sums if self.fault == "zero rows have a sum of 0" else sums.masked_fill(zero, math.inf)
+        return abs(min((float(keys[i]), sign * int(i)) for i in eligible.nonzero()[:, 0])[1])
+
+    def _add(self, sums: Tensor, column: Tensor) -> Tensor:
+        if self.fault == "the largest cosine counts":
+            return torch.maximum(sums, column.double())
+        new = (sums + column.to(sums.dtype)).clone()
+        if self.fault == "last row of a block dropped":
+            end = len(sums) // 8 * 8
+            new[end:] = sums[end:]
+        return new
+
+    def _forecast(
+        self, cosines: Tensor, sums: Tensor, eligible: Tensor, zero: Tensor
+    ) -> list[int]:
+        """What would be picked next, were there no others than the block's best tokens."""
+        inside = torch.zeros_like(eligible)
+        while int(inside.sum()) < min(self.block, int(eligible.sum())):
+            inside[self._best(sums, eligible & ~inside, zero)] = True
+        picks = []
+        while bool(inside.any()):
+            picks.append(self._best(sums, inside, zero))
+            inside[picks[-1]] = False
+            sums = self._add(sums, cosines[picks[-1]])
+        return picks

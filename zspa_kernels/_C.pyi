@@ -94,6 +94,25 @@ def dpp(
     stats: int,
     /,
 ) -> None: ...
+def min_sum(
+    visual: int,
+    dtype: int,
+    S: int,
+    N: int,
+    D: int,
+    batch_stride: int,
+    row_stride: int,
+    table: int,
+    visual_mask: int,
+    k: int,
+    seeds: int,
+    num_seeds: int,
+    total_slots: int,
+    threads: int,
+    indices: int,
+    stats: int,
+    /,
+) -> None: ...
 def ragged_table(
     offsets: int,
     wide_offsets: bool,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ._contract import (
     _FLOAT32,
+    _INT64,
     _INTS,
     Shape,
     _axes,
@@ -90,6 +91,28 @@ def facility_location_varlen(
     _coverage(op, visual, benefits, (), rows, temperature, scale)
     if weights is not None:
         _companion(op, "weights", weights, visual, _FLOAT32, (rows,))
+    return (total_k,)
+
+
+def min_sum(
+    visual: Tensor, k: int, seeds: Tensor | None = None, visual_mask: Tensor | None = None
+) -> Shape:
+    """Rules of `zspa::min_sum`."""
+    batch, n = _visual("min_sum", visual, visual_mask)
+    count("min_sum", k, n)
+    if seeds is not None:
+        tensor("min_sum", "seeds", seeds)
+        size = seeds.shape[-1] if seeds.ndim else 0
+        _companion("min_sum", "seeds", seeds, visual, _INT64, (*batch, size))
+    return (*batch, k)
+
+
+def min_sum_varlen(
+    visual: Tensor, cu_seqlens: Tensor, k: Tensor, total_k: int, max_seqlen: int
+) -> Shape:
+    """Rules of `zspa::min_sum_varlen`."""
+    segments = _ragged("min_sum_varlen", visual, cu_seqlens, total_k, max_seqlen)
+    _companion("min_sum_varlen", "k", k, visual, _INTS, (segments,))
     return (total_k,)
 
 

@@ -24,6 +24,8 @@ from ._register_greedy import (
     dpp_varlen,
     facility_location,
     facility_location_varlen,
+    min_sum,
+    min_sum_varlen,
 )
 
 # ---- implementations ----------------------------------------------------------------------------
@@ -287,6 +289,17 @@ _OPS: dict[str, tuple[str, Callable[..., Any], Callable[..., Any]]] = {
             float scale=1.0) -> Tensor""",
         facility_location_varlen,
         _fake_indices(_contract_greedy.facility_location_varlen),
+    ),
+    "min_sum": (
+        """(Tensor visual, SymInt k, Tensor? seeds=None, Tensor? visual_mask=None) -> Tensor""",
+        min_sum,
+        _fake_indices(_contract_greedy.min_sum),
+    ),
+    "min_sum_varlen": (
+        """(Tensor visual, Tensor cu_seqlens, Tensor k, SymInt total_k,
+            SymInt max_seqlen) -> Tensor""",
+        min_sum_varlen,
+        _fake_indices(_contract_greedy.min_sum_varlen),
     ),
     "sensitivity": (
         """(Tensor features, Tensor w1, Tensor? b1, Tensor w2, str activation,

@@ -83,3 +83,33 @@ def facility_location_varlen(
     rows = vector(benefits), vector(weights)
     indices: Tensor = run(dense(visual), table, total_k, *rows, temperature, scale)
     return indices
+
+
+@undisturbed
+def min_sum(
+    visual: Tensor,
+    k: int,
+    seeds: Tensor | None = None,
+    visual_mask: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    _contract_greedy.min_sum(visual, k, seeds, visual_mask)
+    run = backend_of(backend, "min_sum", visual)
+    indices: Tensor = run(rows_of(visual), k, matrix(seeds), matrix(visual_mask))
+    return indices if visual.ndim == 3 else indices.squeeze(0)
+
+
+@undisturbed
+def min_sum_varlen(
+    visual: Tensor,
+    cu_seqlens: Tensor,
+    k: Tensor,
+    total_k: int,
+    max_seqlen: int,
+    backend: str = "auto",
+) -> Tensor:
+    _contract_greedy.min_sum_varlen(visual, cu_seqlens, k, total_k, max_seqlen)
+    run = backend_of(backend, "min_sum_varlen", visual)
+    table = _segments.ragged_table(cu_seqlens, None, k, total_k, max_seqlen, visual.shape[0])
+    indices: Tensor = run(dense(visual), table, total_k)
+    return indices

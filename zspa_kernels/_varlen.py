@@ -146,8 +146,12 @@ def picks_varlen(
     *,
     before: tuple[Any, ...] = (),
     behind: tuple[Any, ...] = (),
+    weighted: bool = True,
 ) -> Tensor | list[Tensor]:
-    """A ragged greedy op of k tokens an image; what it takes `before` and `behind` its weights."""
+    """A ragged greedy op of k tokens an image.
+
+    What it takes `before` and `behind` its weights; `weighted` is False for one without these.
+    """
     tokens, sizes = _pack(op, "visual", visual, "lengths", lengths)
     ks = [_contract.integer(op, "k", value) for value in _each(op, "k", k, len(sizes))]
     for n, value in zip(sizes, ks, strict=True):
@@ -162,7 +166,8 @@ def picks_varlen(
         return []
     cu_seqlens, counts = _upload(tokens.device, _offsets(sizes), ks)
     longest = max(sizes, default=0)
-    arguments = (tokens, cu_seqlens, counts, sum(ks), longest, *before, weights, *behind)
+    options = (*before, weights, *behind) if weighted else before + behind
+    arguments = (tokens, cu_seqlens, counts, sum(ks), longest, *options)
     indices: Tensor = call(op, backend, arguments)
     return indices if tokens is visual else _per_image(indices, cu_seqlens, counts, ks)
 

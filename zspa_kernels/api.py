@@ -33,7 +33,14 @@ from . import _contract, _counts
 from ._call import call
 from ._counts import num_keep, split_core
 from ._gather import gather
-from ._greedy import dpp, dpp_varlen, facility_location, facility_location_varlen
+from ._greedy import (
+    dpp,
+    dpp_varlen,
+    facility_location,
+    facility_location_varlen,
+    min_sum,
+    min_sum_varlen,
+)
 from ._sensitivity import sensitivity
 from ._varlen import diversity_varlen, select_varlen
 
@@ -45,6 +52,8 @@ __all__ = [
     "facility_location",
     "facility_location_varlen",
     "gather",
+    "min_sum",
+    "min_sum_varlen",
     "num_keep",
     "relevance_topk",
     "select",

@@ -195,4 +195,12 @@ void facility_location(Problem& problem) {
   });
 }
 
+void min_sum(Problem& problem) {
+  pick_diverse(problem, [&](const Segment& segment, const float* inv, int64_t k, int threads,
+                            Workspace& workspace, Stats& stats) {
+    min_sum(segment.tokens, {inv, segment.seeds, problem.num_seeds, k}, threads, workspace, stats,
+            segment.out);
+  });
+}
+
 }  // namespace zspa::cpu

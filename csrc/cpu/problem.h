@@ -5,6 +5,7 @@
 #include "diversity.h"
 #include "dpp.h"
 #include "facility_location.h"
+#include "min_sum.h"
 #include "relevance_topk.h"
 
 namespace zspa::cpu {
@@ -53,5 +54,6 @@ void relevance_topk(Problem& problem);
 void diversity(Problem& problem);
 void dpp(Problem& problem);
 void facility_location(Problem& problem);
+void min_sum(Problem& problem);
 
 }  // namespace zspa::cpu

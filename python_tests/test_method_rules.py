@@ -13,9 +13,9 @@ from python_tests.oracles.cases import FAN, INPUTS, PROMPT, SCORES
 from python_tests.oracles.cenprune import check_cenprune
 from python_tests.oracles.greedyprune import greedyprune
 from python_tests.oracles.scoredtopk import scoredtopk
-from python_tests.oracles.todre import todre
+from python_tests.oracles.todre import check_todre
 from python_tests.oracles.tome import tome
-from python_tests.oracles.trimtokenator import trimtokenator
+from python_tests.oracles.trimtokenator import remaining
 from python_tests.oracles.visionzip import visionzip
 from python_tests.scenes import draw, inputs
 from zspa_kernels.methods import (
@@ -42,6 +42,11 @@ def case(name: str) -> tuple[Tensor, Tensor | None]:
     return special(name, N, D)
 
 
+def error(name: str) -> float:
+    """Of a float32 cosine; those of exact tokens have none."""
+    return 0.0 if "exact" in name else 1e-6
+
+
 def kept(picks: list[int]) -> list[int]:
     return [i for i in picks if i >= 0]
 
@@ -54,11 +59,13 @@ def levels(n: int = N) -> Tensor:
 @pytest.mark.parametrize("name", CASES + ODD)
 def test_todre(name: str) -> None:
     visual, mask = case(name)
+    decided = 0
     for k in COUNTS:
         picked = ToDRE(k, sorted=False).select(visual, visual_mask=mask)
-        assert picked.indices.tolist() == todre(visual, k, mask)
+        decided += check_todre(visual, picked.indices.tolist(), k, mask, cosine=error(name))
         ascending = ToDRE(k).select(visual, visual_mask=mask).indices.tolist()
         assert kept(ascending) == sorted(kept(picked.indices.tolist()))
+    assert decided > 50 or name not in ("vlm", "iid")
 
 
 def test_min_sum_with_seeds() -> None:
@@ -66,19 +73,10 @@ def test_min_sum_with_seeds() -> None:
     seeds = torch.tensor([[7, -1, 3, 7, N], [2, 1, 0, -5, 29]])
     got = zk.primitives.min_sum(visual, 9, seeds=seeds)
     for b in range(2):
-        assert got[b].tolist() == todre(visual[b], 9, seeds=tuple(seeds[b].tolist()))
+        check_todre(visual[b], got[b].tolist(), 9, None, tuple(seeds[b].tolist()), 1e-6 * (b == 0))
     assert zk.primitives.min_sum(visual, 0, seeds=seeds).shape == (2, 0)
     everything = torch.arange(N).expand(2, N)
     assert (zk.primitives.min_sum(visual, 4, seeds=everything) == -1).all()
-
-
-def test_min_sum_drops_rows_it_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small blocks, few of them kept: what is missing is fetched again, the picks are the same."""
-    visual = tokens("iid", N, D)
-    right = zk.primitives.min_sum(visual, N)
-    monkeypatch.setattr("zspa_kernels.primitives.similarity._BLOCK", 3)
-    monkeypatch.setattr("zspa_kernels.primitives.similarity._BLOCKS", 2)
-    assert torch.equal(zk.primitives.min_sum(visual, N), right)
 
 
 @pytest.mark.parametrize("name", CASES + ODD)
@@ -94,11 +92,12 @@ def test_trimtokenator(name: str) -> None:
         stay = round(align * valid) if isinstance(align, float) else align
         method = TrimTokenator(k, align, sorted=False)
         picked = method.select(visual, words, visual_mask=mask, prompt_mask=real)
-        assert picked.indices.tolist() == trimtokenator(visual, words, k, stay, mask, real)
+        left = remaining(visual, words, max(k, stay), mask, real)
+        check_todre(visual, picked.indices.tolist(), k, left, cosine=error(name))
     nothing = TrimTokenator(9, sorted=False).select(
         visual, words, visual_mask=mask, prompt_mask=real & False
     )
-    assert nothing.indices.tolist() == todre(visual, 9, mask)
+    check_todre(visual, nothing.indices.tolist(), 9, mask, cosine=error(name))
 
 
 @pytest.mark.parametrize("name", CASES + ODD)

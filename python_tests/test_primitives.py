@@ -14,7 +14,7 @@ from torch import Tensor
 import zspa_kernels as zk
 from python_tests.oracles.greedyprune import greedyprune
 from python_tests.oracles.scoredtopk import scoredtopk
-from python_tests.oracles.todre import todre
+from python_tests.oracles.todre import check_todre
 from python_tests.oracles.tome import tome
 from zspa_kernels.primitives import (
     alignment,
@@ -47,7 +47,7 @@ def test_min_sum_and_suppress(visual: Tensor, data: st.DataObject) -> None:
     n = len(visual)
     k = data.draw(st.integers(0, n))
     mask = torch.tensor(data.draw(st.lists(st.booleans(), min_size=n, max_size=n)))
-    assert min_sum(visual, k, visual_mask=mask).tolist() == todre(visual, k, mask)
+    check_todre(visual, min_sum(visual, k, visual_mask=mask).tolist(), k, mask)
     scores = torch.tensor(data.draw(st.lists(st.integers(0, 3), min_size=n, max_size=n))).float()
     threshold = data.draw(st.sampled_from([-1.0, 0.0, 0.5, 0.75, 1.0]))
     got = suppress(visual, scores, k, threshold=threshold, visual_mask=mask)

@@ -7,22 +7,41 @@ from torch import Tensor
 
 from .common import cosines, directed, padded, valid_tokens
 
+#: How far a float32 cosine may be from the exact one.
+_COSINE = 1e-6
 
-def todre(
-    visual: Tensor, k: int, mask: Tensor | None = None, seeds: tuple[int, ...] = ()
-) -> list[int]:
+
+def check_todre(
+    visual: Tensor,
+    picks: list[int],
+    k: int,
+    mask: Tensor | None = None,
+    seeds: tuple[int, ...] = (),
+    cosine: float = _COSINE,
+) -> int:
+    """Replay the picks; returns how many of them had only one right answer.
+
+    A sum of t cosines may be off by t times the error of one. Equal rows have equal sums.
+    """
     tokens = valid_tokens(visual, mask)
     has_direction = directed(visual)
-    c = cosines(visual.nan_to_num(0.0, 0.0, 0.0))
+    rows = visual.nan_to_num(0.0, 0.0, 0.0)
+    c = cosines(rows)
     selected = [i for i in dict.fromkeys(seeds) if i in tokens]
-    picks: list[int] = []
-    while len(picks) < k and len(selected) < len(tokens):
-        among = selected or tokens
-
-        def cost(i: int, among: list[int] = among) -> tuple[bool, float, int]:
-            return (not has_direction[i], round(sum(c[i][s] for s in among), 9), i)
-
-        pick = min((i for i in tokens if i not in selected), key=cost)
-        picks.append(pick)
+    assert picks == padded([i for i in picks if i >= 0], k)
+    picks = picks[: min(k, len(tokens) - len(selected))]
+    decided = 0
+    for pick in picks:
+        left = [i for i in tokens if i not in selected]
+        assert pick in left
+        among = [s for s in selected or tokens if has_direction[s]]
+        slack = {i: cosine * len(among) * has_direction[i] for i in left}
+        cost = {i: sum(c[i][s] for s in among) if has_direction[i] else 1e9 for i in left}
+        least = min(cost[i] + slack[i] for i in left)
+        assert cost[pick] - slack[pick] <= least + 1e-9
+        for i in left:
+            same = bool((rows[i] == rows[pick]).all()) or slack[i] == slack[pick] == 0
+            assert i >= pick or not same or abs(cost[i] - cost[pick]) > 1e-9
+        decided += sum(cost[i] - slack[i] <= least + 1e-9 for i in left) == 1
         selected.append(pick)
-    return padded(picks, k)
+    return decided

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TrimTokenator: smallest mean squared distance to the text, then smallest mean cosine."""
+"""TrimTokenator, first stage: the tokens of smallest mean squared distance to the text.
+
+The second is ToDRE's.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,16 @@ import torch
 from torch import Tensor
 
 from .common import by_score, valid_tokens
-from .todre import todre
 
 
-def trimtokenator(
+def remaining(
     visual: Tensor,
     prompt: Tensor,
-    k: int,
     stay: int,
     mask: Tensor | None = None,
     prompt_mask: Tensor | None = None,
-) -> list[int]:
+) -> Tensor:
+    """Which tokens the first stage keeps; all that are valid where no prompt token is."""
     words = [prompt[j].double() for j in valid_tokens(prompt, prompt_mask)]
     tokens = valid_tokens(visual, mask)
     if words:
@@ -25,7 +27,7 @@ def trimtokenator(
             (-sum(float((visual[i].double() - t).square().sum()) for t in words) / len(words), i)
             for i in tokens
         ]
-        tokens = by_score(alignments)[: max(k, stay)]
+        tokens = by_score(alignments)[:stay]
     left = torch.zeros(len(visual), dtype=torch.bool)
     left[tokens] = True
-    return todre(visual, k, left)
+    return left

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from .. import _contract_primitives as _contract
 from .. import api
-from ..primitives import min_sum
 from ..types import Selection
 from ._compose import selection
 from ._registry import VISUAL, About, register
@@ -44,8 +43,8 @@ class ToDRE(MethodBase):
         paper="arXiv 2505.18757",
         inputs=(VISUAL,),
         primitives=("min_sum",),
-        cost="N K D and more, at most N^2 D",
-        against="float64 loops, equal picks",
+        cost="N K D",
+        against="float64 loops, replay of every pick",
     )
 
     keep: float
@@ -69,4 +68,4 @@ class ToDRE(MethodBase):
         """
         _contract.visual("ToDRE", visual, visual_mask)
         k = api.num_keep(visual.shape[-2], self.keep)
-        return selection(min_sum(visual, k, visual_mask=visual_mask), visual, self.sorted)
+        return selection(api.min_sum(visual, k, visual_mask=visual_mask), visual, self.sorted)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import _contract_primitives as _contract
 from .. import api
-from ..primitives import alignment, min_sum, topk
+from ..primitives import alignment, topk
 from ..types import Selection
 from ._compose import members, selection
 from ._registry import PROMPT, VISUAL, About, register
@@ -46,8 +46,8 @@ class TrimTokenator(MethodBase):
         paper="arXiv 2509.00320",
         inputs=(VISUAL, PROMPT),
         primitives=("alignment", "topk", "min_sum"),
-        cost="N D + align N K D and more",
-        against="float64 loops, equal picks",
+        cost="(N + M) D + align N K D",
+        against="float64 loops, replay of every pick",
     )
 
     keep: float
@@ -82,7 +82,7 @@ class TrimTokenator(MethodBase):
         stay = members(order.masked_fill(self._rank_out(valid, k), -1), n)
         # Without a prompt nobody is less aligned than another.
         stay = torch.where(((scores == 0) | ~valid).all(-1, keepdim=True), valid, stay)
-        picks = min_sum(visual, k, visual_mask=stay)
+        picks = api.min_sum(visual, k, visual_mask=stay)
         return selection(picks, visual, self.sorted, scores=scores.to(torch.float32))
 
     def _rank_out(self, valid: Tensor, k: int) -> Tensor:

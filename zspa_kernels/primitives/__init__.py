@@ -3,12 +3,13 @@
 
 They decide as a float64 reading of their rule does, ties to the lowest index, and treat zero rows,
 invalid tokens and masks as the ops do. Those that look at values to decide what to compute next say
-how often they wait for the device; such calls cannot be captured in a CUDA graph.
+how often they wait for the device; such calls cannot be captured in a CUDA graph. `min_sum` is the op, `zk.min_sum`.
 """
 
+from ..api import min_sum
 from .merging import Merging, assign, match, merge
 from .scores import ascending, min_max, quotas, topk
-from .similarity import alignment, centred, distinctiveness, min_sum, suppress
+from .similarity import alignment, centred, distinctiveness, suppress
 
 __all__ = [
     "Merging",

@@ -87,21 +87,9 @@ class Image:
     def __len__(self) -> int:
         return len(self.index)
 
-    @functools.cached_property
-    def values(self) -> Tensor:
-        """float32 `[V, D]`: all tokens; those of float32 input are not copied."""
-        return self.tokens.float()
-
     def unit(self, rows: Tensor) -> Tensor:
         """float32 `[R, D]`: directions of the tokens `rows`, zero for zero rows."""
         return self.tokens[rows].float().mul_(self.inverse[rows, None])
-
-    def cosines(self, rows: Tensor) -> Tensor:
-        """float32 `[R, V]`: cosines of the tokens `rows` with all; 0 with a zero row.
-
-        Lengths are divided out of the products: there is no copy of all tokens as directions.
-        """
-        return (self.unit(rows) @ self.values.T).mul_(self.inverse)
 
     def exact(self, i: Tensor, j: Tensor) -> Tensor:
         """float64 `[P]`: cosines of the pairs `(i, j)` on a grid of 2**-40; 0 with a zero row.
@@ -139,12 +127,6 @@ class Image:
         _, group = torch.cat(keys).unique(return_inverse=True)
         first = torch.full_like(here, len(self)).scatter_reduce(0, group, here, "amin")[group]
         return torch.where((bits == bits[first]).all(-1), first, here)
-
-    def lowest(self, near: Tensor) -> Tensor:
-        """Of the tokens `near` `[P]`, ascending, the first of each set of equal ones."""
-        _, group = self.twin[near].unique(return_inverse=True)
-        first = torch.full_like(near, len(self)).scatter_reduce(0, group, near, "amin")
-        return first[: int(group.max()) + 1].sort().values
 
     def nearest(self, queries: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """For each of `queries` `[Q]` the place in `targets` `[T]` of the most similar one.
@@ -196,8 +178,3 @@ def padded(picks: list[Tensor], k: int, like: Tensor) -> Tensor:
     for row, chosen in zip(out, picks, strict=True):
         row[: len(chosen)] = chosen
     return out if like.ndim == 3 else out[0]
-
-
-def row_of(x: Tensor | None, b: int, like: Tensor) -> Tensor | None:
-    """What belongs to image `b` of an optional argument beside `like`."""
-    return x if x is None or like.ndim == 2 else x[b]

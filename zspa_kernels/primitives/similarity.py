@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
@@ -18,14 +16,10 @@ from ._image import (
     Image,
     images,
     lengths,
-    on_grid,
     padded,
-    row_of,
     undisturbed,
 )
 
-_BLOCK = 64  # similarity rows computed together
-_BLOCKS = 16  # of them kept: 16 * 64 * N floats
 _SCAN = 62  # tokens looked at together, as many as an int64 has bits
 
 
@@ -137,49 +131,6 @@ def alignment(
 
 
 @undisturbed
-def min_sum(
-    visual: Tensor, k: int, *, seeds: Tensor | None = None, visual_mask: Tensor | None = None
-) -> Tensor:
-    """Pick k tokens greedily, each of the smallest summed similarity to those selected before.
-
-    The greedy of max-sum dispersion: the smallest sum of cosines is the largest sum of distances
-    `1 - cosine`, and the smallest mean. Without seeds the first pick has the smallest sum over all
-    tokens.
-
-    Args:
-        visual: tokens `[B, N, D]` or `[N, D]`.
-        k: how many new tokens, in `[0, N]`.
-        seeds: int64 `[B, S]`, tokens already selected, never picked; -1 is padding, repeats and
-            indices that are no valid token are ignored.
-        visual_mask: bool `[B, N]`, True for real tokens.
-
-    Returns:
-        int64 `[B, k]` in the order of picking, then -1. Zero rows are picked last.
-
-    Raises:
-        TypeError, ValueError: as in `diversity`.
-
-    Complexity: a sum can fall as well as rise, so no stale sum is a bound and every pick needs its
-    N cosines: N K D. They are computed for 64 likely next picks at a time, as one matrix product;
-    rows of tokens that are not picked are wasted. Measured share of the N^2 cosines at N = 2880,
-    K = 288: 13 % on `vlm` tokens, 51 % on independent ones. Waits for the device once a pick.
-
-    Example:
-        >>> min_sum(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]), 2).tolist()
-        [2, 0]
-    """
-    _contract.visual("min_sum", visual, visual_mask, k)
-    if seeds is not None:
-        _contract.indices("min_sum", "seeds", seeds, visual)
-    picks = []
-    for b, image in enumerate(images(visual, visual_mask)):
-        own = row_of(seeds, b, visual)
-        start = [] if own is None else _places(image, own)
-        picks.append(image.index[_MinSum(image, start).pick(k)])
-    return padded(picks, k, visual)
-
-
-@undisturbed
 def suppress(
     visual: Tensor,
     scores: Tensor,
@@ -243,89 +194,6 @@ def _mean(visual: Tensor, valid: Tensor) -> Tensor:
     for part, real in zip(visual.split(ROWS, -2), valid.split(ROWS, -1), strict=True):
         total = total + part.double().masked_fill_(~real.unsqueeze(-1), 0.0).sum(-2)
     return total / valid.sum(-1, keepdim=True).clamp_min(1)
-
-
-def _places(image: Image, indices: Tensor) -> list[int]:
-    """Where the valid ones among these original indices stand in the image, each once."""
-    at = {original: place for place, original in enumerate(image.index.tolist())}
-    return list(dict.fromkeys(at[i] for i in indices.tolist() if i in at))
-
-
-class _MinSum:
-    """Sums of similarities to what is selected, and the similarity rows they are made of."""
-
-    def __init__(self, image: Image, selected: list[int]) -> None:
-        self.image = image
-        device = image.tokens.device
-        # Infinite for members, beyond every sum for zero rows, whose cosines are 0.
-        self.behind = torch.where(image.directed, 0.0, 2.0 * len(image)).double()
-        self.sums = self.behind.clone()
-        self.members: list[int] = []
-        self.exact = torch.zeros(image.tokens.shape[-1], dtype=torch.float64, device=device)
-        self.added = 0  # how many of the members are in `exact`
-        self.blocks: list[Tensor] = []
-        self.rows: dict[int, Tensor] = {}
-        for token in selected:
-            self.take(token)
-
-    def pick(self, k: int) -> list[int]:
-        picks: list[int] = []
-        left = len(self.image) - len(self.members)
-        while len(picks) < min(k, left):
-            picks.append(self.best())
-            self.take(picks[-1])
-        return picks
-
-    def take(self, token: int) -> None:
-        self.sums += self.row(token)
-        self.sums[token] = torch.inf
-        self.members.append(token)
-
-    @functools.cached_property
-    def all_sums(self) -> Tensor:
-        """What the first pick minimises."""
-        values, inverse = self.image.values, self.image.inverse
-        return (values @ (inverse @ values)).mul_(inverse).double() + self.behind
-
-    def best(self) -> int:
-        costs = self.sums if self.members else self.all_sums
-        terms = len(self.members) or len(self.image)
-        near = (costs <= costs.min() + 2 * terms * self.image.slack).nonzero()[:, 0]
-        if len(near) > 1:
-            near = self.image.lowest(near)
-        if len(near) > 1:
-            near = near[self.exact_costs(near).argmin() :]
-        return int(near[0])
-
-    def exact_costs(self, tokens: Tensor) -> Tensor:
-        everything = torch.arange(len(self.image), device=tokens.device)
-        members = torch.tensor(self.members, dtype=torch.int64, device=tokens.device)
-        for part in (members[self.added :] if self.members else everything).split(256):
-            self.exact += self.image.exact_unit(part).sum(0)
-        self.added = len(self.members)
-        costs = on_grid(row_sum(self.image.exact_unit(tokens) * self.exact))
-        if not self.members:
-            self.exact.zero_()
-        return costs + self.behind[tokens]
-
-    def row(self, token: int) -> Tensor:
-        """float32 `[V]`: cosines of a token with all."""
-        if token not in self.rows:
-            self.fetch(token)
-        return self.rows[token]
-
-    def fetch(self, token: int) -> None:
-        """The rows of a token and of those likely to be picked soon: the cheapest now."""
-        keys = (self.sums if self.members else self.all_sums).clone()
-        keys[list(self.rows)] = torch.inf
-        keys[token] = -torch.inf
-        block = keys.topk(min(_BLOCK, len(keys)), largest=False).indices
-        rows = self.image.cosines(block)
-        self.blocks.append(block)
-        if len(self.blocks) > _BLOCKS:
-            for old in self.blocks.pop(0).tolist():
-                self.rows.pop(old, None)
-        self.rows.update(zip(block.tolist(), rows, strict=True))
 
 
 def _unsuppressed(image: Image, order: Tensor, k: int, threshold: float) -> tuple[Tensor, Tensor]:

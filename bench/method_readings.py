@@ -76,9 +76,14 @@ def todre(k: int, *, visual: Tensor) -> Tensor:
     return picks
 
 
-def trimtokenator(k: int, *, visual: Tensor, prompt: Tensor) -> Tensor:
+def aligned(visual: Tensor, prompt: Tensor) -> Tensor:
+    """What TrimTokenator's first stage leaves, ascending."""
     distance = torch.cdist(visual, prompt).square().mean(-1)
-    stay = distance.sort(stable=True).indices[: round(0.8 * len(visual))].sort().values
+    return distance.sort(stable=True).indices[: round(0.8 * len(visual))].sort().values
+
+
+def trimtokenator(k: int, *, visual: Tensor, prompt: Tensor) -> Tensor:
+    stay = aligned(visual, prompt)
     return stay[todre(k, visual=visual[stay])]
 
 

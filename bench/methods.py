@@ -22,10 +22,11 @@ from torch import Tensor
 
 import zspa_kernels as zk
 from bench.environment import ROOT, environment
-from bench.method_readings import GREEDY, READINGS
+from bench.method_readings import GREEDY, READINGS, aligned
 from bench.registry import SHAPES
 from bench.timing import interleave, quiet, summary, warm_up
 from zspa_kernels.testing import bound, check_diversity, check_select, prompt, tokens
+from zspa_kernels.testing.dispersion import check_min_sum
 
 BEGIN, END = "<!-- bench:methods:begin -->", "<!-- bench:methods:end -->"
 
@@ -130,6 +131,13 @@ def verify(name: str, picks: Tensor, k: int, given: Mapping[str, Tensor]) -> str
             else:
                 visual = zk.primitives.centred(visual)
             check_diversity(visual, picks, k, bound=tolerance, weights=scores)
+        elif name in ("todre", "trimtokenator"):
+            mask = torch.ones(len(visual), dtype=torch.bool)
+            if name == "trimtokenator":
+                mask = torch.zeros_like(mask).index_fill(
+                    0, aligned(wide["visual"], wide["prompt"]), True
+                )
+            check_min_sum(visual, picks, k, bound=tolerance, mask=mask)
         else:
             return f"{len(set(picks.tolist()) - set(right.tolist()))} picks differ from float64"
     except AssertionError as error:

@@ -191,7 +191,7 @@ class MinSumModel(Model):
             sums = sums + cosines[i].to(wide)
         picks: list[int] = []
         if not selected and k and bool(eligible.any()):
-            picks = [self._first(rows, inverse, eligible, cosines, zero)]
+            picks = [self._opening(rows, inverse, eligible, cosines, zero)]
             eligible[picks] = False
             if self.fault == "the first sums stay":
                 sums = sums + cosines[:, inverse > 0].double().sum(1)
@@ -207,7 +207,7 @@ class MinSumModel(Model):
                     sums = self._add(sums, cosines[pick])
         return torch.tensor(picks + [-1] * (k - len(picks)), dtype=torch.int64)
 
-    def _first(
+    def _opening(
         self, rows: Tensor, inverse: Tensor, eligible: Tensor, cosines: Tensor, zero: Tensor
     ) -> int:
         if self.fault == "the first is token 0":
@@ -215,7 +215,9 @@ class MinSumModel(Model):
         if self.fault == "the first is the loneliest":
             lonely = cosines.clone().fill_diagonal_(-1.0).amax(1).double()
             return self._best(lonely, eligible, zero)
-        shown = torch.ones_like(eligible) if self.fault == "masked tokens in the first" else eligible
+        shown = eligible
+        if self.fault == "masked tokens in the seed":
+            shown = torch.ones_like(eligible)
         units = rows.double() * inverse.double()[:, None]
         if self.fault == "the first weighs by length":
             units = rows.double()
@@ -224,7 +226,9 @@ class MinSumModel(Model):
 
     def _best(self, sums: Tensor, eligible: Tensor, zero: Tensor) -> int:
         sign = -1 if self.fault == "ties to the highest index" else 1
-        keys = sums if self.fault == "zero rows have a sum of 0" else sums.masked_fill(zero, math.inf)
+        keys = (
+            sums if self.fault == "zero rows have a sum of 0" else sums.masked_fill(zero, math.inf)
+        )
         return abs(min((float(keys[i]), sign * int(i)) for i in eligible.nonzero()[:, 0])[1])
 
     def _add(self, sums: Tensor, column: Tensor) -> Tensor:
@@ -236,9 +240,7 @@ class MinSumModel(Model):
             new[end:] = sums[end:]
         return new
 
-    def _forecast(
-        self, cosines: Tensor, sums: Tensor, eligible: Tensor, zero: Tensor
-    ) -> list[int]:
+    def _forecast(self, cosines: Tensor, sums: Tensor, eligible: Tensor, zero: Tensor) -> list[int]:
         """What would be picked next, were there no others than the block's best tokens."""
         inside = torch.zeros_like(eligible)
         while int(inside.sum()) < min(self.block, int(eligible.sum())):

@@ -126,6 +126,8 @@ def every_function(backend: str, x: dict[str, Tensor]) -> list[Tensor]:
         zk.facility_location(
             visual, 5, benefits=weights[:, None], temperature=0.2, backend=backend
         ),
+        zk.min_sum(visual, 5, seeds=x["seeds"], **masks, backend=backend),
+        *zk.min_sum_varlen(list(visual), [2, 3], backend=backend),
         *zk.facility_location_varlen(
             list(visual), [2, 3], benefits=list(weights[:, None]), scale=0.5, backend=backend
         ),

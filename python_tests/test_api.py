@@ -259,7 +259,7 @@ def test_gather_errors(x: Any, indices: Any, error: type[Exception]) -> None:
 OPS = (
     *("select", "select_varlen", "relevance_topk"),
     *("diversity", "diversity_varlen", "dpp", "dpp_varlen"),
-    *("facility_location", "facility_location_varlen"),
+    *("facility_location", "facility_location_varlen", "min_sum", "min_sum_varlen"),
 )
 
 

@@ -48,7 +48,10 @@ def every_op(visual: Tensor, prompt: Tensor) -> list[Tensor]:
     spans = torch.ops.zspa.dpp_varlen(packed, cu_seqlens, counts, 2 * B, n)
     covering = zk.facility_location(visual, k, benefits=scores[:, None], temperature=0.2)
     covers = torch.ops.zspa.facility_location_varlen(packed, cu_seqlens, counts, 2 * B, n)
-    return [core, scores, picks, varlen, more, spanning, spans, covering, covers]
+    apart = zk.min_sum(visual, k, seeds=core)
+    aparts = torch.ops.zspa.min_sum_varlen(packed, cu_seqlens, counts, 2 * B, n)
+    greedy = [spanning, spans, covering, covers, apart, aparts]
+    return [core, scores, picks, varlen, more, *greedy]
 
 
 def assert_same(found: object, expected: object) -> None:

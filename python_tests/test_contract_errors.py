@@ -83,15 +83,19 @@ def good(op: str) -> dict[str, Any]:
             "temperature": 0.2,
             "scale": 0.5,
         },
+        "min_sum": {**tokens, "k": 2, "seeds": ints(0, 1, 2, 3).view(B, S)},
+        "min_sum_varlen": {**ragged, "k": ints(2, 2)},
     }[op]
 
 
-BATCHED = ("select", "relevance_topk", "diversity", "dpp", "facility_location")
-RAGGED = ("select_varlen", "diversity_varlen", "dpp_varlen", "facility_location_varlen")
+BATCHED = ("select", "relevance_topk", "diversity", "dpp", "facility_location", "min_sum")
+PACKED_WEIGHTS = ("diversity_varlen", "dpp_varlen", "facility_location_varlen")
+PACKED_K = (*PACKED_WEIGHTS, "min_sum_varlen")
+RAGGED = ("select_varlen", *PACKED_K)
 OPS = (*BATCHED, *RAGGED)
-ONE_K = ("relevance_topk", "diversity", "dpp", "facility_location")
+ONE_K = BATCHED[1:]
 WEIGHTED = ("diversity", "dpp", "facility_location")
-PACKED_K = ("diversity_varlen", "dpp_varlen", "facility_location_varlen")
+SEEDED = ("diversity", "min_sum")
 COVERING = ("facility_location", "facility_location_varlen")
 PROMPTED = ("select", "relevance_topk", "select_varlen")
 
@@ -215,17 +219,17 @@ BAD = [
     Bad(PROMPTED, "pooling", lambda p: 1, TypeError, "must be one of mean", kind=True),
     Bad(("select",), "sorted", lambda s: 1, TypeError, "must be a bool, got int 1", kind=True),
     # seeds and weights
-    Bad(("diversity",), "seeds", to(torch.int32), TypeError, "must be int64, got torch.int32"),
-    Bad(("diversity",), "seeds", to(torch.float32), TypeError, "must be int64, got torch.float32"),
-    Bad(("diversity",), "seeds", lambda x: x[0], ValueError, "must have shape [2, 2], got [2]"),
-    Bad(("diversity",), "seeds", lambda x: x[:1], ValueError, "must have shape [2, 2], got [1, 2]"),
-    Bad(("diversity",), "seeds", lambda x: x.sum(), ValueError, "must have shape [2, 0], got []"),
-    Bad(("diversity",), "seeds", lambda x: x.to("meta"), ValueError, "must be on cpu, got meta"),
+    Bad(SEEDED, "seeds", to(torch.int32), TypeError, "must be int64, got torch.int32"),
+    Bad(SEEDED, "seeds", to(torch.float32), TypeError, "must be int64, got torch.float32"),
+    Bad(SEEDED, "seeds", lambda x: x[0], ValueError, "must have shape [2, 2], got [2]"),
+    Bad(SEEDED, "seeds", lambda x: x[:1], ValueError, "must have shape [2, 2], got [1, 2]"),
+    Bad(SEEDED, "seeds", lambda x: x.sum(), ValueError, "must have shape [2, 0], got []"),
+    Bad(SEEDED, "seeds", lambda x: x.to("meta"), ValueError, "must be on cpu, got meta"),
     Bad(WEIGHTED, "weights", to(torch.float64), TypeError, "must be float32, got torch.float"),
     Bad(WEIGHTED, "weights", to(torch.bfloat16), TypeError, "must be float32, got torch.bf"),
     Bad(WEIGHTED, "weights", lambda x: x[..., :-1], ValueError, "must have shape [2, 6]"),
-    Bad(PACKED_K, "weights", to(torch.float16), TypeError, "must be float32, got"),
-    Bad(PACKED_K, "weights", lambda x: x[:-1], ValueError, "must have shape [6], got"),
+    Bad(PACKED_WEIGHTS, "weights", to(torch.float16), TypeError, "must be float32, got"),
+    Bad(PACKED_WEIGHTS, "weights", lambda x: x[:-1], ValueError, "must have shape [6], got"),
     # coverage
     Bad(COVERING, "benefits", to(torch.float64), TypeError, "must be float32, got torch.float64"),
     Bad(COVERING, "benefits", lambda x: x[..., :-1], ValueError, "must have shape ["),
@@ -362,6 +366,8 @@ EDGES: dict[str, tuple[str, dict[str, Any], int]] = {
     "nothing to cover": ("facility_location", {"visual": NONE, "k": 0}, 0),
     "every token covers": ("facility_location", {"visual": draw(N, D), "k": N}, N),
     "every token": ("dpp", {"visual": draw(N, D), "k": N}, N),
+    "nothing to add up": ("min_sum", {"visual": NONE, "k": 0}, 0),
+    "every token by its sum": ("min_sum", {"visual": draw(N, D), "k": N}, N),
     "no segments": (
         "diversity_varlen",
         {"visual": draw(N, D), "cu_seqlens": ints(0), "k": ints(), "total_k": 3, "max_seqlen": 9},

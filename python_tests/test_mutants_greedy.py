@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from python_tests import faults_greedy
-from python_tests.faults_greedy import DppModel, FacilityModel
+from python_tests.faults_greedy import DppModel, FacilityModel, MinSumModel
 from zspa_kernels.testing.cases import model_cases, seed_and_weight_cases, special_cases
 from zspa_kernels.testing.coverage import judge_facility_location
 from zspa_kernels.testing.determinantal import judge_dpp
+from zspa_kernels.testing.dispersion import judge_min_sum
 
 #: Fault -> (standard case that must reject it, what the judge says).
 DPP: dict[str, tuple[str, str]] = {
@@ -85,11 +86,37 @@ COVER = {
     "words": {"words": 5, "temperature": 0.2, "scale": 0.5},
 }
 
-CASES = {
-    case.name: case
-    for case in model_cases("small") + special_cases() + seed_and_weight_cases()
-    if case.seeds == "none"
+#: Fault -> (standard case that must reject it, what the judge says).
+MIN_SUM: dict[str, tuple[str, str]] = {
+    "ties to the highest index": ("exact-float32-31x1-3+8", "pick 0 .* ties with token 0"),
+    "the forecast is trusted": ("iid-float16-15x16-3+5", "better by"),
+    "only the first of a forecast adds": ("clusters-float16-5x100-2+3", "pick 2 .* better by"),
+    "the first is token 0": ("iid-float16-3x33-0+3", "pick 0 .* better by"),
+    "the first is the loneliest": ("iid-float16-5x100-2+3", "pick 0 .* better by"),
+    "the first weighs by length": ("iid-float16-15x16-3+5", "pick 0 .* better by"),
+    "the first sums stay": ("iid-float16-15x16-3+5", "pick 1 .* better by"),
+    "masked tokens in the seed": ("masked-float32-37x64-9+12", "pick 0 .* better by"),
+    "the largest cosine counts": ("clusters-float16-5x100-2+3", "pick 1 .* better by"),
+    "absolute cosines": ("clusters-float16-3x33-0+3", "better by"),
+    "last row of a block dropped": ("iid-float16-5x100-2+3", "better by"),
+    "zero rows have a sum of 0": ("zero_rows-float32-24x1-6+18", "better by inf"),
+    "seeds can be picked": ("zero_rows-float32-33x16-0+20-seeds:some", "not eligible"),
+    "seeds add nothing": ("vlm-float32-50x31-0+20-seeds:odd", "pick 0 .* better by"),
+    "repeated seeds count again": ("vlm-float32-50x31-0+20-seeds:odd", "pick 1 .* better by"),
+    "bfloat16 sums": ("video-bfloat16-5x100-2+3", "better by"),
+    "TF32 products": ("narrow-float32-45x33-0+20", "better by"),
+    "bfloat16 cosines": ("video-bfloat16-5x100-2+3", "better by"),
+    "half-precision sums": ("huge_rows-float32-37x64-9+12", "better by"),
+    "last columns dropped": ("iid-float16-3x33-0+3", "better by"),
+    "epsilon under the root": ("tiny_rows-float32-37x64-9+12", "better by"),
+    "mask ignored": ("all_masked-float32-37x64-9+12", "nothing is left"),
+    "NaN rows are valid": ("all_nonfinite-float32-37x64-9+12", "nothing is left"),
+    "huge rows are valid": ("huge_rows-float32-37x64-9+12", "not eligible"),
 }
+
+ALL_CASES = model_cases("small") + special_cases() + seed_and_weight_cases()
+CASES = {case.name: case for case in ALL_CASES if case.seeds == "none"}
+SEEDED = {case.name: case for case in ALL_CASES if case.weights == "none"}
 
 
 @pytest.mark.parametrize("block", [1, 8])
@@ -124,8 +151,22 @@ def test_facility_location_fault_is_rejected(fault: str) -> None:
         judge_facility_location(CASES[name], broken, "reference", **options)
 
 
+@pytest.mark.parametrize("block", [1, 8])
+def test_min_sum_without_a_fault_standard_cases_pass(block: int) -> None:
+    for case in list(SEEDED.values())[block % 2 :: 4]:
+        judge_min_sum(case, MinSumModel(block=block).min_sum, "reference")
+
+
+@pytest.mark.parametrize("fault", MIN_SUM)
+def test_min_sum_fault_is_rejected(fault: str) -> None:
+    name, text = MIN_SUM[fault]
+    judge_min_sum(SEEDED[name], MinSumModel().min_sum, "reference")
+    with pytest.raises(AssertionError, match=text):
+        judge_min_sum(SEEDED[name], MinSumModel(fault).min_sum, "reference")
+
+
 def test_every_fault_has_a_case() -> None:
     source = Path(faults_greedy.__file__).read_text()
-    dpp, facility = source.split("class FacilityModel")
-    for part, killers in ((dpp, DPP), (facility, FACILITY)):
+    parts = re.split("class (?:Facility|MinSum)Model", source)
+    for part, killers in zip(parts, (DPP, FACILITY, MIN_SUM), strict=True):
         assert set(re.findall(r'self\.fault [!=]= "([^"]+)"', part)) <= set(killers)

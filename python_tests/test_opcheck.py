@@ -131,6 +131,17 @@ def test_facility_location_varlen() -> None:
     check("facility_location_varlen", draw(N, D), *table)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("k", [0, N])
+def test_min_sum(dtype: torch.dtype, k: int) -> None:
+    check("min_sum", draw(B, N, D, dtype=dtype), k, ints(0, -1, 3, 9).view(B, 2), mask(B, N))
+    check("min_sum", strided(N, D).to(dtype).requires_grad_(), k)
+
+
+def test_min_sum_varlen() -> None:
+    check("min_sum_varlen", draw(N, D), ints(0, 2, N), ints(1, 2), 4, 5)
+
+
 def test_outputs_never_require_grad() -> None:
     visual, prompt = draw(B, N, D), draw(B, M, D)
     indices, scores = torch.ops.zspa.relevance_topk(visual, prompt, 2)
@@ -177,10 +188,22 @@ def test_schemas_are_what_the_design_fixes() -> None:
         "Tensor? weights=None, Tensor? visual_mask=None, float temperature=0., float scale=1.)"
         " -> Tensor"
     )
+    assert schema("min_sum") == (
+        "zspa::min_sum(Tensor visual, SymInt k, Tensor? seeds=None, Tensor? visual_mask=None)"
+        " -> Tensor"
+    )
+    assert schema("min_sum_varlen") == (
+        "zspa::min_sum_varlen(Tensor visual, Tensor cu_seqlens, Tensor k, SymInt total_k, "
+        "SymInt max_seqlen) -> Tensor"
+    )
 
 
 @pytest.mark.parametrize(
-    "op", ["select", "select_varlen", "relevance_topk", "diversity", "dpp", "facility_location"]
+    "op",
+    [
+        *("select", "select_varlen", "relevance_topk", "diversity"),
+        *("dpp", "facility_location", "min_sum", "min_sum_varlen"),
+    ],
 )
 def test_ops_are_tagged(op: str) -> None:
     assert torch.Tag.pt2_compliant_tag in getattr(torch.ops.zspa, op).default.tags

@@ -256,7 +256,7 @@ def min_sum(
         >>> import torch
         >>> visual = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [-1.0, 0.2]])
         >>> min_sum(visual, 3)
-        tensor([3, 0, 2])
+        tensor([3, 0, 1])
         >>> min_sum(visual, 2, seeds=torch.tensor([2]))
         tensor([0, 3])
     """

@@ -292,8 +292,12 @@ def warmup(
         diversity(visual, k, weights=weights, **masked)
         dpp(visual, k, weights=weights, **masked)
         facility_location(visual, k, benefits=weights[:, None], temperature=1.0, **masked)
+        if not visual.is_cuda:  # where there is no kernel for it
+            min_sum(visual, k, seeds=seeds, **masked)
     select_varlen(list(visual), k_core=0, k_diverse=k)
     select_varlen(list(visual), prompt[0], k_core=one, k_diverse=k - one)
     diversity_varlen(list(visual), k, weights=list(weights))
     dpp_varlen(list(visual), k, weights=list(weights))
     facility_location_varlen(list(visual), k, weights=list(weights), temperature=1.0)
+    if not visual.is_cuda:
+        min_sum_varlen(list(visual), k)

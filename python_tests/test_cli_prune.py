@@ -118,6 +118,47 @@ def test_methods_that_need_the_projector_are_given_it_and_others_refuse() -> Non
     assert "which needs scores [B, N] (attention from the last token" in refused.stderr
 
 
+class ImageProcessor:
+    """A tiny model's processor as AutoProcessor would give it.
+
+    That of Qwen2.5-VL cannot be loaded without torchvision, which its video part needs.
+    """
+
+    def __init__(self, tiny: vlms.Tiny) -> None:
+        self.tiny, self.tokenizer = tiny, tiny.processor.tokenizer
+        self.decode = self.tokenizer.decode
+        self.image_processor = tiny.processor.image_processor
+
+    def __call__(self, images: Any, text: str, return_tensors: str) -> Any:
+        return transformers.BatchFeature(
+            dict(self.tiny.processor(images=images, text=text, return_tensors=return_tensors))
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "title", "visual"),
+    [("llava_next", "LLaVA-NeXT", "70 -> 9"), ("qwen2_5_vl", "Qwen2.5-VL", "24 -> 9")],
+)
+def test_other_architectures(
+    name: str, title: str, visual: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Tiles with newlines, and grids of merged patches: an answer and a picture."""
+    tiny = vlms.get(name)
+    tiny.model.save_pretrained(tmp_path)
+    if name == "llava_next":
+        tiny.processor.save_pretrained(tmp_path)
+    else:
+        monkeypatch.setattr(
+            transformers.AutoProcessor, "from_pretrained", lambda model: ImageProcessor(tiny)
+        )
+    result = call("--keep", "9", "--out", str(tmp_path / "kept.png"), model=str(tmp_path))
+    assert result.exit_code == 0, result.output
+    assert f"model    {title}, " in result.stdout
+    assert f"tokens   visual {visual}, " in result.stdout
+    with Image.open(tmp_path / "kept.png") as picture:
+        assert picture.width > 600
+
+
 def test_nothing_pruned_is_said() -> None:
     result = call("--keep", "1.0")
     assert result.exit_code == 0

@@ -234,6 +234,8 @@ def test_zooprune_without_a_projector_is_given_the_models() -> None:
         assert handle.report is not None
         found.append(handle.report.images[0].indices)
     assert torch.equal(*found)
+    with pytest.raises(zk.hf.UnsupportedMethodError, match="measure the projector of Gemma 3"):
+        zk.ZOOPrune(keep=0.2)(vlms.get("gemma3").model)
 
 
 # ---- merging -------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from .hf import ImageReport, PruneReport
 from .hf.architectures import Target
 from .hf.layout import anyres_tiles
 from .types import Selection
-from .visualize import Panel, compare
+from .visualize import LEGEND, Panel, compare
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 # Between the pictures of one image; dimmed it is as dark as the background of the figure.
 _GAP = (46, 46, 46)
+# Whose core is relevance to the prompt; that of others may be attention or another score.
+_BY_RELEVANCE = ("ZSPAPrune", "DivPrune", "AllInRelevance")
+_ANY_LEGEND = ("core: highest score (relevance, attention, ...)", "kept beside the core")
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +169,9 @@ def kept(
         counts = f"{one.core} core + {one.diverse} diversity" if one.core else f"{one.after} tokens"
         panels.append(Panel(view.selection(one), title, f"{counts} of {one.before}"))
     assert view is not None  # noqa: S101
-    return compare(view.pixels, panels, view.grid, heading=heading, note=note)
+    relevance = all(_title(one) in _BY_RELEVANCE for one in named.values())
+    legend = LEGEND if relevance else _ANY_LEGEND
+    return compare(view.pixels, panels, view.grid, heading=heading, note=note, legend=legend)
 
 
 def _title(report: PruneReport) -> str:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 # Amber and sky blue: told apart under every common colour blindness, and on grey.
 CORE_COLOUR = (255, 183, 3)
 DIVERSITY_COLOUR = (56, 189, 248)
+#: What they mean for the methods whose core is relevance.
+LEGEND = ("core: most relevant to the prompt", "diversity: least like anything kept so far")
 # Dropped patches keep this share of their brightness and lose their colour.
 DIM = 0.36
 
@@ -155,6 +157,7 @@ def compare(
     heading: str = "",
     note: str = "",
     region: tuple[float, float, float, float] | None = None,
+    legend: tuple[str, str] = LEGEND,
 ) -> Figure:
     """Selections side by side (above one another for a wide image), with titles and a legend.
 
@@ -166,6 +169,7 @@ def compare(
         heading: line above everything.
         note: small print below.
         region: (x0, y0, x1, y1) in pixels of `image`, outlined in every panel.
+        legend: what the colours of core and diversity mean.
 
     Returns:
         A Matplotlib figure (no global pyplot state). Its axes are the panels, in order; saved at
@@ -220,7 +224,7 @@ def compare(
                 linespacing=1.25,
             )
         figure.text(*place.at(_MARGIN, 60), heading, size=24, color=_INK)
-        _legend(figure, place, region is not None)
+        _legend(figure, place, region is not None, legend)
     return figure
 
 
@@ -306,15 +310,15 @@ def _outline(
     )
 
 
-def _legend(figure: Figure, place: _Layout, with_region: bool) -> None:
+def _legend(figure: Figure, place: _Layout, with_region: bool, texts: tuple[str, str]) -> None:
     """What the colours mean, along the bottom, and the small print."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     core, diversity = (f"#{r:02x}{g:02x}{b:02x}" for r, g, b in (CORE_COLOUR, DIVERSITY_COLOUR))
     handles: list[Patch | Line2D] = [
-        Patch(facecolor=core, label="core: most relevant to the prompt"),
-        Patch(facecolor=diversity, label="diversity: least like anything kept so far"),
+        Patch(facecolor=core, label=texts[0]),
+        Patch(facecolor=diversity, label=texts[1]),
     ]
     if with_region:
         handles.append(

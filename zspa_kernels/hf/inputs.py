@@ -20,6 +20,7 @@ from .errors import (
     LabelsError,
     NothingPrunedWarning,
     UnsupportedInputError,
+    UnsupportedMethodError,
     UnsupportedModelError,
 )
 from .layout import SCOPES, Layout, layout
@@ -201,7 +202,13 @@ def fitted(method: Any, target: Target, options: Options) -> Any:
     collect.wanted(method, target)
     options.merges(method)
     if getattr(method, "needs_features", False) and getattr(method, "projector", method) is None:
-        return replace(method, projector=target.projector())
+        try:
+            return replace(method, projector=target.projector())
+        except (TypeError, ValueError) as error:
+            raise UnsupportedMethodError(
+                f"prune: method must be able to measure the projector of {target.arch.name}, got "
+                f"{method!r}: {error}"
+            ) from error
     return method
 
 

@@ -126,6 +126,22 @@ def test_compiled_decoding_has_no_new_graphs_or_breaks() -> None:
     assert pruned == plain
 
 
+def test_a_model_that_is_compiled_as_a_whole() -> None:
+    """What `torch.compile` returns is pruned like the model in it, and left as it was."""
+    tiny = vlms.build("llava")
+    inputs = tiny.inputs()
+    with METHOD(tiny.model), torch.no_grad():
+        expected, direct = rows(generate(tiny.model, inputs)), tiny.model(**inputs).logits
+    compiled: Any = torch.compile(tiny.model, backend="eager")
+    with METHOD(compiled) as handle, torch.no_grad():
+        assert torch.equal(rows(generate(compiled, inputs)), expected)
+        torch.testing.assert_close(compiled(**inputs).logits, direct, **CLOSE)
+    assert handle.calls == 2
+    with torch.no_grad():
+        assert compiled(**inputs).logits.shape[1] == inputs["input_ids"].shape[1]
+    torch._dynamo.reset()
+
+
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
 def test_threads_do_not_meet(name: str) -> None:
     """P11: one model, one block, different prompts in three threads, through both ways in."""

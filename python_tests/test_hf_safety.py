@@ -134,6 +134,20 @@ def test_nested_blocks(tiny: vlms.Tiny) -> None:
         generate(tiny.model, tiny.inputs())
 
 
+def test_a_handle_that_is_never_installed(tiny: vlms.Tiny) -> None:
+    """`method(model)` without `with` prunes nothing, and does not do so in silence."""
+    handle = METHOD(tiny.model)
+    generate(tiny.model, tiny.inputs())
+    with pytest.warns(hf.NothingPrunedWarning, match="was never installed; write `with method"):
+        del handle
+
+
+def test_what_is_no_method(tiny: vlms.Tiny) -> None:
+    for wrong in ("zspaprune", 0.1, zk.ZSPAPrune, None):
+        with pytest.raises(TypeError, match=r"^prune: method must be an object with `select`"):
+            hf.prune(tiny.model, wrong)
+
+
 def test_labels(tiny: vlms.Tiny) -> None:
     """P15: they are as long as the unpruned prompt."""
     inputs = {**tiny.inputs()}
@@ -206,6 +220,11 @@ def test_unknown_models() -> None:
         ({"query": ["what is it"]}, TypeError, "processor must be given for a query in words"),
         ({"query": torch.ones(3)}, TypeError, "query must be a bool mask, got torch.float32"),
         ({"query": 7}, TypeError, "query must be a list of texts or a bool mask, got 7"),
+        (
+            {"processor": "llava"},
+            TypeError,
+            "processor must be a processor or a tokenizer, got 'll",
+        ),
     ],
 )
 def test_bad_options(options: dict[str, Any], error: type[Exception], text: str) -> None:
@@ -230,6 +249,11 @@ def test_bad_inputs() -> None:
     ):
         with pytest.raises(error, match=text):
             hf.prune_inputs(tiny.model, {**inputs, **wrong}, METHOD)
+    with pytest.raises(TypeError, match="inputs must be what the processor returned, a mapping"):
+        hf.prune_inputs(tiny.model, ids, METHOD)
+    once = hf.prune_inputs(tiny.model, inputs, METHOD)
+    with pytest.raises(hf.AlreadyPrunedError, match="inputs must not be pruned already"):
+        hf.prune_inputs(tiny.model, once, METHOD)
 
 
 @needs_inputs

@@ -70,16 +70,17 @@ class Target:
 
     @classmethod
     def of(cls, model: Any) -> Target:
-        """The parts of `model`, which may be wrapped by PEFT; or UnsupportedModelError."""
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        """The parts of `model`, which PEFT or torch.compile may wrap; or UnsupportedModelError."""
+        base = getattr(model, "_orig_mod", model)
+        base = base.get_base_model() if hasattr(base, "get_base_model") else base
         kind = getattr(getattr(base, "config", None), "model_type", None)
         arch = ARCHITECTURES.get(kind or "")
         inner = getattr(base, "model", None)
         if arch is None or not isinstance(inner, nn.Module) or not hasattr(base, "generate"):
             known = ", ".join(sorted(ARCHITECTURES))
             raise UnsupportedModelError(
-                f"prune: model must be a ...ForConditionalGeneration of {known}, "
-                f"got {type(model).__name__} (model_type {kind!r})"
+                f"prune: model must be a ...ForConditionalGeneration of {known}, no part and no "
+                f"parallel wrapper of one, got {type(model).__name__} (model_type {kind!r})"
             )
         config = base.config
         token = getattr(config, "image_token_id", None)

@@ -50,7 +50,7 @@ class PlaceholderMismatchError(PruningError, ValueError):
 
 
 class AlreadyPrunedError(PruningError, RuntimeError):
-    """The model is being pruned already: the two would prune each other's prompts."""
+    """Model or inputs are pruned already: two methods would prune each other's prompts."""
 
 
 class NothingPrunedWarning(UserWarning):

@@ -88,18 +88,29 @@ class PruneHandle:
         after: the kept ones.
     """
 
+    _hooks: Hooks
+
     def __init__(self, target: Target, method: Any, options: Options) -> None:
         self.report: PruneReport | None = None
         self.calls = self.before = self.after = 0
         self._target, self._method, self._options = target, method, options
         self._lock = threading.Lock()
-        self._hooks = Hooks(target, self._prune)
         self._generate: Callable[..., Any] | None = None
         self._own: dict[str, Any] = {}
+        self._used = False
 
     def __repr__(self) -> str:
         state = "installed" if self._generate else "not installed"
         return f"<PruneHandle of {self._target.arch.name}, {state}: {self.report or self._method}>"
+
+    def __del__(self) -> None:
+        if not self._used:
+            warnings.warn(
+                f"nothing was pruned: {self!r} was never installed; write `with method(model):` "
+                f"around the calls, or call its install()",
+                NothingPrunedWarning,
+                stacklevel=2,
+            )
 
     def __enter__(self) -> PruneHandle:
         return self.install()
@@ -117,6 +128,9 @@ class PruneHandle:
     def install(self) -> PruneHandle:
         """Start pruning."""
         model = self._target.model
+        # Not before: with it the handle is part of a cycle, and would be deleted much later.
+        self._hooks = Hooks(self._target, self._prune)
+        self._used = True
         if _HANDLE in vars(model):
             raise AlreadyPrunedError(
                 f"prune: model must not be pruned already, got {vars(model)[_HANDLE]!r}; "

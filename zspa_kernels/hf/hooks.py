@@ -42,6 +42,8 @@ class Hooks:
         self._target, self._prune = target, prune
         self._handles: list[Any] = []
         self._own: dict[str, Any] = {}
+        # What it does with values would become a dozen graphs.
+        self._uncompiled: Any = torch.compiler.disable(self._prefill)
         # Of the call that is running in this thread, where pictures cannot be passed as arguments.
         self._running: ContextVar[tuple[Pruned, Continuation, int] | None] = ContextVar(
             "zspa_running", default=None
@@ -104,7 +106,7 @@ class Hooks:
             arguments = {**names, **kwargs}
             arguments.pop("self", None)
         if arguments.get("pixel_values") is not None:
-            return (), self._prefill(arguments)
+            return (), self._uncompiled(arguments)
         if note is not None:
             return (), note.corrected(self._target, arguments, cache)
         return None

@@ -16,6 +16,7 @@ from . import query as queries
 from .architectures import Target, transformers_version
 from .encode import Encoded, encode, rebuild
 from .errors import (
+    AlreadyPrunedError,
     CachedPromptError,
     LabelsError,
     NothingPrunedWarning,
@@ -199,6 +200,13 @@ def fitted(method: Any, target: Target, options: Options) -> Any:
 
     Raises for a method that cannot prune this model, before anything runs.
     """
+    if isinstance(method, type) or not any(
+        callable(getattr(method, name, None)) for name in ("select_varlen", "select")
+    ):
+        raise TypeError(
+            f"prune: method must be an object with `select`, such as zk.ZSPAPrune(keep=0.1) or "
+            f"zk.methods.get(name, keep=0.1), got {method!r:.60}"
+        )
     collect.wanted(method, target)
     options.merges(method)
     if getattr(method, "needs_features", False) and getattr(method, "projector", method) is None:
@@ -233,6 +241,11 @@ def warn_nothing(report: PruneReport, stacklevel: int) -> None:
 
 def input_ids(inputs: Mapping[str, Any]) -> Tensor:
     """The prompts' ids `[B, L]`."""
+    if not isinstance(inputs, Mapping):
+        raise TypeError(
+            f"prune: inputs must be what the processor returned, a mapping, "
+            f"got {type(inputs).__name__}"
+        )
     ids = inputs.get("input_ids")
     if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point():
         got = list(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
@@ -242,6 +255,8 @@ def input_ids(inputs: Mapping[str, Any]) -> Tensor:
 
 def refuse(inputs: Mapping[str, Any]) -> None:
     """Raise for inputs whose result would be wrong."""
+    if isinstance(inputs, PrunedInputs):
+        raise AlreadyPrunedError("prune: inputs must not be pruned already, got PrunedInputs")
     if inputs.get("labels") is not None:
         raise LabelsError(
             "prune: labels must be None, got a tensor as long as the unpruned prompt; compute the "

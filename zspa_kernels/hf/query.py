@@ -22,6 +22,10 @@ QUERIES = ("question", "all")
 
 def check(query: Any, processor: Any) -> None:
     """Raise for a query that means nothing, before any work."""
+    if processor is not None and not callable(getattr(processor, "tokenizer", processor)):
+        raise TypeError(
+            f"prune: processor must be a processor or a tokenizer, got {processor!r:.60}"
+        )
     if isinstance(query, str):
         if query not in QUERIES:
             raise ValueError(

@@ -23,6 +23,7 @@ PRODUCTS = (
     "_relevance_topk_max_kernel",
     "_diversity_greedy_kernel",
     "_dpp_greedy_kernel",
+    "_facility_location_matrix_kernel",
     "_sensitivity_form_kernel",
     "_sensitivity_response_kernel",
 )

@@ -40,7 +40,14 @@ class Launch:
 
 def record(dtype: torch.dtype, full: bool, hip: bool) -> list[Launch]:
     """Every launch of the ops at the size of a real model, with nothing run."""
-    from zspa_kernels.backends.triton import diversity, dpp, relevance_topk, select, sensitivity
+    from zspa_kernels.backends.triton import (
+        diversity,
+        dpp,
+        facility_location,
+        relevance_topk,
+        select,
+        sensitivity,
+    )
 
     launches: list[Launch] = []
 
@@ -49,7 +56,7 @@ def record(dtype: torch.dtype, full: bool, hip: bool) -> list[Launch]:
     ) -> None:
         launches.append(Launch(kernel, args, options | {"launch_cooperative_grid": together}))
 
-    for module in (diversity, dpp, relevance_topk, select, sensitivity):
+    for module in (diversity, dpp, facility_location, relevance_topk, select, sensitivity):
         module.launch = recorder  # type: ignore[attr-defined]
     torch.version.hip = "0" if hip else None
     call_selection(dtype, full)
@@ -59,7 +66,13 @@ def record(dtype: torch.dtype, full: bool, hip: bool) -> list[Launch]:
 
 def call_selection(dtype: torch.dtype, full: bool, n: int = 2880, d: int = 4096) -> None:
     """The selection ops on meta tensors; `full` adds masks, weights, seeds, poolings, odd sizes."""
-    from zspa_kernels.backends.triton import diversity, dpp, relevance_topk, select
+    from zspa_kernels.backends.triton import (
+        diversity,
+        dpp,
+        facility_location,
+        relevance_topk,
+        select,
+    )
 
     def empty(*shape: int, kind: torch.dtype = dtype) -> Tensor:
         return torch.empty(shape, dtype=kind, device="meta")
@@ -69,6 +82,8 @@ def call_selection(dtype: torch.dtype, full: bool, n: int = 2880, d: int = 4096)
     diversity.diversity(visual, 58, None, None, None)
     select.select(visual, prompt, 23, 35, None, None, "mean", True)
     dpp.dpp(visual, 58, empty(2, n, kind=torch.float32), None)
+    words = empty(2, 40, n, kind=torch.float32)
+    facility_location.facility_location(visual, 58, words, None, None, 0.2, 0.5)
     if not full:
         return
     mask, prompt_mask = empty(2, n, kind=torch.bool), empty(2, 40, kind=torch.bool)
@@ -83,8 +98,10 @@ def call_selection(dtype: torch.dtype, full: bool, n: int = 2880, d: int = 4096)
         for seeds in (None, empty(2, 4, kind=torch.int64)):
             diversity.diversity(visual, 58, seeds, weights, mask)
         dpp.dpp(visual, 58, weights, mask)
+        facility_location.facility_location(visual, 58, None, weights, mask, 0.0, 1.0)
     diversity.diversity_varlen(packed, table, 58, empty(n, kind=torch.float32))
     dpp.dpp_varlen(packed, table, 58, n, empty(n, kind=torch.float32))
+    facility_location.facility_location_varlen(packed, table, 58, n, words[0], None, 0.2, 0.5)
     other = torch.bfloat16 if dtype == torch.float32 else torch.float32
     select.select(visual, empty(2, 40, d, kind=other), 23, 35, None, None, "none_max", False)
     # Rows that are not aligned are read element by element.

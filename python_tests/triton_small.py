@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from python_tests.triton_together import RaceError, Together, World
@@ -35,6 +36,15 @@ GROUPS = (
 )
 
 
+def shrunk(config: Any, fields: dict[str, Any]) -> Any:
+    """A configuration with other values; those it shares with diversity lie in `shared`."""
+    names = {field.name for field in dataclasses.fields(config)}
+    own = {name: value for name, value in fields.items() if name in names}
+    if "shared" in names:
+        own["shared"] = shrunk(config.shared, fields)
+    return dataclasses.replace(config, **own)
+
+
 class Runs:
     """Small blocks, any number of programs; `rounds` counts the runs of the phases.
 
@@ -48,13 +58,12 @@ class Runs:
         self.patch, self.module = patch, module
         self.group = GROUPS[0]
         self.programs = 3
-        self.fields: dict[str, Any] = SMALL | fields
+        self.fields: dict[str, Any] = fields
         self.rounds: list[int] = []
         config, steps = module.config, module.greedy_in_steps
 
         def small(*args: Any, **kwargs: Any) -> Any:
-            fields = {**self.fields, "groups": (self.group,)}
-            return dataclasses.replace(config(*args, **kwargs), **fields)
+            return shrunk(config(*args, **kwargs), SMALL | {"groups": (self.group,)} | self.fields)
 
         def grid(cfg: Any, segments: _common.Segments, device: Any) -> tuple[int, int]:
             return segments.count, min(self.programs, self.group.programs)
@@ -84,7 +93,11 @@ class Runs:
     def every_barrier_is_needed(
         self, kernel: Any, work: Callable[[], list[Tensor]], count: int
     ) -> None:
-        """Programs meet as before, but one place in the kernel no longer orders their accesses."""
+        """The picks of `work` in one launch; then with one place that no longer orders accesses.
+
+        There programs meet as before, but a race must be found.
+        """
+        want = work()
         real, atomic = _common.meet, World.atomic
         places: set[int] = set()
         blind: list[int] = []
@@ -102,7 +115,8 @@ class Runs:
         here = threading.local()
         self.patch.setattr(self.module, "meet", meet)
         self.patch.setattr(World, "atomic", ordered)
-        self.together(kernel, work, seed=1)
+        for got, expected in zip(self.together(kernel, work, seed=1), want, strict=True):
+            assert torch.equal(got, expected)
         calls = re.findall(r"^ +meet\(", inspect.getsource(self.module), re.MULTILINE)
         assert len(places) == len(calls) == count
         for place in sorted(places):

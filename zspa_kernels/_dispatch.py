@@ -37,7 +37,7 @@ OPS = (
 )
 
 # Ops that a backend has no kernel for.
-CPU_ONLY = ("facility_location", "facility_location_varlen", "min_sum", "min_sum_varlen")
+CPU_ONLY = ("min_sum", "min_sum_varlen")
 
 # What backend="auto" tries, best first. The reference comes after these, and only where the backend
 # in front of it is not there at all: it is too slow to be chosen for any other reason.

@@ -81,7 +81,7 @@ def facility_location_varlen(
     run = backend_of(backend, "facility_location_varlen", visual)
     table = _segments.ragged_table(cu_seqlens, None, k, total_k, max_seqlen, visual.shape[0])
     rows = vector(benefits), vector(weights)
-    indices: Tensor = run(dense(visual), table, total_k, *rows, temperature, scale)
+    indices: Tensor = run(dense(visual), table, total_k, max_seqlen, *rows, temperature, scale)
     return indices
 
 

@@ -47,6 +47,7 @@ def facility_location_varlen(
     visual: Tensor,
     table: Tensor,
     total_k: int,
+    max_seqlen: int,
     benefits: Tensor | None,
     weights: Tensor | None,
     temperature: float,

@@ -22,6 +22,9 @@ from ._group import GRAM, STOP
 STAGE, COUNT, FILLED, FOLDED, BEST, EDGE, PROPOSED = (tl.constexpr(word) for word in range(7))
 WORDS = tl.constexpr(8)
 
+# Of a blocked greedy; "scale" and "chain" are for groups at GRAM only.
+BLOCKED = ("products", "scale", "chain", "settle", "choose")
+
 
 def greedy_in_steps(
     kernel: Any,
@@ -29,12 +32,14 @@ def greedy_in_steps(
     programs: int,
     device: torch.device,
     *args: Any,
+    phases: tuple[str, ...] = BLOCKED,
     **options: Any,
 ) -> int:
     """The launch of a greedy kernel, phase by phase. Returns how often the phases were run.
 
     Args:
         kernel: one phase of every group, by the name of the phase.
+        phases: in a round; there is another one before the first, "begin".
         launch: as in `_common`.
         programs: of the launch.
         device: of the tensors.
@@ -50,10 +55,9 @@ def greedy_in_steps(
     stages = run("begin")
     rounds = 0
     while bool((stages != STOP.value).any()):
-        gram = bool((run("products") == GRAM.value).any())
-        for phase in ("scale", "chain") if gram else ():
-            run(phase)
-        run("settle")
-        stages = run("choose")
+        gram = bool((run(phases[0]) == GRAM.value).any())
+        for phase in phases[1:]:
+            if gram or phase not in ("scale", "chain"):
+                stages = run(phase)
         rounds += 1
     return rounds

@@ -60,4 +60,8 @@ def calls_of(visual: Tensor, prompt: Tensor) -> dict[str, Callable[[], Tensor]]:
         "diversity_varlen": lambda: ops.diversity_varlen(packed, offsets, counts, 9 * batch, n),
         "dpp": lambda: ops.dpp(visual, 20, weights),
         "dpp_varlen": lambda: ops.dpp_varlen(packed, offsets, counts, 9 * batch, n),
+        "facility_location": lambda: ops.facility_location(visual, 20, weights[:, None]),
+        "facility_location_varlen": lambda: ops.facility_location_varlen(
+            packed, offsets, counts, 9 * batch, n, None, weights.view(-1), 0.2
+        ),
     }

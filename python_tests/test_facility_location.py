@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import zspa_kernels as zk
-from python_tests.runners import fitting, same_bits, strided_views, threads
+from python_tests.runners import each_backend, fitting, same_bits, strided_views, threads
 from zspa_kernels import _native
 from zspa_kernels.testing import MODELS, SPECIAL, bound, special, tokens
 from zspa_kernels.testing.baselines import facility_location_loop
@@ -31,7 +31,7 @@ from zspa_kernels.testing.coverage import (
 )
 
 Require = Callable[..., None]
-each_backend = pytest.mark.parametrize("backend", ["reference", "cpp"])
+on_cpu = pytest.mark.parametrize("backend", ["reference", "cpp"])
 COVER: dict[str, dict[str, Any]] = {
     "cosine": {},
     "softmax": {"temperature": 0.2},
@@ -78,7 +78,15 @@ def judge_all(backend: str, cases: list[Case], cover: str) -> None:
     assert decided > picks / 3 or cover == "words alone"  # three rows: most gains are 0
 
 
-@each_backend
+@pytest.mark.parametrize("cover", COVER)
+def test_standard_cases_in_triton(cover: str, require_backend: Require) -> None:
+    require_backend("triton", "facility_location")
+    weighted = [case for case in seed_and_weight_cases() if case.seeds == "none"]
+    cases = model_cases("small") + special_cases() + weighted
+    judge_all("triton", cases[list(COVER).index(cover) :: 9], cover)
+
+
+@on_cpu
 @pytest.mark.parametrize("cover", COVER)
 def test_models(backend: str, cover: str, require_backend: Require) -> None:
     require_backend(backend, "facility_location")
@@ -86,7 +94,7 @@ def test_models(backend: str, cover: str, require_backend: Require) -> None:
     judge_all(backend, model_cases("small")[start % 2 :: 2] + model_cases("wide")[start::4], cover)
 
 
-@each_backend
+@on_cpu
 @pytest.mark.parametrize("cover", ["cosine", "words"])
 def test_special_inputs_and_weights(backend: str, cover: str, require_backend: Require) -> None:
     require_backend(backend, "facility_location")
@@ -108,7 +116,7 @@ def test_large(cover: str, require_backend: Require) -> None:
 def test_all_tokens_of_a_few(backend: str, require_backend: Require) -> None:
     """Every N from 1 to 12 with every k."""
     require_backend(backend, "facility_location")
-    for n in range(1, 13):
+    for n in range(1, 6 if backend == "triton" else 13):
         visual = tokens("iid", n, 9, seed=n)
         for k in {0, 1, n - 1, n}:
             got = zk.facility_location(visual, k, backend=backend)
@@ -119,13 +127,14 @@ def test_all_tokens_of_a_few(backend: str, require_backend: Require) -> None:
 def test_exact_picks_are_the_same_everywhere(backend: str, require_backend: Require) -> None:
     """Sums of exact cosines are exact: most picks are decided by the tie rule."""
     require_backend(backend, "facility_location")
-    visual = tokens("exact", 130, 64)
-    for dtype in DTYPES:
-        got = zk.facility_location(visual.to(dtype), 60, backend=backend)
-        assert torch.equal(got, facility_location64(visual, 60))
+    n, k = (60, 20) if backend == "triton" else (130, 60)
+    visual = tokens("exact", n, 64)
+    for dtype in DTYPES[1:2] if backend == "triton" else DTYPES:
+        got = zk.facility_location(visual.to(dtype), k, backend=backend)
+        assert torch.equal(got, facility_location64(visual, k))
 
 
-@each_backend
+@on_cpu
 def test_equals_the_published_loop(backend: str, require_backend: Require) -> None:
     require_backend(backend, "facility_location")
     visual = tokens("clusters", 150, 100, seed=5)
@@ -142,22 +151,24 @@ def test_equals_the_published_loop(backend: str, require_backend: Require) -> No
 def test_a_repeated_row_is_covered(backend: str, require_backend: Require) -> None:
     """After the picks of a repetition nothing of it is left: the rest follows by index."""
     require_backend(backend, "facility_location")
-    basis = tokens("iid", 20, 50)
-    visual = basis.repeat(4, 1)
+    n = 7 if backend == "triton" else 20
+    visual = tokens("iid", n, 50).repeat(4, 1)
     for temperature in (0.0, 0.1):
-        picks = zk.facility_location(visual, 80, temperature=temperature, backend=backend).tolist()
-        assert sorted(picks) == list(range(80))
-        assert {i % 20 for i in picks[:20]} == set(range(20))
-        assert picks[20:] == sorted(picks[20:])
-        assert picks[:20] == [i for i in picks[:20] if i < 20]
+        picks = zk.facility_location(
+            visual, 4 * n, temperature=temperature, backend=backend
+        ).tolist()
+        assert sorted(picks[:n]) == list(range(n))
+        assert picks[n:] == list(range(n, 4 * n))
 
 
 @each_backend
 def test_batches_strides_and_segments(backend: str, require_backend: Require) -> None:
     """A row alone, in a batch, strided, padded with masked tokens, and as a segment: equal bits."""
     require_backend(backend, "facility_location")
-    n, d, k = {"reference": (30, 17, 12), "cpp": (330, 65, 70)}[backend]
-    for kind, dtype in zip((*MODELS, *SPECIAL), DTYPES * 8, strict=False):
+    sizes = {"reference": (30, 17, 12), "cpp": (330, 65, 70), "triton": (30, 17, 7)}
+    n, d, k = sizes[backend]
+    kinds = list(zip((*MODELS, *SPECIAL), DTYPES * 8, strict=False))
+    for kind, dtype in kinds[:: 12 if backend == "triton" else 1]:
         model = kind in MODELS
         visual = tokens(kind, n, d, 3, dtype) if model else special(kind, n, d, 3).visual.to(dtype)
         mask = None if model else special(kind, n, d, 3).mask

@@ -40,24 +40,25 @@ def test_the_checks_pass_on_a_backend_that_is_right(
     gpu_checks.CHECKS[name]()
 
 
-def test_the_checks_of_dpp_pass_and_fail(
-    monkeypatch: pytest.MonkeyPatch, require_backend: Callable[..., None]
+@pytest.mark.parametrize("op", ["dpp", "facility_location"])
+def test_the_checks_of_greedy_ops_pass_and_fail(
+    op: str, monkeypatch: pytest.MonkeyPatch, require_backend: Callable[..., None]
 ) -> None:
     require_backend("cpp")
     monkeypatch.setattr(gpu_check, "DEVICE", "cpu")
     cases = gpu_greedy_checks._cases
-    monkeypatch.setattr(gpu_greedy_checks, "_cases", lambda: cases()[::12])
+    monkeypatch.setattr(gpu_greedy_checks, "_cases", lambda: cases()[::20])
     monkeypatch.setattr(gpu_greedy_checks, "DTYPES", (torch.bfloat16,))
-    for name in ("dpp_cases", "dpp_laws"):
+    for name in (f"{op}_cases", f"{op}_laws"):
         gpu_checks.CHECKS[name]()
-    right = zk.dpp
+    right = getattr(zk, op)
 
     def wrong(visual: torch.Tensor, k: int, **given: object) -> torch.Tensor:
-        picks = right(visual, k, **given)  # type: ignore[arg-type]
+        picks: torch.Tensor = right(visual, k, **given)
         return picks.flip(-1) if visual.dim() == 2 else picks
 
-    monkeypatch.setattr(gpu_greedy_checks.zk, "dpp", wrong)
-    for name in ("dpp_cases", "dpp_laws"):
+    monkeypatch.setattr(gpu_greedy_checks.zk, op, wrong)
+    for name in (f"{op}_cases", f"{op}_laws"):
         with pytest.raises(AssertionError):
             gpu_checks.CHECKS[name]()
 

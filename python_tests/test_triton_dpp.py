@@ -30,10 +30,9 @@ def _weights(n: int) -> Tensor:
     return torch.rand(n, generator=torch.Generator().manual_seed(3))
 
 
-@pytest.mark.parametrize("model", ["clusters", "exact"])
-def test_many_passes_pick_what_one_at_a_time_does(model: str, runs: Runs) -> None:
+def test_many_passes_pick_what_one_at_a_time_does(runs: Runs) -> None:
     n, d, k = 72, 40, 30
-    visual = tokens(model, n, d, seed=1)
+    visual = tokens("clusters", n, d, seed=1)
     got = dpp.dpp(visual[None], k, None, None)[0]
     check_dpp(visual, got, k, bound=bound(d, "triton"))
     assert runs.rounds[0] >= 10  # a round of products for candidates, one for picks
@@ -45,11 +44,9 @@ def test_more_picks_than_tokens_are_independent(runs: Runs) -> None:
     visual = torch.randn(40, 20, generator=draw) @ torch.randn(20, 50, generator=draw)
     weights = _weights(40)
     weights[[3, 30]] = 0.0
-    for given in (None, weights):
-        picks = dpp.dpp(visual[None], 40, None if given is None else given[None], None)[0]
-        assert sorted(picks.tolist()) == list(range(40))
-        last = picks[20:].tolist()
-        assert last == sorted(last)
+    picks = dpp.dpp(visual[None], 40, weights[None], None)[0].tolist()
+    assert sorted(picks) == list(range(40))
+    assert picks[20:] == sorted(picks[20:])
 
 
 def test_what_has_become_dependent_waits_for_lower_indices(runs: Runs) -> None:
@@ -68,7 +65,7 @@ def test_groups_of_any_size_make_the_same_factor(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Candidates, split Gram blocks, program order, tiles: none may show in a bit."""
-    n, k = 36, 9
+    n, k = 32, 8
     visual = torch.stack([tokens(model, n, 40, seed=4) for model in ("vlm", "exact")])
     allocate = _scratch.allocate
     used: dict[str, Tensor] = {}
@@ -100,12 +97,12 @@ def test_groups_of_any_size_make_the_same_factor(
 
 
 def _mixed() -> list[Tensor]:
-    visual = torch.stack([tokens(model, 32, 40, seed=6) for model in ("iid", "exact", "video")])
-    starts, k = torch.tensor([0, 32, 37, 96]), torch.tensor([6, 2, 12])
-    table = ragged_table(starts, None, k, 20, 59, 96)
+    visual = torch.stack([tokens(model, 24, 40, seed=6) for model in ("iid", "exact", "video")])
+    starts, k = torch.tensor([0, 24, 27, 72]), torch.tensor([4, 2, 8])
+    table = ragged_table(starts, None, k, 14, 45, 72)
     return [
-        dpp.dpp(visual, 6, None, None),
-        dpp.dpp_varlen(visual.flatten(0, 1), table, 20, 59, _weights(96)),
+        dpp.dpp(visual, 5, None, None),
+        dpp.dpp_varlen(visual.flatten(0, 1), table, 14, 45, _weights(72)),
     ]
 
 

@@ -38,7 +38,7 @@ def _uniform(*shape: int) -> Tensor:
 
 @pytest.mark.parametrize("temperature", [0.0, 0.2])
 def test_many_blocks_pick_what_one_does(temperature: float, runs: Runs) -> None:
-    n, d, k = 50, 40, 20
+    n, d, k = 36, 40, 12
     visual, weights, words = tokens("clusters", n, d, seed=1), _uniform(n), _uniform(5, n) / n
     got = run(visual[None], k, words[None], weights[None], None, temperature, 0.5)[0]
     given: dict[str, Any] = {"benefits": words, "weights": weights}
@@ -50,14 +50,14 @@ def test_many_blocks_pick_what_one_does(temperature: float, runs: Runs) -> None:
 
 def test_groups_of_any_size_pick_the_same(runs: Runs) -> None:
     """Which program owns a token, lanes, program order: none may show in the picks."""
-    visual = torch.stack([tokens(model, 37, 40, seed=4) for model in ("vlm", "exact")])
+    visual = torch.stack([tokens(model, 23, 40, seed=4) for model in ("vlm", "exact")])
     visual[0, 5], visual[1, 7] = 0.0, torch.nan
-    want = run(visual, 14, None, None, None, 0.0, 1.0)
+    want = run(visual, 6, None, None, None, 0.0, 1.0)
     for at, group in enumerate(GROUPS[1:]):
         for programs in {1, group.programs}:
             runs.group, runs.programs = group, programs
             runs.fields |= {"reverse": programs > 1, "lanes": 4 << at, "own": 1 << at}
-            assert torch.equal(run(visual, 14, None, None, None, 0.0, 1.0), want)
+            assert torch.equal(run(visual, 6, None, None, None, 0.0, 1.0), want)
 
 
 def _mixed() -> list[Tensor]:

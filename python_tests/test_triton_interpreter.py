@@ -24,7 +24,7 @@ from zspa_kernels.backends.triton import (
     diversity,
     diversity_config,
     dpp,
-    dpp_config,
+    facility_location,
     relevance_topk,
     relevance_topk_config,
     select,
@@ -32,7 +32,7 @@ from zspa_kernels.backends.triton import (
 )
 from zspa_kernels.testing.tokens import tokens
 
-MODULES = (diversity, dpp, relevance_topk, select)
+MODULES = (diversity, dpp, facility_location, relevance_topk, select)
 
 
 @pytest.fixture(autouse=True)
@@ -186,21 +186,19 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool, int], list[
         plain(kernel, programs, *rest, **options)
 
     def change(reverse: bool, programs: int) -> list[int]:
-        blocked = {
-            "norm_block_n": 8,
-            "norm_programs": programs,
-            "least_rows": 2,
-            "block": 16,
-            "rows": 16,
-            "cols": 16,
-            "block_k": 16,
-            "chunk": 32,
-            "finished": 2,
-            "groups": (diversity_config.Group(min(programs, 4), 8, 16, True),),
-        }
         fields: dict[Any, dict[str, Any]] = {
-            diversity: blocked,
-            dpp: blocked | {"span": 4, "own_rows": 4, "own_cols": 4, "ahead": 2},
+            diversity: {
+                "norm_block_n": 8,
+                "norm_programs": programs,
+                "least_rows": 2,
+                "block": 16,
+                "rows": 16,
+                "cols": 16,
+                "block_k": 16,
+                "chunk": 32,
+                "finished": 2,
+                "groups": (diversity_config.Group(min(programs, 4), 8, 16, True),),
+            },
             relevance_topk: {
                 "block_n": 8,
                 "max_block_n": 16,
@@ -213,13 +211,12 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool, int], list[
         }
         configs = {
             diversity: diversity_config.config,
-            dpp: dpp_config.config,
             relevance_topk: relevance_topk_config.config,
             select: select_config.config,
         }
         for module, config in configs.items():
             new = {**fields[module], "reverse": reverse}
-            if module not in (diversity, dpp):
+            if module is not diversity:
                 new["programs"] = programs
             monkeypatch.setattr(
                 module,
@@ -250,7 +247,7 @@ def _padded(pooling: str) -> list[Tensor]:
     visual, prompt, mask, prompt_mask = _batch()
     picks = select.select(visual, prompt, 6, 6, mask, prompt_mask, pooling, True)
     scores = relevance_topk.relevance_topk(visual, prompt, 6, mask, prompt_mask, pooling)
-    return [picks, dpp.dpp(visual, 6, None, mask), *scores]
+    return [picks, *scores]
 
 
 def _ragged() -> list[Tensor]:
@@ -265,7 +262,6 @@ def _ragged() -> list[Tensor]:
     return [
         select.select_varlen(packed, table, words, spans, 40, "mean", True),
         diversity.diversity_varlen(packed, alone, 17, weights),
-        dpp.dpp_varlen(packed, alone, 17, 42, weights),
     ]
 
 
@@ -323,6 +319,9 @@ def test_rows_beyond_two_to_the_31_elements() -> None:
         picks = diversity.diversity(x, n, None, None, None)
         assert torch.equal(picks, diversity.diversity(dense, n, None, None, None))
         assert torch.equal(dpp.dpp(x, n, None, None), dpp.dpp(dense, n, None, None))
+        covers = facility_location.facility_location
+        given = (n, None, None, None, 0.0, 1.0)
+        assert torch.equal(covers(x, *given), covers(dense, *given))
     counts = torch.tensor([1, 1])
     table = ragged_table(torch.tensor([0, 2, 4]), counts, counts, 4, 2, 4)
     words, spans = tokens("iid", 3, d, seed=2), torch.tensor([[0, 2], [1, 3]])
@@ -344,9 +343,8 @@ def test_launchers_read_no_value_on_the_host(monkeypatch: pytest.MonkeyPatch) ->
     for module in MODULES:
         monkeypatch.setattr(module, "launch", launch)
     triton_aot.call_selection(torch.bfloat16, full=True)
-    stems = {
-        re.match(r"_(relevance_topk|diversity|dpp|select)_\w+_kernel", name) for name in launched
-    }
+    stem = re.compile(r"_(relevance_topk|diversity|dpp|facility_location|select)_\w+_kernel")
+    stems = {stem.match(name) for name in launched}
     assert None not in stems
 
 
@@ -418,13 +416,14 @@ def test_one_allocation_beside_the_output(sorted_: bool, monkeypatch: pytest.Mon
 
     for module in MODULES:
         monkeypatch.setattr(module, "launch", lambda *a, **k: None)
-    for module in (diversity, dpp):
+    for module in (diversity, dpp, facility_location):
         monkeypatch.setattr(module, "greedy_in_steps", lambda *a, **k: 0)
     with Recorder():
         select.select(visual, prompt, 3, 4, None, None, "mean", sorted_)
         dpp.dpp(visual, 7, None, None)
-    assert len(made) == 4
-    assert made[::2] == [(3, 7), (3, 7)]
+        facility_location.facility_location(visual, 7, None, None, None, 0.2, 1.0)
+    assert len(made) == 6
+    assert made[::2] == [(3, 7)] * 3
 
 
 def test_order_of_sums_depends_on_channels_and_dtype_only() -> None:

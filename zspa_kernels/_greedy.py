@@ -131,7 +131,7 @@ def facility_location(
         visual_mask: bool `[B, N]`, True for real tokens.
         temperature: 0: coverage by cosines; above: by their softmax at this temperature.
         scale: of the coverage of tokens beside that of the benefits, at least 0.
-        backend: see `select`. On a GPU only `"reference"` runs, and only when it is named.
+        backend: see `select`.
 
     Returns:
         int64 indices `[B, k]` in the order of picking, then -1 where valid tokens run out.
@@ -141,7 +141,8 @@ def facility_location(
 
     Complexity: O(N^2 D + N^2 k). It holds the N x N cosines of an image in float32, 33 MB for 2880
         tokens: already the first gains need all of them, and each later gain reads a whole column
-        again, where computing it again would cost D multiply-adds an element.
+        again, where computing it again would cost D multiply-adds an element. On a GPU it holds
+        those of all images of the call at once.
 
     Source: facility location by lazy greedy (Minoux 1978); for visual tokens SCOPE, arXiv
     2510.24214 (weights), and MMTok, arXiv 2508.18264 (softmax, words as benefits).

@@ -284,20 +284,26 @@ def warmup(
     for few in sorted({min(num_tokens, 64), min(num_tokens, 256)} - {num_tokens}):
         diversity(visual[:1, :few], min(1, few))
         diversity(visual[:1, :few], min(1, few), weights=weights[:1, :few])
+        dpp(visual[:1, :few], min(1, few))
+        dpp(visual[:1, :few], min(1, few), weights=weights[:1, :few])
     for masked in optional:
         select(visual, k_core=0, k_diverse=k, **masked)
         select(visual, prompt, k_core=one, k_diverse=k - one, **masked)
         relevance_topk(visual, prompt, k, **masked)
         diversity(visual, k, seeds=seeds, **masked)
         diversity(visual, k, weights=weights, **masked)
-        dpp(visual, k, weights=weights, **masked)
-        facility_location(visual, k, benefits=weights[:, None], temperature=1.0, **masked)
+        for given in (masked, {"weights": weights, **masked}):
+            dpp(visual, k, **given)
+            facility_location(visual, k, **given)
+            facility_location(visual, k, benefits=weights[:, None], temperature=1.0, **given)
         if not visual.is_cuda:  # where there is no kernel for it
             min_sum(visual, k, seeds=seeds, **masked)
     select_varlen(list(visual), k_core=0, k_diverse=k)
     select_varlen(list(visual), prompt[0], k_core=one, k_diverse=k - one)
     diversity_varlen(list(visual), k, weights=list(weights))
-    dpp_varlen(list(visual), k, weights=list(weights))
-    facility_location_varlen(list(visual), k, weights=list(weights), temperature=1.0)
+    for heavy in (None, list(weights)):
+        dpp_varlen(list(visual), k, weights=heavy)
+        facility_location_varlen(list(visual), k, weights=heavy)
+        facility_location_varlen(list(visual), k, weights=heavy, temperature=1.0)
     if not visual.is_cuda:
         min_sum_varlen(list(visual), k)

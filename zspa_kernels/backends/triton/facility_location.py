@@ -26,6 +26,8 @@ Limits      : N < 2^31 - 2^20 (block numbers are int32); N * N and N * D may exc
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -300,7 +302,7 @@ def _greedy(
         *(indices, table, *(scratch[name] for name in kept), scratch["control"]),
         *(segments.count, n, words, stride, float(scale), segments.k_diverse, members),
     )
-    options = {
+    options: dict[str, Any] = {
         "WIDTH": cfg.width,
         "WORDS": cfg.words,
         "LANES": cfg.lanes,
@@ -311,8 +313,8 @@ def _greedy(
         "num_warps": cfg.greedy_warps,
     }
     if device.type == "cpu":
-        step, phased = facility_location_step, {"phases": ("propose", "take"), **options}
-        greedy_in_steps(step, launch, groups * members, device, *arguments, **phased)
+        step, two = facility_location_step, ("propose", "take")
+        greedy_in_steps(step, launch, groups * members, device, *arguments, phases=two, **options)
     else:
         kernel = _facility_location_greedy_kernel
         launch(kernel, groups * members, device, *arguments, together=True, **options)

@@ -47,7 +47,7 @@ def share_of(directed, M, scale):
     Alone it is a power of two: that changes no tie, and no product with a weight overflows.
     """
     count = tl.maximum(directed, 1)
-    power = 0
+    power = count * 0
     while (1 << power) < count:
         power += 1
     alone = ((127 - power) << 23).to(tl.float32, bitcast=True)

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`zk.warmup` launches every kernel that calls of its size can need: none is compiled later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import zspa_kernels as zk
+from zspa_kernels import _dispatch, api
+from zspa_kernels.backends.triton import (
+    diversity,
+    diversity_config,
+    dpp,
+    facility_location,
+    relevance_topk,
+    select,
+)
+
+MODULES = (diversity, dpp, facility_location, relevance_topk, select)
+N, D, K = 300, 64, 9
+
+
+@pytest.fixture
+def launched(require_backend: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> set[Any]:
+    """What is compiled by itself: a kernel, which arguments are left out, and its constants."""
+    require_backend("triton")
+    seen: set[Any] = set()
+
+    def launch(kernel: Any, programs: int, device: Any, *args: Any, **options: Any) -> None:
+        kinds = tuple(a if a is None else getattr(a, "dtype", type(a)) for a in args)
+        seen.add((kernel.__name__, kinds, tuple(options.items())))
+
+    def greedy(step: Any, _launch: Any, *args: Any, phases: Any = None, **options: Any) -> int:
+        launch(step, *args, **options)
+        return 0
+
+    def on_a_gpu(cfg: Any, segments: Any, device: Any) -> tuple[int, int]:
+        return diversity_config.grid(cfg, segments.rows, segments.count, 132)
+
+    for module in MODULES:
+        monkeypatch.setattr(module, "launch", launch)
+        if module not in (relevance_topk, select):
+            monkeypatch.setattr(module, "greedy_in_steps", greedy)
+            monkeypatch.setattr(module, "group_grid", on_a_gpu)
+    monkeypatch.setattr(_dispatch, "choose", lambda op, device: _dispatch.load("triton", op))
+    for op in ("min_sum", "min_sum_varlen"):  # no kernels
+        monkeypatch.setattr(api, op, lambda *a, **k: None)
+    return seen
+
+
+def _call_every_op() -> None:
+    def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.zeros(shape, dtype=dtype)
+
+    visual, words = zeros(3, N, D, dtype=torch.bfloat16), zeros(3, 5, D, dtype=torch.bfloat16)
+    seeds, benefits = zeros(3, 4, dtype=torch.int64), zeros(3, 7, N)
+    masks: list[dict[str, Any]] = [{}, {"visual_mask": zeros(3, N, dtype=torch.bool)}]
+    for mask, weights in product(masks, ({}, {"weights": zeros(3, N)})):
+        given: dict[str, Any] = {**mask, **weights}
+        zk.diversity(visual, K, **given)
+        zk.dpp(visual, K, **given)
+        for temperature, rows in product((0.0, 0.2), (None, benefits)):
+            zk.facility_location(visual, K, benefits=rows, temperature=temperature, **given)
+    for mask in masks:
+        zk.diversity(visual, K, seeds=seeds, **mask)
+        zk.select(visual, words, k_core=3, k_diverse=5, **mask)
+        zk.select(visual, k_core=0, k_diverse=5, **mask)
+        zk.relevance_topk(visual, words, K, **mask)
+    images = [visual[0, :100], visual[1]]
+    for heavy in (None, [zeros(100), zeros(N)]):
+        zk.dpp_varlen(images, [4, 9], weights=heavy)
+        for temperature in (0.0, 0.2):
+            zk.facility_location_varlen(images, 4, weights=heavy, temperature=temperature)
+
+
+def test_warmup_leaves_nothing_to_compile(launched: set[Any]) -> None:
+    zk.warmup("cpu", torch.bfloat16, num_tokens=N, dim=D)
+    ready = set(launched)
+    _call_every_op()
+    assert {name for name, *_ in launched - ready} == set()
+    assert len(ready) > 40

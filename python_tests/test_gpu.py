@@ -47,7 +47,7 @@ def test_the_checks_of_greedy_ops_pass_and_fail(
     require_backend("cpp")
     monkeypatch.setattr(gpu_check, "DEVICE", "cpu")
     cases = gpu_greedy_checks._cases
-    monkeypatch.setattr(gpu_greedy_checks, "_cases", lambda: cases()[::20])
+    monkeypatch.setattr(gpu_greedy_checks, "_cases", lambda: cases()[::40])
     monkeypatch.setattr(gpu_greedy_checks, "DTYPES", (torch.bfloat16,))
     for name in (f"{op}_cases", f"{op}_laws"):
         gpu_checks.CHECKS[name]()

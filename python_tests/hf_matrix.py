@@ -85,14 +85,14 @@ def run(version: str) -> Ended:
 
 
 def table(results: dict[str, Counts]) -> str:
-    """Markdown: passed of run, an architecture a row, a version a column."""
+    """Markdown: passed of run, an architecture a row, a version a column; a dash: none can run."""
     lines = ["| | " + " | ".join(results) + " |", "|---|" + "---|" * len(results)]
     for name in [*sorted(NAMES), OTHERS]:
         cells = []
         for counts in results.values():
             ended = counts[name]
             ran = ended["passed"] + ended["failure"] + ended["error"]
-            cells.append(f"{ended['passed']} of {ran}")
+            cells.append(f"{ended['passed']} of {ran}" if ran else "-")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -107,7 +107,7 @@ def main(versions: Sequence[str]) -> int:
         for test in ended.failed:
             console.print(f"{version}: {test} failed", highlight=False)
         bad += len(ended.failed)
-    console.print(table(results), highlight=False)
+    console.print(table(results), highlight=False, soft_wrap=True)
     if not versions:
         text = PAGE.read_text()
         head, tail = text.split(BEGIN)[0], text.split(END)[1]

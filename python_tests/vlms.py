@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import transformers
 from PIL import Image
@@ -121,6 +122,8 @@ class Tiny:
 
 
 def build(name: str) -> Tiny:
+    if name == "smolvlm" and VERSION == (5, 20):
+        pytest.skip("transformers other than 5.20, which raises on this SmolVLM, unpruned as well")
     torch.manual_seed(0)
     tiny = BUILDERS[name](name)
     tiny.model.eval()

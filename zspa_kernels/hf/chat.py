@@ -12,7 +12,8 @@ from . import continuation
 from .architectures import Target, transformers_version
 from .encode import rebuild
 from .errors import UnsupportedInputError, UnsupportedModelError
-from .inputs import Options, fitted, input_ids, prune_batch, refuse
+from .inputs import input_ids, prune_batch, refuse
+from .options import Options, fitted
 from .positions import full_positions
 from .query import Query
 from .report import PruneReport

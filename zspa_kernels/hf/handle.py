@@ -24,7 +24,8 @@ from .errors import (
     UnsupportedInputError,
 )
 from .hooks import Hooks
-from .inputs import Options, Pruned, features_form, fitted, input_ids, prune_batch
+from .inputs import Pruned, features_form, input_ids, prune_batch
+from .options import Options, fitted
 from .query import Query
 from .report import PruneReport
 

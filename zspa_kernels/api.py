@@ -280,6 +280,7 @@ def warmup(
     seeds = torch.zeros((2, 1), dtype=torch.int64, device=device)
     one, k = min(1, num_tokens), min(2, num_tokens)
     optional: tuple[dict[str, Any], ...] = ({}, {"visual_mask": mask})
+    part: dict[str, Any]
     # How many programs share an image follows its size and decides which kernel they run.
     for few in sorted({min(num_tokens, 64), min(num_tokens, 256)} - {num_tokens}):
         diversity(visual[:1, :few], min(1, few))
@@ -294,8 +295,10 @@ def warmup(
         diversity(visual, k, weights=weights, **masked)
         for given in (masked, {"weights": weights, **masked}):
             dpp(visual, k, **given)
-            facility_location(visual, k, **given)
-            facility_location(visual, k, benefits=weights[:, None], temperature=1.0, **given)
+            # None of its kernels depends on N, and its matrix is N x N.
+            part = {name: x[:, :64] for name, x in given.items()}
+            facility_location(visual[:, :64], k, **part)
+            facility_location(visual[:, :64], k, temperature=1.0, **part)
         if not visual.is_cuda:  # where there is no kernel for it
             min_sum(visual, k, seeds=seeds, **masked)
     select_varlen(list(visual), k_core=0, k_diverse=k)
@@ -303,7 +306,8 @@ def warmup(
     diversity_varlen(list(visual), k, weights=list(weights))
     for heavy in (None, list(weights)):
         dpp_varlen(list(visual), k, weights=heavy)
-        facility_location_varlen(list(visual), k, weights=heavy)
-        facility_location_varlen(list(visual), k, weights=heavy, temperature=1.0)
+        part = {} if heavy is None else {"weights": [x[:64] for x in heavy]}
+        facility_location_varlen(list(visual[:, :64]), k, **part)
+        facility_location_varlen(list(visual[:, :64]), k, temperature=1.0, **part)
     if not visual.is_cuda:
         min_sum_varlen(list(visual), k)

@@ -137,6 +137,7 @@ def timing() -> Iterator[Job]:
     yield Job("barrier", python("-m", "bench.gpu_timing", "barrier"), 300)
     yield Job("picks", python("-m", "bench.gpu_timing", "picks"), 600)
     yield Job("sensitivity", python("-m", "bench.gpu_timing", "sensitivity"), 600)
+    yield Job("greedy", python("-m", "bench.gpu_timing", "greedy"), 600)
     for workload in gpu_suite():
         yield Job(workload.name, python("-m", "bench.gpu_timing", workload.name), 900)
 

@@ -21,7 +21,7 @@ import zspa_kernels as zk
 from bench import (
     gpu_check,
     gpu_device_checks,  # noqa: F401  (enters its checks into CHECKS)
-    gpu_greedy_checks,  # noqa: F401
+    gpu_greedy,  # noqa: F401
     gpu_sensitivity,  # noqa: F401
 )
 from bench.gpu_check import CHECKS, check, draw, error_of, same

@@ -84,6 +84,12 @@ def _machine(jobs: list[dict[str, Any]]) -> Iterator[str]:
         elif "sensitivity" in record:
             figure = f"{record['ms']:9.3f} ms" if "ms" in record else "no figure: it is wrong"
             yield f"{record['sensitivity']:40} {figure}"
+        elif "greedy" in record:
+            figure = "no figure: it is wrong"
+            if "ms" in record:
+                ratio = _ratio(record["loop_ms"], record["ms"])
+                figure = f"{record['ms']:9.3f} ms; the loop takes {ratio}x that for one image"
+            yield f"{record['greedy']:40} {figure}"
 
 
 def _table(jobs: list[dict[str, Any]]) -> Iterator[str]:

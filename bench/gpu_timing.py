@@ -20,7 +20,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from bench import contenders, gpu_sensitivity
+from bench import contenders, gpu_greedy, gpu_sensitivity
 from bench.compiled import sync_free
 from bench.contenders import Contender
 from bench.problem import Image, Problem, Tokens, draw
@@ -253,7 +253,7 @@ def main(name: str) -> int:
     wrong = False
     jobs: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
         "ceilings": ceilings, "barrier": barrier, "picks": picks,
-        "sensitivity": gpu_sensitivity.timing,
+        "sensitivity": gpu_sensitivity.timing, "greedy": gpu_greedy.timing,
     }  # fmt: skip
     workloads = {workload.name: workload for workload in gpu_suite()}
     with torch.no_grad():

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import zspa_kernels as zk
-from bench import gpu_check, gpu_checks, gpu_greedy_checks, gpu_sensitivity, gpu_timing
+from bench import gpu_check, gpu_checks, gpu_greedy, gpu_sensitivity, gpu_timing
 from zspa_kernels.backends.triton._common import INTERPRETED
 
 # What needs no GPU is tried on the CPU backend, so that a check that cannot pass, or cannot fail,
@@ -46,9 +46,9 @@ def test_the_checks_of_greedy_ops_pass_and_fail(
 ) -> None:
     require_backend("cpp")
     monkeypatch.setattr(gpu_check, "DEVICE", "cpu")
-    cases = gpu_greedy_checks._cases
-    monkeypatch.setattr(gpu_greedy_checks, "_cases", lambda: cases()[::40])
-    monkeypatch.setattr(gpu_greedy_checks, "DTYPES", (torch.bfloat16,))
+    cases = gpu_greedy._cases
+    monkeypatch.setattr(gpu_greedy, "_cases", lambda: cases()[::40])
+    monkeypatch.setattr(gpu_greedy, "DTYPES", (torch.bfloat16,))
     for name in (f"{op}_cases", f"{op}_laws"):
         gpu_checks.CHECKS[name]()
     right = getattr(zk, op)
@@ -57,7 +57,7 @@ def test_the_checks_of_greedy_ops_pass_and_fail(
         picks: torch.Tensor = right(visual, k, **given)
         return picks.flip(-1) if visual.dim() == 2 else picks
 
-    monkeypatch.setattr(gpu_greedy_checks.zk, op, wrong)
+    monkeypatch.setattr(gpu_greedy.zk, op, wrong)
     for name in (f"{op}_cases", f"{op}_laws"):
         with pytest.raises(AssertionError):
             gpu_checks.CHECKS[name]()
@@ -89,6 +89,23 @@ def test_sensitivity_is_timed_beside_its_error(
     wrong = [record for record in gpu_sensitivity.timing(20, 32, 300, 3) if "status" in record]
     assert len(wrong) == 2
     assert all("ms" not in record for record in wrong)
+
+
+def test_greedy_ops_are_timed_beside_their_judges(
+    monkeypatch: pytest.MonkeyPatch, require_backend: Callable[..., None]
+) -> None:
+    require_backend("cpp")
+    monkeypatch.setattr(gpu_check, "DEVICE", "cpu")
+    monkeypatch.setattr(gpu_timing, "best", lambda call: float(call().sum()))
+    monkeypatch.setattr(gpu_timing, "eager", lambda call: float(call().sum()))
+    records = list(gpu_greedy.timing(((2, 40, 32, 9),)))
+    assert [record["status"] for record in records] == ["verified"] * 2
+    assert all(record["ms"] > 0 and record["loop_ms"] > 0 for record in records)
+    right = zk.dpp
+    monkeypatch.setattr(gpu_greedy.zk, "dpp", lambda *a, **k: right(*a, **k).flip(-1))
+    wrong, other = gpu_greedy.timing(((2, 40, 32, 9),))
+    assert (wrong["status"], other["status"]) == ("wrong", "verified")
+    assert "ms" not in wrong
 
 
 def test_a_wrong_backend_fails_the_checks(

@@ -14,7 +14,7 @@ from python_tests.triton_small import GROUPS, Runs
 from zspa_kernels._segments import ragged_table
 from zspa_kernels.backends.triton import facility_location
 from zspa_kernels.testing import bound, tokens
-from zspa_kernels.testing.coverage import check_facility_location
+from zspa_kernels.testing.coverage import check_facility_location, facility_location64
 
 run = facility_location.facility_location
 varlen = facility_location.facility_location_varlen
@@ -58,6 +58,13 @@ def test_groups_of_any_size_pick_the_same(runs: Runs) -> None:
             runs.group, runs.programs = group, programs
             runs.fields |= {"reverse": programs > 1, "lanes": 4 << at, "own": 1 << at}
             assert torch.equal(run(visual, 6, None, None, None, 0.0, 1.0), want)
+
+
+def test_only_given_rows_are_covered(runs: Runs) -> None:
+    """Tokens without a direction cover no token; what they give to rows still ages gains."""
+    words = _uniform(5, 9)
+    got = run(torch.zeros(1, 9, 8), 9, words[None], None, None, 0.0, 1.0)[0]
+    assert torch.equal(got, facility_location64(torch.zeros(9, 8), 9, benefits=words))
 
 
 def _mixed() -> list[Tensor]:

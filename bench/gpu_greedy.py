@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of the greedy ops beside `diversity`: picks against float64 judges, and the laws."""
+"""The greedy ops beside `diversity` on a GPU: picks against float64 judges, laws, timing."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ import zspa_kernels as zk
 from bench import gpu_check
 from bench.gpu_check import check, draw, same
 from zspa_kernels.testing import MODELS, bound, tokens
+from zspa_kernels.testing.baselines import dpp_loop, facility_location_loop
 from zspa_kernels.testing.cases import (
     DTYPES,
     Case,
@@ -22,6 +24,11 @@ from zspa_kernels.testing.cases import (
 )
 from zspa_kernels.testing.coverage import check_facility_location, judge_facility_location
 from zspa_kernels.testing.determinantal import check_dpp, judge_dpp
+
+#: Images, N, D and K of a timed call.
+SIZES = ((1, 576, 4096, 58), (1, 2880, 4096, 288), (32, 576, 4096, 58))
+#: Picks of a timed call that are replayed.
+REPLAYED = 48
 
 
 def _dpp(visual: Tensor, k: int, weights: Tensor | None, mask: Tensor | None) -> Tensor:
@@ -146,3 +153,42 @@ def facility_location_laws() -> None:
             same(zk.facility_location(visual[b], 13, **one), whole[b, :13], f"fewer {b}")
         for turn in range(20):
             same(zk.facility_location(visual, 40, **given), whole, turn)
+
+
+def timing(sizes: tuple[tuple[int, int, int, int], ...] = SIZES) -> Iterator[dict[str, Any]]:
+    """Replays of both ops, beside the published loops of one image; bfloat16, `vlm` tokens.
+
+    The first picks of the first image are replayed in float64; where one is wrong there is no time.
+    """
+    for batch, n, d, k in sizes:
+        visual = torch.stack([tokens("vlm", n, d, seed, torch.bfloat16) for seed in range(batch)])
+        weights = torch.rand(batch, n, generator=torch.Generator().manual_seed(0))
+        for op in ("dpp", "facility_location"):
+            record = {"greedy": f"{op}, {batch} x {n} x {d}, k = {k}", "kind": "ours"}
+            yield record | _timed(op, visual, weights, k)
+
+
+def _timed(op: str, visual: Tensor, weights: Tensor, k: int) -> dict[str, Any]:
+    from bench.gpu_timing import best, eager
+
+    moved, heavy = visual.to(gpu_check.DEVICE), weights.to(gpu_check.DEVICE)
+    wide, few = moved[0].float(), min(k, REPLAYED)
+    unit = torch.nn.functional.normalize(wide, dim=-1)
+    judge: Callable[..., Any] = check_dpp if op == "dpp" else check_facility_location
+
+    def call() -> Tensor:
+        picks: Tensor = getattr(zk, op)(moved, k, weights=heavy)
+        return picks
+
+    def loop() -> Tensor:
+        if op == "dpp":
+            return dpp_loop(wide, k, heavy[0])
+        return facility_location_loop((unit @ unit.T).clamp_min(0), k, heavy[0])
+
+    given = {"weights": weights[0], "bound": bound(visual.shape[-1], "triton")}
+    try:
+        judge(visual[0], call()[0, :few].cpu(), few, **given)
+    except AssertionError as error:
+        return {"status": "wrong", "reason": str(error)}
+    loops = min(eager(loop) for _ in range(3))
+    return {"status": "verified", "ms": best(call), "loop_ms": loops}

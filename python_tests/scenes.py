@@ -30,7 +30,8 @@ def inputs(name: str, b: int, n: int, d: int, model: str = "vlm", seed: int = 0)
     sizes = {"B": b, "N": n, "D": d, **SIZES}
     given: dict[str, Any] = {}
     for x in about.inputs:
-        axes = tuple(sizes[axis.strip()] for axis in x.shape.strip("[]").split(","))
+        names = [axis.strip() for axis in x.shape.strip("[]").split(",")]
+        axes = tuple(int(axis) if axis.isdigit() else sizes[axis] for axis in names)
         if x.name == "visual":
             rows = [tokens(model, n, d, seed + i) for i in range(b)]
             given[x.name] = torch.stack(rows) if rows else torch.zeros(axes)

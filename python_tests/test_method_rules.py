@@ -9,18 +9,21 @@ from torch import Tensor
 
 import zspa_kernels as zk
 from python_tests.oracles.cases import CASES as FANS
-from python_tests.oracles.cases import FAN, INPUTS, PROMPT, SCORES
+from python_tests.oracles.cases import ATTENTION, FAN, INPUTS, PROMPT, SCORES
 from python_tests.oracles.cenprune import check_cenprune
 from python_tests.oracles.greedyprune import greedyprune
 from python_tests.oracles.scoredtopk import scoredtopk
+from python_tests.oracles.soft import soft_suppression
 from python_tests.oracles.todre import check_todre
 from python_tests.oracles.tome import tome
 from python_tests.oracles.trimtokenator import remaining
 from python_tests.oracles.visionzip import visionzip
 from python_tests.scenes import draw, inputs
 from zspa_kernels.methods import (
+    AdaptPrune,
     CenPrune,
     GreedyPrune,
+    IDSelection,
     ScoredTopK,
     ToDRE,
     ToMe,
@@ -113,6 +116,49 @@ def test_greedyprune(name: str) -> None:
             assert picked.indices.tolist() == right
     assert picked.scores is not None
     assert torch.equal(picked.scores.nan_to_num(), saliency.nan_to_num())
+
+
+@pytest.mark.parametrize("name", CASES + ODD)
+def test_idselection(name: str) -> None:
+    visual, mask = case(name)
+    attention = levels()
+    attention[4], attention[5] = torch.nan, torch.inf
+    for k, gamma in ((1, 20.0), (9, 20.0), (N, 20.0), (N, 2.0)):
+        method = IDSelection(k, gamma, sorted=False)
+        picked = method.select(visual, attention=attention, visual_mask=mask)
+        scaled = picked.scores
+        assert scaled is not None
+        assert picked.indices.tolist() == soft_suppression(visual, scaled, k, gamma, mask=mask)
+    known = scaled[scaled.isfinite()]
+    if len(known) > 1 and name not in ODD:
+        assert (known.min(), known.max()) == (0.0, 1.0)
+        own = attention[scaled.isfinite()]
+        assert torch.equal(known, (own - own.min()) / (own.max() - own.min()))
+
+
+@pytest.mark.parametrize("name", CASES + ODD)
+def test_adaptprune(name: str) -> None:
+    """Five rows of six tokens; keys in place of the tokens, and without."""
+    visual, mask = case(name)
+    keys = tokens("clusters", N, 10, seed=4) if name in ("vlm", "masked_exact") else None
+    attention = levels()
+    attention[4], attention[5], attention[6] = torch.nan, torch.inf, -0.5
+    places = torch.cartesian_prod(torch.arange(5), torch.arange(6))
+    valid = (visual.double().square().sum(-1) <= 2.0**80) & attention.isfinite() & (attention >= 0)
+    valid = valid if mask is None else valid & mask
+    for k, sigma, center in ((1, 0.05, 1.0), (9, 0.05, 1.0), (N, 0.05, 1.0), (N, 0.5, torch.inf)):
+        method = AdaptPrune(k, sigma, distance_limit=3.0, center_sigma=center, sorted=False)
+        given = {"attention": attention, "positions": places, "keys": keys}
+        picked = method.select(visual, visual_mask=mask, **given)
+        space = visual if keys is None else keys
+        own = places[valid].double()
+        rated = attention.double()
+        if len(own) and center == 1.0:
+            half = (own.amax(0) - own.amin(0)) / 2
+            apart = (places - (own.amax(0) + own.amin(0)) / 2) / half.clamp_min(0.25)
+            rated = rated * (-0.5 * apart.square().sum(-1)).exp()
+        right = soft_suppression(space, rated, k, 0.5 / sigma**2, "scale", places, 1.5, 3.0, valid)
+        assert picked.indices.tolist() == right
 
 
 @pytest.mark.parametrize("name", CASES + ODD)
@@ -267,6 +313,7 @@ def on_the_fan(name: str, k: int) -> set[int]:
     """What a method keeps of the fan."""
     given = {x: v[0] for x, v in inputs(name, 1, len(FAN), 2).items()}  # for what the fan lacks
     fan = {"visual": FAN, "prompt": PROMPT, "scores": SCORES.get(name), **INPUTS}
+    fan["attention"] = ATTENTION.get(name, fan["attention"])
     given |= {x: fan[x] for x in given if fan.get(x) is not None}
     # The host's importance is an extra of CenPrune.
     given.pop("importance", None)

@@ -14,6 +14,7 @@ from torch import Tensor
 import zspa_kernels as zk
 from python_tests.oracles.greedyprune import greedyprune
 from python_tests.oracles.scoredtopk import scoredtopk
+from python_tests.oracles.soft import soft_suppression
 from python_tests.oracles.todre import check_todre
 from python_tests.oracles.tome import tome
 from zspa_kernels.primitives import (
@@ -24,10 +25,12 @@ from zspa_kernels.primitives import (
     match,
     merge,
     min_sum,
+    soft_suppress,
     suppress,
     topk,
 )
 from zspa_kernels.primitives._image import Image
+from zspa_kernels.testing import tokens
 
 X = torch.eye(4)
 S = torch.ones(4)
@@ -52,6 +55,50 @@ def test_min_sum_and_suppress(visual: Tensor, data: st.DataObject) -> None:
     threshold = data.draw(st.sampled_from([-1.0, 0.0, 0.5, 0.75, 1.0]))
     got = suppress(visual, scores, k, threshold=threshold, visual_mask=mask)
     assert got.tolist() == greedyprune(visual, scores, k, threshold, True, mask)
+
+
+@given(integer_tokens(), st.data())
+def test_soft_suppress(visual: Tensor, data: st.DataObject) -> None:
+    n = len(visual)
+    k = data.draw(st.integers(0, n))
+    scores = data.draw(st.lists(st.sampled_from([-1, 0, 1, 2, 3, 8]), min_size=n, max_size=n))
+    places = data.draw(st.lists(st.integers(0, 2), min_size=2 * n, max_size=2 * n))
+    positions = torch.tensor(places).reshape(n, 2)
+    rule = data.draw(st.sampled_from(["subtract", "scale"]))
+    sharp, spread, reach = data.draw(st.sampled_from([(1.0, 1.5, 1.0), (0.1, 9.0, 2.0)]))
+    near = {"positions": positions, "spread": spread, "reach": reach}
+    for where in ({}, near):
+        rated = torch.tensor(scores).float()
+        got = soft_suppress(visual, rated, k, sharpness=sharp, rule=rule, **where)
+        right = soft_suppression(visual, rated, k, sharp, rule, **where)
+        assert got.tolist() == right
+
+
+@pytest.mark.parametrize("rule", ["subtract", "scale"])
+def test_soft_suppress_in_small_blocks(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few tokens compared at a time, and many of them stale: the same picks, and a prefix each."""
+    monkeypatch.setattr("zspa_kernels.primitives.soft._BLOCK", 3)
+    monkeypatch.setattr("zspa_kernels.primitives.soft._FRESH", 4)
+    for model in ("vlm", "iid", "exact", "clusters"):
+        visual = tokens(model, 40, 16)
+        for scores in (torch.arange(40) % 5 / 4, torch.ones(40)):
+            right = soft_suppression(visual, scores, 40, 2.0, rule)
+            for k in (0, 7, 40):
+                assert (
+                    soft_suppress(visual, scores, k, sharpness=2.0, rule=rule).tolist() == right[:k]
+                )
+
+
+def test_scores_of_any_size_are_suppressed_alike() -> None:
+    visual = tokens("vlm", 20, 8)
+    scores = torch.linspace(1.0, 2.0, 20)
+    for rule in ("subtract", "scale"):
+        right = soft_suppress(visual, scores, 20, sharpness=20.0, rule=rule)
+        for size in (2.0**-120, 2.0**100):
+            got = soft_suppress(visual, scores * size, 20, sharpness=20.0, rule=rule)
+            assert torch.equal(got, right)
+    nothing = soft_suppress(visual, torch.zeros(20), 20, sharpness=20.0, rule="scale")
+    assert nothing.tolist() == list(range(20))
 
 
 @given(integer_tokens(), st.data())
@@ -136,6 +183,12 @@ BAD = [
     (suppress, (X, S[:3], 1), {"threshold": 1}, ValueError, r"scores must have shape \[4\], got"),
     (suppress, (X, S, 1), {"threshold": 2}, ValueError, r"threshold must be in \[-1, 1\], got 2"),
     (suppress, (X, S, 1), {"threshold": "1"}, TypeError, "suppress: threshold must be a float"),
+    (soft_suppress, (X, S, 5), {"sharpness": 1}, ValueError, r"k must be in \[0, N=4\], got 5"),
+    (soft_suppress, (X, S, 1), {"sharpness": 0}, ValueError, "soft_suppress: sharpness must be in"),
+    (soft_suppress, (X, S, 1), {"sharpness": 1, "rule": "cut"}, ValueError, "rule must be one of"),
+    (soft_suppress, (X, S, 1), {"sharpness": 1, "spread": 0}, ValueError, "spread must be in"),
+    (soft_suppress, (X, S, 1), {"sharpness": 1, "reach": -1}, ValueError, "reach must be in"),
+    (soft_suppress, (X, S, 1), {"sharpness": 1, "positions": X}, ValueError, r"positions must hav"),
     (topk, (S.int(), 1), {}, TypeError, "topk: scores must be floating point, got torch.int32"),
     (topk, (S[None, None], 1), {}, ValueError, r"topk: scores must be \[N\] or \[B, N\], got"),
     (topk, (S, 1), {"mask": S}, TypeError, "topk: mask must be bool, got torch.float32"),

@@ -51,6 +51,11 @@ def per_token(op: str, name: str, x: Tensor, like: Tensor) -> None:
     _companion(op, name, x, like, FLOATS, tuple(like.shape[:-1]))
 
 
+def positions(op: str, name: str, x: Tensor, like: Tensor) -> None:
+    """Places `[B, N, 2]`, one for each token of `like` `[B, N, D]`."""
+    _companion(op, name, x, like, (*FLOATS[:3], *_INTS), (*like.shape[:-1], 2))
+
+
 def features(op: str, name: str, x: Tensor, like: Tensor) -> None:
     """Vectors `[B, N, C]`, one for each token of `like` `[B, N, D]`."""
     tensor(op, name, x)

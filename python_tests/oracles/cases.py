@@ -50,8 +50,14 @@ INPUTS = {
     "sensitivity": numbers(0.1, 0.2, 0.9, 0.3, 0.8, 0.4, 0.15),
     "keys": plane(290, 50, 90, 95, 130, 200, 210),
     "features": plane(0, 20, 40, 60, 80, 100, 250),
+    "positions": torch.tensor([[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2], [2, 0]]),
     "image_embeds": plane(170, 0, 60, 180, 40, 90, 20),
     "text_embeds": plane(0),
+}
+#: Attention from the last text token, where it is not that of [CLS].
+ATTENTION = {
+    "adaptprune": numbers(0.1, 0.8, 0.4, 0.5, 0.3, 0.7, 0.9),
+    "idselection": numbers(0.1, 0.8, 0.4, 0.9, 0.5, 0.3, 0.7),
 }
 #: What the presets of ScoredTopK read: a model has another tensor for each.
 SCORES = {
@@ -65,6 +71,12 @@ SCORES = {
 }
 
 CASES = {
+    "adaptprune": Case(
+        {1, 3, 5},
+        "a third of the attention is left in the corners of the grid, 0.61 at its edges: 1, 5, 6, "
+        "3, 4; but the key of 6, 210, is like that of 5, 200, two rows away",
+        {"distance_sigma": 3.0},
+    ),
     "allinrelevance": Case({2, 3}, "20 and 47 are nearest to the prompt at 30, close as they are"),
     "cdpruner": Case(
         {0, 3},
@@ -82,6 +94,11 @@ CASES = {
         "degrees away, where those of 0, 20 and 95 are 8, 12 and 6",
     ),
     "greedyprune": Case({1, 3}, "20 is second in saliency but 12 degrees from the first, 8"),
+    "idselection": Case(
+        {3, 6},
+        "47 comes first and takes 0.37 off 8, second in attention, of whose 0.88 less is left than "
+        "the 0.75 of 190",
+    ),
     "mmtok": Case(
         {2, 5, 6},
         "of the features 40 covers most, and 20 is nearest to the prompt at 30; then 250, which "

@@ -5,12 +5,14 @@
 """
 
 from ._registry import About, Input, Method, about, available, get, register, unregister
+from .adaptprune import AdaptPrune
 from .all_in_relevance import AllInRelevance
 from .base import MethodBase
 from .cdpruner import CDPruner
 from .cenprune import CenPrune
 from .divprune import DivPrune
 from .greedyprune import GreedyPrune
+from .idselection import IDSelection
 from .mmtok import MMTok
 from .scope import SCOPE
 from .scoredtopk import PRESETS, Preset, ScoredTopK
@@ -25,11 +27,13 @@ __all__ = [
     "PRESETS",
     "SCOPE",
     "About",
+    "AdaptPrune",
     "AllInRelevance",
     "CDPruner",
     "CenPrune",
     "DivPrune",
     "GreedyPrune",
+    "IDSelection",
     "Input",
     "MMTok",
     "Method",

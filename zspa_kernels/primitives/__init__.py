@@ -11,6 +11,7 @@ from ..api import min_sum
 from .merging import Merging, assign, match, merge
 from .scores import ascending, min_max, quotas, topk
 from .similarity import alignment, centred, distinctiveness, suppress
+from .soft import soft_suppress
 
 __all__ = [
     "Merging",
@@ -24,6 +25,7 @@ __all__ = [
     "min_max",
     "min_sum",
     "quotas",
+    "soft_suppress",
     "suppress",
     "topk",
 ]

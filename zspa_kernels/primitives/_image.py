@@ -60,6 +60,23 @@ def lengths(x: Tensor) -> Tensor:
     return torch.cat(parts).reshape(x.shape[:-1])
 
 
+def twins(tokens: Tensor) -> Tensor:
+    """int64 `[V]`: the lowest index of a row of `tokens` `[V, D]` with the same bits."""
+    size = tokens.element_size()
+    bits = tokens.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[size])
+    # Odd factors, sums modulo 2**64: equal rows have equal keys, and others nearly never.
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    factors = torch.randint(-(2**62), 2**62, (bits.shape[-1],), generator=generator, device="cpu")
+    factors = (2 * factors + 1).to(bits.device)
+    keys = [(part.long() * factors).sum(-1) for part in bits.split(1 + _CHUNK // len(factors))]
+    here = torch.arange(len(tokens), device=bits.device)
+    if not keys:
+        return here
+    _, group = torch.cat(keys).unique(return_inverse=True)
+    first = torch.full_like(here, len(tokens)).scatter_reduce(0, group, here, "amin")[group]
+    return torch.where((bits == bits[first]).all(-1), first, here)
+
+
 class Image:
     """Valid tokens of one image.
 
@@ -112,21 +129,7 @@ class Image:
     @functools.cached_property
     def twin(self) -> Tensor:
         """int64 `[V]`: the lowest index of a row with the same bits."""
-        size = self.tokens.element_size()
-        bits = self.tokens.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[size])
-        # Odd factors, sums modulo 2**64: equal rows have equal keys, and others nearly never.
-        generator = torch.Generator(device="cpu").manual_seed(0)
-        factors = torch.randint(
-            -(2**62), 2**62, (bits.shape[-1],), generator=generator, device="cpu"
-        )
-        factors = (2 * factors + 1).to(bits.device)
-        keys = [(part.long() * factors).sum(-1) for part in bits.split(1 + _CHUNK // len(factors))]
-        here = torch.arange(len(self), device=bits.device)
-        if not keys:
-            return here
-        _, group = torch.cat(keys).unique(return_inverse=True)
-        first = torch.full_like(here, len(self)).scatter_reduce(0, group, here, "amin")[group]
-        return torch.where((bits == bits[first]).all(-1), first, here)
+        return twins(self.tokens)
 
     def nearest(self, queries: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """For each of `queries` `[Q]` the place in `targets` `[T]` of the most similar one.

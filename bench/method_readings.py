@@ -100,6 +100,38 @@ def greedyprune(k: int, *, visual: Tensor, saliency: Tensor) -> Tensor:
     return torch.tensor(taken + left[: k - len(taken)])
 
 
+def idselection(k: int, *, visual: Tensor, attention: Tensor) -> Tensor:
+    rows = unit(visual)
+    weights = torch.exp(-20.0 * (1 - rows @ rows.T).square())
+    scores = scaled(attention).to(visual.dtype)
+    picks = torch.empty(k, dtype=torch.int64)
+    for t in range(k):
+        best, picks[t] = scores.max(-1)
+        # A score below 0 takes nothing off: raising others would not be suppression.
+        scores = scores - weights[picks[t]] * best.clamp_min(0.0)
+        scores[picks[: t + 1]] = -torch.inf
+    return picks
+
+
+def adaptprune(
+    k: int, *, visual: Tensor, attention: Tensor, positions: Tensor, keys: Tensor
+) -> Tensor:
+    rows = unit(keys)
+    similar = torch.exp(-(1 - rows @ rows.T).square() / (2 * 0.05**2))
+    places = positions.to(visual.dtype)
+    half = places.amax(0) / 2
+    middle = torch.exp(-0.5 * ((places - half) / half).square().sum(-1))
+    scores = attention.to(visual.dtype) * middle
+    picks = torch.empty(k, dtype=torch.int64)
+    for t in range(k):
+        picks[t] = scores.argmax()
+        square = (places - places[picks[t]]).square().sum(-1)
+        near = torch.exp(-square / (2 * 1.5**2)) * (square <= 5.0**2)
+        scores = scores * (1 - near * similar[picks[t]])
+        scores[picks[: t + 1]] = -torch.inf
+    return picks
+
+
 def tome(k: int, *, visual: Tensor, keys: Tensor) -> Tensor:
     line = torch.arange(len(keys))
     metric, sizes = keys, torch.ones(len(keys), 1, dtype=keys.dtype)
@@ -144,10 +176,12 @@ Reading = Callable[..., Tensor]
 
 #: By the method's name.
 READINGS: dict[str, Reading] = {
+    "adaptprune": adaptprune,
     "allinrelevance": allinrelevance,
     "cenprune": cenprune,
     "divprune": divprune,
     "greedyprune": greedyprune,
+    "idselection": idselection,
     "scoredtopk": scoredtopk,
     "todre": todre,
     "tome": tome,
@@ -157,4 +191,14 @@ READINGS: dict[str, Reading] = {
     "zspaprune": zspaprune,
 }
 #: Those whose cost is a greedy loop.
-GREEDY = ("cenprune", "divprune", "greedyprune", "todre", "trimtokenator", "zooprune", "zspaprune")
+GREEDY = (
+    "adaptprune",
+    "cenprune",
+    "divprune",
+    "greedyprune",
+    "idselection",
+    "todre",
+    "trimtokenator",
+    "zooprune",
+    "zspaprune",
+)

@@ -9,6 +9,7 @@ docs/methods.md.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -80,10 +81,14 @@ def inputs(name: str, n: int, d: int, model: str, seed: int = 0) -> dict[str, Te
     generator = torch.Generator().manual_seed(seed)
     score = torch.randperm(n, generator=generator).float() / n
     keys = torch.randn(n, KEYS.get(name, 1), generator=generator).bfloat16()
+    if name == "adaptprune":  # of a layer of the language model, as wide as its tokens
+        keys = tokens(model, n, d, seed + 1, torch.bfloat16)
+    place, columns = torch.arange(n), math.isqrt(n)
     everything = {
         "visual": tokens(model, n, d, seed, torch.bfloat16),
         "prompt": prompt(model, 16, d, seed, torch.bfloat16),
         "keys": keys,
+        "positions": torch.stack((place // columns, place % columns), -1),
         **dict.fromkeys(("attention", "saliency", "scores", "sensitivity"), score),
     }
     names = [x.name for x in zk.methods.about(name).inputs]

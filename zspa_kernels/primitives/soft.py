@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _contract_primitives as _contract
-from .._contract import option
-from ._image import Image, images, on_grid, padded, row_of, twins, undisturbed
+from ._image import Image, images, on_grid, padded, twins, undisturbed
 
 RULES = ("subtract", "scale")
 _BLOCK = 64  # tokens that are compared with each other
@@ -80,7 +79,7 @@ def soft_suppress(
     """
     _contract.visual("soft_suppress", visual, visual_mask, k)
     _contract.per_token("soft_suppress", "scores", scores, visual)
-    option("soft_suppress", "rule", rule, RULES)
+    _contract.option("soft_suppress", "rule", rule, RULES)
     sharp = _contract.number("soft_suppress", "sharpness", sharpness, 1e-100, 1e100)
     wide = _contract.number("soft_suppress", "spread", spread, 1e-100, math.inf)
     far = _contract.number("soft_suppress", "reach", reach, 0.0, math.inf)
@@ -93,9 +92,9 @@ def soft_suppress(
     picks = []
     for b, image in enumerate(images(visual, usable)):
         own = scores if visual.ndim == 2 else scores[b]
-        where = row_of(positions, b, visual)
+        where = positions
         if where is not None:
-            where = where[image.index].double()
+            where = (where if visual.ndim == 2 else where[b])[image.index].double()
         start = _start(own[image.index].double(), rule)
         weight = _Weight(sharp, where, wide, far)
         suppression = _Suppression(image, start, rule, weight, k)
@@ -227,7 +226,7 @@ class _Suppression:
         alive = list(range(len(place)))
         # Minus the highest score of those not in the block, and its place: less comes first.
         rival = (float(self.bounds[1, beyond]), int(beyond)) if len(beyond) else (math.inf, 0)
-        picks = []
+        picks: list[int] = []
         while alive and len(picks) < left:
             top = max(low[i] for i in alive)
             first = [i for i in alive if minus[i] <= -top]

@@ -26,7 +26,10 @@ ATTENTION = {"sdpa": "torch", "flash_attention_2": "flash_attn"}
 def runs() -> list[tuple[str, str]]:
     """(preset, attention) of all jobs that this machine can run, the most telling first."""
     here = [name for name, package in ATTENTION.items() if importlib.util.find_spec(package)]
-    return [(name, how) for how in here for name, preset in PRESETS.items() if preset.gpu]
+    large = [name for name, preset in PRESETS.items() if preset.gpu]
+    # Tiny ones first: whether anything of this works on a GPU is known within a minute.
+    tiny = [(name, "sdpa") for name in PRESETS if name.startswith("tiny")]
+    return tiny + [(name, how) for how in here for name in large]
 
 
 def _say(step: str) -> None:

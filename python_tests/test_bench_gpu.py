@@ -79,14 +79,16 @@ def test_whole_answers_are_a_stage(answers: Outcome, tmp_path: Path) -> None:
 
 
 def test_results_of_a_gpu_become_tables(answers: Outcome, tmp_path: Path) -> None:
-    found = {**answers.data[0], "device": "NVIDIA X"}
+    found = {**answers.data[0], "device": "NVIDIA X", "preset": "large"}
     stage = {"driver": "1", "date": "2026-11-25", "git": None, "torch": "2", "device": "X"}
     failed = Outcome("other", "failed", data=[found])
     passed = Outcome("tiny-next sdpa", "passed", data=[found])
-    gpu_jobs.write(tmp_path / "in.json", {**stage, "jobs": [vars(passed), vars(failed)]})
+    gpu_jobs.write(
+        tmp_path / "in.json", {**stage, "jobs": [vars(passed), vars(failed), vars(answers)]}
+    )
     end_to_end.main(add=tmp_path / "in.json", out=tmp_path)
     results = json.loads((tmp_path / "end_to_end.json").read_text())
-    assert list(results["runs"]) == ["tiny-next sdpa"]
+    assert list(results["runs"]) == ["large sdpa"]
     text = end_to_end_report.tables(results)
     assert "`python -m bench.gpu --stage end_to_end`: NVIDIA X, driver 1, attention sdpa" in text
     assert (tmp_path / "end_to_end.png").exists()
@@ -108,10 +110,11 @@ def test_wrong_answers_of_a_model_have_no_figure(
 
 def test_models_of_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(gpu_end_to_end.ATTENTION, "flash_attention_2", "no_such_package")
-    large = ["llava-1.5-7b", "llava-next-7b", "qwen2.5-vl-7b"]
-    assert [job.name for job in gpu.end_to_end()] == [f"{name} sdpa" for name in large]
+    names = ["tiny", "tiny-next", "tiny-qwen", "llava-1.5-7b", "llava-next-7b", "qwen2.5-vl-7b"]
+    assert [job.name for job in gpu.end_to_end()] == [f"{name} sdpa" for name in names]
     monkeypatch.setitem(gpu_end_to_end.ATTENTION, "flash_attention_2", "json")
-    assert len(list(gpu.end_to_end())) == 6
+    flash = [job.name for job in gpu.end_to_end()][len(names) :]
+    assert flash == [f"{name} flash_attention_2" for name in names[3:]]
     assert all(job.variables["HF_HUB_OFFLINE"] == "1" for job in gpu.end_to_end())
 
 

@@ -64,7 +64,7 @@ class SeedSearch {
       for (int i : all_) best_ = std::min(best_, key(i));
       return best_ == kNoKey ? -1 : index_of(best_);
     }
-    compare_neighbours();
+    compare_at(0);
     const SpreadRows spread = spread_rows(tokens_.N);
     finish(next_witnesses(spread.count));
     for (int64_t offset : common_offsets(spread.votes)) {
@@ -111,20 +111,6 @@ class SeedSearch {
   void count(int64_t dots) {
     stats_.dots += dots;
     stats_.seed_dots += dots;
-  }
-
-  void compare_neighbours() {
-    std::vector<Panel> panels{size_t(threads_)};
-    const int64_t n = int64_t(all_.size());
-    const int threads = threads_for(n * kNeighbours / 2 * tokens_.D, threads_);
-    parallel_for(threads, (n + kNeighbours - 1) / kNeighbours, [&](int64_t block, int thread) {
-      const int64_t begin = block * kNeighbours, end = std::min(begin + kNeighbours, n);
-      const std::vector<int> rows(all_.begin() + begin, all_.begin() + end);
-      float cosines[kNeighbours * kNeighbours];
-      gram(tokens_, rows, inv_, 1, panels[size_t(thread)], cosines);
-      fold_pairs(rows, cosines);
-    });
-    count(n * (kNeighbours - 1) / 2);
   }
 
   std::vector<int> most_promising(int64_t count) {
@@ -176,53 +162,81 @@ class SeedSearch {
     return offsets;
   }
 
-  // Blocks of consecutive tokens against the block `offset` further on, where either has an open row.
-  // As rows and as columns the blocks are disjoint, so the tasks share nothing.
+  // Blocks of consecutive tokens against the block `offset` further on (0: against themselves), where
+  // either has an open row.
   void compare_at(int64_t offset) {
     const int64_t n = int64_t(all_.size()), rows = n - offset;
     std::vector<char> is_open(size_t(tokens_.N), 0);
     for (int i : open_) is_open[size_t(i)] = 1;
-    auto any_open = [&](const int* ids, int count) {
-      return std::any_of(ids, ids + count, [&](int i) { return is_open[size_t(i)] != 0; });
+    auto any_open = [&](int64_t begin, int64_t count) {
+      const auto first = all_.begin() + begin;
+      return std::any_of(first, first + count, [&](int i) { return is_open[size_t(i)] != 0; });
     };
     std::vector<int64_t> blocks;  // where they begin
-    for (int64_t begin = 0; begin < rows; begin += kUnitRows) {
-      const int tall = int(std::min<int64_t>(kUnitRows, rows - begin));
-      if (!any_open(&all_[size_t(begin)], tall) && !any_open(&all_[size_t(begin + offset)], tall))
-        continue;
+    for (int64_t begin = 0; begin < rows; begin += kNeighbours) {
+      const int64_t tall = std::min(kNeighbours, rows - begin);
+      if (!any_open(begin, tall) && !any_open(begin + offset, tall)) continue;
       blocks.push_back(begin);
-      count(tall * tall);
+      count(offset == 0 ? tall * (tall - 1) / 2 : tall * tall);
     }
-    std::vector<Panel> panels{size_t(threads_)};
-    std::vector<float> ahead(size_t(n), -1.0f);
-    const int64_t products = int64_t(blocks.size()) * kUnitRows * kUnitRows * tokens_.D;
-    parallel_for(
-        threads_for(products, threads_), int64_t(blocks.size()), [&](int64_t b, int thread) {
-          const int64_t begin = blocks[size_t(b)];
-          const int count = int(std::min<int64_t>(kUnitRows, rows - begin));
-          const int* ids = all_.data() + begin;
-          const int* others = ids + offset;
-          Panel& panel = panels[size_t(thread)];
-          panel.reset(tokens_.dtype, tokens_.D, count);
-          const void* pointers[kUnitRows];
-          for (int i = 0; i < count; ++i) {
-            pointers[i] = tokens_.row(ids[i]);
-            panel.put(i, tokens_.row(others[i]));
-          }
-          float dots[kUnitRows * kUnitRows];
-          kernels().dots(tokens_.dtype, pointers, count, panel.view(), 0, count, dots, kUnitRows,
-                         nullptr, 0);
-          for (int i = 0; i < count; ++i) {
-            for (int c = 0; c < count; ++c) {
-              if (ids[i] == others[c]) continue;
-              const float cosine = dots[i * kUnitRows + c] * (inv_[ids[i]] * inv_[others[c]]);
-              raise(ids[i], cosine);
-              float& largest = ahead[size_t(begin + offset + c)];
-              if (cosine > largest) largest = cosine;
-            }
-          }
-        });
-    for (int64_t a = 0; a < n; ++a) raise(all_[size_t(a)], ahead[size_t(a)]);
+    const int64_t total = int64_t(blocks.size());
+    const int threads = threads_for(total * kNeighbours * kNeighbours * tokens_.D, threads_);
+    const int64_t tasks = (total + kBlocksPerTask - 1) / kBlocksPerTask;
+    std::vector<Panel> panels{size_t(threads)};
+    // As rows the blocks are disjoint, and so they are as columns: tasks share nothing.
+    std::vector<float> behind(size_t(n), -1.0f), ahead(size_t(n), -1.0f);
+    parallel_for(threads, tasks, [&](int64_t task, int thread) {
+      const int64_t end = std::min(total, (task + 1) * kBlocksPerTask);
+      for (int64_t b = task * kBlocksPerTask; b < end; ++b) {
+        const int64_t next = b + 1 < end ? blocks[size_t(b + 1)] : rows;
+        multiply(blocks[size_t(b)], next, offset, panels[size_t(thread)], behind, ahead);
+      }
+    });
+    for (int64_t a = 0; a < n; ++a)
+      raise(all_[size_t(a)], std::max(behind[size_t(a)], ahead[size_t(a)]));
+  }
+
+  // The block at `begin` against the one `offset` further on; `next` is the block that follows.
+  void multiply(int64_t begin, int64_t next, int64_t offset, Panel& panel,
+                std::vector<float>& behind, std::vector<float>& ahead) const {
+    const int64_t rows = int64_t(all_.size()) - offset;
+    const int count = int(std::min(kNeighbours, rows - begin));
+    const int count_next = int(std::min(kNeighbours, rows - next));
+    const int* ids = all_.data() + begin;
+    const int* others = ids + offset;
+    const void* pointers[kNeighbours];
+    const void* fetch[2 * kNeighbours];  // of the next block: columns, rows
+    for (int i = 0; i < count; ++i) pointers[i] = tokens_.row(ids[i]);
+    for (int i = 0; i < count_next; ++i) {
+      fetch[i] = tokens_.row(all_[size_t(next + offset + i)]);
+      fetch[count_next + i] = tokens_.row(all_[size_t(next + i)]);
+    }
+    float dots[kNeighbours * kNeighbours];
+    kernels().dots(tokens_.dtype, pointers, count, columns_of(others, count, panel), 0, count, dots,
+                   kNeighbours, fetch, offset == 0 ? count_next : 2 * count_next);
+    float* largest = ahead.data() + begin + offset;  // [count]
+    for (int i = 0; i < count; ++i) {
+      float closest = -1.0f;
+      for (int c = 0; c < count; ++c) {
+        const float cosine = dots[i * kNeighbours + c] * (inv_[ids[i]] * inv_[others[c]]);
+        if (ids[i] == others[c]) continue;
+        closest = std::max(closest, cosine);
+        largest[c] = std::max(largest[c], cosine);
+      }
+      behind[size_t(begin + i)] = closest;
+    }
+  }
+
+  // The listed tokens as columns; a copy in `panel` unless they lie one after another.
+  PanelView columns_of(const int* ids, int count, Panel& panel) const {
+    if (ids[count - 1] - ids[0] == count - 1) {
+      const PanelView view =
+          rows_as_columns(tokens_.dtype, tokens_.D, tokens_.row(ids[0]), tokens_.row_bytes);
+      if (view.data) return view;
+    }
+    panel.reset(tokens_.dtype, tokens_.D, count);
+    for (int c = 0; c < count; ++c) panel.put(c, tokens_.row(ids[c]));
+    return panel.view();
   }
 
   int64_t position(int i) const {

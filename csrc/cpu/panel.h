@@ -11,19 +11,36 @@
 
 namespace zspa::cpu {
 
+// How the channels of a column are laid out; where the columns are is left open.
+inline PanelView panel_shape(DType dtype, int64_t D) {
+  const Kernels& kernel = kernels();
+  PanelView view{};
+  view.D = D;
+  view.blocks = (D + kBlockDepth - 1) / kBlockDepth;
+  view.depth = round_up((D + view.blocks - 1) / view.blocks, kernel.step);
+  view.block_bytes = view.depth * kernel.packed_size(dtype);  // of one column
+  return view;
+}
+
+// Rows at a distance of `row_bytes` as columns of a product, without a copy: for columns that are used
+// once. Without `data` where the kernels want columns of this dtype in another form than rows.
+inline PanelView rows_as_columns(DType dtype, int64_t D, const void* rows, int64_t row_bytes) {
+  PanelView view = panel_shape(dtype, D);
+  if (kernels().packed_size(dtype) != size_of(dtype) || D % kernels().step != 0) return view;
+  view.data = static_cast<char*>(const_cast<void*>(rows));  // products only read
+  view.column_bytes = row_bytes;
+  return view;
+}
+
 // Columns of products, packed for the kernels in use. Memory is kept between uses.
 class Panel {
  public:
   void reset(DType dtype, int64_t D, int64_t columns) {
-    const Kernels& kernel = kernels();
-    const int64_t size = kernel.packed_size(dtype);
     dtype_ = dtype;
-    view_.D = D;
-    view_.blocks = (D + kBlockDepth - 1) / kBlockDepth;
-    view_.depth = round_up((D + view_.blocks - 1) / view_.blocks, kernel.step);
+    view_ = panel_shape(dtype, D);
     // One cache line more than the columns need: a distance of 4 KB would put the columns of a
     // group into the same sets of L1.
-    view_.column_bytes = round_up(view_.depth * size, 64) + 64;
+    view_.column_bytes = round_up(view_.block_bytes, 64) + 64;
     view_.block_bytes = view_.column_bytes * columns;
     const int64_t bytes = view_.block_bytes * view_.blocks;
     if (bytes > capacity_) {

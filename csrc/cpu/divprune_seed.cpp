@@ -227,13 +227,10 @@ class SeedSearch {
     }
   }
 
-  // The listed tokens as columns; a copy in `panel` unless they lie one after another.
+  // A copy in `panel` where the rows themselves cannot be columns.
   PanelView columns_of(const int* ids, int count, Panel& panel) const {
-    if (ids[count - 1] - ids[0] == count - 1) {
-      const PanelView view =
-          rows_as_columns(tokens_.dtype, tokens_.D, tokens_.row(ids[0]), tokens_.row_bytes);
-      if (view.data) return view;
-    }
+    const PanelView rows = rows_as_columns(tokens_, ids, count);
+    if (rows.data) return rows;
     panel.reset(tokens_.dtype, tokens_.D, count);
     for (int c = 0; c < count; ++c) panel.put(c, tokens_.row(ids[c]));
     return panel.view();

@@ -22,16 +22,6 @@ inline PanelView panel_shape(DType dtype, int64_t D) {
   return view;
 }
 
-// Rows at a distance of `row_bytes` as columns of a product, without a copy: for columns that are used
-// once. Without `data` where the kernels want columns of this dtype in another form than rows.
-inline PanelView rows_as_columns(DType dtype, int64_t D, const void* rows, int64_t row_bytes) {
-  PanelView view = panel_shape(dtype, D);
-  if (kernels().packed_size(dtype) != size_of(dtype) || D % kernels().step != 0) return view;
-  view.data = static_cast<char*>(const_cast<void*>(rows));  // products only read
-  view.column_bytes = row_bytes;
-  return view;
-}
-
 // Columns of products, packed for the kernels in use. Memory is kept between uses.
 class Panel {
  public:

@@ -99,6 +99,11 @@ inline void split_units(int64_t rows, std::vector<Unit>& units) {
     units.push_back({int(i), int(std::min<int64_t>(i + kUnitRows, rows)), 0});
 }
 
+// Tokens (ascending) as columns of a product without a copy, for columns that are used once. Without
+// `data` where that cannot be: they do not lie one after another, or the kernels want columns of this
+// dtype in another form than rows.
+PanelView rows_as_columns(const Tokens& tokens, const int* ids, int64_t count);
+
 // cosines[a * n + b] of all pairs of the listed rows: the lower triangle is computed and mirrored,
 // the diagonal is left alone. `panel` is scratch.
 void gram(const Tokens& tokens, const std::vector<int>& rows, const float* inv, int threads,

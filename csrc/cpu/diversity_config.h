@@ -26,13 +26,13 @@ constexpr int64_t kFewestCandidates = 8;
 constexpr int64_t kCandidatesPerPick = 3;
 
 // Seed search. The dots these cost are held to recorded numbers in python_tests/test_bench.py.
-constexpr int64_t kNeighbours = 8;  // block of consecutive tokens compared with each other first
+constexpr int64_t kNeighbours = 8;   // block of consecutive tokens compared with each other first
 constexpr int64_t kFinish = 4;       // most promising rows compared with everything at once
 constexpr int64_t kFewOpen = 12;     // so few open rows are finished, all of them
 constexpr int64_t kEnoughOpen = 64;  // fewer open rows are cheaper to compare with witnesses
 constexpr int64_t kBlocksPerTask = 16;  // neighbouring blocks share rows, by way of L2
-constexpr int64_t kOffsets = 2;      // raster offsets tried, each worth 16 N dots at most
-constexpr int64_t kWitnesses = 24;   // tokens every open row is compared with, per round
+constexpr int64_t kOffsets = 2;     // raster offsets tried, each worth kNeighbours N dots at most
+constexpr int64_t kWitnesses = 24;  // tokens every open row is compared with, per round
 
 // Rows spread over the image that are finished first, and how many of them must agree on a raster
 // offset. On large images a few would rarely agree; on small ones each is a good part of the work.

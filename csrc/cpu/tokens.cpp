@@ -37,8 +37,7 @@ void gram(const Tokens& tokens, const std::vector<int>& rows, const float* inv, 
     for (int i = 0; i < count; ++i) pointers[i] = tokens.row(rows[size_t(begin + i)]);
     for (int64_t c0 = 0; c0 < begin + count; c0 += kUnitColumns) {
       const int64_t c1 = std::min<int64_t>(c0 + kUnitColumns, begin + count);
-      kernel.dots(tokens.dtype, pointers, count, columns, c0, c1, dots, kUnitColumns, nullptr,
-                  0);
+      kernel.dots(tokens.dtype, pointers, count, columns, c0, c1, dots, kUnitColumns, nullptr, 0);
       for (int i = 0; i < count; ++i) {
         const int64_t a = begin + i;
         for (int64_t b = c0; b < std::min(c1, a); ++b) {

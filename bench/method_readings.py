@@ -169,7 +169,8 @@ def visionzip(k: int, *, visual: Tensor, attention: Tensor, keys: Tensor) -> Ten
 
 
 def scoredtopk(k: int, *, visual: Tensor, scores: Tensor) -> Tensor:
-    return scores.topk(k).indices
+    """In raster order, as FastV and FasterVLM go on with them."""
+    return scores.topk(k).indices.sort().values
 
 
 Reading = Callable[..., Tensor]

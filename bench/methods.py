@@ -99,7 +99,7 @@ def ours(name: str, k: int, given: Mapping[str, Tensor]) -> Callable[[], Tensor]
     """The call that is timed; VisionZip's also merges, as that is most of its work."""
     method: Any = (
         zk.methods.get(name, keep=k, sorted=False)
-        if name != "tome"
+        if name not in ("tome", "scoredtopk")
         else zk.methods.get(name, keep=k)
     )
 

@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "cpu/merging.h"
 #include "cpu/problem.h"
 #include "cpu/segments.h"
 #include "cpu/sensitivity.h"
@@ -178,6 +179,49 @@ void call_facility_location(uintptr_t visual, int dtype, int64_t S, int64_t N, i
   report(p, stats);
 }
 
+// The images of a batch one after another, each with all threads.
+template <class Run>
+void for_each_image(uintptr_t x, int dtype, int64_t S, int64_t N, int64_t D, int64_t batch_stride,
+                    int64_t row_stride, const Run& run) {
+  const int64_t size = zspa::size_of(DType(dtype));
+  for (int64_t s = 0; s < S; ++s)
+    run(s, zspa::cpu::Tokens{at<const char>(x) + s * batch_stride * size, DType(dtype), N, D,
+                             row_stride * size});
+}
+
+void call_assign(uintptr_t features, int dtype, int64_t S, int64_t N, int64_t D,
+                 int64_t batch_stride, int64_t row_stride, uintptr_t mask, uintptr_t kept,
+                 int64_t K, int threads, uintptr_t owner) {
+  for_each_image(features, dtype, S, N, D, batch_stride, row_stride,
+                 [&](int64_t s, const zspa::cpu::Tokens& tokens) {
+                   zspa::cpu::assign(tokens, mask ? at<const uint8_t>(mask) + s * N : nullptr,
+                                     at<const int64_t>(kept) + s * K, K, threads,
+                                     at<int64_t>(owner) + s * N);
+                 });
+}
+
+void call_match(uintptr_t features, int dtype, int64_t S, int64_t N, int64_t D,
+                int64_t batch_stride, int64_t row_stride, uintptr_t mask, int64_t k, int threads,
+                uintptr_t heads, uintptr_t owner) {
+  for_each_image(features, dtype, S, N, D, batch_stride, row_stride,
+                 [&](int64_t s, const zspa::cpu::Tokens& tokens) {
+                   zspa::cpu::match(tokens, mask ? at<const uint8_t>(mask) + s * N : nullptr, k,
+                                    threads, at<int64_t>(heads) + s * k,
+                                    at<int64_t>(owner) + s * N);
+                 });
+}
+
+void call_merge(uintptr_t x, int dtype, int64_t S, int64_t N, int64_t D, int64_t batch_stride,
+                int64_t row_stride, uintptr_t owner, uintptr_t weights, int64_t k, int threads,
+                uintptr_t out) {
+  for_each_image(x, dtype, S, N, D, batch_stride, row_stride,
+                 [&](int64_t s, const zspa::cpu::Tokens& rows) {
+                   zspa::cpu::merge(rows, at<const int64_t>(owner) + s * N,
+                                    weights ? at<const float>(weights) + s * N : nullptr, k,
+                                    threads, at<float>(out) + s * k * D);
+                 });
+}
+
 zspa::cpu::Rows rows(uintptr_t data, int dtype, int64_t count, int64_t width, int64_t stride) {
   return {at<char>(data), DType(dtype), count, width, stride * zspa::size_of(DType(dtype))};
 }
@@ -227,6 +271,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("diversity", &call_diversity, unlocked);
   m.def("dpp", &call_dpp, unlocked);
   m.def("min_sum", &call_min_sum, unlocked);
+  m.def("assign", &call_assign, unlocked);
+  m.def("match", &call_match, unlocked);
+  m.def("merge", &call_merge, unlocked);
   m.def("ragged_table", &ragged_table);
   m.def("prompt_spans", &prompt_spans);
   m.def("facility_location", &call_facility_location, unlocked);

@@ -114,8 +114,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "_contract_primitives": ("_contract",),
     "primitives": (
-        *("_contract_primitives", "api", "types"),
-        *("backends._blas", "backends.reference"),
+        *("_contract_primitives", "_native", "api", "types"),
+        *("backends._blas", "backends.cpp", "backends.reference"),
     ),
     "hf": ("types",),
     "methods": (

@@ -10,9 +10,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from .. import _contract, api
-from ..primitives import topk
+from ..primitives import ascending, topk
 from ..types import Selection
-from ._compose import members, per_token, selection
+from ._compose import per_token
 from ._registry import VISUAL, About, Input, register
 from .base import MethodBase
 
@@ -186,7 +186,8 @@ class ScoredTopK(MethodBase):
             segments=segments,
             quotas=quotas,
         )
-        return selection(picks, visual, self.sorted, members(picks, n), rating)
+        indices = ascending(picks, n) if self.sorted else picks
+        return Selection(indices, indices >= 0, rating)
 
 
 for _name, _preset in PRESETS.items():

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from .._native import reason
 from ..backends._blas import full_float32
 from ..backends.reference._common import row_sum
 
@@ -43,6 +44,32 @@ def undisturbed(function: _F) -> _F:
             return function(x, *args, **kwargs)
 
     return call  # type: ignore[return-value]
+
+
+def readable(x: Tensor) -> bool:
+    """Whether values of `x` are there to be looked at, at no cost: not traced, and on a CPU."""
+    return (
+        type(x) in (Tensor, torch.nn.Parameter)
+        and x.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+    )
+
+
+def native(*tensors: Tensor | None) -> bool:
+    """Whether the native kernels can take these: a float64 or a traced tensor is for torch."""
+    return reason() is None and all(
+        x is None or (readable(x) and x.dtype is not torch.float64 and not x.is_neg())
+        for x in tensors
+    )
+
+
+def as_batch(x: Tensor) -> Tensor:
+    """`[B, N, C]` whose last axis has stride 1, from tokens with or without a batch axis."""
+    x = x.detach()
+    if x.stride(-1) != 1:
+        x = x.clone(memory_format=torch.contiguous_format)
+    return x if x.ndim == 3 else x.unsqueeze(0)
 
 
 def on_grid(x: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from .. import _contract_primitives as _contract
+from ..backends.cpp import merging as _cpp
 from ..types import Selection
-from ._image import Image, images, padded, undisturbed
+from ._image import Image, as_batch, images, native, padded, undisturbed
 
 _CHUNK = 2**20  # elements of a temporary
 
@@ -60,6 +61,10 @@ def assign(features: Tensor, kept: Tensor, *, mask: Tensor | None = None) -> Ten
     """
     _contract.visual("assign", features, mask)
     _contract.indices("assign", "kept", kept, features)
+    if native(features, kept, mask):
+        slots = kept.contiguous().view(-1, kept.shape[-1])
+        own = _cpp.assign(as_batch(features), slots, None if mask is None else mask.contiguous())
+        return own if features.ndim == 3 else own[0]
     owner = torch.full(features.shape[:-1], -1, dtype=torch.int64, device=features.device)
     for b, image in enumerate(images(features, mask)):
         own = kept if features.ndim == 2 else kept[b]
@@ -102,6 +107,9 @@ def merge(x: Tensor, owner: Tensor, k: int, *, weights: Tensor | None = None) ->
         [[2.0], [9.0]]
     """
     _contract.rows("merge", x, owner, k, weights)
+    traced = x.requires_grad or (weights is not None and weights.requires_grad)
+    if native(x, owner, weights) and not (traced and torch.is_grad_enabled()):
+        return _merged(x, owner, k, weights)
     batch = owner.shape[:-1]
     total = batch.numel()
     inside = (owner >= 0) & (owner < k)
@@ -122,6 +130,15 @@ def merge(x: Tensor, owner: Tensor, k: int, *, weights: Tensor | None = None) ->
         sums = scaled.new_zeros(total * k + 1, part.shape[1]).index_add(0, slot, scaled)
         parts.append(sums[: total * k].to(x.dtype))
     return torch.cat(parts, dim=1).reshape(*batch, k, *trailing)
+
+
+def _merged(x: Tensor, owner: Tensor, k: int, weights: Tensor | None) -> Tensor:
+    """`merge` without derivatives on a CPU."""
+    batch, trailing = owner.shape[:-1], x.shape[owner.ndim :]
+    rows = x.detach().reshape(batch.numel(), owner.shape[-1], trailing.numel())
+    factors = None if weights is None else weights.detach().float().contiguous()
+    sums = _cpp.merge(as_batch(rows), owner.contiguous(), k, factors)
+    return sums.to(x.dtype).view(*batch, k, *trailing)
 
 
 @undisturbed
@@ -157,6 +174,9 @@ def match(features: Tensor, k: int, *, mask: Tensor | None = None) -> tuple[Tens
         ([0, 1, 3], [0, 1, 1, 2])
     """
     _contract.visual("match", features, mask, k)
+    if native(features, mask):
+        heads, own = _cpp.match(as_batch(features), k, None if mask is None else mask.contiguous())
+        return (heads, own) if features.ndim == 3 else (heads[0], own[0])
     owner = torch.full(features.shape[:-1], -1, dtype=torch.int64, device=features.device)
     picks = []
     for b, image in enumerate(images(features, mask)):

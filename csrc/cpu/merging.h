@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "diversity.h"
+
+namespace zspa::cpu {
+
+// owner[i]: the slot of `kept` [K] whose token is most similar to token i; its own for a kept token,
+// -1 for an invalid one and where no kept token is valid. Entries of `kept` that name no valid token
+// are ignored.
+void assign(const Tokens& tokens, const uint8_t* mask, const int64_t* kept, int64_t K, int threads,
+            int64_t* owner);
+
+// ToMe's matching until k tokens are left: heads [k], ascending, then -1; owner [N], the place in
+// `heads` of the token that each goes into, -1 for an invalid one.
+void match(const Tokens& tokens, const uint8_t* mask, int64_t k, int threads, int64_t* heads,
+           int64_t* owner);
+
+// out [k, D]: the sum of the rows each slot owns, times their weights. owner [N], others than [0, k)
+// are left out; weights [N], or null for the mean.
+void merge(const Tokens& rows, const int64_t* owner, const float* weights, int64_t k, int threads,
+           float* out);
+
+}  // namespace zspa::cpu

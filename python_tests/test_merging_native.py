@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""assign, match and merge: the native kernels and plain torch decide alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from python_tests.runners import same_bits, strided_views, threads
+from zspa_kernels import _native
+from zspa_kernels.primitives import assign, match, merge, merging
+from zspa_kernels.testing import MODELS, SPECIAL, special, tokens
+from zspa_kernels.testing.cases import DTYPES
+
+Require = Callable[..., None]
+
+
+@pytest.fixture(params=_native.module().isas() if _native.reason() is None else ["none"])
+def native_isa(request: pytest.FixtureRequest, require_backend: Require) -> Iterator[str]:
+    require_backend("cpp")
+    _native.module().use_isa(request.param)
+    yield request.param
+    _native.module().use_isa("auto")
+
+
+def plainly(
+    patch: pytest.MonkeyPatch, function: Callable[..., Any], *given: Any, **named: Any
+) -> Any:
+    """What torch returns without the native kernels."""
+    with patch.context() as context:
+        context.setattr(merging, "native", lambda *x: False)
+        return function(*given, **named)
+
+
+def case(kind: str, n: int, c: int, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    if kind in MODELS:
+        return tokens(kind, n, c, dtype=dtype), None
+    x = special(kind, n, c)
+    return x.visual.to(dtype), x.mask
+
+
+def test_as_torch_decides(native_isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several rounds, blocks of targets and kinds of ties; slots that are padding or repeat."""
+    draw = torch.Generator().manual_seed(0)
+    isas = _native.module().isas()
+    for turn, kind in enumerate((*MODELS, *SPECIAL)):
+        if kind != "exact" and turn % len(isas) != isas.index(native_isa):
+            continue  # the inputs are dealt out to the instruction sets
+        n, c = ((45, 33), (130, 16), (90, 64))[turn % 3]
+        if kind in ("vlm", "exact"):
+            n, c = 520, 24
+        features, mask = case(kind, n, c, DTYPES[turn % 3])
+        for k in (0, n // 10, 2 * n // 3):
+            right = plainly(monkeypatch, match, features, k, mask=mask)
+            for a, b in zip(match(features, k, mask=mask), right, strict=True):
+                same_bits(a, b)
+        kept = torch.randint(-1, n, (n // 2,), generator=draw)
+        right = plainly(monkeypatch, assign, features, kept, mask=mask)
+        same_bits(assign(features, kept, mask=mask), right)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sums_as_torch(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 50, 7, 5, generator=draw).to(dtype)
+    owner = torch.randint(-2, 22, (3, 50), generator=draw)
+    for weights in (None, torch.rand(3, 50, generator=draw)):
+        right = plainly(monkeypatch, merge, x, owner, 20, weights=weights)
+        same_bits(merge(x, owner, 20, weights=weights), right)
+        row = None if weights is None else weights[1]
+        same_bits(merge(x[1], owner[1], 20, weights=row), right[1])
+
+
+def test_laws(require_backend: Require) -> None:
+    """A row alone, in a batch, strided and padded; one thread or several: the same bits."""
+    require_backend("cpp")
+    n, c, k = 700, 40, 150
+    features = torch.stack([tokens("vlm", n, c), tokens("clusters", n, c)])
+    kept = torch.arange(0, 2 * n, 7).view(2, -1) % n
+    indices, owner = match(features, k)
+    slots, merged = assign(features, kept), merge(features, owner, k)
+    for b in range(2):
+        same_bits(match(features[b], k)[1], owner[b])
+        same_bits(assign(features[b], kept[b]), slots[b])
+    for view in strided_views(features).values():
+        same_bits(match(view, k)[0], indices)
+        same_bits(assign(view, kept), slots)
+    for count in (1, 2, 3):
+        with threads(count):
+            same_bits(match(features, k)[1], owner)
+            same_bits(assign(features, kept), slots)
+            same_bits(merge(features, owner, k), merged)
+    wide = torch.full((n + 9, c), torch.nan)
+    wide[5 : n + 5] = features[0]
+    found = match(wide, k)
+    same_bits(found[0] - 5, indices[0])
+    same_bits(found[1][5 : n + 5], owner[0])
+
+
+def test_traced_and_differentiated_calls_are_for_torch() -> None:
+    """Vmap has no values to look at; a gradient needs torch's own operations."""
+    features = torch.stack([tokens("iid", 12, 4, seed) for seed in range(2)])
+    owner = match(features, 7)[1]
+    weights = torch.ones(2, 12)
+    merged = torch.func.vmap(lambda x, o, w: merge(x, o, 7, weights=w))(features, owner, weights)
+    assert torch.equal(merged, merge(features, owner, 7, weights=weights))
+    features.requires_grad_()
+    (merge(features, owner, 7) ** 2).sum().backward()
+    assert features.grad is not None
+    with torch.no_grad():
+        assert not merge(features, owner, 7).requires_grad

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Assigning, matching and merging by the native kernels (csrc/cpu/merging.cpp), for primitives."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..._native import module
+from ._arguments import address, batch
+
+
+def assign(features: Tensor, kept: Tensor, mask: Tensor | None) -> Tensor:
+    """Slots of `kept` `[B, K]` for the tokens of `features` `[B, N, C]`: int64 `[B, N]`."""
+    owner = torch.empty(features.shape[:2], dtype=torch.int64, device=features.device)
+    module().assign(
+        *batch(features),
+        address(mask),
+        kept.data_ptr(),
+        kept.shape[1],
+        torch.get_num_threads(),
+        owner.data_ptr(),
+    )
+    return owner
+
+
+def match(features: Tensor, k: int, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Heads int64 `[B, k]` and owners int64 `[B, N]` of `features` `[B, N, C]`."""
+    heads = torch.empty((len(features), k), dtype=torch.int64, device=features.device)
+    owner = torch.empty(features.shape[:2], dtype=torch.int64, device=features.device)
+    module().match(
+        *batch(features),
+        address(mask),
+        k,
+        torch.get_num_threads(),
+        heads.data_ptr(),
+        owner.data_ptr(),
+    )
+    return heads, owner
+
+
+def merge(x: Tensor, owner: Tensor, k: int, weights: Tensor | None) -> Tensor:
+    """Sums float32 `[B, k, D]` of rows `[B, N, D]`; owner `[B, N]`, weights float32 `[B, N]`."""
+    out = torch.empty((len(x), k, x.shape[2]), dtype=torch.float32, device=x.device)
+    module().merge(
+        *batch(x),
+        owner.data_ptr(),
+        address(weights),
+        k,
+        torch.get_num_threads(),
+        out.data_ptr(),
+    )
+    return out

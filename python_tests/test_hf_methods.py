@@ -14,7 +14,7 @@ from torch import Tensor
 
 import zspa_kernels as zk
 from python_tests import vlms
-from python_tests.hf_oracle import generate, rows
+from python_tests.hf_oracle import NEW, generate, rows
 from zspa_kernels.hf.architectures import Target
 from zspa_kernels.hf.collect import wanted
 from zspa_kernels.hf.encode import Encoded, encode
@@ -292,6 +292,29 @@ def test_whether_others_are_merged_is_an_option() -> None:
         zk.DivPrune(keep=0.3)(tiny.model, merge=True)
     with pytest.raises(TypeError, match="merge must be a bool or None, got 1"):
         zk.DivPrune(keep=0.3)(tiny.model, merge=1)
+
+
+@pytest.mark.skipif(vlms.VERSION < (5, 20), reason="transformers >= 5.20 (mm_encoder_outputs)")
+@pytest.mark.parametrize("options", [{}, {"scope": "tile", "keep_newline": True}], ids=str)
+def test_every_way_in_merges_the_same(options: dict[str, Any]) -> None:
+    """`generate` in a block, a direct call, `prune_inputs` and a conversation."""
+    tiny = vlms.get("llava_next")
+    inputs, method = tiny.inputs(), zk.methods.VisionZip(keep=0.3)
+    with method(tiny.model, **options), torch.no_grad():
+        expected = rows(generate(tiny.model, inputs))
+        direct = tiny.model(**inputs).logits[:, -1]
+    torch.testing.assert_close(direct, expected[:, 0], **CLOSE)
+    pruned = zk.hf.prune_inputs(tiny.model, inputs, method, **options)
+    torch.testing.assert_close(rows(generate(tiny.model, pruned)), expected, **CLOSE)
+    chat = zk.hf.ChatState(tiny.model, method, **options)
+    turn = chat.generate(
+        **inputs,
+        max_new_tokens=NEW,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    torch.testing.assert_close(rows(turn), expected, **CLOSE)
 
 
 @pytest.mark.parametrize("method", ["visionzip", "tome"])

@@ -115,6 +115,14 @@ def group(cfg: Config, programs: int) -> Group:
     return next(g for g in cfg.groups if g.programs >= programs)
 
 
+def registers(hip: bool) -> dict[str, int]:
+    """Options of a kernel with one program a multiprocessor.
+
+    NVIDIA's compiler would rather spill than let a program keep others of 128 or 256 threads out.
+    """
+    return {} if hip else {"maxnreg": 255}
+
+
 def constants(cfg: Config, size: Group) -> dict[str, Any]:
     """What the greedy kernels are compiled with for such groups."""
     return {

@@ -36,7 +36,7 @@ from ._common import Segments, launch, meet, program, row_strides, segment
 from ._group import ARRIVED, CONTROL, FOLD, GRAM, STOP, accept, group_memory, own_places
 from ._steps import greedy_in_steps
 from .diversity import group_grid, norms
-from .diversity_config import constants, group
+from .diversity_config import constants, group, registers
 from .dpp_config import Config, config
 from .dpp_steps import dpp_step
 
@@ -207,6 +207,7 @@ def _greedy(
         "OWN_ROWS": cfg.own_rows,
         "OWN_COLS": cfg.own_cols,
         "AHEAD": cfg.ahead,
+        **registers(cfg.hip),
     }
     if device.type == "cpu":
         greedy_in_steps(dpp_step, launch, groups * programs, device, *arguments, **options)

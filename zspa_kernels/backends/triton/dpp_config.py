@@ -35,8 +35,8 @@ def config(d: int, itemsize: int, hip: bool = False) -> Config:
     groups = tuple(diversity_config.Group(**group) for group in asdict(shared)["groups"])
     return Config(
         **{**asdict(shared), "groups": groups},
-        # 8 x 128 elements are 4 a thread of 256; 128 candidates are still 16 programs' work.
-        span=8,
+        # 4 x 128 elements are 2 a thread of 256; with 8 a kernel for sm_80 spills.
+        span=4,
         # 2880 tokens on 132 multiprocessors are 22 rows a program.
         own_rows=32,
         # One column at a time is taken out of the tile: more columns make each of these dearer,

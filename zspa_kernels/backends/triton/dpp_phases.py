@@ -205,9 +205,9 @@ def substitute(
         for c0 in range(0, count, COLS):
             col = c0 + tl.arange(0, COLS)
             lane = tl.load(lanes + col, mask=col < count, other=0)
-            t = (filled + col).to(tl.int64)
+            at = factor + (filled + col).to(tl.int64)[:, None] * stride_f + row[None, :]
             ok = (col < count)[:, None] & f_ok[None, :]
-            x = tl.load(factor + t[:, None] * stride_f + row[None, :], mask=ok, other=0.0)
+            x = tl.load(at, mask=ok, other=0.0)  # [COLS, ROWS]
             x = subtract(
                 x, panel + lane, col < count, BLOCK, factor + row, f_ok, stride_f,
                 0, filled + c0, COLS, ROWS, AHEAD,
@@ -217,8 +217,7 @@ def substitute(
                 entry = tl.sum(tl.where((col == c)[:, None], x, 0.0), 0)  # [ROWS]
                 entry = entry * tl.load(scales + filled + c)
                 entry = tl.where((m < INF) & (r > 0.0), entry, 0.0)
-                t = (filled + c + row * 0).to(tl.int64)
-                tl.store(factor + t * stride_f + row, entry, mask=f_ok)
+                tl.store(factor + (filled + c) * stride_f + row, entry, mask=f_ok)
                 r = shrink(r, entry)
                 p = tl.load(panel + (filled + c) * BLOCK + lane, mask=col < count, other=0.0)
                 p = tl.broadcast_to(-p[:, None], [COLS, ROWS])

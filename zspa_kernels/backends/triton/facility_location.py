@@ -49,6 +49,7 @@ from ._common import (
 from ._group import ARRIVED, CONTROL
 from ._steps import greedy_in_steps
 from .diversity import group_grid, norms
+from .diversity_config import registers
 from .facility_location_config import Config, config, programs
 from .facility_location_steps import facility_location_step
 
@@ -311,6 +312,7 @@ def _greedy(
         "HIP": cfg.shared.hip,
         "REVERSED": cfg.shared.reverse,
         "num_warps": cfg.greedy_warps,
+        **registers(cfg.shared.hip),
     }
     if device.type == "cpu":
         step, two = facility_location_step, ("propose", "take")

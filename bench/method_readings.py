@@ -56,6 +56,34 @@ def zooprune(k: int, *, visual: Tensor, sensitivity: Tensor) -> Tensor:
     return _weighted(1 - rows @ rows.T, scaled(sensitivity), k)
 
 
+def anchorprune(
+    k: int,
+    *,
+    visual: Tensor,
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    attention: Tensor,
+    prompt: Tensor,  # of its other space
+) -> Tensor:
+    patches, rows = unit(image_embeds), unit(visual)
+    ranked = (patches @ unit(text_embeds).T).mean(-1).argsort(stable=True)
+    least, most = max(1, round(k * 5 / 32)), k // 2
+    size, novel = most, 0
+    for t in range(least, most):
+        novel += bool((1 - patches[ranked[:least]] @ patches[ranked[t]]).min() > 0.2)
+        if novel == 3:
+            size = t + 1
+            break
+    distance = 1 - rows @ rows.T
+    picks = torch.empty(k, dtype=torch.int64)
+    picks[:size] = ranked[:size]
+    for t in range(size, k):
+        score = attention * distance[picks[:t]].amin(0)
+        score[picks[:t]] = -torch.inf
+        picks[t] = score.argmax()
+    return picks
+
+
 def cenprune(k: int, *, visual: Tensor) -> Tensor:
     rows, n = unit(visual), len(visual)
     similarity = rows @ rows.T
@@ -179,6 +207,7 @@ Reading = Callable[..., Tensor]
 READINGS: dict[str, Reading] = {
     "adaptprune": adaptprune,
     "allinrelevance": allinrelevance,
+    "anchorprune": anchorprune,
     "cenprune": cenprune,
     "divprune": divprune,
     "greedyprune": greedyprune,
@@ -194,6 +223,7 @@ READINGS: dict[str, Reading] = {
 #: Those whose cost is a greedy loop.
 GREEDY = (
     "adaptprune",
+    "anchorprune",
     "cenprune",
     "divprune",
     "greedyprune",

@@ -88,6 +88,8 @@ def inputs(name: str, n: int, d: int, model: str, seed: int = 0) -> dict[str, Te
         "visual": tokens(model, n, d, seed, torch.bfloat16),
         "prompt": prompt(model, 16, d, seed, torch.bfloat16),
         "keys": keys,
+        "image_embeds": torch.randn(n, 768, generator=generator).bfloat16(),
+        "text_embeds": torch.randn(1, 768, generator=generator).bfloat16(),
         "positions": torch.stack((place // columns, place % columns), -1),
         **dict.fromkeys(("attention", "saliency", "scores", "sensitivity"), score),
     }
@@ -136,6 +138,13 @@ def verify(name: str, picks: Tensor, k: int, given: Mapping[str, Tensor]) -> str
             else:
                 visual = zk.primitives.centred(visual)
             check_diversity(visual, picks, k, bound=tolerance, weights=scores)
+        elif name == "anchorprune":
+            core = int(zk.methods.get(name, keep=k).select(**given).core_mask.sum())
+            assert torch.equal(picks[:core], right[:core]), "the anchor differs from float64"
+            later, weights = picks[core:], given["attention"]
+            check_diversity(
+                visual, later, k - core, bound=tolerance, seeds=picks[:core], weights=weights
+            )
         elif name in ("todre", "trimtokenator"):
             mask = torch.ones(len(visual), dtype=torch.bool)
             if name == "trimtokenator":

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 import zspa_kernels as zk
+from python_tests.oracles.anchorprune import anchor_of, check_expansion
 from python_tests.oracles.cdpruner import check_cdpruner, weights_of
 from python_tests.oracles.common import valid_tokens
 from python_tests.oracles.coverage import check_coverage, token_rows, word_rows
 from python_tests.scenes import draw
 from zspa_kernels import Selection
-from zspa_kernels.methods import SCOPE, CDPruner, CenPrune, MMTok
+from zspa_kernels.methods import SCOPE, AnchorPrune, CDPruner, CenPrune, MMTok
 from zspa_kernels.testing import prompt, special, tokens
 
 N, D = 24, 16
@@ -112,6 +113,60 @@ def test_cdpruner_compat_scales_over_the_call() -> None:
     own = scores(CDPruner(5).select(visual, **given))
     assert (own.amin(-1) == 0).all()
     assert (own.amax(-1) == 1).all()
+
+
+@pytest.mark.parametrize("name", CASES + ODD)
+@pytest.mark.parametrize("compat", [False, True])
+def test_anchorprune(name: str, compat: bool) -> None:
+    visual, mask = case(name)
+    image, text = draw("image", (N, 10, 1))[..., 0], draw("text", (4, 10, 1))[..., 0]
+    words = prompt("vlm", 4, D)
+    attention = draw("attention", (1, N))[0]
+    attention[3], attention[5] = torch.nan, -0.5
+    allowed = [i for i in valid_tokens(visual, mask) if i not in (3, 5)]
+    weights = {i: float(attention[i]) for i in allowed}
+    decided, sizes = 0, set()
+    for k in COUNTS:
+        for space, patience in (("clip", 3), ("llm", 1), ("clip", 1)):
+            method = AnchorPrune(k, space, 0.2, 0.7, 0.3, patience, sorted=False, compat=compat)
+            given = {"image_embeds": image, "text_embeds": text} if space == "clip" else {}
+            picked = method.select(visual, words, attention=attention, visual_mask=mask, **given)
+            picks, inside = kept(picked.indices), int(picked.core_mask.sum())
+            assert len(picks) == min(k, len(allowed))
+            assert picked.core_mask[:inside].all()
+            relevance = {i: float(scores(picked)[i]) for i in allowed}
+            least, most = max(1, round(0.2 * k)), max(1, round(0.2 * k), int(0.7 * k))
+            own = image if space == "clip" else visual
+            anchor = anchor_of(own, relevance, least, most, 0.3, patience)
+            assert picks[:inside] == anchor
+            sizes.add(inside)
+            if not allowed:
+                continue
+            decided += check_expansion(
+                visual, anchor, picks[inside:], weights, 1.0 if compat else 2.0
+            )
+            if space == "clip":
+                cosine = torch.nn.functional.cosine_similarity(image[:, None], text, dim=-1)
+                right = -cosine.mean(-1)
+            else:
+                rows = [[torch.cosine_similarity(v, w, 0) for w in words] for v in visual]
+                right = torch.tensor(rows).amax(-1)
+            if decisive(name):
+                assert torch.allclose(scores(picked)[allowed], right[allowed], atol=1e-6)
+    assert (decided > 30 and len(sizes) > 4) or not decisive(name)
+
+
+def test_anchorprune_counts_novelty_exactly() -> None:
+    """Directions at 0, 60 and 90 degrees: a distance of one half is not above one half."""
+    visual = torch.tensor([[4.0, 0, 0, 0], [2, 2, 2, 2], [0, 4, 0, 0], [0, 0, 0, 4]])
+    words, attention = torch.tensor([[9.0, 3, 1, 0]]), torch.tensor([0.1, 0.2, 0.3, 0.9])
+    for novelty, anchor in ((0.5, [0, 1, 2]), (0.4999, [0, 1])):
+        method = AnchorPrune(3, "llm", 0.0, 1.0, novelty, patience=1, sorted=False)
+        picked = method.select(visual, words, attention=attention)
+        assert picked.indices[picked.core_mask].tolist() == anchor
+    silent = AnchorPrune(3, "llm", sorted=False).select(visual, words[:0], attention=attention)
+    assert not silent.core_mask.any()
+    assert silent.indices[0] == 3, "the most important token, as nothing was asked"
 
 
 @pytest.mark.parametrize("name", CASES + ODD)
@@ -273,6 +328,9 @@ def test_bad_ragged_inputs() -> None:
     [
         (lambda: CDPruner(0.5, space="word"), "CDPruner: space must be one of"),
         (lambda: CDPruner(0.5, emphasis=1.0), "CDPruner: emphasis must be"),
+        (lambda: AnchorPrune(0.5, "word"), "AnchorPrune: space must be one of clip, llm"),
+        (lambda: AnchorPrune(0.5, novelty=3.0), r"AnchorPrune: novelty must be in \[0, 2\]"),
+        (lambda: AnchorPrune(0.5, patience=0), "AnchorPrune: patience must be at least 1"),
         (lambda: SCOPE(0.5, -1.0), "SCOPE: alpha must be"),
         (lambda: MMTok(0.5, 0.0), "MMTok: text_temperature must be"),
         (lambda: MMTok(0.5, balance=-1.0), "MMTok: balance must be"),

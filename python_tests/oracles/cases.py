@@ -57,7 +57,7 @@ INPUTS = {
 #: Attention from the last text token, where it is not that of [CLS].
 ATTENTION = {
     "adaptprune": numbers(0.1, 0.8, 0.4, 0.5, 0.3, 0.7, 0.9),
-    "idselection": numbers(0.1, 0.8, 0.4, 0.9, 0.5, 0.3, 0.7),
+    "idselection": numbers(0.1, 0.4, 0.3, 0.5, 0.9, 0.8, 0.7),
 }
 #: What the presets of ScoredTopK read: a model has another tensor for each.
 SCORES = {
@@ -78,6 +78,12 @@ CASES = {
         {"distance_sigma": 3.0},
     ),
     "allinrelevance": Case({2, 3}, "20 and 47 are nearest to the prompt at 30, close as they are"),
+    "anchorprune": Case(
+        {0, 3, 5, 6},
+        "180 and 170 are least like the text at 0, then 90, which is new and ends the anchor; of "
+        "the rest 190 is far from their tokens, 47, 0 and 101, and 8 is not, of more attention",
+        {"least": 0.2, "cap": 0.75, "novelty": 0.1, "patience": 1},
+    ),
     "cdpruner": Case(
         {0, 3},
         "CLIP's cosine is negated: 180 and 170 are least like the text at 0 and weigh 1 and 0.99; "
@@ -95,9 +101,8 @@ CASES = {
     ),
     "greedyprune": Case({1, 3}, "20 is second in saliency but 12 degrees from the first, 8"),
     "idselection": Case(
-        {3, 6},
-        "47 comes first and takes 0.37 off 8, second in attention, of whose 0.88 less is left than "
-        "the 0.75 of 190",
+        {4, 6},
+        "95 comes first and takes off 101, second in attention, all it has; 190 is third",
     ),
     "mmtok": Case(
         {2, 5, 6},

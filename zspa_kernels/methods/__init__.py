@@ -7,6 +7,7 @@
 from ._registry import About, Input, Method, about, available, get, register, unregister
 from .adaptprune import AdaptPrune
 from .all_in_relevance import AllInRelevance
+from .anchorprune import AnchorPrune
 from .base import MethodBase
 from .cdpruner import CDPruner
 from .cenprune import CenPrune
@@ -29,6 +30,7 @@ __all__ = [
     "About",
     "AdaptPrune",
     "AllInRelevance",
+    "AnchorPrune",
     "CDPruner",
     "CenPrune",
     "DivPrune",

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""AnchorPrune: a core by relevance whose size adapts, then novel tokens weighted by importance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .. import _contract, api
+from .. import _contract_primitives as _rules
+from ..primitives import topk
+from ..primitives._image import Image, undisturbed
+from ..types import Selection
+from ._compose import ATTENTION, FEATURES, members, per_token, selection, standing
+from ._registry import PROMPT, VISUAL, About, Input, register
+from .base import MethodBase
+from .cdpruner import SPACES
+
+
+@register("anchorprune")
+@dataclass(frozen=True)
+class AnchorPrune(MethodBase):
+    """A protected anchor of the most relevant tokens, then the most important of what is new.
+
+    AnchorPrune, arXiv 2607.07033 (ECCV 2026). Tokens are ranked by relevance. The first `least` are
+    the anchor's core; it goes on down the ranking until `patience` tokens were novel, that is
+    farther than `novelty` (one minus the cosine) from all of the core, or to `cap`. Then each pick
+    has the largest importance x distance to everything selected before it. The defaults are the
+    paper's; at budgets of 32 to 256 its least anchor is 5 / 32 of them.
+
+    Attributes:
+        keep: share of the tokens in (0, 1], or a count K; see `num_keep`.
+        space: `"clip"`: relevance is minus the mean cosine of CLIP's embeddings of patches and
+            text, and novelty in the anchor is among the former (published for LLaVA). `"llm"`: the
+            largest cosine with a prompt token, among the visual tokens (published for Qwen2.5-VL).
+        least: share of K, rounded, at least one token.
+        cap: share of K that the anchor cannot exceed, rounded down, but for `least`.
+        novelty: distance above which a token is novel, in [0, 2].
+        patience: how many novel tokens end the anchor; the last of them is part of it.
+        rounding: of a share; see `num_keep`.
+        sorted: ascending indices, or the anchor by falling relevance before the others.
+        compat: True: distances count as at most 1, as in the published code: a token that is
+            opposite to what was selected is no farther than one at a right angle.
+
+    Example:
+        >>> visual = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [-1.0, 0.0]])
+        >>> method = AnchorPrune(keep=2, space="llm", sorted=False)
+        >>> picked = method.select(
+        ...     visual, torch.tensor([[1.0, 0.0]]), attention=torch.tensor([0.1, 0.2, 0.4, 0.1])
+        ... )
+        >>> picked.indices, picked.core_mask
+        (tensor([0, 2]), tensor([ True, False]))
+    """
+
+    about: ClassVar[About] = About(
+        title="AnchorPrune",
+        paper="arXiv 2607.07033, ECCV 2026",
+        inputs=(
+            VISUAL,
+            Input(
+                "image_embeds",
+                "[B, N, Dc]",
+                "CLIP's visual projection of the patches, after its last layer norm",
+            ),
+            Input("text_embeds", "[B, S, Dc]", "CLIP's text embeddings of the instruction's parts"),
+            ATTENTION,
+            FEATURES,
+            Input("prompt", PROMPT.shape, f"with space='llm': {PROMPT.source}", False),
+        ),
+        primitives=("relevance_topk", "topk", "diversity"),
+        cost="N K D",
+        against="float64 loops, equal anchors, replay of every pick",
+    )
+
+    keep: float
+    space: str = "clip"
+    least: float = 5 / 32
+    cap: float = 0.5
+    novelty: float = 0.2
+    patience: int = 3
+    rounding: str = "round"
+    sorted: bool = True
+    compat: bool = False
+
+    def __post_init__(self) -> None:
+        api.num_keep(1, self.keep, self.rounding)  # raises what is out of range
+        _contract.option("AnchorPrune", "space", self.space, SPACES)
+        _rules.number("AnchorPrune", "least", self.least, 0.0, 1.0)
+        _rules.number("AnchorPrune", "cap", self.cap, 0.0, 1.0)
+        _rules.number("AnchorPrune", "novelty", self.novelty, 0.0, 2.0)
+        patience = _contract.integer("AnchorPrune", "patience", self.patience)
+        _contract.at_least("AnchorPrune", "patience", patience, 1)
+
+    def select(
+        self,
+        visual: Tensor,
+        prompt: Tensor | None = None,
+        *,
+        image_embeds: Tensor | None = None,
+        text_embeds: Tensor | None = None,
+        attention: Tensor | None = None,
+        features: Tensor | None = None,
+        visual_mask: Tensor | None = None,
+        prompt_mask: Tensor | None = None,
+    ) -> Selection:
+        """Choose tokens of `visual` for an instruction.
+
+        Args:
+            visual: projected tokens `[B, N, D]` or `[N, D]`.
+            prompt: `[B, M, D]`; required in the space `"llm"`, ignored otherwise.
+            image_embeds: `[B, N, Dc]`; required in the space `"clip"`.
+            text_embeds: `[B, S, Dc]`, likewise.
+            attention: the importance, `[B, N]`. Required; a token whose attention is negative, NaN
+                or infinite is masked out.
+            features: `[B, N, C]`, whose cosine is the distance after the anchor; None: the visual
+                tokens.
+            visual_mask: bool `[B, N]`, True for real tokens.
+            prompt_mask: bool `[B, M]`, of the prompt; in CLIP's space bool `[B, S]`.
+
+        Returns:
+            The selection; its core is the anchor, its scores are the relevance, -inf for invalid
+            tokens. Without a valid row of text there is no anchor, and the first pick has the
+            largest importance.
+        """
+        _rules.visual("AnchorPrune", visual, visual_mask)
+        if self.space == "llm":
+            image, text, pooling = visual, self.about.require("prompt", prompt), "none_max"
+        else:
+            image = self.about.require("image_embeds", image_embeds)
+            text, pooling = self.about.require("text_embeds", text_embeds), "none_mean"
+            _rules.features("AnchorPrune", "image_embeds", image, visual)
+        weights = per_token(self.about, "attention", attention, visual)
+        space = visual
+        if features is not None:
+            space = self.about.require("features", features)
+            _rules.features("AnchorPrune", "features", space, visual)
+        _, scores = api.relevance_topk(
+            image, text, 0, visual_mask=visual_mask, prompt_mask=prompt_mask, pooling=pooling
+        )
+        valid = scores.isfinite() & weights.isfinite() & (weights >= 0)
+        for tokens in (visual, space):
+            valid = valid & standing(tokens, visual_mask).isfinite()
+        if self.space == "clip":
+            scores = (-scores).masked_fill(standing(image, None) == -1.0, -1.0)
+        scores = scores.masked_fill(~valid, -torch.inf)
+        n = visual.shape[-2]
+        k = api.num_keep(n, self.keep, self.rounding)
+        least = min(k, max(1, round(self.least * k)))
+        anchor = topk(scores, max(least, int(self.cap * k)))
+        asked = standing(text.detach(), prompt_mask).isfinite().any(-1, keepdim=True)
+        anchor = torch.where(asked, anchor, -1)
+        anchor = _until_novel(image.detach(), anchor, least, self.novelty, self.patience)
+        picks = self._expand(space.detach(), k, anchor, weights.masked_fill(~valid, torch.nan))
+        chosen = torch.cat((anchor, picks), -1)
+        order = (chosen < 0).int().sort(dim=-1, stable=True).indices[..., :k]
+        return selection(chosen.gather(-1, order), visual, self.sorted, members(anchor, n), scores)
+
+    def _expand(self, space: Tensor, k: int, anchor: Tensor, weights: Tensor) -> Tensor:
+        """int64 `[B, k]`: more than are needed beside an anchor."""
+        if self.compat:
+            # A seed at a right angle to every token: no token is farther than that.
+            n = space.shape[-2]
+            space = torch.nn.functional.pad(space, (0, 1, 0, 1))
+            space[..., n, -1] = 1.0
+            weights = torch.nn.functional.pad(weights, (0, 1), value=1.0)
+            anchor = torch.nn.functional.pad(anchor, (0, 1), value=n)
+        return api.diversity(space, k, seeds=anchor, weights=weights)
+
+
+@undisturbed
+def _until_novel(
+    image: Tensor, ranked: Tensor, least: int, novelty: float, patience: int
+) -> Tensor:
+    """`ranked` `[B, R]` up to the novel token that ends the anchor, then -1."""
+    rows = [(image, ranked)] if ranked.ndim == 1 else list(zip(image, ranked, strict=True))
+    limit = round((1.0 - novelty) * 2.0**40) * 2.0**-40  # exact cosines are multiples of this
+    size = torch.zeros(len(rows), dtype=torch.int64, device=ranked.device)
+    for b, (tokens, order) in enumerate(rows):
+        own = Image(tokens[order[order >= 0]])
+        core = torch.arange(min(least, len(own)), device=order.device)
+        later = torch.arange(len(core), len(own), device=order.device)
+        cosines = own.unit(later) @ own.unit(core).T
+        near = cosines >= limit
+        i, j = ((cosines - limit).abs() <= own.slack).nonzero(as_tuple=True)
+        if len(i):
+            near[i, j] = own.exact(later[i], core[j]) >= limit
+        # A token without direction is not new, and nothing is near it.
+        novel = ~(near & own.directed[core]).any(-1) & own.directed[later]
+        size[b] = len(core) + 1 + (novel.cumsum(0) < patience).sum()
+    place = torch.arange(ranked.shape[-1], device=ranked.device)
+    return torch.where(place < size.reshape(*ranked.shape[:-1], 1), ranked, -1)

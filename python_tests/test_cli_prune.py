@@ -188,7 +188,11 @@ FAILURE, USAGE = 1, 2
         (["--keep", "-3"], USAGE, "keep must"),
         (["--core-ratio", "-1"], USAGE, "core_ratio must"),
         (["--method", "divprune", "--core-ratio", "0.5"], USAGE, "core_ratio"),
-        (["--method", "best"], USAGE, "--method must be one of allinrelevance, "),
+        (
+            ["--method", "best"],
+            USAGE,
+            f"--method must be one of {', '.join(zk.methods.available())}",
+        ),
         (["--max-new-tokens", "0"], USAGE, "--max-new-tokens must be at least 1, got 0"),
         (["--device", "abacus"], USAGE, "--device abacus: "),
     ],

@@ -69,6 +69,7 @@ class AdaptPrune(MethodBase):
             ),
             replace(
                 KEYS,
+                tensor="",
                 source="keys of the visual tokens in the language model's layer that drops them "
                 "(published), all heads; by default the visual tokens",
                 required=False,

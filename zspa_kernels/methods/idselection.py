@@ -49,6 +49,7 @@ class IDSelection(MethodBase):
                 "[B, N]",
                 "attention from [CLS] to each patch in the vision tower; without [CLS], from the "
                 "last text token to each visual one in an early layer of the language model",
+                tensor="cls attention",
             ),
         ),
         primitives=("min_max", "soft_suppress"),

@@ -193,9 +193,7 @@ def test_ways_of_generating_that_are_refused(
         handle.remove()
 
 
-@pytest.mark.skipif(
-    vlms.VERSION >= (5, 23), reason="transformers < 5.23, as in test_oldest_transformers"
-)
+@pytest.mark.skipif(vlms.VERSION >= (5, 23), reason="transformers < 5.23: test_oldest_transformers")
 def test_chunked_prefill_is_refused(tiny: vlms.Tiny) -> None:
     """P10: only the first chunk would be pruned."""
     with METHOD(tiny.model):
@@ -273,9 +271,7 @@ def test_an_image_in_two_prompts() -> None:
         hf.prune_inputs(tiny.model, twice, METHOD)
 
 
-@pytest.mark.skipif(
-    vlms.VERSION >= (5, 20), reason="transformers < 5.20, as in test_oldest_transformers"
-)
+@pytest.mark.skipif(vlms.VERSION >= (5, 20), reason="transformers < 5.20: test_oldest_transformers")
 def test_prune_inputs_says_what_to_do_on_old_versions() -> None:
     tiny = vlms.get("llava")
     with pytest.raises(hf.UnsupportedModelError, match=r"use `with method\(model\):` instead"):

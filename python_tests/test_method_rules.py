@@ -267,6 +267,11 @@ def test_the_mean_itself_is_chosen_late() -> None:
     assert zk.primitives.centred(visual)[0].tolist() == [0.0, 0.0]
     order = zk.primitives.centred(torch.full((3, 2), 0.1))
     assert (order == 0.0).all()
+    # Their mean is the first but for the rounding of the others.
+    middle, off = torch.tensor([0.1, 0.7, 0.3]), torch.linspace(0.013, 3.7, 24).reshape(8, 3)
+    rows = torch.cat((middle[None], middle + off, middle - off))
+    assert (rows.double().mean(0).float() != middle).any()
+    assert zk.primitives.centred(rows)[0].tolist() == [0.0] * 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -284,6 +289,7 @@ def test_scoredtopk(dtype: torch.dtype) -> None:
             {"force_keep": force},
             {"mask": mask, "force_keep": force, "segments": segments, "quotas": [k, 0, 0]},
             {"segments": segments, "quotas": [k // 3, k - k // 3, 0]},
+            {"force_keep": force, "segments": segments, "quotas": [k, 0, 0]},
         ):
             given = {("visual_mask" if x == "mask" else x): v for x, v in options.items()}
             method = ScoredTopK(k, sorted=False)

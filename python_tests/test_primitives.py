@@ -57,6 +57,24 @@ def test_min_sum_and_suppress(visual: Tensor, data: st.DataObject) -> None:
     assert got.tolist() == greedyprune(visual, scores, k, threshold, True, mask)
 
 
+def test_suppress_at_the_threshold() -> None:
+    """Cosines of exactly one half, of rows of every length: none of them is above one half."""
+    pairs = torch.combinations(torch.arange(9))[:30]
+    rows = torch.zeros(30, 9).scatter_(1, pairs, 1.0) * (1 + torch.arange(30)[:, None] / 7)
+    scores = torch.arange(30).flip(0).float()
+    assert suppress(rows, scores, 30, threshold=0.5, fill=False).tolist() == list(range(30))
+    nobody = suppress(rows, scores, 30, threshold=0.4999999, fill=False)
+    assert nobody.tolist() == greedyprune(rows, scores, 30, 0.4999999, False)
+
+
+def test_suppress_in_small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zspa_kernels.primitives.similarity._SCAN", 4)
+    visual, scores = tokens("vlm", 40, 16), torch.arange(40) % 5 / 4
+    for k in (0, 7, 40):
+        got = suppress(visual, scores, k, threshold=0.5)
+        assert got.tolist() == greedyprune(visual, scores, k, 0.5)
+
+
 @given(integer_tokens(), st.data())
 def test_soft_suppress(visual: Tensor, data: st.DataObject) -> None:
     n = len(visual)
@@ -130,6 +148,22 @@ def test_topk(data: st.DataObject) -> None:
     assert got.tolist() == scoredtopk(scores, k, mask, force, segments, [first, second, 0])
 
 
+def test_topk_with_nothing_but_ties() -> None:
+    scores = (torch.arange(1000) % 7).float()
+    for k in (1, 100, 1000):
+        assert topk(scores, k).tolist() == scoredtopk(scores, k)
+
+
+def test_match_at_a_tie() -> None:
+    """Ten pairs of rows of every length at 60 degrees, each at a right angle to all others."""
+    pair = torch.tensor([[1.0, 1, 0], [1, 0, 1]])
+    rows = torch.block_diag(*[pair * size for size in torch.linspace(0.3, 9.7, 10)])
+    _, owner = match(rows, 17)
+    groups = tome(rows, 17)
+    assert sorted(groups) == [1, 3, 5, *range(6, 20)]
+    assert owner.tolist() == [0, 0, 1, 1, 2, 2, *range(3, 17)]
+
+
 def test_twins() -> None:
     """The lowest index of a row with the same bits, whatever its dtype."""
     rows = torch.tensor([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0], [3.0, 4.5], [3.0, 4.0]])
@@ -142,6 +176,9 @@ def test_assign_prefers_the_own_slot_and_the_lowest() -> None:
     assert assign(rows, torch.tensor([1, 0, -1, 2])).tolist() == [1, 0, 3, 0, -1]
     assert assign(rows, torch.tensor([4, -1])).tolist() == [-1] * 5
     assert assign(rows, torch.tensor([2, 2])).tolist() == [0, 0, 0, 0, -1]
+    # Angles of 1e-3 and 5e-4: float32 cannot tell their cosines apart.
+    close = torch.tensor([[1.0, 0.0], [1.0, 1e-3], [1.0, 5e-4]])
+    assert assign(close, torch.tensor([1, 2])).tolist() == [1, 0, 1]
 
 
 def test_merge_is_differentiable_and_leaves_out_what_nobody_owns() -> None:
@@ -157,8 +194,9 @@ def test_merge_is_differentiable_and_leaves_out_what_nobody_owns() -> None:
     assert weights.grad[0, :2].tolist() == [1.0, 3.0]
     half = torch.full((300, 2), 1.0, dtype=torch.float16)
     assert merge(half, torch.zeros(300, dtype=torch.int64), 1)[0, 0] == 1.0
-    total = merge(4 * half, torch.zeros(300, dtype=torch.int64), 1, weights=torch.ones(300))
-    assert total[0, 0] == 1200.0  # summed in float32: in float16 it would stop at 2048
+    many, nowhere = torch.ones(3000, 1, dtype=torch.float16), torch.zeros(3000, dtype=torch.int64)
+    total = merge(many, nowhere, 1, weights=torch.full((3000,), 1e-8))
+    assert total.item() == torch.tensor(3e-5).half()  # in float16 each of them is 0
     assert merge(torch.zeros(2, 3, 0), torch.zeros(2, 3, dtype=torch.int64), 4).shape == (2, 4, 0)
 
 
@@ -167,7 +205,10 @@ def test_alignment_and_distinctiveness_of_odd_rows() -> None:
     got = alignment(visual, torch.tensor([[1.0, 0.0], [torch.inf, 0.0]]))
     assert got.tolist() == [-20.0, -torch.inf, -1.0]
     assert alignment(visual, visual[:0]).tolist() == [0.0, -torch.inf, 0.0]
+    two = alignment(visual, torch.tensor([[1.0, 0.0], [3.0, 2.0]]))
+    assert two.tolist() == [-12.0, -torch.inf, -7.0]
     assert distinctiveness(visual)[2] == -1.0
+    assert distinctiveness(torch.tensor([[1.0, 0], [1, 0], [0, 1]])).tolist() == [-0.5, -0.5, 0.0]
     assert distinctiveness(visual)[1].isnan()
     assert distinctiveness(visual[:1]).tolist() == [0.0]
     assert centred(visual)[1].isnan().all()

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Faults planted in the source of the primitives: a module with one piece of it replaced."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+
+class Fault(NamedTuple):
+    """One slip of the pen.
+
+    Attributes:
+        module: of `zspa_kernels.primitives`.
+        right: what stands there, once.
+        wrong: what stands there instead.
+    """
+
+    module: str
+    right: str
+    wrong: str
+
+
+def broken(fault: Fault) -> types.ModuleType:
+    """The module with the fault, on its plain torch path."""
+    name = f"zspa_kernels.primitives.{fault.module}"
+    path = Path(str(importlib.import_module(name).__file__))
+    source = path.read_text()
+    assert source.count(fault.right) == 1, f"{fault.right!r} must stand once in {path.name}"
+    module = types.ModuleType(name)
+    module.__dict__.update(__package__="zspa_kernels.primitives", __file__=str(path))
+    exec(compile(source.replace(fault.right, fault.wrong), str(path), "exec"), module.__dict__)
+    return without_native(module)
+
+
+def without_native(module: types.ModuleType) -> types.ModuleType:
+    """On a CPU some primitives are native kernels, which have tests of their own."""
+    if hasattr(module, "native"):
+        module.__dict__["native"] = lambda *tensors: False
+    return module
+
+
+def plant(fault: Fault, patch: pytest.MonkeyPatch) -> None:
+    """Whoever has something of the module by its name gets that of the broken one."""
+    right: Any = sys.modules[f"zspa_kernels.primitives.{fault.module}"]
+    wrong = broken(fault)
+    own = {
+        x: value
+        for x, value in vars(right).items()
+        if getattr(value, "__module__", "") == right.__name__
+    }
+    package = sys.modules["zspa_kernels.primitives"]
+    patch.setitem(sys.modules, right.__name__, wrong)  # for patches by dotted name
+    patch.setattr(package, fault.module, wrong)
+    for name, module in list(sys.modules.items()):
+        if not name.startswith(("zspa_kernels", "python_tests")) or module in (right, wrong):
+            continue
+        for x, value in own.items():
+            if vars(module).get(x) is value:
+                patch.setattr(module, x, vars(wrong)[x])

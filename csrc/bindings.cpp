@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "cpu/alignment.h"
 #include "cpu/merging.h"
 #include "cpu/problem.h"
 #include "cpu/segments.h"
@@ -189,6 +190,16 @@ void for_each_image(uintptr_t x, int dtype, int64_t S, int64_t N, int64_t D, int
                              row_stride * size});
 }
 
+void call_alignment(uintptr_t visual, int dtype, int64_t S, int64_t N, int64_t D,
+                    int64_t batch_stride, int64_t row_stride, uintptr_t twice, int threads,
+                    uintptr_t out) {
+  for_each_image(visual, dtype, S, N, D, batch_stride, row_stride,
+                 [&](int64_t s, const zspa::cpu::Tokens& tokens) {
+                   zspa::cpu::alignment(tokens, at<const double>(twice) + s * D, threads,
+                                        at<double>(out) + s * N);
+                 });
+}
+
 void call_assign(uintptr_t features, int dtype, int64_t S, int64_t N, int64_t D,
                  int64_t batch_stride, int64_t row_stride, uintptr_t mask, uintptr_t kept,
                  int64_t K, int threads, uintptr_t owner) {
@@ -271,6 +282,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("diversity", &call_diversity, unlocked);
   m.def("dpp", &call_dpp, unlocked);
   m.def("min_sum", &call_min_sum, unlocked);
+  m.def("alignment", &call_alignment, unlocked);
   m.def("assign", &call_assign, unlocked);
   m.def("match", &call_match, unlocked);
   m.def("merge", &call_merge, unlocked);

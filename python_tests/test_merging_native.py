@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""assign, match and merge: the native kernels and plain torch decide alike."""
+"""assign, match, merge and alignment: the native kernels and plain torch decide alike."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from python_tests.runners import same_bits, strided_views, threads
 from zspa_kernels import _native
-from zspa_kernels.primitives import assign, match, merge, merging
+from zspa_kernels.primitives import alignment, assign, match, merge, merging
 from zspa_kernels.testing import MODELS, SPECIAL, special, tokens
 from zspa_kernels.testing.cases import DTYPES
 
@@ -113,3 +113,15 @@ def test_traced_and_differentiated_calls_are_for_torch() -> None:
     assert features.grad is not None
     with torch.no_grad():
         assert not merge(features, owner, 7).requires_grad
+
+
+def test_alignment_has_one_value(native_isa: str) -> None:
+    """In double, so to 1e-12 what a plain sum is; equal rows are equal."""
+    words = tokens("iid", 5, 133)
+    for turn, dtype in enumerate(DTYPES):
+        visual = tokens("vlm", (7, 70, 200)[turn], 133, dtype=dtype).repeat(2, 1)
+        got = alignment(visual, words)
+        right = -(visual.double()[:, None] - words.double()).square().sum(-1).mean(-1)
+        assert torch.allclose(got, right, rtol=1e-12, atol=0.0)
+        same_bits(got[: len(got) // 2], got[len(got) // 2 :])
+        same_bits(alignment(torch.stack([visual, -visual]), torch.stack([words, words]))[0], got)

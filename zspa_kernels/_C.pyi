@@ -113,6 +113,19 @@ def min_sum(
     stats: int,
     /,
 ) -> None: ...
+def alignment(
+    visual: int,
+    dtype: int,
+    S: int,
+    N: int,
+    D: int,
+    batch_stride: int,
+    row_stride: int,
+    twice: int,
+    threads: int,
+    out: int,
+    /,
+) -> None: ...
 def assign(
     features: int,
     dtype: int,

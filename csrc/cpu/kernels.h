@@ -97,6 +97,10 @@ struct Kernels {
   // sum_i max(0, column[i] * factors[i] - best[i]); n is a multiple of 16. Never more for a larger
   // `best`, bit for bit.
   float (*covered)(const float* column, const float* factors, const float* best, int64_t n);
+
+  // sum_d (twice[d] - row[d]) row[d] in double: the squared length of a point, twice which is given,
+  // less the squared distance of the row to it.
+  double (*nearness)(DType dtype, const void* row, int64_t D, const double* twice);
 };
 
 static inline int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }

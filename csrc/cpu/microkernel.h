@@ -347,8 +347,9 @@ void fold(Fold fold, DType dtype, const void* row, float scale, int64_t begin, i
 #include "activations.h"
 #include "coverage.h"
 #include "elimination.h"
+#include "nearness.h"
 
 #undef ZSPA_BY_DTYPE
 
-const Kernels table = {Isa::kName, kStep, packed_size, pack,     dots,      order,  row_pass,
-                       fold,       slope, expand,      quotient, eliminate, covered};
+const Kernels table = {Isa::kName, kStep, packed_size, pack,     dots,      order,   row_pass,
+                       fold,       slope, expand,      quotient, eliminate, covered, nearness};

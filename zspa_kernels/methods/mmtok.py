@@ -138,7 +138,7 @@ class MMTok(MethodBase):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What is covered, what each token gives to each word, and which tokens are valid."""
         prompt = self.about.require("prompt", prompt)
-        api.relevance_topk(visual, prompt, 0, visual_mask=visual_mask, prompt_mask=prompt_mask)
+        _contract.visual_and_prompt("MMTok", visual, prompt, visual_mask, prompt_mask)
         space = visual
         if features is not None:
             space = self.about.require("features", features)

@@ -8,14 +8,17 @@ from torch import Tensor
 
 from .. import _contract_primitives as _contract
 from .. import api
+from ..backends.cpp import alignment as _cpp
 from ..backends.reference._common import row_sum
 from ._image import (
     LONGEST,
     ROWS,
     SHORTEST,
     Image,
+    as_batch,
     images,
     lengths,
+    native,
     padded,
     undisturbed,
 )
@@ -122,10 +125,7 @@ def alignment(
     count = real.sum(-1, keepdim=True).clamp_min(1)
     mean = (words.sum(-2) / count).unsqueeze(-2)
     spread = row_sum(words.square()).sum(-1, keepdim=True) / count
-    # Parts of about the same size: a sum of one long row alone might be shared among threads.
-    parts = visual.tensor_split(1 + visual.shape[-2] // ROWS, dim=-2)
-    sums = [(2.0 * mean - part.double()).mul_(part).sum(-1) for part in parts]
-    scores = torch.cat(sums, dim=-1) - spread
+    scores = _nearness(visual, 2.0 * mean) - spread
     scores = torch.where(real.any(-1, keepdim=True), scores, 0.0)
     return scores.masked_fill(~valid, -torch.inf)
 
@@ -181,6 +181,16 @@ def suppress(
             taken = torch.cat((taken, left[: k - len(taken)]))
         picks.append(image.index[taken])
     return padded(picks, k, visual)
+
+
+def _nearness(visual: Tensor, twice: Tensor) -> Tensor:
+    """`((twice - visual) * visual).sum(-1)`, float64 `[B, N]`; a row depends on itself alone."""
+    if native(visual):
+        sums = _cpp.nearness(as_batch(visual), twice.reshape(-1, visual.shape[-1]).contiguous())
+        return sums if visual.ndim == 3 else sums[0]
+    # Parts of about the same size: a sum of one long row alone might be shared among threads.
+    parts = visual.tensor_split(1 + visual.shape[-2] // ROWS, dim=-2)
+    return torch.cat([(twice - part.double()).mul_(part).sum(-1) for part in parts], dim=-1)
 
 
 def _valid(visual: Tensor, mask: Tensor | None) -> Tensor:

@@ -249,7 +249,7 @@ def min_sum(
 
     Complexity: O(N k D): a sum can fall as well as rise, so no stale sum is a bound, and every pick
         needs its N cosines. On CPU 1.0 to 1.7 times the N k dots are computed, and no N x N matrix:
-        128 columns of N floats an image.
+        96 columns of N floats an image.
 
     Source: ToDRE, arXiv 2505.18757, first stage; TrimTokenator, arXiv 2509.00320, second stage.
 

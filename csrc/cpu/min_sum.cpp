@@ -12,7 +12,7 @@
 //               of all directions.
 // Inputs      : tokens [N, D], inverse norms [N], seeds [S]      Outputs: picks [k] int64
 // Work        : N k dots and 0 to 70 % more; three passes over the tokens.
-// Memory      : 2 * 64 columns of N floats and the Gram matrix of 128 tokens; no N x N matrix.
+// Memory      : 2 * 48 columns of N floats and the Gram matrix of 96 tokens; no N x N matrix.
 // Mapping     : products of 16-row units with packed columns over all threads; picks on one.
 // Numerics    : float32 cosines, the same bits for a pair on every path; sums in double, in the order
 //               of selection, so that they are as exact as their cosines.

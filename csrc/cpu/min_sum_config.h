@@ -11,12 +11,12 @@ struct MinSumSizes {
   int64_t columns;     // picks foreseen a pass at most
 };
 
-// A Gram matrix costs candidates^2 / 2 dots, a foreseen pick N: few candidates on small images. More
-// than 128 foresee hardly more picks (independent tokens take 27 passes instead of 21 with 192, and
-// 1.6 of the N k dots either way); 64 columns fill the tiles of a product and stay in L2.
+// A Gram matrix costs candidates^2 / 2 dots, a foreseen pick N: few candidates on small images. Twice as
+// many foresee hardly more picks (independent tokens, N = 2880, K = 288: about 20 passes instead of 30,
+// and 1.6 of the N K dots instead of 1.5). 48 columns are two full tiles of a product.
 inline MinSumSizes min_sum_sizes(int64_t N) {
-  if (N <= 1500) return {64, 32};
-  return {128, 64};
+  if (N <= 1500) return {48, 24};
+  return {96, 48};
 }
 
 // What is foreseen doubles after a pass that took three quarters of it, and halves after one that took

@@ -11,9 +11,9 @@ struct MinSumSizes {
   int64_t columns;     // picks foreseen a pass at most
 };
 
-// A Gram matrix costs candidates^2 / 2 dots, a foreseen pick N: few candidates on small images. Twice as
-// many foresee hardly more picks (independent tokens, N = 2880, K = 288: about 20 passes instead of 30,
-// and 1.6 of the N K dots instead of 1.5). 48 columns are two full tiles of a product.
+// A Gram matrix costs candidates^2 / 2 dots, a foreseen pick N: few candidates on small images. Twice
+// as many foresee few more picks (independent tokens, N = 2880, k = 288: 21 passes instead of 28, but
+// 1.6 of the N k dots instead of 1.45). 48 columns are two full tiles of a product.
 inline MinSumSizes min_sum_sizes(int64_t N) {
   if (N <= 1500) return {48, 24};
   return {96, 48};
@@ -25,7 +25,7 @@ constexpr int64_t kFirstForecast = 16;
 constexpr int64_t kShortestForecast = 4;
 
 // Columns kept: those of a pass, and as many of earlier ones that nobody picked yet. On independent
-// tokens every eighth pick has its column from an earlier pass.
+// tokens they save a seventh of the dots.
 constexpr int64_t kPassesKept = 2;
 
 // Rows whose directions are added up in float32 before their sum goes into the double one.

@@ -67,20 +67,20 @@ def _with_fault(module: ModuleType, fault: tuple[str, str], folder: Path) -> Mod
 
 
 def _judge_dpp() -> None:
-    """Tokens of rank 9 with a zero row; then some that fall to 0 while lower indices wait."""
+    """Tokens of rank 7 with a zero row; then some that fall to 0 while lower indices wait."""
     draw = torch.Generator().manual_seed(1)
-    visual = torch.randn(40, 9, generator=draw) @ torch.randn(9, 20, generator=draw)
+    visual = torch.randn(26, 7, generator=draw) @ torch.randn(7, 20, generator=draw)
     visual[11] = 0.0
-    weights = torch.rand(40, generator=draw)
-    picks = dpp.dpp(visual[None], 16, weights[None], None)[0]
-    check_dpp(visual, picks, 16, weights=weights, bound=1e-6)
-    assert picks[9:].tolist() == picks[9:].sort().values.tolist()
-    visual = torch.zeros(30, 12)
+    weights = torch.rand(26, generator=draw)
+    picks = dpp.dpp(visual[None], 11, weights[None], None)[0]
+    check_dpp(visual, picks, 11, weights=weights, bound=1e-6)
+    assert picks[7:].tolist() == picks[7:].sort().values.tolist()
+    visual = torch.zeros(30, 6)
     visual[:20, 0] = 1.0
     visual[20:, 1:6] = torch.randn(10, 5, generator=torch.Generator().manual_seed(2))
-    picks = dpp.dpp(visual[None], 14, None, None)[0]
-    check_dpp(visual, picks, 14, bound=1e-6)
-    assert picks[6:].tolist() == list(range(1, 9))
+    picks = dpp.dpp(visual[None], 11, None, None)[0]
+    check_dpp(visual, picks, 11, bound=1e-6)
+    assert picks[6:].tolist() == list(range(1, 6))
 
 
 def _judge_facility_location() -> None:
@@ -94,8 +94,8 @@ def _judge_facility_location() -> None:
     given: dict[str, Any] = {"benefits": words, "weights": weights, "scale": 0.5}
     check_facility_location(visual, picks, 7, bound=1e-6, **given)
     nothing = torch.zeros(n, 20)  # without a direction: given rows alone are covered
-    picks = run(nothing[None], 5, words[None], None, None, 0.0, 1.0)[0]
-    check_facility_location(nothing, picks, 5, bound=1e-6, benefits=words)
+    picks = run(nothing[None], 4, words[None], None, None, 0.0, 1.0)[0]
+    check_facility_location(nothing, picks, 4, bound=1e-6, benefits=words)
 
 
 @pytest.mark.parametrize("fault", [None, *DPP])

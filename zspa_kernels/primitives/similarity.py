@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import _contract_primitives as _contract
 from .. import api
-from ..backends.cpp import alignment as _cpp
+from ..backends.cpp import _alignment as _cpp
 from ..backends.reference._common import row_sum
 from ._image import (
     LONGEST,

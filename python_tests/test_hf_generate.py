@@ -241,9 +241,7 @@ def test_accelerate_hooks(name: str) -> None:
     inputs = tiny.inputs()
     with METHOD(tiny.model):
         expected = generate(tiny.model, inputs)
-    inner = tiny.model.model
-    text = inner.text_model if hasattr(inner, "text_model") else inner.language_model
-    for part in (tiny.model, inner, text):
+    for part in (tiny.model, tiny.model.model, vlms.text_model(tiny.model)):
         add_hook_to_module(part, AlignDevicesHook(execution_device="cpu", io_same_device=True))
     with METHOD(tiny.model):
         got = generate(tiny.model, inputs)

@@ -22,7 +22,7 @@ needs_inputs = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(params=["llava", "qwen2_5_vl"])
+@pytest.fixture(params=vlms.BUILDERS)
 def tiny(request: pytest.FixtureRequest) -> vlms.Tiny:
     return vlms.get(request.param)
 
@@ -62,7 +62,7 @@ def test_an_error_inside_a_call_leaves_nothing_behind(tiny: vlms.Tiny) -> None:
     with METHOD(tiny.model):
         expected = rows(generate(tiny.model, inputs))
         for _ in range(2):
-            handle = tiny.model.model.language_model.register_forward_pre_hook(_fail)
+            handle = vlms.text_model(tiny.model).register_forward_pre_hook(_fail)
             with pytest.raises(RuntimeError, match="inside"):
                 tiny.model(**inputs)
             with pytest.raises(RuntimeError, match="inside"):
@@ -294,9 +294,12 @@ def test_the_report(tiny: vlms.Tiny) -> None:
     assert sum(report.prompt_before) - sum(report.prompt_after) == dropped
     assert report.prompt_before == inputs["attention_mask"].sum(1).tolist()
     assert report.query_tokens == [5, 7]
-    # keys and values, 2 prompts, 2 layers, 2 heads of 16 channels, 4 bytes
-    assert report.kv_bytes_before == 2 * 2 * 2 * 2 * 16 * 4 * inputs["input_ids"].shape[1]
-    assert report.kv_bytes_after == 2 * 2 * 2 * 2 * 16 * 4 * max(report.prompt_after)
+    layers = tiny.model.config.get_text_config().num_hidden_layers
+    slot = (
+        2 * 2 * layers * 2 * 16 * 4
+    )  # keys and values, 2 prompts, 2 heads of 16 channels, 4 bytes
+    assert report.kv_bytes_before == slot * inputs["input_ids"].shape[1]
+    assert report.kv_bytes_after == slot * max(report.prompt_after)
     line = str(report)
     assert "\n" not in line
     assert f"3 images, {report.before} -> {report.after} visual tokens" in line

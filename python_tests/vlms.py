@@ -441,11 +441,15 @@ def get(name: str) -> Tiny:
     return build(name)
 
 
+def text_model(model: Any) -> Any:
+    """The language model without its head."""
+    inner = model.model
+    return inner.text_model if hasattr(inner, "text_model") else inner.language_model
+
+
 @contextlib.contextmanager
 def rotary_positions(model: Any) -> Iterator[list[torch.Tensor]]:
     """Positions `[..., B, L]` that every forward call gives the text model's rotary embedding."""
-    inner = model.model
-    text_model = inner.text_model if hasattr(inner, "text_model") else inner.language_model
     seen: list[torch.Tensor] = []
 
     def note(module: Any, args: Any, kwargs: Any) -> None:
@@ -453,7 +457,7 @@ def rotary_positions(model: Any) -> Iterator[list[torch.Tensor]]:
         if not seen or seen[-1] is not positions:  # Gemma asks once for each kind of layer
             seen.append(positions)
 
-    handle = text_model.rotary_emb.register_forward_pre_hook(note, with_kwargs=True)
+    handle = text_model(model).rotary_emb.register_forward_pre_hook(note, with_kwargs=True)
     try:
         yield seen
     finally:

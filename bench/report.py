@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,6 +207,12 @@ def _notes(results: Results, every: list[Line]) -> Iterator[str]:
     count = len(results.records)
     verified = sum(record.status == "verified" for record in results.records)
     refused = sum(record.status == "wrong" for record in results.records)
+    # What has no figure in the table: half-precision loops, and contenders that are not installed.
+    others = Counter(
+        f"{record.status} (`{record.contender}`)"
+        for record in results.records
+        if record.status not in ("verified", "wrong")
+    )
     git = environment["git"]
     commit = "no commit" if git is None else git["sha"][:12] + ("+" if git["dirty"] else "")
     yield (
@@ -215,10 +222,12 @@ def _notes(results: Results, every: list[Line]) -> Iterator[str]:
     yield (
         "Medians of one image a call, bf16 `vlm` tokens; the loops get float32 copies and the same "
         "core. *Published loop*: DivPrune's without core, ZSPAPrune's with. *Elsewhere*: on the "
-        "other token models. *Floor*: the counted dots at the machine's best GEMM rate."
+        "other token models. *Floor*: the counted dots at the machine's best GEMM rate. "
+        "*dots / NK*: their number, the first pick's included, over N K."
     )
     yield (
         f"Verified in float64: {verified} of {count} records"
+        + "".join(f"; {number} {what}" for what, number in others.items())
         + (f"; {refused} refused a figure" if refused else "")
         + (f"; **wrong picks of ours in {len(wrong)}**" if wrong else "")
         + ("." if results.complete else "; **the run was interrupted**.")

@@ -174,13 +174,18 @@ def test_readme_table_says_what_was_verified_and_what_not() -> None:
             dataclasses.replace(made.records[1], workload=w.name, contender="incremental")
         )
     made.records[2] = Record(made.records[2].workload, OURS, "ours", "wrong", "pick 7")
+    made.records += [
+        Record(made.records[2].workload, name, "baseline", status)
+        for name, status in (("half", "inexact"), ("half", "inexact"), ("fpsample", "unavailable"))
+    ]
     text = report.readme_table(made)
     assert (
         "| 576 x 4096 | 58 (0) | 1 | gram_incremental 12 | 12x | - | 6x (iid) | 2x | 0.0269 |"
         in text
     )
     assert "| 576 x 4096 | 58 (23) | wrong picks: no figure |" in text
-    assert "7 of 8 records; 1 refused a figure; **wrong picks of ours in 1**" in text
+    assert "7 of 11 records; 2 inexact (`half`); 1 unavailable (`fpsample`)" in text
+    assert "; 1 refused a figure; **wrong picks of ours in 1**" in text
 
 
 # ---- registry ------------------------------------------------------------------------------------

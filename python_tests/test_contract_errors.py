@@ -211,6 +211,7 @@ BAD = [
         )
         for bad in (True, 1.0, "1", torch.tensor(1))
     ),
+    Bad(ONE_K, "k", always(2**70), ValueError, "must fit in 64 bits, got int 11", kind=True),
     Bad(ONE_K, "k", lambda k: None, TypeError, "must be an int", kind=True),
     # options
     Bad(PROMPTED, "pooling", lambda p: "median", ValueError, "must be one of mean, max, none_mean"),
@@ -241,6 +242,11 @@ BAD = [
         for name in ("temperature", "scale")
         for bad in (-0.5, float("nan"), float("inf"))
     ),
+    *(
+        Bad(COVERING, "temperature", always(cold), ValueError, "must be 0 or at least 1e-06, got")
+        for cold in (1e-300, 1e-30, 9e-7)
+    ),
+    Bad(COVERING, "scale", always(1e39), ValueError, "must be at most 1e+30, got"),
     Bad(COVERING, "temperature", always("hot"), TypeError, "must be a float, got", kind=True),
     Bad(COVERING, "scale", always(None), TypeError, "must be a float, got None", kind=True),
     # tables

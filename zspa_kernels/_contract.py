@@ -53,11 +53,15 @@ def optional_tensor(op: str, name: str, x: object) -> None:
 
 def integer(op: str, name: str, value: Any) -> Any:
     """Return `value` as an int; symbolic sizes pass as they are. A bool is not a number."""
-    if type(value) is int or isinstance(value, torch.SymInt):
+    if isinstance(value, torch.SymInt):
         return value
-    if isinstance(value, bool | Tensor) or not hasattr(value, "__index__"):
-        raise TypeError(f"{op}: {name} must be an int, got {_say(value)}")
-    return operator.index(value)
+    if type(value) is not int:
+        if isinstance(value, bool | Tensor) or not hasattr(value, "__index__"):
+            raise TypeError(f"{op}: {name} must be an int, got {_say(value)}")
+        value = operator.index(value)
+    if not -(2**63) <= value < 2**63:  # which the dispatcher rejects in its own words
+        raise ValueError(f"{op}: {name} must fit in 64 bits, got {_say(value)}")
+    return value
 
 
 def share_or_count(op: str, name: str, value: Any) -> Any:
@@ -68,7 +72,7 @@ def share_or_count(op: str, name: str, value: Any) -> Any:
         if isinstance(value, numbers.Integral | torch.SymInt):
             if (value < 1) is True:
                 raise ValueError(f"{op}: {name} must be a count of at least 1, got {value}")
-            return integer(op, name, value)
+            return value if isinstance(value, torch.SymInt) else operator.index(value)
     share = float(value)
     if not 0.0 < share <= 1.0:  # NaN fails too
         raise ValueError(f"{op}: {name} must be a share in (0, 1], got {value}")

@@ -23,6 +23,11 @@ from ._contract import (
     tensor,
 )
 
+# A float32 cosine of a token with itself is off from 1 by up to some 1e-6. Much colder, and its
+# softmax would divide 0 by 0 or infinity by infinity.
+_COLDEST = 1e-6
+_LARGEST_SCALE = 1e30  # kernels take it as float32
+
 
 def dpp(
     visual: Tensor,
@@ -142,8 +147,10 @@ def _coverage(
     scale: float,
 ) -> None:
     """Rows `[*batch, M, n]` to be covered, and how tokens cover each other."""
-    ratio(op, "temperature", temperature)
-    ratio(op, "scale", scale)
+    if 0.0 < ratio(op, "temperature", temperature) < _COLDEST:
+        raise ValueError(f"{op}: temperature must be 0 or at least {_COLDEST}, got {temperature}")
+    if ratio(op, "scale", scale) > _LARGEST_SCALE:
+        raise ValueError(f"{op}: scale must be at most {_LARGEST_SCALE}, got {scale}")
     if benefits is None:
         return
     tensor(op, "benefits", benefits)

@@ -129,8 +129,8 @@ def facility_location(
         weights: float32 `[B, N]`, factors of the gains; None: all 1. A token whose weight is
             negative, infinite or NaN is masked out.
         visual_mask: bool `[B, N]`, True for real tokens.
-        temperature: 0: coverage by cosines; above: by their softmax at this temperature.
-        scale: of the coverage of tokens beside that of the benefits, at least 0.
+        temperature: 0: coverage by cosines; from 1e-6: by their softmax at this temperature.
+        scale: of the coverage of tokens beside that of the benefits, in [0, 1e30].
         backend: see `select`.
 
     Returns:

@@ -2,6 +2,11 @@
 """Published methods: one small dataclass each, composed of the public functions.
 
 `available()` lists their names, `get("divprune", keep=0.1)` makes one, `register` adds your own.
+
+Example:
+    >>> import torch
+    >>> get("divprune", keep=2).select(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]])).indices
+    tensor([0, 2])
 """
 
 from ._registry import About, Input, Method, about, available, get, register, unregister

@@ -5,6 +5,11 @@ They decide as a float64 reading of their rule does, ties to the lowest index, a
 invalid tokens and masks as the ops do. Those that look at values to decide what to compute next say
 how often they wait for the device; such calls cannot be captured in a CUDA graph. `min_sum` is the
 op of that name. Merging has native kernels, which decide the same, for values on a CPU.
+
+Example:
+    >>> import torch
+    >>> topk(torch.tensor([0.1, 0.9, 0.8]), 2)
+    tensor([1, 2])
 """
 
 from ..api import min_sum

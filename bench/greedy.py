@@ -2,9 +2,9 @@
 """The greedy ops and the methods on them: `python -m bench.greedy [--suite cpu|smoke]`.
 
 Each method beside the plain PyTorch reading of its paper, in one process, interleaved: the loops of
-`zspa_kernels.testing.baselines` on a full matrix. The first picks of a timed call are replayed
-against the float64 oracle; a wrong one ends the run. Writes greedy.json and the table of
-docs/greedy.md.
+`zspa_kernels.testing.baselines` and `method_readings` on a full matrix. The first picks of a timed
+call are replayed against the float64 oracle; a wrong one ends the run. Writes greedy.json and the
+table of docs/greedy.md.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ from torch.nn.functional import normalize
 
 import zspa_kernels as zk
 from bench.environment import ROOT, environment
+from bench.method_readings import todre
 from bench.timing import interleave, quiet, summary, warm_up
 from zspa_kernels.methods import SCOPE, CDPruner, MMTok
 from zspa_kernels.testing import bound, prompt, tokens
 from zspa_kernels.testing.baselines import dpp_loop, facility_location_loop
 from zspa_kernels.testing.coverage import check_facility_location
 from zspa_kernels.testing.determinantal import check_dpp
+from zspa_kernels.testing.dispersion import check_min_sum
 
 #: suite -> ((N, D, K) with their token models, seconds a pair)
 SUITES: dict[str, tuple[dict[tuple[int, int, int], tuple[str, ...]], float]] = {
@@ -80,7 +82,7 @@ class Record:
 
 
 def pairs(n: int, d: int, k: int, model: str, dtype: torch.dtype) -> Iterator[Pair]:
-    """The four rules on one image."""
+    """The five rules on one image."""
     visual = tokens(model, n, d, dtype=dtype)
     words = prompt(model, WORDS, d, dtype=dtype)
     draw = torch.Generator().manual_seed(0)
@@ -94,6 +96,13 @@ def pairs(n: int, d: int, k: int, model: str, dtype: torch.dtype) -> Iterator[Pa
         lambda: zk.dpp(visual, k),
         lambda: dpp_loop(wide, k),
         lambda picks: check_dpp(visual, picks[:few], few, bound=error),
+    )
+
+    yield Pair(
+        "min_sum",
+        lambda: zk.min_sum(visual, k),
+        lambda: todre(k, visual=wide),
+        lambda picks: check_min_sum(visual, picks[:few], few, bound=error),
     )
 
     cdpruner = CDPruner(k, space="llm", sorted=False)

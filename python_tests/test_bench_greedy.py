@@ -24,7 +24,13 @@ def test_smoke(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["--suite", "smoke", "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
     records = json.loads((tmp_path / "greedy.json").read_text())["records"]
-    assert {record["rule"] for record in records} == {"dpp", "CDPruner", "SCOPE", "MMTok"}
+    assert {record["rule"] for record in records} == {
+        "dpp",
+        "min_sum",
+        "CDPruner",
+        "SCOPE",
+        "MMTok",
+    }
     for record in records:
         assert record["replayed"] == 6
         assert record["same"] > 0.8

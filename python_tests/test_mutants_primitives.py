@@ -94,15 +94,15 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], Proof]] = {
         ODD_ROWS,
     ),
     "alignment: distance to the mean": (
-        ("similarity", "dim=-1) - spread", "dim=-1) - mean.square().sum(-1)"),
+        ("similarity", "2.0 * mean) - spread", "2.0 * mean) - mean.square().sum(-1)"),
         ODD_ROWS,
     ),
     "alignment: prompt mask ignored": (
         ("similarity", "_valid(prompt, prompt_mask)", "_valid(prompt, None)"),
         of(TRIM, "vlm"),
     ),
-    "alignment: lengths left out": (
-        ("similarity", "(2.0 * mean - part.double()).mul_(part)", "(2.0 * mean).mul(part)"),
+    "alignment: half the product": (
+        ("similarity", "_nearness(visual, 2.0 * mean)", "_nearness(visual, mean)"),
         of(TRIM, "vlm"),
     ),
     "alignment: no words, no tie": (

@@ -108,6 +108,8 @@ def test_traced_and_differentiated_calls_are_for_torch() -> None:
     weights = torch.ones(2, 12)
     merged = torch.func.vmap(lambda x, o, w: merge(x, o, 7, weights=w))(features, owner, weights)
     assert torch.equal(merged, merge(features, owner, 7, weights=weights))
+    compiled = torch.compile(merge, fullgraph=True, backend="aot_eager")
+    assert torch.allclose(compiled(features, owner, 7), merge(features, owner, 7))
     features.requires_grad_()
     (merge(features, owner, 7) ** 2).sum().backward()
     assert features.grad is not None

@@ -58,6 +58,8 @@ def readable(x: Tensor) -> bool:
 
 def native(*tensors: Tensor | None) -> bool:
     """Whether the native kernels can take these: a float64 or a traced tensor is for torch."""
+    if torch.compiler.is_compiling():  # before anything that cannot be traced
+        return False
     return reason() is None and all(
         x is None or (readable(x) and x.dtype is not torch.float64 and not x.is_neg())
         for x in tensors

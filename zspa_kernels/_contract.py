@@ -9,8 +9,7 @@ Errors read `<op>: <argument> must <rule>, got <value>`:
     TypeError   a wrong kind of object or dtype, or None where something is required
     ValueError  a wrong rank, shape, range, device, layout or option
 
-Values inside tensors are never looked at, and nothing is formatted unless it is raised: these
-functions are on the path of every call.
+Values inside tensors are never looked at, and nothing is formatted unless it is raised.
 
 Sizes are compared as `(k > n) is True`. In a fake they may be symbolic; then the comparison is no
 bool, the rule passes without adding a guard, and the call on real tensors applies it.
@@ -55,10 +54,9 @@ def integer(op: str, name: str, value: Any) -> Any:
     """Return `value` as an int; symbolic sizes pass as they are. A bool is not a number."""
     if isinstance(value, torch.SymInt):
         return value
-    if type(value) is not int:
-        if isinstance(value, bool | Tensor) or not hasattr(value, "__index__"):
-            raise TypeError(f"{op}: {name} must be an int, got {_say(value)}")
-        value = operator.index(value)
+    if isinstance(value, bool | Tensor) or not hasattr(value, "__index__"):
+        raise TypeError(f"{op}: {name} must be an int, got {_say(value)}")
+    value = operator.index(value)
     if not -(2**63) <= value < 2**63:  # which the dispatcher rejects in its own words
         raise ValueError(f"{op}: {name} must fit in 64 bits, got {_say(value)}")
     return value

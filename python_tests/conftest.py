@@ -96,6 +96,18 @@ def quicker_interpreter() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def one_thread_for_tiny_models(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Threads of models this small only wait for one another, most of all on a busy machine."""
+    if not hasattr(request.module, "vlms"):
+        yield
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
 def poisoned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
     """torch.empty gives NaN or the largest integer: an element nobody writes is seen."""
     if request.node.get_closest_marker("raw_memory"):

@@ -38,6 +38,22 @@ def test_a_row_alone_is_the_row_in_a_batch(name: str) -> None:
         assert (picked.scores is None) == (alone.scores is None)
 
 
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "zooprune"])
+def test_images_of_a_list_are_each_alone(name: str) -> None:
+    """Of two lengths; every input by its name, one tensor an image.
+
+    ZOO-Prune's list takes the ratings of a whole model instead; see test_methods.py.
+    """
+    given = inputs(name, B, N, D)
+    images = [row(given, b) for b in range(B)]
+    images[1].update({x: images[1][x][: N // 2] for x in per_token(name)})
+    method: Any = zk.methods.get(name, keep=0.25)
+    lists = {x: [image[x] for image in images] for x in given}
+    picked = method.select_varlen(lists.pop("visual"), lists.pop("prompt", None), **lists)
+    for got, image in zip(picked, images, strict=True):
+        same(got, method.select(**image))
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_padding_changes_nothing(name: str) -> None:
     """Masked tokens in between, NaN among them, and the same tokens without them."""

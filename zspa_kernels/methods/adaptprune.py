@@ -16,12 +16,12 @@ from ..primitives import soft_suppress
 from ..types import Selection
 from ._compose import KEYS, per_token, selection, standing
 from ._registry import VISUAL, About, Input, register
-from .base import MethodBase
+from .base import EachByItself
 
 
 @register("adaptprune")
 @dataclass(frozen=True)
-class AdaptPrune(MethodBase):
+class AdaptPrune(EachByItself):
     """The most attended token at each turn; what is near it and like it is attended less.
 
     AdaptPrune, arXiv 2503.08019. Attention is first multiplied by a Gaussian around the middle of

@@ -16,13 +16,13 @@ from ..primitives._image import Image, undisturbed
 from ..types import Selection
 from ._compose import ATTENTION, FEATURES, members, per_token, selection, standing
 from ._registry import PROMPT, VISUAL, About, Input, register
-from .base import MethodBase
+from .base import EachByItself
 from .cdpruner import SPACES
 
 
 @register("anchorprune")
 @dataclass(frozen=True)
-class AnchorPrune(MethodBase):
+class AnchorPrune(EachByItself):
     """A protected anchor of the most relevant tokens, then the most important of what is new.
 
     AnchorPrune, arXiv 2607.07033 (ECCV 2026). Tokens are ranked by relevance. The first `least` are

@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from .. import api
 from ..types import Selection, select_each
+from ._compose import of_each
+from ._registry import About
 
 if TYPE_CHECKING:
     from ..hf import PruneHandle
@@ -85,6 +87,45 @@ class MethodBase:
         from ..hf import prune
 
         return prune(model, self, **options)
+
+
+class EachByItself(MethodBase):
+    """Base of methods whose inputs beside tokens and prompt are given by name, one tensor an image.
+
+    Attributes:
+        about: facts of the method; its title is in the errors.
+    """
+
+    about: ClassVar[About]
+
+    def select_varlen(
+        self,
+        visual: Sequence[Tensor],
+        prompt: Sequence[Tensor] | None = None,
+        **inputs: Sequence[Any] | None,
+    ) -> list[Selection]:
+        """`select` on each image, with its own of every input.
+
+        Args:
+            visual: one tensor `[n, D]` an image.
+            prompt: one tensor `[m, D]` an image, or None.
+            inputs: what `select` takes by name; of each a sequence, one entry an image, or None.
+
+        Returns:
+            One selection an image.
+
+        Raises:
+            TypeError, ValueError: an input is no sequence, or has not one entry an image.
+        """
+        names = {"prompt": prompt, **inputs}
+        given = [of_each(self.about, name, x, visual) for name, x in names.items()]
+        # One row an image: prompt, then the inputs in their order.
+        rows = zip(visual, *given, strict=True)
+        method: Any = self
+        return [
+            method.select(tokens, own[0], **dict(zip(inputs, own[1:], strict=True)))
+            for tokens, *own in rows
+        ]
 
 
 def select_by_counts(

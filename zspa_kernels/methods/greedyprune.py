@@ -14,12 +14,12 @@ from ..primitives import suppress
 from ..types import Selection
 from ._compose import per_token, selection
 from ._registry import VISUAL, About, Input, register
-from .base import MethodBase
+from .base import EachByItself
 
 
 @register("greedyprune")
 @dataclass(frozen=True)
-class GreedyPrune(MethodBase):
+class GreedyPrune(EachByItself):
     """The most salient tokens of which no two are more similar than a threshold.
 
     GreedyPrune, arXiv 2506.13166: maximise the sum of saliencies under a bound of the pairwise

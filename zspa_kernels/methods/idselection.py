@@ -14,12 +14,12 @@ from ..primitives import min_max, soft_suppress
 from ..types import Selection
 from ._compose import per_token, selection, standing
 from ._registry import VISUAL, About, Input, register
-from .base import MethodBase
+from .base import EachByItself
 
 
 @register("idselection")
 @dataclass(frozen=True)
-class IDSelection(MethodBase):
+class IDSelection(EachByItself):
     """The most important token at each turn, whose score is taken off those of similar tokens.
 
     ID-Selection, arXiv 2604.05601: importance scaled to [0, 1] over the image, then picks by score;

@@ -14,7 +14,7 @@ from ..primitives import ascending, topk
 from ..types import Selection
 from ._compose import per_token
 from ._registry import VISUAL, About, Input, register
-from .base import MethodBase
+from .base import EachByItself
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ PRESETS = {
 
 @register("scoredtopk")
 @dataclass(frozen=True)
-class ScoredTopK(MethodBase):
+class ScoredTopK(EachByItself):
     """The tokens of highest score: the selection of every method that only brings a score.
 
     `PRESETS` says for published ones which tensor of which layer the score is, and how to get it;

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -69,3 +70,13 @@ class ToDRE(MethodBase):
         _contract.visual("ToDRE", visual, visual_mask)
         k = api.num_keep(visual.shape[-2], self.keep)
         return selection(api.min_sum(visual, k, visual_mask=visual_mask), visual, self.sorted)
+
+    def select_varlen(
+        self,
+        visual: Sequence[Tensor],
+        prompt: Sequence[Tensor] | None = None,
+    ) -> list[Selection]:
+        """One ragged call for all images. See `MethodBase.select_varlen`."""
+        kept = [api.num_keep(len(x), self.keep) for x in visual]
+        picks = api.min_sum_varlen(list(visual), kept)
+        return [selection(one, x, self.sorted) for one, x in zip(picks, visual, strict=True)]

@@ -15,12 +15,12 @@ from ..primitives import Merging, match
 from ..types import Selection
 from ._compose import KEYS
 from ._registry import VISUAL, About, register
-from .base import MethodBase
+from .base import EachByItself
 
 
 @register("tome")
 @dataclass(frozen=True)
-class ToMe(MethodBase):
+class ToMe(EachByItself):
     """The most similar neighbours merge until K tokens are left; a merged token is their mean.
 
     ToMe, arXiv 2210.09461, section 3. Tokens alternate between two sets; each of the first finds

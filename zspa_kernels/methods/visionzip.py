@@ -15,12 +15,12 @@ from ..primitives import Merging, assign, topk
 from ..types import Selection
 from ._compose import ATTENTION, KEYS, members, per_token
 from ._registry import VISUAL, About, register
-from .base import MethodBase
+from .base import EachByItself
 
 
 @register("visionzip")
 @dataclass(frozen=True)
-class VisionZip(MethodBase):
+class VisionZip(EachByItself):
     """The tokens of highest attention, and evenly spaced ones of the rest that merge what is left.
 
     VisionZip, arXiv 2412.04467 (CVPR 2025). Of the tokens that are not dominant every s-th is a

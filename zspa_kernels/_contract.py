@@ -52,7 +52,7 @@ def optional_tensor(op: str, name: str, x: object) -> None:
 
 def integer(op: str, name: str, value: Any) -> Any:
     """Return `value` as an int; symbolic sizes pass as they are. A bool is not a number."""
-    if isinstance(value, torch.SymInt):
+    if isinstance(value, torch.SymInt) or (torch.compiler.is_compiling() and type(value) is int):
         return value
     if isinstance(value, bool | Tensor) or not hasattr(value, "__index__"):
         raise TypeError(f"{op}: {name} must be an int, got {_say(value)}")
@@ -70,7 +70,7 @@ def share_or_count(op: str, name: str, value: Any) -> Any:
         if isinstance(value, numbers.Integral | torch.SymInt):
             if (value < 1) is True:
                 raise ValueError(f"{op}: {name} must be a count of at least 1, got {value}")
-            return value if isinstance(value, torch.SymInt) else operator.index(value)
+            return value if isinstance(value, int | torch.SymInt) else operator.index(value)
     share = float(value)
     if not 0.0 < share <= 1.0:  # NaN fails too
         raise ValueError(f"{op}: {name} must be a share in (0, 1], got {value}")

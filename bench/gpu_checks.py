@@ -75,10 +75,8 @@ def _diversity(*case: Any) -> Tensor:
 
 def _judge(judge: Callable[..., Any], run: Callable[..., Any], cases: list[Case]) -> None:
     for case in cases:
-        try:
+        with case.named():
             judge(case, run, "triton")
-        except AssertionError as error:
-            raise AssertionError(f"{case.name}: {error}") from error
 
 
 def _models() -> list[Case]:

@@ -66,10 +66,8 @@ def _facility_location(*case: Any) -> Tensor:
 def dpp_cases() -> None:
     """Standard cases of dpp, some of many passes."""
     for case in _cases():
-        try:
+        with case.named():
             judge_dpp(case, _dpp, "triton")
-        except AssertionError as error:
-            raise AssertionError(f"{case.name}: {error}") from error
 
 
 @check
@@ -114,10 +112,8 @@ def facility_location_cases() -> None:
     """Standard cases of facility_location: by cosines, by their softmax, beside given rows."""
     for cover in COVER:
         for case in _cases():
-            try:
+            with case.named():
                 judge_facility_location(case, _facility_location, "triton", **cover)
-            except AssertionError as error:
-                raise AssertionError(f"{case.name}: {error}") from error
 
 
 @check

@@ -41,10 +41,8 @@ Require = Callable[..., None]
 def _judge_all(backend: str, cases: list[Case]) -> None:
     run = diversity(backend)
     for case in fitting(backend, "diversity", cases):
-        try:
+        with case.named():
             judge_diversity(case, run, backend)
-        except AssertionError as error:
-            raise AssertionError(f"{case.name}: {error}") from error
 
 
 @each_backend

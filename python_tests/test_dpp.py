@@ -38,10 +38,8 @@ def dpp(backend: str) -> Dpp:
 def judge_all(backend: str, cases: list[Case]) -> None:
     decided, fit = 0, fitting(backend, "dpp", cases)
     for case in fit:
-        try:
+        with case.named():
             decided += judge_dpp(case, dpp(backend), backend).decided
-        except AssertionError as error:
-            raise AssertionError(f"{case.name}: {error}") from error
     assert decided > 2 * len(fit) / 3  # the tolerance does not decide everything
 
 

@@ -70,10 +70,8 @@ def judge_all(backend: str, cases: list[Case], cover: str) -> None:
         if backend == "reference" and case.n * case.n * case.d > 2_000_000:
             continue
         run = facility_location(backend)
-        try:
+        with case.named():
             replay = judge_facility_location(case, run, backend, **COVER[cover])
-        except AssertionError as error:
-            raise AssertionError(f"{case.name}: {error}") from error
         picks, decided = picks + replay.picks, decided + replay.decided
     assert decided > picks / 3 or cover == "words alone"  # three rows: most gains are 0
 

@@ -37,10 +37,8 @@ def min_sum(backend: str) -> MinSum:
 def judge_all(backend: str, cases: list[Case]) -> None:
     decided = picks = 0
     for case in fitting(backend, "min_sum", cases):
-        try:
+        with case.named():
             replay = judge_min_sum(case, min_sum(backend), backend)
-        except AssertionError as error:
-            raise AssertionError(f"{case.name}: {error}") from error
         decided, picks = decided + replay.decided, picks + replay.picks
     assert decided > picks / 3  # the tolerance does not decide everything
 

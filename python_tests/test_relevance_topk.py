@@ -42,10 +42,8 @@ Require = Callable[..., None]
 def _judge_all(backend: str, cases: list[Case]) -> None:
     run = relevance_topk(backend)
     for case in fitting(backend, "relevance_topk", cases):
-        try:
+        with case.named():
             judge_relevance_topk(case, run, backend)
-        except AssertionError as error:
-            raise AssertionError(f"{case.name}: {error}") from error
 
 
 @each_backend

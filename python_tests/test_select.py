@@ -49,10 +49,8 @@ _LAZY = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000  # MAP_NORESERVE, named f
 def _judge_all(backend: str, cases: list[Case]) -> None:
     run = select(backend)
     for case in fitting(backend, "select", cases):
-        try:
+        with case.named():
             judge_select(case, run, backend)
-        except AssertionError as error:
-            raise AssertionError(f"{case.name}: {error}") from error
 
 
 @each_backend

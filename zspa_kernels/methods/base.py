@@ -12,11 +12,10 @@ from torch import Tensor
 from .. import api
 from ..types import Selection, select_each
 from ._compose import of_each
-from ._registry import About
+from ._registry import About, Input
 
 if TYPE_CHECKING:
     from ..hf import PruneHandle
-    from ._registry import Input
 
 
 class MethodBase:

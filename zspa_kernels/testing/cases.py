@@ -8,7 +8,8 @@ manages only the small ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 
@@ -58,6 +59,14 @@ class Case:
             value = getattr(self, field)
             text += f"-{field}:{value}" if value != usual else ""
         return text + (f"-m{self.words}" if self.words != 4 else "")
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Put the name in front of what a judge complains about."""
+        try:
+            yield
+        except AssertionError as error:
+            raise AssertionError(f"{self.name}: {error}") from error
 
     @property
     def visual(self) -> Tensor:

@@ -252,6 +252,8 @@ def test_check_diversity_rejects_masked_seeds_and_weights() -> None:
             check_diversity(visual, wrong, 5, bound=1e-6, seeds=seeds, weights=weights, mask=mask)
     with pytest.raises(AssertionError, match="pick 0"):
         check_diversity(visual, diversity64(visual, 5), 5, bound=1e-6, seeds=seeds)
+    with pytest.raises(AssertionError, match=r"must be int64 \[6\]"):
+        check_diversity(visual, right, 6, bound=1e-6, seeds=seeds, weights=weights, mask=mask)
 
 
 @pytest.mark.parametrize("name", ["constant", "all_zero", "duplicates", "zero_rows"])

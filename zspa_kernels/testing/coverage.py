@@ -17,8 +17,8 @@ from torch import Tensor
 
 from .bounds import FLOAT32_EPS
 from .cases import Case
-from .judge import Replay, _check_shape, _check_turn
-from .oracle import Geometry, first_best, padded
+from .judge import Replay, replay
+from .oracle import Geometry, greedy64, usable_weights
 
 #: (visual, k, benefits, weights, mask, temperature, scale) -> indices, one segment.
 FacilityLocation = Callable[
@@ -27,7 +27,7 @@ FacilityLocation = Callable[
 
 
 class Coverage:
-    """The greedy selection of one segment between two picks."""
+    """The coverage greedy of one segment between two picks; see `oracle.Greedy`."""
 
     def __init__(
         self,
@@ -43,10 +43,8 @@ class Coverage:
         self.eligible = geometry.valid.clone()
         self.weights = torch.ones(n, dtype=torch.float64)
         if weights is not None:
-            given = weights.detach().cpu().double()
-            usable = torch.isfinite(given) & (given >= 0)
+            self.weights, usable = usable_weights(weights)
             self.eligible &= usable
-            self.weights = torch.where(usable, given, 0.0)
         rows, error = _covering(geometry, geometry.directed & self.eligible, temperature, bound)
         if benefits is not None and len(benefits):
             words = benefits.detach().cpu().double()
@@ -138,12 +136,7 @@ def facility_location64(
         `[k]` int64 in the order of picking, -1 where nothing was eligible.
     """
     state = Coverage(Geometry(visual, mask), benefits, weights, temperature, scale)
-    picks: list[int] = []
-    while len(picks) < k and bool(state.eligible.any()):
-        pick = first_best(state.costs()[0], state.eligible)
-        state.take(pick)
-        picks.append(pick)
-    return padded(picks, k)
+    return greedy64(state, k)
 
 
 def check_facility_location(
@@ -178,13 +171,7 @@ def check_facility_location(
         AssertionError: At the first pick that is wrong.
     """
     state = Coverage(Geometry(visual, mask), benefits, weights, temperature, scale, bound)
-    picks = _check_shape("facility_location", indices, k, state.eligible, k)
-    decided = 0
-    for turn, pick in enumerate(picks):
-        turned = (*state.costs(), state.eligible, state.ties(pick))
-        decided += _check_turn("facility_location", turn, pick, *turned)
-        state.take(pick)
-    return Replay(len(picks), decided)
+    return replay("facility_location", state, indices, k)
 
 
 def benefits_of(case: Case, rows: int) -> Tensor:

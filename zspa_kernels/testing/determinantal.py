@@ -22,8 +22,8 @@ from torch import Tensor
 
 from .bounds import FLOAT32_EPS
 from .cases import Case
-from .judge import Replay, _check_shape, _check_turn
-from .oracle import Geometry, first_best, padded
+from .judge import Replay, replay
+from .oracle import Geometry, greedy64, usable_weights
 
 #: Below this share of its start a residual counts as 0.
 DEPENDENT = 2.0**-16
@@ -33,17 +33,18 @@ Dpp = Callable[[Tensor, int, Tensor | None, Tensor | None], Tensor]
 
 
 class Determinantal:
-    """The greedy selection of one segment between two picks."""
+    """The determinantal greedy of one segment between two picks; see `oracle.Greedy`.
 
-    def __init__(self, geometry: Geometry, weights: Tensor | None) -> None:
-        self.geometry = geometry
+    `error` is the largest difference of an entry of the matrix, `e` above.
+    """
+
+    def __init__(self, geometry: Geometry, weights: Tensor | None, error: float) -> None:
+        self.geometry, self.error = geometry, error
         self.eligible = geometry.valid.clone()
         self.weights = torch.ones(geometry.n, dtype=torch.float64)
         if weights is not None:
-            given = weights.detach().cpu().double()
-            usable = torch.isfinite(given) & (given >= 0)
+            self.weights, usable = usable_weights(weights)
             self.eligible &= usable
-            self.weights = torch.where(usable, given, 0.0)
         self.residual = geometry.directed.double()  # [N], of the cosines
         self.factor = torch.zeros(0, geometry.n, dtype=torch.float64)  # [t, N], a row a pick
         self.coefficients = torch.zeros(0, geometry.n, dtype=torch.float64)  # [t, N]
@@ -64,15 +65,12 @@ class Determinantal:
         self.residual = self.residual - row.square()
         self.residual[self.residual <= DEPENDENT] = 0.0
 
-    def costs(self, error: float) -> tuple[Tensor, Tensor]:
+    def costs(self) -> tuple[Tensor, Tensor]:
         """What the next pick minimises, and the allowed error of each cost.
 
         The cost is minus the square root of the weighted residual: no square of a weight overflows.
-
-        Args:
-            error: Largest difference of an entry of the matrix, `e` above.
         """
-        width = error * (1 + self.coefficients.abs().sum(0)).square() * self.geometry.directed
+        width = self.error * (1 + self.coefficients.abs().sum(0)).square() * self.geometry.directed
         if not len(self.factor):
             width.zero_()  # every residual is 1 or 0, and nothing was rounded
         low, high = self.residual - width, self.residual + width
@@ -112,13 +110,7 @@ def dpp64(
     Returns:
         `[k]` int64 in the order of picking, -1 where nothing was eligible.
     """
-    state = Determinantal(Geometry(visual, mask), weights)
-    picks: list[int] = []
-    while len(picks) < k and bool(state.eligible.any()):
-        pick = first_best(-state.weights * state.residual.sqrt(), state.eligible)
-        state.take(pick)
-        picks.append(pick)
-    return padded(picks, k)
+    return greedy64(Determinantal(Geometry(visual, mask), weights, 0.0), k)
 
 
 def check_dpp(
@@ -146,15 +138,8 @@ def check_dpp(
     Raises:
         AssertionError: At the first pick that is wrong.
     """
-    state = Determinantal(Geometry(visual, mask), weights)
-    picks = _check_shape("dpp", indices, k, state.eligible, k)
-    error = bound + elimination_bound(k)
-    decided = 0
-    for turn, pick in enumerate(picks):
-        cost, width = state.costs(error)
-        decided += _check_turn("dpp", turn, pick, cost, width, state.eligible, state.ties(pick))
-        state.take(pick)
-    return Replay(len(picks), decided)
+    state = Determinantal(Geometry(visual, mask), weights, bound + elimination_bound(k))
+    return replay("dpp", state, indices, k)
 
 
 def judge_dpp(case: Case, run: Dpp, backend: str) -> Replay:

@@ -17,18 +17,18 @@ import torch
 from torch import Tensor
 
 from .cases import Case
-from .judge import Replay, _check_shape, _check_turn
-from .oracle import Geometry, first_best, padded
+from .judge import Replay, replay
+from .oracle import Geometry, greedy64
 
 #: (visual, k, seeds, mask) -> indices, one segment.
 MinSum = Callable[[Tensor, int, Tensor | None, Tensor | None], Tensor]
 
 
 class Dispersion:
-    """The greedy selection of one segment between two picks."""
+    """The min-sum greedy of one segment between two picks; see `oracle.Greedy`."""
 
-    def __init__(self, geometry: Geometry, seeds: Tensor | None) -> None:
-        self.geometry = geometry
+    def __init__(self, geometry: Geometry, seeds: Tensor | None, bound: float) -> None:
+        self.geometry, self.bound = geometry, bound
         self.eligible = geometry.valid.clone()
         self.sums = torch.zeros(geometry.n, dtype=torch.float64)
         self.terms = 0  # how many cosines a sum has
@@ -45,7 +45,7 @@ class Dispersion:
             self.terms += 1
             self.sums = self.sums + self.geometry.cosines(token)
 
-    def costs(self, bound: float) -> tuple[Tensor, Tensor]:
+    def costs(self) -> tuple[Tensor, Tensor]:
         """What the next pick minimises, and the allowed error of each cost."""
         geometry, terms, sums = self.geometry, self.terms, self.sums
         if not self.started:
@@ -53,7 +53,7 @@ class Dispersion:
             sums = (units @ units.sum(0))[geometry.twin]
             terms = int(geometry.directed.sum())
         cost = torch.where(geometry.zero, torch.inf, sums)
-        return cost, torch.where(geometry.directed, terms * bound, 0.0).double()
+        return cost, torch.where(geometry.directed, terms * self.bound, 0.0).double()
 
     def ties(self, token: int) -> Tensor:
         """`[N]`: tokens whose sum equals that of `token` whatever the rounding."""
@@ -74,13 +74,7 @@ def min_sum64(
     Returns:
         `[k]` int64 in the order of picking, -1 where nothing was eligible.
     """
-    state = Dispersion(Geometry(visual, mask), seeds)
-    picks: list[int] = []
-    while len(picks) < k and bool(state.eligible.any()):
-        pick = first_best(state.costs(0.0)[0], state.eligible)
-        state.take(pick)
-        picks.append(pick)
-    return padded(picks, k)
+    return greedy64(Dispersion(Geometry(visual, mask), seeds, 0.0), k)
 
 
 def check_min_sum(
@@ -108,15 +102,7 @@ def check_min_sum(
     Raises:
         AssertionError: At the first pick that is wrong.
     """
-    state = Dispersion(Geometry(visual, mask), seeds)
-    picks = _check_shape("min_sum", indices, k, state.eligible, k)
-    decided = 0
-    for turn, pick in enumerate(picks):
-        cost, width = state.costs(bound)
-        ties = state.ties(pick)
-        decided += _check_turn("min_sum", turn, pick, cost, width, state.eligible, ties)
-        state.take(pick)
-    return Replay(len(picks), decided)
+    return replay("min_sum", Dispersion(Geometry(visual, mask), seeds, bound), indices, k)
 
 
 def judge_min_sum(case: Case, run: MinSum, backend: str) -> Replay:

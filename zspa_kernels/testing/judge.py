@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .bounds import FLOAT32_EPS
-from .oracle import Diversity, Geometry, Relevance, first_best, padded, relevance_of, topk64
+from .oracle import Diversity, Geometry, Greedy, Relevance, first_best, padded, relevance_of, topk64
 
 
 class Replay(NamedTuple):
@@ -79,6 +79,21 @@ def _check_turn(
     return int(rivals.sum()) == 1
 
 
+def replay(op: str, state: Greedy, indices: Tensor, k: int, limit: int | None = None) -> Replay:
+    """Replay the `k` slots of `indices` on a greedy selection; the first `limit` may hold picks.
+
+    Raises:
+        AssertionError: At the first pick that is wrong.
+    """
+    picks = _check_shape(op, indices, k, state.eligible, k if limit is None else limit)
+    decided = 0
+    for turn, pick in enumerate(picks):
+        cost, width = state.costs()
+        decided += _check_turn(op, turn, pick, cost, width, state.eligible, state.ties(pick))
+        state.take(pick)
+    return Replay(len(picks), decided)
+
+
 def check_diversity(
     visual: Tensor,
     indices: Tensor,
@@ -107,17 +122,7 @@ def check_diversity(
         AssertionError: At the first pick that is wrong.
     """
     state = Diversity(Geometry(visual, mask), seeds, weights, bound)
-    return _replay_diversity("diversity", state, indices, k)
-
-
-def _replay_diversity(op: str, state: Diversity, indices: Tensor, k: int) -> Replay:
-    picks = _check_shape(op, indices, indices.shape[0], state.eligible, k)
-    decided = 0
-    for turn, pick in enumerate(picks):
-        cost, width = state.costs()
-        decided += _check_turn(op, turn, pick, cost, width, state.eligible, state.ties(pick))
-        state.take(pick)
-    return Replay(len(picks), decided)
+    return replay("diversity", state, indices, k)
 
 
 def _replay_core(op: str, geometry: Geometry, relevance: Relevance, indices: Tensor) -> Replay:
@@ -245,7 +250,7 @@ def check_select(
     if split:
         core = _replay_core(f"{op} (core)", geometry, relevance, indices[:split])
     state = Diversity(geometry, indices[:split], None, bound)
-    rest = _replay_diversity(f"{op} (diversity)", state, indices[split:], limit - split)
+    rest = replay(f"{op} (diversity)", state, indices[split:], k - split, limit - split)
     return Replay(core.picks + rest.picks, core.decided + rest.decided)
 
 

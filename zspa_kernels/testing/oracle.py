@@ -15,7 +15,7 @@ Sources: ZSPAPrune (arXiv 2510.17197) equations 4 to 9 for relevance, core and d
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -125,8 +125,40 @@ def relevance_of(
     return Relevance(scores, widths, words.shape[0] > 0)
 
 
+class Greedy(Protocol):
+    """A greedy selection of one segment between two picks: what an op's oracle and judge share."""
+
+    eligible: Tensor  # [N] bool, what can still be picked
+
+    def take(self, token: int) -> None:
+        """Add a pick."""
+
+    def costs(self) -> tuple[Tensor, Tensor]:
+        """What the next pick minimises, `[N]`, and the allowed error of each cost."""
+
+    def ties(self, token: int) -> Tensor:
+        """`[N]`: tokens whose float32 cost equals that of `token` whatever the rounding."""
+
+
+def greedy64(state: Greedy, k: int) -> Tensor:
+    """Up to `k` picks of the smallest cost, the lowest index on ties; `[k]`, -1 padded."""
+    picks: list[int] = []
+    while len(picks) < k and bool(state.eligible.any()):
+        pick = first_best(state.costs()[0], state.eligible)
+        state.take(pick)
+        picks.append(pick)
+    return padded(picks, k)
+
+
+def usable_weights(weights: Tensor) -> tuple[Tensor, Tensor]:
+    """`[N]` float64 weights, 0 where not usable, and `[N]` bool: finite and not negative."""
+    given = weights.detach().cpu().double()
+    usable = torch.isfinite(given) & (given >= 0)
+    return torch.where(usable, given, 0.0), usable
+
+
 class Diversity:
-    """The greedy selection of one segment between two picks."""
+    """The max-min greedy of one segment between two picks; see `Greedy`."""
 
     def __init__(
         self, geometry: Geometry, seeds: Tensor | None, weights: Tensor | None, bound: float
@@ -136,10 +168,8 @@ class Diversity:
         self.eligible = geometry.valid.clone()
         self.weights: Tensor | None = None
         if weights is not None:
-            self.weights = weights.detach().cpu().double()
-            usable = torch.isfinite(self.weights) & (self.weights >= 0)
+            self.weights, usable = usable_weights(weights)
             self.eligible &= usable
-            self.weights = torch.where(usable, self.weights, 0.0)
         self.valid = self.eligible.clone()
         self.directed = geometry.directed & self.valid
         self.largest = torch.where(self.directed, -1.0, 1.0).to(torch.float64)
@@ -258,16 +288,7 @@ def diversity64(
     Returns:
         `[k]` int64 in the order of picking, -1 where nothing was eligible.
     """
-    return _diversity64(Diversity(Geometry(visual, mask), seeds, weights, 0.0), k)
-
-
-def _diversity64(state: Diversity, k: int) -> Tensor:
-    picks: list[int] = []
-    while len(picks) < k and bool(state.eligible.any()):
-        pick = first_best(state.costs()[0], state.eligible)
-        state.take(pick)
-        picks.append(pick)
-    return padded(picks, k)
+    return greedy64(Diversity(Geometry(visual, mask), seeds, weights, 0.0), k)
 
 
 def select64(
@@ -306,5 +327,5 @@ def select64(
         else:
             k_diverse = k
     state = Diversity(geometry, torch.tensor(core, dtype=torch.int64), None, 0.0)
-    picks = core + [i for i in _diversity64(state, k_diverse).tolist() if i >= 0]
+    picks = core + [i for i in greedy64(state, k_diverse).tolist() if i >= 0]
     return padded(sorted(picks) if sort else picks, k)

@@ -72,10 +72,20 @@ def kept(op: str, n: int, keep: float, rounding: str) -> int:
     elif isinstance(keep, float):
         # round and floor of a symbolic product stay symbolic; int() would fix it to one size.
         share = keep * n
-        count = torch.sym_max(1, round(share) if rounding == "round" else math.floor(share))
+        whole = round(share) if rounding == "round" else math.floor(share)
+        count = max(1, whole) if _plain() else torch.sym_max(1, whole)
     else:
-        count = torch.sym_min(n, keep)
+        count = min(n, keep) if _plain() else torch.sym_min(n, keep)
     return count
+
+
+def _plain() -> bool:
+    """Whether to take `max` and `min` instead of torch's.
+
+    Dynamo makes of the built-in ones what symbols need, and up to torch 2.11 it refuses torch's own
+    where no symbol is involved. Elsewhere the built-in ones would decide a symbol.
+    """
+    return torch.compiler.is_dynamo_compiling()
 
 
 def core_of(op: str, k: int, core_ratio: float) -> int:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench import gpu_seed
 from python_tests.triton_small import GROUPS, Runs
 from python_tests.triton_together import RaceError, World
 from zspa_kernels._segments import ragged_table
@@ -24,6 +25,13 @@ def interpreted(require_backend: Callable[..., None]) -> None:
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
     return Runs(monkeypatch, diversity)
+
+
+def _frames(count: int, n: int, d: int = 24) -> Tensor:
+    """Frames of the same tokens with some noise."""
+    draw = torch.Generator().manual_seed(7)
+    scene = torch.randn(n, d, generator=draw)
+    return torch.cat([scene + 0.1 * torch.randn(n, d, generator=draw) for _ in range(count)])
 
 
 def _weights(n: int) -> Tensor:
@@ -70,6 +78,32 @@ def test_the_seed_is_found_without_all_pairs(runs: Runs) -> None:
     assert runs.rounds[0] <= 4
 
 
+def test_the_seed_of_frames_is_found_at_their_distance(runs: Runs) -> None:
+    """What the first columns tell spares the others; rows of the first and the last frame count."""
+    frames = _frames(3, 48)
+    expected = {4: 5, 17: 9}  # votes -> runs of the phases; 9 blocks of columns would be all
+    for votes, rounds in expected.items():
+        runs.fields["votes"] = votes
+        got = diversity.diversity(frames[None], 1, None, None, None)[0]
+        check_diversity(frames, got, 1, bound=bound(24, "triton"))
+        assert runs.rounds[-1] == rounds
+        assert _simulated(frames, runs) == rounds
+
+
+def _simulated(visual: Tensor, runs: Runs) -> int:
+    """Runs of the phases as `bench.gpu_seed` counts them."""
+    unit = torch.nn.functional.normalize(visual.double(), dim=-1).float()
+    work = gpu_seed.search(unit @ unit.T, runs.module.config(visual.shape[1], 4), runs.programs)
+    return 1 + work.finishes + 2 * (work.shift > 0)
+
+
+@pytest.mark.parametrize("model", ["iid", "vlm"])
+def test_counts_of_the_seed_are_those_of_the_kernel(model: str, runs: Runs) -> None:
+    visual = tokens(model, 150, 24, seed=8)
+    diversity.diversity(visual[None], 1, None, None, None)
+    assert runs.rounds == [_simulated(visual, runs)]
+
+
 def test_the_grid_is_never_more_than_resident() -> None:
     cfg = diversity_config.config(4096, 2)
     for processors in (1, 56, 108, 132, 160):
@@ -95,7 +129,8 @@ def test_a_smaller_table_of_proposals_would_not_bound() -> None:
 
 
 def _mixed() -> list[Tensor]:
-    visual = torch.stack([tokens(model, 40, 40, seed=6) for model in ("iid", "exact", "video")])
+    images = [tokens(model, 40, 40, seed=6) for model in ("iid", "exact")]
+    visual = torch.stack([*images, _frames(2, 20, 40)])
     starts, k = torch.tensor([0, 40, 47, 120]), torch.tensor([9, 2, 25])
     table = ragged_table(starts, None, k, 36, 120, 120)
     seeds = torch.arange(0, 40, 2).expand(3, 20).contiguous()

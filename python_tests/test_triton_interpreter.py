@@ -197,6 +197,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool, int], list[
                 "block_k": 16,
                 "chunk": 32,
                 "finished": 2,
+                "votes": 4,
                 "groups": (diversity_config.Group(min(programs, 4), 8, 16, True),),
             },
             relevance_topk: {

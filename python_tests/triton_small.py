@@ -28,6 +28,7 @@ SMALL = {
     "block_k": 16,
     "chunk": 32,
     "finished": 2,
+    "votes": 4,
 }
 GROUPS = (
     Group(programs=4, width=8, own=16, split=True),

@@ -12,6 +12,7 @@ from ._group import (
     FOLD,
     GRAM,
     KEY_LAST,
+    LAST_ROW,
     NEAR,
     OPEN,
     STOP,
@@ -68,12 +69,15 @@ def choose(
     count,
     best,
     gram,
+    shift,
+    closest,
     length,
     programs,
     BLOCK: tl.constexpr,
     WIDTH: tl.constexpr,
     PROGRAMS: tl.constexpr,
     FINISHED: tl.constexpr,
+    VOTES: tl.constexpr,
 ):
     """The next columns and stage, from what all programs proposed. Every program does it by itself.
 
@@ -82,7 +86,10 @@ def choose(
     BLOCK keys lie below is taken (one key a program lies below the first but one, so programs must
     not be more than BLOCK).
 
-    Returns (stage, count, best, edge). `best`: the key of DivPrune's seed as far as it is known.
+    `best`: the key of DivPrune's seed as far as it is known. `shift`: 0 until finished tokens have
+    told how far apart similar ones lie.
+
+    Returns (stage, count, best, edge, shift).
     """
     p = tl.arange(0, PROGRAMS)[:, None]
     at = p * WIDTH + tl.arange(0, WIDTH)[None, :]
@@ -97,8 +104,14 @@ def choose(
     if (stage == NEAR) | (stage == FINISH) | (stage == OPEN):
         onward = FINISH + 0
         if stage == FINISH:
-            final = finished(inv_norm, columns, count, gram, length, programs, BLOCK, FINISHED)
+            final, votes, offset = finished(
+                inv_norm, columns, count, gram, closest, length, programs, BLOCK, FINISHED
+            )
             best = tl.minimum(best, final)
+            # More rows can still win than one pass would finish.
+            if (shift == 0) & (votes >= VOTES) & (edge < best):
+                onward = NEAR + 0
+                shift = offset
         if stage == OPEN:
             best = first
         edge = tl.minimum(edge, best)  # what cannot win any more is not finished
@@ -119,7 +132,7 @@ def choose(
     tl.debug_barrier()
     if count == 0:
         onward = STOP + 0
-    return onward, count, best, edge
+    return onward, count, best, edge, shift
 
 
 @triton.jit
@@ -141,19 +154,38 @@ def finished(
     columns,
     count,
     gram,
+    closest,
     length,
     programs,
     BLOCK: tl.constexpr,
     FINISHED: tl.constexpr,
 ):
-    """The smallest key of the columns that FINISH has just multiplied with every row."""
+    """What FINISH has found out by multiplying its columns with every row.
+
+    Returns (the smallest of their keys, votes, offset): so many columns have their nearest row that
+    many rows away, in either direction. It is the offset with the most votes, the smallest of
+    several, but for short ones: blocks of neighbours have most pairs of them.
+    """
     lane = tl.arange(0, BLOCK)
     j = tl.load(columns + lane, mask=lane < count, other=0)
     inv = tl.load(inv_norm + j, mask=lane < count, other=-1.0)
     value = nothing_selected(inv)
+    nearest = tl.full([BLOCK], LAST_ROW, tl.int32)
     for p0 in range(0, tl.minimum(programs, length), FINISHED):
         p = p0 + tl.arange(0, FINISHED)[:, None]
         live = (p < tl.minimum(programs, length)) & (lane < count)[None, :]
         met = tl.load(gram + p * BLOCK + lane[None, :], mask=live, other=-INF)  # [FINISHED, BLOCK]
-        value = tl.maximum(value, tl.max(met, 0))
-    return tl.min(tl.where(lane < count, order_key(value, j), KEY_LAST), 0)
+        largest = tl.max(met, 0)
+        who = tl.load(closest + p * BLOCK + lane[None, :], mask=live, other=LAST_ROW)
+        who = tl.min(tl.where(met == largest[None, :], who, LAST_ROW), 0)
+        who = tl.where(largest == value, tl.minimum(who, nearest), who)
+        nearest = tl.where(largest >= value, who, nearest)
+        value = tl.maximum(value, largest)
+    offset = tl.abs(nearest - j)
+    voter = (lane < count) & (nearest < LAST_ROW) & (offset >= BLOCK // 4)
+    same = voter[:, None] & voter[None, :] & (offset[:, None] == offset[None, :])
+    votes = tl.sum(same.to(tl.int64), 1) << 32
+    winner = tl.max(votes - offset, 0)
+    votes = (winner >> 32) + 1
+    offset = ((votes << 32) - winner).to(tl.int32)
+    return tl.min(tl.where(lane < count, order_key(value, j), KEY_LAST), 0), votes, offset

@@ -8,7 +8,8 @@ The group is always at one of these stages:
 
 GRAM    the columns are candidates for picks: products of each with each
 FOLD    the columns are seeds or picks: every row's largest cosine takes them in
-NEAR    looking for DivPrune's seed: products of each block of rows with itself
+NEAR    looking for DivPrune's seed: products of each block of rows with itself, later with those
+        some rows before and behind it
 FINISH  looking for DivPrune's seed: the columns are tokens whose largest cosine becomes final
 OPEN    the first pick is the heaviest token: nothing to multiply
 STOP    nothing is left to do
@@ -29,6 +30,7 @@ OPEN = tl.constexpr(4)
 STOP = tl.constexpr(5)
 
 KEY_LAST = tl.constexpr(0x7FFFFFFFFFFFFFFF)  # after the key of every row
+LAST_ROW = tl.constexpr(0x7FFFFFFF)  # after every row
 # What a group shares: int32 words. The arrivals have a line of their own, they are polled.
 ARRIVED = tl.constexpr(0)
 PICKED = tl.constexpr(32)  # picks of the last pass

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from ._common import INF, tile_dots
-from ._group import FINISH, FOLD, GRAM, NEAR, own_places, own_rows
+from ._group import FINISH, FOLD, GRAM, LAST_ROW, NEAR, own_places, own_rows
 
 
 @triton.jit
@@ -65,6 +65,8 @@ def products(
     programs,
     factor,
     stride_f,
+    shift,
+    closest,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
@@ -76,8 +78,9 @@ def products(
 
     The row of a tile is the token that is compared, the column the selected one. GRAM writes dots
     to gram[chunk][column][row] (one chunk unless SPLIT), FINISH the largest cosine of each column
-    with own rows to gram[me][column]. FOLD raises each row's largest cosine or, with `factor`, puts
-    the cosines into its columns, which are `stride_f` (int64) apart.
+    with own rows to gram[me][column] and the row to closest[me][column]. NEAR compares each block
+    of rows with the block that lies `shift` rows further on. FOLD raises each row's largest cosine
+    or, with `factor`, puts the cosines into its columns, which are `stride_f` (int64) apart.
     """
     gramming = stage == GRAM
     own = (stage == FOLD) | (stage == FINISH)
@@ -96,7 +99,7 @@ def products(
         i = tl.load(columns + row, mask=(row < rows) & gramming, other=0)
         i = tl.where(gramming, i, tl.where(own, me + programs * row, row))
         j = tl.load(columns + col, mask=(col < count) & (stage != NEAR), other=-1)
-        j = tl.where(stage == NEAR, down * ROWS // COLS * COLS + tl.arange(0, COLS), j)
+        j = tl.where(stage == NEAR, down * ROWS // COLS * COLS + shift + tl.arange(0, COLS), j)
         inv_i = tl.load(inv_norm + i, mask=row < rows, other=-1.0)
         inv_j = tl.load(inv_norm + j, mask=(j >= 0) & (j < length), other=-1.0)
         m = tl.load(nearest + i, mask=row < rows, other=INF)
@@ -125,8 +128,13 @@ def products(
             if stage == FINISH:
                 final = tl.max((i[:, None] == j[None, :]).to(tl.int32), 1)
                 m = tl.where(final > 0, INF, m)
-                met = tl.load(gram + me * BLOCK + col, mask=down + col * 0 > 0, other=-INF)
-                tl.store(gram + me * BLOCK + col, tl.maximum(met, tl.max(c, 0)))
+                at = me * BLOCK + col
+                met = tl.load(gram + at, mask=down + col * 0 > 0, other=-INF)
+                who = tl.load(closest + at, mask=down + col * 0 > 0, other=-1)
+                largest = tl.max(c, 0)
+                nearer = tl.min(tl.where(c == largest[None, :], i[:, None], LAST_ROW), 0)
+                tl.store(gram + at, tl.maximum(met, largest))
+                tl.store(closest + at, tl.where(largest > met, nearer, who))
             tl.store(nearest + i, m, mask=row < rows)
             tl.debug_barrier()  # the next tile reads these rows again
 

@@ -19,7 +19,9 @@ from torch import Tensor
 from ._group import GRAM, STOP
 
 # What a program knows between two launches: int64 words.
-STAGE, COUNT, FILLED, FOLDED, BEST, EDGE, PROPOSED = (tl.constexpr(word) for word in range(7))
+STAGE, COUNT, FILLED, FOLDED, BEST, EDGE, PROPOSED, SHIFT = (
+    tl.constexpr(word) for word in range(8)
+)
 WORDS = tl.constexpr(8)
 
 # Of a blocked greedy; "scale" and "chain" are for groups at GRAM only.

@@ -8,7 +8,9 @@ Algorithm   : blocked greedy with the picks of the one-at-a-time greedy. A token
               Without valid seeds and weights the first pick is DivPrune's seed (arXiv 2503.02175),
               the token whose largest cosine to any other is smallest, found by bounds: a maximum
               over some tokens is a lower bound; after a look at its neighbours the tokens with the
-              smallest bounds are finished, a block at a time, until none can win any more.
+              smallest bounds are finished, a block at a time, until none can win any more. If
+              many of the first have their nearest token at the same distance (the previous frame
+              of a video), all tokens are compared with those around that distance.
 Inputs      : visual [B, N, D] or [T, D], float32/float16/bfloat16, any row strides; seeds int64
               [B, S] or the core slots of the output; weights float32 [B, N] or [T]; mask bool
               [B, N]; table int64 [S, 5]
@@ -63,6 +65,7 @@ from ._steps import greedy_in_steps
 from .diversity_config import Config, config, constants, grid, group, norm_programs
 from .diversity_steps import diversity_step
 
+_GROUP_SCRATCH = ("proposals", "columns", "gram", "closest", "picks", "control")
 INTERPRETED_PROGRAMS = 2  # of a segment: the interpreter runs them in turn, so more only cost time
 
 
@@ -107,6 +110,7 @@ def _diversity_greedy_kernel(
     proposals,
     columns,
     gram,
+    closest,
     picks,
     control,
     segments,
@@ -129,6 +133,7 @@ def _diversity_greedy_kernel(
     OWN: tl.constexpr,
     SPLIT: tl.constexpr,
     FINISHED: tl.constexpr,
+    VOTES: tl.constexpr,
     HIP: tl.constexpr,
     REVERSED: tl.constexpr,
 ):
@@ -138,6 +143,7 @@ def _diversity_greedy_kernel(
         group, me, programs, proposals, columns, gram, picks, control, D,
         BLOCK, CHUNK, WIDTH, SPLIT,
     )  # fmt: skip
+    closest += group * programs * BLOCK
     arrivals = control + ARRIVED
     meetings = 0
     for seg in range(group, segments, tl.num_programs(0) // programs):
@@ -159,6 +165,7 @@ def _diversity_greedy_kernel(
         best = tl.full([], KEY_LAST, tl.int64)
         edge = best
         count = 0
+        shift = 0
         if stage == FOLD:
             count = phases.seed_columns(
                 own_seeds, count_seeds, folded, columns, base, length, BLOCK
@@ -169,7 +176,7 @@ def _diversity_greedy_kernel(
         while stage != STOP:
             tiles.products(
                 stage, x, inv, m, columns, count, gram, length, D, stride_n, me, programs,
-                None, 0, BLOCK, ROWS, COLS, BLOCK_K, CHUNK, SPLIT,
+                None, 0, shift, closest, BLOCK, ROWS, COLS, BLOCK_K, CHUNK, SPLIT,
             )  # fmt: skip
             if stage == GRAM:
                 meetings += 1
@@ -191,6 +198,8 @@ def _diversity_greedy_kernel(
                     count = phases.seed_columns(
                         own_seeds, count_seeds, folded, columns, base, length, BLOCK
                     )
+                elif (stage == NEAR) & (shift > 0):
+                    shift = -shift  # what lies behind; a block's rows stay with this program
                 else:
                     if stage == NEAR:
                         meetings += 1
@@ -199,9 +208,9 @@ def _diversity_greedy_kernel(
                     meetings += 1
                     meet(arrivals, meetings * programs, HIP)  # all proposals are there
                     seeding = stage != FOLD
-                    stage, count, best, edge = candidates.choose(
-                        stage, inv, proposals, columns, count, best, gram, length, programs,
-                        BLOCK, WIDTH, PROGRAMS, FINISHED,
+                    stage, count, best, edge, shift = candidates.choose(
+                        stage, inv, proposals, columns, count, best, gram, shift, closest, length,
+                        programs, BLOCK, WIDTH, PROGRAMS, FINISHED, VOTES,
                     )  # fmt: skip
                     if seeding:
                         meetings += 1
@@ -252,6 +261,7 @@ def greedy_plan(visual: Tensor, segments: Segments) -> _scratch.Plan:
         "proposals": (torch.int64, (groups * programs * size.width,)),
         "columns": (torch.int32, (groups * programs * block,)),
         "gram": (torch.float32, (groups * chunks * block * block,)),
+        "closest": (torch.int32, (groups * programs * block,)),
         "picks": (torch.int32, (groups * block,)),
         "control": (torch.int32, (groups * CONTROL.value,)),
     }
@@ -295,11 +305,12 @@ def greedy(
     arguments = (
         *(visual, scratch["inv_norm"], weights, indices if seeds is None else seeds),
         *(indices, table, scratch["nearest"]),
-        *(scratch[name] for name in ("proposals", "columns", "gram", "picks", "control")),
+        *(scratch[name] for name in _GROUP_SCRATCH),
         *(segments.count, n, dim, stride_b, stride_n, 0 if seeds is None else seeds.shape[1]),
         *(segments.k_core, segments.k_diverse, programs, int(after_core)),
     )
-    options = constants(cfg, size) | {"FINISHED": min(cfg.finished, size.programs)}
+    options = constants(cfg, size)
+    options |= {"FINISHED": min(cfg.finished, size.programs), "VOTES": cfg.votes}
     if device.type == "cpu":
         greedy_in_steps(diversity_step, launch, groups * programs, device, *arguments, **options)
     else:

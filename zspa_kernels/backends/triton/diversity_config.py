@@ -44,6 +44,7 @@ class Config:
     # Channels added up by themselves, so that a Gram block of few tiles keeps many programs busy.
     chunk: int
     finished: int  # programs whose column maxima are compared at a time
+    votes: int  # finished columns that must agree how far away their nearest row is
     warps: int
     stages: int
     least_rows: int  # a program with fewer own rows is not worth a place at the barrier
@@ -75,6 +76,10 @@ def config(d: int, itemsize: int, hip: bool = False) -> Config:
         chunk=max(deep, 1024),
         # 32 x 128 maxima are 16 registers a thread of 256.
         finished=32,
+        # Of 128 finished columns 32 to 128 agree on `video` tokens of N = 1296 to 4096, at most 4
+        # on models without such an order: `python -m bench.gpu_seed`. With it `video` takes 2
+        # passes of FINISH instead of 7 to 16; the other models take as many as without.
+        votes=16,
         # Two warpgroups: more loads on their way for the tiles; the picks would like fewer.
         # AMD's warps are twice as wide, and 4 of them leave each lane 512 registers.
         warps=4 if hip else 8,

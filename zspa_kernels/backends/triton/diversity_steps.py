@@ -10,8 +10,8 @@ from . import _candidates as candidates
 from . import _products as tiles
 from . import diversity_phases as phases
 from ._common import program, segment
-from ._group import FOLD, GRAM, KEY_LAST, STOP, accept, group_memory, seed_list
-from ._steps import BEST, COUNT, EDGE, FILLED, FOLDED, PROPOSED, STAGE, WORDS
+from ._group import FOLD, GRAM, KEY_LAST, NEAR, STOP, accept, group_memory, seed_list
+from ._steps import BEST, COUNT, EDGE, FILLED, FOLDED, PROPOSED, SHIFT, STAGE, WORDS
 
 
 @triton.jit
@@ -27,6 +27,7 @@ def diversity_step(
     proposals,
     columns,
     gram,
+    closest,
     picks,
     control,
     segments,
@@ -50,6 +51,7 @@ def diversity_step(
     OWN: tl.constexpr,
     SPLIT: tl.constexpr,
     FINISHED: tl.constexpr,
+    VOTES: tl.constexpr,
     HIP: tl.constexpr,
     REVERSED: tl.constexpr,
 ):
@@ -66,6 +68,7 @@ def diversity_step(
         seg, me, programs, proposals, columns, gram, picks, control, D,
         BLOCK, CHUNK, WIDTH, SPLIT,
     )  # fmt: skip
+    closest += seg * programs * BLOCK
     first, tokens, origin, base, length, core, diverse, slot = segment(
         seg, table, N, stride_b, stride_n, k_core, k_diverse
     )
@@ -94,12 +97,14 @@ def diversity_step(
         tl.store(known + BEST, KEY_LAST)
         tl.store(known + EDGE, KEY_LAST)
         tl.store(known + PROPOSED, 0)
+        tl.store(known + SHIFT, 0)
         return
     count = tl.load(known + COUNT).to(tl.int32)
+    shift = tl.load(known + SHIFT).to(tl.int32)
     if PHASE == "products":
         tiles.products(
             stage, x, inv, m, columns, count, gram, length, D, stride_n, me, programs,
-            None, 0, BLOCK, ROWS, COLS, BLOCK_K, CHUNK, SPLIT,
+            None, 0, shift, closest, BLOCK, ROWS, COLS, BLOCK_K, CHUNK, SPLIT,
         )  # fmt: skip
     if PHASE == "scale" and stage == GRAM:
         tiles.scale(inv, columns, count, gram, D, me, programs, BLOCK, CHUNK, SPLIT)
@@ -118,6 +123,8 @@ def diversity_step(
             count = phases.seed_columns(
                 own_seeds, count_seeds, folded, columns, base, length, BLOCK
             )
+        elif (stage == NEAR) & (shift > 0):
+            tl.store(known + SHIFT, -shift)
         else:
             folded = count_seeds
             candidates.propose(stage, m, w, proposals, length, me, programs, WIDTH, OWN)
@@ -127,9 +134,9 @@ def diversity_step(
         tl.store(known + FOLDED, folded)
     if PHASE == "choose" and tl.load(known + PROPOSED) == 1:
         seeding = stage != FOLD
-        stage, count, best, edge = candidates.choose(
-            stage, inv, proposals, columns, count, tl.load(known + BEST), gram, length, programs,
-            BLOCK, WIDTH, PROGRAMS, FINISHED,
+        stage, count, best, edge, shift = candidates.choose(
+            stage, inv, proposals, columns, count, tl.load(known + BEST), gram, shift, closest,
+            length, programs, BLOCK, WIDTH, PROGRAMS, FINISHED, VOTES,
         )  # fmt: skip
         if seeding & (stage == FOLD):
             stage, done = phases.first_pick(
@@ -141,4 +148,5 @@ def diversity_step(
         tl.store(known + COUNT, count)
         tl.store(known + BEST, best)
         tl.store(known + EDGE, edge)
+        tl.store(known + SHIFT, shift)
         tl.store(known + PROPOSED, 0)

@@ -115,7 +115,7 @@ def _dpp_greedy_kernel(
         while stage != STOP:
             tiles.products(
                 stage, x, inv, m, columns, count, gram, length, D, stride_n, me, programs,
-                own_factor + filled * stride_f, stride_f,
+                own_factor + filled * stride_f, stride_f, 0, None,
                 BLOCK, ROWS, COLS, BLOCK_K, CHUNK, SPLIT,
             )  # fmt: skip
             if stage == GRAM:
@@ -148,9 +148,9 @@ def _dpp_greedy_kernel(
                 candidates.propose(FOLD, m, None, proposals, length, me, programs, WIDTH, OWN)
                 meetings += 1
                 meet(arrivals, meetings * programs, HIP)  # all proposals are there
-                stage, count, _best, edge = candidates.choose(
-                    FOLD, None, proposals, columns, count, edge, None, length, programs,
-                    BLOCK, WIDTH, PROGRAMS, 1,
+                stage, count, _best, edge, _shift = candidates.choose(
+                    FOLD, None, proposals, columns, count, edge, None, 0, None, length, programs,
+                    BLOCK, WIDTH, PROGRAMS, 1, 0,
                 )  # fmt: skip
         if seg + tl.num_programs(0) // programs < segments:
             meetings += 1

@@ -98,7 +98,7 @@ def dpp_step(
     if PHASE == "products":
         tiles.products(
             stage, visual + origin, inv, m, columns, count, gram, length, D, stride_n, me,
-            programs, factor + filled * stride_f, stride_f,
+            programs, factor + filled * stride_f, stride_f, 0, None,
             BLOCK, ROWS, COLS, BLOCK_K, CHUNK, SPLIT,
         )  # fmt: skip
         if stage == GRAM:
@@ -130,9 +130,9 @@ def dpp_step(
         tl.store(known + COUNT, count)
     if PHASE == "choose" and tl.load(known + PROPOSED) == 1:
         edge = tl.load(known + EDGE)
-        stage, count, _best, edge = candidates.choose(
-            FOLD, None, proposals, columns, count, edge, None, length, programs,
-            BLOCK, WIDTH, PROGRAMS, 1,
+        stage, count, _best, edge, _shift = candidates.choose(
+            FOLD, None, proposals, columns, count, edge, None, 0, None, length, programs,
+            BLOCK, WIDTH, PROGRAMS, 1, 0,
         )  # fmt: skip
         tl.store(known + STAGE, stage)
         tl.store(known + COUNT, count)

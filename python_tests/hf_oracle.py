@@ -52,11 +52,17 @@ def original_positions(tiny: vlms.Tiny, inputs: Mapping[str, Any], mask: Tensor)
     return torch.cat((counted[None], axes))
 
 
+@torch.no_grad()
 def hidden(tiny: vlms.Tiny, inputs: Mapping[str, Any], keep: Tensor) -> Tensor:
     """Logits `[B, L, V]` of the unpruned prompt in which nobody attends to what is not kept.
 
     `keep` is bool `[B, L]`, False at padding and at dropped columns.
     """
+    return hidden_with_grad(tiny, inputs, keep)
+
+
+def hidden_with_grad(tiny: vlms.Tiny, inputs: Mapping[str, Any], keep: Tensor) -> Tensor:
+    """The same in the grad mode of the caller."""
     ids = inputs["input_ids"]
     length = ids.shape[1]
     seen = torch.ones(length, length, dtype=torch.bool).tril().expand(len(ids), -1, -1)
@@ -73,8 +79,7 @@ def hidden(tiny: vlms.Tiny, inputs: Mapping[str, Any], keep: Tensor) -> Tensor:
     if tiny.name == "gemma3":
         mask = {"full_attention": mask, "sliding_attention": mask}
     rest = {k: v for k, v in inputs.items() if k not in ("attention_mask", "token_type_ids")}
-    with torch.no_grad():
-        output = tiny.model(**rest, attention_mask=mask, position_ids=positions, use_cache=False)
+    output = tiny.model(**rest, attention_mask=mask, position_ids=positions, use_cache=False)
     return output.logits
 
 

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import transformers
 
 import zspa_kernels as zk
 from python_tests import vlms
@@ -108,10 +110,35 @@ def test_what_is_refused() -> None:
     tiny = vlms.get("llava")
     chat = hf.ChatState(tiny.model, METHOD)
     inputs = tiny.inputs()
+    beams = transformers.GenerationConfig(num_return_sequences=3, do_sample=True)
     for wrong, text in (
         (tiny.inputs("ragged"), "one conversation without padding"),
         ({**inputs, "num_beams": 2}, "num_beams must be 1, got 2"),
+        ({**inputs, "generation_config": beams}, "num_return_sequences must be 1, got 3"),
+        ({**inputs, "cache_implementation": "static"}, "one that grows .*, got 'static'"),
         ({**inputs, "past_key_values": object()}, "the cache must be its own"),
     ):
         with pytest.raises(hf.UnsupportedInputError, match=f"ChatState: .*{text}"):
             chat.generate(**wrong)
+    with pytest.raises(hf.UnsupportedInputError, match="use_cache must be True"):
+        chat.generate(**inputs, use_cache=False)
+
+
+def test_lengths_and_streams_count_the_whole_conversation() -> None:
+    tiny = vlms.get("llava")
+    chat = hf.ChatState(tiny.model, METHOD)
+    inputs = tiny.inputs()
+    ids = inputs["input_ids"]
+    for text in (None, "<end> <start> user who"):
+        if text is not None:
+            new = tiny.processor.tokenizer([text], return_tensors="pt")["input_ids"]
+            ids = torch.cat((ids, new), dim=1)
+        given: list[torch.Tensor] = []
+        streamer = SimpleNamespace(put=given.append, end=lambda: None)
+        call = {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        length = ids.shape[1] + NEW
+        sequences = chat.generate(**call, max_length=length, do_sample=False, streamer=streamer)
+        assert sequences.shape == (1, length)
+        assert torch.equal(torch.cat([one.flatten() for one in given]), sequences[0])
+        ids = sequences
+    assert chat.reused > 0

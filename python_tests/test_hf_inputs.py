@@ -58,3 +58,33 @@ def test_gaps_in_positions_do_not_cut_the_prompt(name: str) -> None:
     assert axes.shape == (4, *mask.shape)
     for b, real in enumerate(mask):
         assert axes[0, b, real].tolist() == list(range(int(real.sum())))
+
+
+def test_pruned_inputs_serve_any_number_of_calls(tiny: vlms.Tiny) -> None:
+    """`generate` repeats the pictures it is given for its beams; with one size nobody notices."""
+    options = {"num_beams": 2, "num_return_sequences": 2, "output_logits": False}
+    photos = [[vlms.photograph(name, (112, 112))] for name in ("chelsea", "coffee")]
+    inputs = tiny.processor(
+        images=photos,
+        text=[tiny.prompt("what is this"), tiny.prompt("who is that")],
+        return_tensors="pt",
+        padding=True,
+    )
+    pruned = hf.prune_inputs(tiny.model, inputs, METHOD)
+    with METHOD(tiny.model):
+        expected = generate(tiny.model, inputs, **options)
+    for _ in range(2):
+        got = generate(tiny.model, pruned, **options)
+        assert torch.equal(pruned.restore(got.sequences), expected.sequences)
+
+
+def test_pruned_inputs_want_a_cache() -> None:
+    """P1: `generate` drops a mask of ones, and without a cache gaps in positions cut the prompt."""
+    tiny = vlms.get("llava")
+    pruned = hf.prune_inputs(tiny.model, tiny.inputs(), METHOD)
+    with pytest.raises(TypeError, match="multiple values for keyword argument 'use_cache'"):
+        tiny.model.generate(**pruned, use_cache=False)
+    with torch.no_grad():
+        cached = tiny.model(**pruned).logits
+        direct = tiny.model(**{**pruned, "use_cache": False}).logits
+    torch.testing.assert_close(direct, cached, rtol=1e-4, atol=1e-4)

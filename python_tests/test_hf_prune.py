@@ -18,6 +18,7 @@ from python_tests.hf_oracle import (
     cache_of,
     generate,
     hidden,
+    hidden_with_grad,
     reported_columns,
     rows,
 )
@@ -117,3 +118,52 @@ def test_a_direct_call_sees_the_kept_tokens_only(tiny: vlms.Tiny) -> None:
     for b, columns in enumerate(keep):
         count = int(columns.sum())
         torch.testing.assert_close(first.logits[b, -count:], expected[b, columns], **CLOSE)
+
+
+def test_gradients_of_a_direct_call(tiny: vlms.Tiny) -> None:
+    """Training with a pruned prompt: those of the unpruned one with the dropped tokens hidden."""
+    inputs = tiny.inputs()
+
+    def gradients(logits: torch.Tensor) -> dict[str, torch.Tensor]:
+        logits[0, -1].square().sum().backward()
+        found = {n: p.grad for n, p in tiny.model.named_parameters() if p.grad is not None}
+        tiny.model.zero_grad()
+        return found
+
+    tiny.model.train()
+    try:
+        with METHOD(tiny.model) as handle:
+            got = gradients(tiny.model(**inputs).logits)
+        assert handle.report is not None
+        keep = reported_columns(tiny, inputs, handle.report)
+        expected = gradients(hidden_with_grad(tiny, inputs, keep))
+    finally:
+        tiny.model.eval()
+    assert set(got) == set(expected)
+    largest = {name: float(one.abs().max()) for name, one in expected.items()}
+    # Not those of biases of keys, which are zero but for rounding.
+    names = [name for name, one in largest.items() if one > 1e-6 * max(largest.values())]
+    assert any("visual" in name or "vision" in name for name in names)
+    for name in names:
+        torch.testing.assert_close(got[name], expected[name], rtol=1e-3, atol=1e-4 * largest[name])
+
+
+def test_ambient_modes(tiny: vlms.Tiny) -> None:
+    """Inference mode changes no bit; under autocast the prompt is as short."""
+    # Its merging mixes types under autocast, unpruned as well.
+    mixes = tiny.name == "smolvlm" and vlms.VERSION < (5, 23)
+    inputs = tiny.inputs()
+    with METHOD(tiny.model) as handle:
+        expected = rows(generate(tiny.model, inputs))
+        with torch.inference_mode():
+            assert torch.equal(rows(generate(tiny.model, inputs)), expected)
+            direct = tiny.model(**inputs).logits[:, -1]
+        torch.testing.assert_close(direct, expected[:, 0], **CLOSE)
+        with torch.autocast("cpu", torch.bfloat16, enabled=not mixes):
+            rounded = rows(generate(tiny.model, inputs))
+    assert handle.calls == 4
+    assert rounded.isfinite().all()
+    assert handle.report is not None
+    assert [image.after for image in handle.report.images] == [
+        zk.num_keep(image.before, 0.2) for image in handle.report.images
+    ]

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from typing import Any
 
 import pytest
@@ -135,6 +137,16 @@ def test_nested_blocks(tiny: vlms.Tiny) -> None:
         generate(tiny.model, tiny.inputs())
 
 
+def test_copies_of_a_pruned_model(tiny: vlms.Tiny) -> None:
+    """A copy would answer with the original's `generate`."""
+    with METHOD(tiny.model):
+        for copying in (copy.deepcopy, pickle.dumps):
+            with pytest.raises(hf.PruningError, match="must not be copied or saved whole while"):
+                copying(tiny.model)  # type: ignore[operator]
+        generate(tiny.model, tiny.inputs())
+    assert "generate" not in vars(copy.deepcopy(tiny.model))
+
+
 def test_a_handle_that_is_never_installed(tiny: vlms.Tiny) -> None:
     """`method(model)` without `with` prunes nothing, and does not do so in silence."""
     handle = METHOD(tiny.model)
@@ -180,6 +192,8 @@ def test_going_on_from_a_pruned_cache(tiny: vlms.Tiny) -> None:
         ({"assistant_model": object()}, hf.UnsupportedInputError, "prompt_lookup_num_tokens works"),
         ({"pixel_values_videos": torch.zeros(1)}, hf.UnsupportedInputError, "only pictures are"),
         ({"inputs_embeds": torch.zeros(1)}, hf.UnsupportedInputError, "only pictures are"),
+        ({"mm_encoder_outputs": {}}, hf.UnsupportedInputError, "only pictures are"),
+        ({"cache_implementation": "paged"}, hf.UnsupportedInputError, "must not be 'paged'"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )

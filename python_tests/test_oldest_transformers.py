@@ -21,4 +21,4 @@ def test_pruned_models_with_the_oldest_transformers() -> None:
     for name in hf_matrix.NAMES:
         assert ended.counts[name]["passed"] >= 6, ended.counts
     for name in ("llava", "llava_next", "qwen2_5_vl"):
-        assert ended.counts[name]["passed"] >= 8, ended.counts
+        assert ended.counts[name]["passed"] >= 30, ended.counts

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import continuation
+from . import continuation, generating
 from .architectures import Target, transformers_version
 from .encode import rebuild
 from .errors import UnsupportedInputError, UnsupportedModelError
@@ -17,6 +17,9 @@ from .options import Options, fitted
 from .positions import full_positions
 from .query import Query
 from .report import PruneReport
+
+#: Caches that are not made for one length.
+_GROWING = ("dynamic", "dynamic_full", "offloaded", "quantized")
 
 
 class ChatState:
@@ -70,7 +73,7 @@ class ChatState:
         """`model.generate` for the next turn: same arguments, same result, whole prompts.
 
         Raises:
-            UnsupportedInputError: more than one conversation, beams or several sequences a prompt.
+            UnsupportedInputError: several conversations, beams, sequences; a cache of fixed size.
             PruningError: as in `prune`.
         """
         ids = input_ids(call)
@@ -81,11 +84,19 @@ class ChatState:
                 f"got {list(ids.shape)}"
             )
         for name in ("num_beams", "num_return_sequences"):
-            if (call.get(name) or 1) > 1:
-                raise UnsupportedInputError(f"ChatState: {name} must be 1, got {call[name]}")
+            value = generating.effective(self._target, call, name) or 1
+            if value > 1:
+                raise UnsupportedInputError(f"ChatState: {name} must be 1, got {value}")
+        kind = generating.effective(self._target, call, "cache_implementation")
+        if kind is not None and kind not in _GROWING:
+            raise UnsupportedInputError(
+                f"ChatState: cache_implementation must be one that grows with the conversation, "
+                f"{', '.join(_GROWING)}, got {kind!r}"
+            )
         if continuation.cache_in(call) is not None:
             raise UnsupportedInputError("ChatState: the cache must be its own, got another one")
         refuse(call)
+        generating.refuse(self._target, call)
         call["attention_mask"] = torch.ones_like(ids)
         old = self._known(ids)
         # Before 5.23 types of new tokens are read as if they stood where the cache begins.
@@ -103,6 +114,9 @@ class ChatState:
         given.update(input_ids=small, attention_mask=torch.ones_like(small), position_ids=positions)
         if image is not None:
             given["mm_encoder_outputs"] = {"image": image}
+        given.update(generating.lengths(self._target, call, ids.shape[1] - small.shape[1]))
+        if call.get("streamer") is not None:
+            given["streamer"] = generating.WholePrompt(call["streamer"], ids)
         if old:
             given[self._target.cache_name()] = self._cache
         self.reset()  # an error in between leaves a cache that fits no prompt

@@ -14,14 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import continuation
+from . import continuation, generating
 from .architectures import Target
 from .errors import (
     AlreadyPrunedError,
     CachedPromptError,
-    ChunkedPrefillError,
     NothingPrunedWarning,
-    UnsupportedInputError,
+    PruningError,
 )
 from .hooks import Hooks
 from .inputs import Pruned, features_form, input_ids, prune_batch
@@ -113,6 +112,13 @@ class PruneHandle:
                 stacklevel=2,
             )
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # A copy of the model would call the generate of this one.
+        raise PruningError(
+            "prune: model must not be copied or saved whole while it is pruned; leave the block or "
+            "call remove() first (save_pretrained and state_dict work)"
+        )
+
     def __enter__(self) -> PruneHandle:
         return self.install()
 
@@ -191,65 +197,29 @@ class PruneHandle:
                 "prune: the cache must not hold a pruned prompt: generate would cut the new prompt "
                 "by the unpruned length; use hf.ChatState for conversations"
             )
-        if call.get("pixel_values") is None and call.get("pixel_values_videos") is None:
+        given = ("pixel_values", "pixel_values_videos", "mm_encoder_outputs")
+        if all(call.get(name) is None for name in given):
             return generate(**call)
-        self._refuse(call)
+        generating.refuse(self._target, call)
         takes = self._target.takes_features
         with torch.no_grad():
             pruned = self._prune(call, "inputs" if takes else "hooks")
         full = input_ids(call)
         dropped = full.shape[1] - pruned.index.shape[1]
-        lengths = self._lengths(call, dropped)
+        changed = generating.lengths(self._target, call, dropped)
+        if call.get("streamer") is not None:
+            changed["streamer"] = generating.WholePrompt(call["streamer"], full)
         rest = {k: v for k, v in call.items() if k not in self._consumed()}
         if takes:
-            output = generate(**{**rest, **features_form(pruned), **lengths})
+            output = generate(**{**rest, **features_form(pruned), **changed})
         else:
             encoder = {k: call[k] for k in self._target.encoder_arguments() if k in call}
             with self._hooks.expecting(pruned):
-                output = generate(**{**rest, **pruned.inputs, **encoder, **lengths})
+                output = generate(**{**rest, **pruned.inputs, **encoder, **changed})
         return _restored(output, full, pruned, self._hooks.continuation(pruned, full.shape[1]))
 
     def _consumed(self) -> set[str]:
         return {*self._target.encoder_arguments(), "pixel_values", "position_ids"}
-
-    def _effective(self, call: Mapping[str, Any], name: str) -> Any:
-        """A generation parameter: of the call, its configuration, or the model's."""
-        for source in (call, call.get("generation_config"), self._target.model.generation_config):
-            get = source.get if isinstance(source, Mapping) else functools.partial(getattr, source)
-            value = get(name, None) if source is not None else None
-            if value is not None:
-                return value
-        return None
-
-    def _refuse(self, call: Mapping[str, Any]) -> None:
-        """Raise for ways of generating whose result would be wrong."""
-        if self._effective(call, "use_cache") is False:
-            raise UnsupportedInputError(
-                "prune: use_cache must be True, got False: without a cache transformers takes the "
-                "positions of a pruned prompt for several packed sequences"
-            )
-        if call.get("assistant_model") is not None:
-            raise UnsupportedInputError(
-                "prune: assistant_model must be None, got a model, which has not read the pruned "
-                "prompt; prompt_lookup_num_tokens works"
-            )
-        chunk = self._effective(call, "prefill_chunk_size")
-        if chunk is not None and not self._target.slices_features():
-            raise ChunkedPrefillError(
-                f"prune: prefill_chunk_size must be None with this transformers, got {chunk}: it "
-                f"mixes up pictures in chunked prefill; 5.23 and newer do not"
-            )
-
-    def _lengths(self, call: Mapping[str, Any], dropped: int) -> dict[str, int]:
-        """`max_length` and `min_length` count the prompt: shorter by what was dropped."""
-        lengths: dict[str, int] = {}
-        for name, new in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
-            value = self._effective(call, name)
-            # 20 is the default of old versions, to which they add the length of the prompt.
-            default = call.get(name) is None and value in (None, 0, 20)
-            if self._effective(call, new) is None and value is not None and not default:
-                lengths[name] = max(value - dropped, 0)
-        return lengths
 
 
 def _restored(output: Any, full: Tensor, pruned: Pruned, note: continuation.Continuation) -> Any:

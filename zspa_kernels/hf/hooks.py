@@ -143,7 +143,8 @@ class Hooks:
     def _after(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         note = getattr(kwargs.get("mm_encoder_outputs"), "note", None)
         if not self._target.takes_features:
-            running = self._running.get()
+            # Steps of decoding have no picture; torch.compile cannot follow a context variable.
+            running = None if kwargs.get("pixel_values") is None else self._running.get()
             if running is None:
                 return
             self._running.set(None)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import UserDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,8 +34,14 @@ from .select import Choice, choose, rate
 _TOKEN_TYPES = ("mm_token_type_ids", "token_type_ids")
 
 
-class PrunedInputs(dict[str, Any]):
+class PrunedInputs(UserDict[str, Any]):
     """Inputs for `model.generate(**inputs)` or `model(**inputs)`, and what was done to them.
+
+    A mapping, as what a processor returns. It can be used for any number of calls: each is given
+    encoded pictures of its own, for `generate` repeats those it is given once for every beam. And
+    it says `use_cache=True`: without a cache `generate` forgets a mask of ones, and transformers
+    takes gaps in positions for borders of packed sequences. So `generate(**pruned,
+    use_cache=False)` is a TypeError; for a forward call write `{**pruned, "use_cache": False}`.
 
     Attributes:
         report: what was pruned.
@@ -46,6 +53,12 @@ class PrunedInputs(dict[str, Any]):
     report: PruneReport
     index: Tensor
     prompt: Tensor
+
+    def __getitem__(self, name: str) -> Any:
+        value = super().__getitem__(name)
+        if name != "mm_encoder_outputs" or value is None:
+            return value
+        return {kind: type(output)(**output) for kind, output in value.items()}
 
     def restore(self, sequences: Tensor) -> Tensor:
         """Generated `sequences` `[R, L' + new]` with the unpruned prompts in front, R = B * n."""
@@ -123,7 +136,7 @@ def prune_inputs(
             `assign`: ToMe, VisionZip). None: if it can. False: they are dropped, as always.
 
     Returns:
-        A dict for `generate` or for a forward call, with `report`, `index` and `restore`.
+        A mapping for `generate` or a forward call, with `report`, `index` and `restore`.
 
     Raises:
         UnsupportedModelError: the architecture is unknown, or transformers is older than 5.20; use
@@ -153,7 +166,7 @@ def prune_inputs(
     else:
         with torch.no_grad():
             pruned = prune_batch(target, inputs, method, options)
-        result = PrunedInputs(features_form(pruned))
+        result = PrunedInputs({"use_cache": True, **features_form(pruned)})
         result.report, result.index, result.prompt = pruned.report, pruned.index, ids
     if result.report.after == result.report.before:
         warn_nothing(result.report, stacklevel=3)

@@ -10,6 +10,7 @@
 #include "cpu/problem.h"
 #include "cpu/segments.h"
 #include "cpu/sensitivity.h"
+#include "cpu/topk.h"
 
 #ifndef ZSPA_VERSION
 #error "the build must define ZSPA_VERSION"
@@ -233,6 +234,29 @@ void call_merge(uintptr_t x, int dtype, int64_t S, int64_t N, int64_t D, int64_t
                  });
 }
 
+template <class Score>
+void topk_rows(const Score* scores, int64_t S, int64_t N, const uint8_t* mask,
+               const uint8_t* forced, int64_t k, bool ascending, int threads, int64_t* indices) {
+  threads = zspa::cpu::threads_for(16 * S * N, zspa::cpu::usable_threads(threads));
+  zspa::cpu::parallel_for(threads, S, [&](int64_t s, int) {
+    zspa::cpu::top_k(zspa::cpu::Rated<Score>{scores + s * N, N, mask ? mask + s * N : nullptr,
+                                             forced ? forced + s * N : nullptr},
+                     k, ascending, indices + s * k);
+  });
+}
+
+void call_topk(uintptr_t scores, int dtype, int64_t S, int64_t N, uintptr_t mask, uintptr_t forced,
+               int64_t k, bool ascending, int threads, uintptr_t indices) {
+  const auto run = [&](const auto* values) {
+    topk_rows(values, S, N, at<const uint8_t>(mask), at<const uint8_t>(forced), k, ascending,
+              threads, at<int64_t>(indices));
+  };
+  if (dtype == zspa::cpu::kDouble) return run(at<const double>(scores));
+  if (DType(dtype) == DType::f32) return run(at<const float>(scores));
+  if (DType(dtype) == DType::f16) return run(at<const zspa::Half>(scores));
+  run(at<const zspa::BFloat16>(scores));
+}
+
 zspa::cpu::Rows rows(uintptr_t data, int dtype, int64_t count, int64_t width, int64_t stride) {
   return {at<char>(data), DType(dtype), count, width, stride * zspa::size_of(DType(dtype))};
 }
@@ -286,6 +310,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("assign", &call_assign, unlocked);
   m.def("match", &call_match, unlocked);
   m.def("merge", &call_merge, unlocked);
+  m.def("topk", &call_topk, unlocked);
   m.def("ragged_table", &ragged_table);
   m.def("prompt_spans", &prompt_spans);
   m.def("facility_location", &call_facility_location, unlocked);

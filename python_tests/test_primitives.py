@@ -144,14 +144,13 @@ def test_topk(data: st.DataObject) -> None:
     first = data.draw(st.integers(0, n))
     second = data.draw(st.integers(0, n - first))
     k = first + second
-    got = topk(scores, k, mask=mask, force_keep=force, segments=segments, quotas=[first, second, 0])
-    assert got.tolist() == scoredtopk(scores, k, mask, force, segments, [first, second, 0])
-
-
-def test_topk_with_nothing_but_ties() -> None:
-    scores = (torch.arange(1000) % 7).float()
-    for k in (1, 100, 1000):
-        assert topk(scores, k).tolist() == scoredtopk(scores, k)
+    for division in (None, [first, second, 0]):
+        given = (mask, force, segments if division else None, division)
+        right = scoredtopk(scores, k, *given)
+        named = dict(zip(("mask", "force_keep", "segments", "quotas"), given, strict=True))
+        assert topk(scores, k, **named).tolist() == right
+        ascending = sorted(right, key=lambda i: i if i >= 0 else n)
+        assert topk(scores, k, **named, sorted=True).tolist() == ascending
 
 
 def test_match_at_a_tie() -> None:

@@ -171,6 +171,19 @@ def merge(
     out: int,
     /,
 ) -> None: ...
+def topk(
+    scores: int,
+    dtype: int,
+    B: int,
+    N: int,
+    mask: int,
+    forced: int,
+    k: int,
+    ascending: bool,
+    threads: int,
+    indices: int,
+    /,
+) -> None: ...
 def ragged_table(
     offsets: int,
     wide_offsets: bool,

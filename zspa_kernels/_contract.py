@@ -52,7 +52,9 @@ def optional_tensor(op: str, name: str, x: object) -> None:
 
 def integer(op: str, name: str, value: Any) -> Any:
     """Return `value` as an int; symbolic sizes pass as they are. A bool is not a number."""
-    if isinstance(value, torch.SymInt) or (torch.compiler.is_compiling() and type(value) is int):
+    if type(value) is int and (torch.compiler.is_compiling() or -(2**63) <= value < 2**63):
+        return value
+    if isinstance(value, torch.SymInt):
         return value
     if isinstance(value, bool | Tensor) or not hasattr(value, "__index__"):
         raise TypeError(f"{op}: {name} must be an int, got {_say(value)}")
@@ -65,12 +67,13 @@ def integer(op: str, name: str, value: Any) -> Any:
 def share_or_count(op: str, name: str, value: Any) -> Any:
     """Return `value` as a float in (0, 1] or an int of at least 1."""
     if type(value) is not float:
-        if isinstance(value, bool | Tensor) or not isinstance(value, numbers.Real | torch.SymInt):
+        whole = type(value) is int or isinstance(value, torch.SymInt)
+        if not whole and (isinstance(value, bool | Tensor) or not isinstance(value, numbers.Real)):
             raise TypeError(f"{op}: {name} must be a float or an int, got {_say(value)}")
-        if isinstance(value, numbers.Integral | torch.SymInt):
+        if whole or isinstance(value, numbers.Integral):
             if (value < 1) is True:
                 raise ValueError(f"{op}: {name} must be a count of at least 1, got {value}")
-            return value if isinstance(value, int | torch.SymInt) else operator.index(value)
+            return value if whole else operator.index(value)
     share = float(value)
     if not 0.0 < share <= 1.0:  # NaN fails too
         raise ValueError(f"{op}: {name} must be a share in (0, 1], got {value}")

@@ -27,6 +27,9 @@ from ._contract import (
     integers,
     tensor,
 )
+from ._contract import (
+    flag as flag,
+)
 from ._contract import option as option
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)

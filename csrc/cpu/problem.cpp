@@ -7,6 +7,8 @@
 #include <utility>
 #include <vector>
 
+#include "topk.h"
+
 namespace zspa::cpu {
 namespace {
 
@@ -119,7 +121,7 @@ void select_one(const Segment& segment, Pooling pooling, bool sorted, int thread
     std::vector<float> scores(static_cast<size_t>(N));
     if (relevance(segment.tokens, segment.mask, segment.prompt, pooling, threads, inv.data(),
                   scores.data()))
-      core = top_k(scores.data(), N, segment.k_core, segment.out);
+      core = top_k(Rated<float>{scores.data(), N}, segment.k_core, false, segment.out);
     else
       k_diverse = K;  // nothing to be relevant to
   } else {
@@ -164,7 +166,7 @@ void relevance_topk(Problem& problem) {
     std::vector<float> inv(static_cast<size_t>(segment.tokens.N));
     if (relevance(segment.tokens, segment.mask, segment.prompt, problem.pooling, threads,
                   inv.data(), segment.scores))
-      top_k(segment.scores, segment.tokens.N, segment.k_core, segment.out);
+      top_k(Rated<float>{segment.scores, segment.tokens.N}, segment.k_core, false, segment.out);
     else
       std::fill(segment.out, segment.out + segment.k_core, int64_t(-1));
   });

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // relevance_topk: cosine of every visual token with the pooled prompt, and the k most relevant.
 // Algorithm   : pool the prompt in float32 (ZSPAPrune, arXiv 2510.17197, eq. 4), one pass over the
-//               tokens for norms and dots (eq. 5), quickselect + sort of (score, index) keys (eq. 6).
+//               tokens for norms and dots (eq. 5); the choice (eq. 6) is topk.cpp's.
 // Work        : 4 N D flops, one read of the tokens (pooling none_max: one per 16 prompt tokens).
 // Mapping     : 64 rows a task; channels along the lanes.
 // Numerics    : float32; a row's result depends on that row and the prompt alone.
@@ -134,20 +134,6 @@ bool relevance(const Tokens& tokens, const uint8_t* mask, const Prompt& prompt, 
     token_pass(tokens, mask, vectors, scale, threads, inv, scores);
   }
   return true;
-}
-
-int64_t top_k(const float* scores, int64_t N, int64_t k, int64_t* out) {
-  std::vector<Key> keys;
-  keys.reserve(size_t(N));
-  for (int64_t i = 0; i < N; ++i)
-    if (scores[i] > -kInf) keys.push_back(make_key(-scores[i], i));
-  const int64_t found = std::min<int64_t>(k, int64_t(keys.size()));
-  if (found < int64_t(keys.size()))
-    std::nth_element(keys.begin(), keys.begin() + found, keys.end());
-  std::sort(keys.begin(), keys.begin() + found);
-  for (int64_t i = 0; i < found; ++i) out[i] = index_of(keys[size_t(i)]);
-  std::fill(out + found, out + k, int64_t(-1));
-  return found;
 }
 
 }  // namespace zspa::cpu

@@ -27,8 +27,4 @@ void inverse_norms(const Tokens& tokens, const uint8_t* mask, int threads, float
 bool relevance(const Tokens& tokens, const uint8_t* mask, const Prompt& prompt, Pooling pooling,
                int threads, float* inv, float* scores);
 
-// The k largest scores by falling score, ties by lowest index; -1 where fewer tokens are valid.
-// Returns how many are.
-int64_t top_k(const float* scores, int64_t N, int64_t k, int64_t* out);
-
 }  // namespace zspa::cpu

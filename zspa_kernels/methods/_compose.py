@@ -37,12 +37,15 @@ FEATURES = Input(
 )
 
 
-def per_token(about: About, name: str, value: object, visual: Tensor) -> Tensor:
-    """A required score a token, float32 `[B, N]`, without its gradient."""
-    _contract.visual(about.title, visual)
+def per_token(
+    about: About, name: str, value: object, visual: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    """A required score a token, float32 `[B, N]`, without its gradient; tokens and mask checked."""
+    _contract.visual(about.title, visual, mask)
     x = about.require(name, value)
     _contract.per_token(about.title, name, x, visual)
-    return x.detach().float()
+    x = x.detach()
+    return x if x.dtype is torch.float32 else x.float()
 
 
 def standing(x: Tensor, mask: Tensor | None) -> Tensor:

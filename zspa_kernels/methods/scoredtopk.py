@@ -10,7 +10,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from .. import _contract, api
-from ..primitives import ascending, topk
+from ..primitives.scores import largest
 from ..types import Selection
 from ._compose import per_token
 from ._registry import VISUAL, About, Input, register
@@ -176,17 +176,9 @@ class ScoredTopK(EachByItself):
         Returns:
             The selection; all of it is core, and its scores are those given.
         """
-        rating = per_token(self._facts, "scores", scores, visual)
-        n = visual.shape[-2]
-        picks = topk(
-            rating,
-            api.num_keep(n, self.keep, self.rounding),
-            mask=visual_mask,
-            force_keep=force_keep,
-            segments=segments,
-            quotas=quotas,
-        )
-        indices = ascending(picks, n) if self.sorted else picks
+        rating = per_token(self._facts, "scores", scores, visual, visual_mask)
+        k = api.num_keep(visual.shape[-2], self.keep, self.rounding)
+        indices = largest(rating, k, visual_mask, force_keep, segments, quotas, self.sorted)
         return Selection(indices, indices >= 0, rating)
 
 

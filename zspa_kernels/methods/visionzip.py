@@ -148,8 +148,7 @@ class VisionZip(EachByItself):
         self, visual: Tensor, attention: Tensor | None, mask: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Attention as float32, and which tokens are dominant and which are targets: `[B, N]`."""
-        scores = per_token(self.about, "attention", attention, visual)
-        _contract.visual("VisionZip", visual, mask)
+        scores = per_token(self.about, "attention", attention, visual, mask)
         n = visual.shape[-2]
         k = api.num_keep(n, self.keep)
         contextual = api.split_core(k, self.contextual)

@@ -26,6 +26,7 @@ LONGEST = 2.0**40  # of a valid row
 #: Rows of a temporary: it stays in cache, where a large one costs more in page faults than in work.
 ROWS = 128
 _CHUNK = 2**19  # elements of a float64 temporary
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -48,22 +49,24 @@ def undisturbed(function: _F) -> _F:
 
 def readable(x: Tensor) -> bool:
     """Whether values of `x` are there to be looked at, at no cost: not traced, and on a CPU."""
-    return (
-        type(x) in (Tensor, torch.nn.Parameter)
-        and x.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
-    )
+    return not torch.compiler.is_compiling() and _has_values(x)
 
 
-def native(*tensors: Tensor | None) -> bool:
-    """Whether the native kernels can take these: a float64 or a traced tensor is for torch."""
-    if torch.compiler.is_compiling():  # before anything that cannot be traced
+def _has_values(x: Tensor) -> bool:
+    return type(x) in _PLAIN and x.is_cpu and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+def native(*tensors: Tensor | None, float64: bool = False) -> bool:
+    """Whether native kernels, of `float64` or not, can take these: a traced tensor is for torch."""
+    # Compiling comes before anything that cannot be traced.
+    if torch.compiler.is_compiling() or reason() is not None:
         return False
-    return reason() is None and all(
-        x is None or (readable(x) and x.dtype is not torch.float64 and not x.is_neg())
-        for x in tensors
-    )
+    for x in tensors:
+        if x is None:
+            continue
+        if not _has_values(x) or x.is_neg() or (x.dtype is torch.float64 and not float64):
+            return False
+    return True
 
 
 def as_batch(x: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from .. import _contract_primitives as _contract
-from ._image import readable
+from ..backends.cpp import _topk as _cpp
+from ._image import native
 
 
 def min_max(scores: Tensor, valid: Tensor, flat: float = 1e-3) -> Tensor:
@@ -47,6 +48,7 @@ def topk(
     force_keep: Tensor | None = None,
     segments: Tensor | None = None,
     quotas: Sequence[int] | None = None,
+    sorted: bool = False,
 ) -> Tensor:
     """The k tokens of the largest scores, ties to the lowest index.
 
@@ -60,15 +62,17 @@ def topk(
             belong to none and are taken only when segments leave slots.
         quotas: how many tokens each of the S segments gets, adding up to k. What a segment cannot
             fill goes to the best tokens that are left.
+        sorted: True: indices ascend, which keeps the raster order.
 
     Returns:
-        int64 `[B, k]` by falling score, forced ones first, then -1 where valid tokens run out.
+        int64 `[B, k]`, by falling score with forced ones first, or ascending; then -1 where valid
+        tokens run out.
 
     Raises:
         TypeError, ValueError: as in `select`; `segments` without `quotas`, or the reverse.
 
-    Complexity: N log N; two sorts with segments. No host synchronisation. On a CPU, where looking
-    at values costs nothing, scores without ties in their first k + 1 are not sorted.
+    Complexity: N, and k log k for the order of scores, on a CPU without segments. Else N log N; two
+    sorts with segments. No host synchronisation.
 
     Example:
         >>> scores = torch.tensor([0.1, 0.9, 0.8, 0.7, 0.2])
@@ -80,40 +84,40 @@ def topk(
         [1, 3]
     """
     _contract.scores("topk", scores, k, mask)
+    _contract.flag("topk", "sorted", sorted)
+    return largest(scores, k, mask, force_keep, segments, quotas, sorted)
+
+
+def largest(
+    scores: Tensor,
+    k: int,
+    mask: Tensor | None,
+    force_keep: Tensor | None,
+    segments: Tensor | None,
+    quotas: Sequence[int] | None,
+    sorted: bool,
+) -> Tensor:
+    """`topk` of scores and a mask that were checked."""
+    if force_keep is not None:
+        _contract.flags("topk", "force_keep", force_keep, scores)
+    whole = segments is None and quotas is None
+    if whole and native(scores, mask, force_keep, float64=True):
+        return _cpp.topk(scores, k, mask, force_keep, sorted)
     scores, n = scores.detach(), scores.shape[-1]
-    if force_keep is None and segments is None and quotas is None:
-        picks = _largest(scores, k, mask)
-        if picks is not None:
-            return picks
     usable = scores.isfinite()
     if mask is not None:
         usable = usable & mask
     # Minus zero would sort before zero where bits are compared.
     keys = (scores.double() + 0.0).masked_fill(~usable, -torch.inf)
     if force_keep is not None:
-        _contract.flags("topk", "force_keep", force_keep, scores)
         keys = keys.masked_fill(force_keep & usable, torch.inf)
     order = keys.sort(dim=-1, descending=True, stable=True).indices
-    if segments is not None or quotas is not None:
+    if not whole:
         order = _by_quotas(scores, order, keys, k, segments, quotas)
     picks = order[..., :k]
     chosen = torch.arange(n, device=scores.device)[:k] < usable.sum(-1, keepdim=True)
-    return torch.where(chosen, picks, -1)
-
-
-def _largest(scores: Tensor, k: int, mask: Tensor | None) -> Tensor | None:
-    """The k largest on a CPU if no two of them and the next are equal, and all are finite."""
-    n = scores.shape[-1]
-    if not readable(scores) or scores.numel() == 0 or k == 0:
-        return None
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
-    values, order = scores.topk(min(k + 1, n))
-    # All but the last are finite where all fall strictly and the first is; NaN comes first.
-    falling = (values[..., 1:] < values[..., :-1]).all() & (values[..., 0] < torch.inf).all()
-    if not falling or (k == n and not (values[..., -1] > -torch.inf).all()):
-        return None
-    return order[..., :k]
+    picks = torch.where(chosen, picks, -1)
+    return ascending(picks, n) if sorted else picks
 
 
 def _by_quotas(

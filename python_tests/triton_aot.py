@@ -44,6 +44,7 @@ def record(dtype: torch.dtype, full: bool, hip: bool) -> list[Launch]:
         diversity,
         dpp,
         facility_location,
+        min_sum,
         relevance_topk,
         select,
         sensitivity,
@@ -56,7 +57,8 @@ def record(dtype: torch.dtype, full: bool, hip: bool) -> list[Launch]:
     ) -> None:
         launches.append(Launch(kernel, args, options | {"launch_cooperative_grid": together}))
 
-    for module in (diversity, dpp, facility_location, relevance_topk, select, sensitivity):
+    modules = (diversity, dpp, facility_location, min_sum, relevance_topk, select, sensitivity)
+    for module in modules:
         module.launch = recorder  # type: ignore[attr-defined]
     torch.version.hip = "0" if hip else None
     call_selection(dtype, full)
@@ -70,6 +72,7 @@ def call_selection(dtype: torch.dtype, full: bool, n: int = 2880, d: int = 4096)
         diversity,
         dpp,
         facility_location,
+        min_sum,
         relevance_topk,
         select,
     )
@@ -82,6 +85,7 @@ def call_selection(dtype: torch.dtype, full: bool, n: int = 2880, d: int = 4096)
     diversity.diversity(visual, 58, None, None, None)
     select.select(visual, prompt, 23, 35, None, None, "mean", True)
     dpp.dpp(visual, 58, empty(2, n, kind=torch.float32), None)
+    min_sum.min_sum(visual, 58, None, None)
     words = empty(2, 40, n, kind=torch.float32)
     facility_location.facility_location(visual, 58, words, None, None, 0.2, 0.5)
     if not full:
@@ -97,10 +101,12 @@ def call_selection(dtype: torch.dtype, full: bool, n: int = 2880, d: int = 4096)
     for weights in (None, empty(2, n, kind=torch.float32)):
         for seeds in (None, empty(2, 4, kind=torch.int64)):
             diversity.diversity(visual, 58, seeds, weights, mask)
+            min_sum.min_sum(visual, 58, seeds, mask)
         dpp.dpp(visual, 58, weights, mask)
         facility_location.facility_location(visual, 58, None, weights, mask, 0.0, 1.0)
     diversity.diversity_varlen(packed, table, 58, empty(n, kind=torch.float32))
     dpp.dpp_varlen(packed, table, 58, n, empty(n, kind=torch.float32))
+    min_sum.min_sum_varlen(packed, table, 58, n)
     facility_location.facility_location_varlen(packed, table, 58, n, words[0], None, 0.2, 0.5)
     other = torch.bfloat16 if dtype == torch.float32 else torch.float32
     select.select(visual, empty(2, 40, d, kind=other), 23, 35, None, None, "none_max", False)
@@ -131,7 +137,7 @@ def source(launch: Launch) -> Any:
     from triton.compiler import ASTSource
 
     names = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "bool": "i1"}
-    names |= {"int32": "i32", "int64": "i64"}
+    names |= {"float64": "fp64", "int32": "i32", "int64": "i64"}
     signature: dict[str, str] = {}
     constants: dict[tuple[int], Any] = {}
     attributes: dict[tuple[int], Any] = {}

@@ -36,9 +36,6 @@ OPS = (
     "sensitivity_rms_hidden",
 )
 
-# Ops that a backend has no kernel for.
-CPU_ONLY = ("min_sum", "min_sum_varlen")
-
 # What backend="auto" tries, best first. The reference comes after these, and only where the backend
 # in front of it is not there at all: it is too slow to be chosen for any other reason.
 _AUTO = {"cpu": ("cpp",), "cuda": ("cuda", "triton")}
@@ -52,8 +49,6 @@ def why_not(backend: str, op: str, device: torch.device) -> str | None:
         raise ValueError(f"op must be one of {', '.join(OPS)}, got {op}")
     if backend == "cuda":
         return "native CUDA kernels are not part of this build"
-    if backend == "triton" and op in CPU_ONLY:
-        return "it has no kernel for this op: take cpp, with tokens on a CPU, or the reference"
     devices = ("cpu",) if backend == "cpp" else ("cpu", "cuda")
     if device.type not in devices:
         return f"it runs on {' and '.join(devices)} tensors, not on {device.type}"
@@ -83,7 +78,7 @@ def choose(op: str, device: torch.device) -> Callable[..., Any]:
         if reason is None:
             return load(backend, op)
         reasons[backend] = reason
-    if device.type in _AUTO and _missing(backend) and not (backend == "triton" and op in CPU_ONLY):
+    if device.type in _AUTO and _missing(backend):
         _warn_once(reasons[backend])
         return load("reference", op)
     tried = "; ".join(f"{backend}: {reason}" for backend, reason in reasons.items())

@@ -111,5 +111,5 @@ def min_sum_varlen(
     _contract_greedy.min_sum_varlen(visual, cu_seqlens, k, total_k, max_seqlen)
     run = backend_of(backend, "min_sum_varlen", visual)
     table = _segments.ragged_table(cu_seqlens, None, k, total_k, max_seqlen, visual.shape[0])
-    indices: Tensor = run(dense(visual), table, total_k)
+    indices: Tensor = run(dense(visual), table, total_k, max_seqlen)
     return indices

@@ -34,7 +34,7 @@ def min_sum(
     return indices
 
 
-def min_sum_varlen(visual: Tensor, table: Tensor, total_k: int) -> Tensor:
+def min_sum_varlen(visual: Tensor, table: Tensor, total_k: int, max_seqlen: int) -> Tensor:
     """Picks of every segment of packed tokens `[T, D]`."""
     indices = torch.empty((total_k,), dtype=torch.int64, device=visual.device)
     module().min_sum(

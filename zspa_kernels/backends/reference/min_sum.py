@@ -22,7 +22,7 @@ def min_sum(visual: Tensor, k: int, seeds: Tensor | None, visual_mask: Tensor | 
     return indices
 
 
-def min_sum_varlen(visual: Tensor, table: Tensor, total_k: int) -> Tensor:
+def min_sum_varlen(visual: Tensor, table: Tensor, total_k: int, max_seqlen: int) -> Tensor:
     """Indices int64 `[total_k]` into the packed tokens."""
     indices = torch.full((total_k,), -1, dtype=torch.int64, device=visual.device)
     for segment in table.tolist():

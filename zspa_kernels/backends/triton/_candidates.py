@@ -21,6 +21,8 @@ from ._group import (
     own_rows,
 )
 
+PART = tl.constexpr(16)  # candidates that each is compared with at a time; all at once would spill
+
 
 @triton.jit
 def propose(
@@ -136,14 +138,19 @@ def choose(
 
 
 @triton.jit
-def lanes_in_order(i, ok, edge, BLOCK: tl.constexpr):
-    """(codes, edge) of the candidates `i` [BLOCK], with which a key names its lane.
+def lanes_in_order(columns, i, ok, edge, BLOCK: tl.constexpr):
+    """(codes, edge) of the candidates `i` [BLOCK] in `columns`, with which a key names its lane.
 
     A candidate's key among candidates is (value, place of its index among them, its lane), and the
     edge is what it was, for such keys.
     """
     lane = tl.arange(0, BLOCK)
-    place = tl.sum((ok[None, :] & (i[None, :] < i[:, None])).to(tl.int32), 1)
+    count = tl.sum(ok.to(tl.int32), 0)
+    place = tl.full([BLOCK], 0, tl.int32)
+    for c0 in range(0, count, PART):
+        c = c0 + tl.arange(0, PART)
+        other = tl.load(columns + c, mask=c < count, other=0x7FFFFFFF)
+        place += tl.sum((other[None, :] < i[:, None]).to(tl.int32), 1)
     below = tl.sum((ok & (i < (edge & 0xFFFFFFFF))).to(tl.int32), 0)
     return place * BLOCK + lane, (edge >> 32 << 32) | (below * BLOCK).to(tl.int64)
 

@@ -35,13 +35,15 @@ def greedy_in_steps(
     device: torch.device,
     *args: Any,
     phases: tuple[str, ...] = BLOCKED,
+    once: tuple[str, ...] = ("begin",),
     **options: Any,
 ) -> int:
     """The launch of a greedy kernel, phase by phase. Returns how often the phases were run.
 
     Args:
         kernel: one phase of every group, by the name of the phase.
-        phases: in a round; there is another one before the first, "begin".
+        phases: in a round.
+        once: before the first round.
         launch: as in `_common`.
         programs: of the launch.
         device: of the tensors.
@@ -54,7 +56,8 @@ def greedy_in_steps(
         launch(kernel, programs, device, known, *args, PHASE=phase, **options)
         return known[:, STAGE.value]
 
-    stages = run("begin")
+    for phase in once:
+        stages = run(phase)
     rounds = 0
     while bool((stages != STOP.value).any()):
         gram = bool((run(phases[0]) == GRAM.value).any())

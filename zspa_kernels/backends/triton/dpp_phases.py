@@ -144,7 +144,7 @@ def chain(
     w = None
     if weights is not None:
         w = tl.load(weights + i, mask=ok, other=0.0)
-    code, edge = lanes_in_order(i, ok, edge, BLOCK)
+    code, edge = lanes_in_order(columns, i, ok, edge, BLOCK)
     done = tl.load(control + DONE)
     n = 0
     made = 0

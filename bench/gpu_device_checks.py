@@ -120,7 +120,7 @@ def compiled() -> None:
 def no_square_matrix() -> None:
     """Scratch of a call does not grow with N squared."""
     visual = draw(1, 16384, 256)
-    for op in (zk.diversity, zk.dpp):
+    for op in (zk.diversity, zk.dpp, zk.min_sum):
         op(visual, 20)
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()

@@ -12,6 +12,7 @@ from torch import Tensor
 import zspa_kernels as zk
 from bench import gpu_check
 from bench.gpu_check import check, draw, same
+from bench.method_readings import todre
 from zspa_kernels.testing import MODELS, bound, tokens
 from zspa_kernels.testing.baselines import dpp_loop, facility_location_loop
 from zspa_kernels.testing.cases import (
@@ -24,6 +25,7 @@ from zspa_kernels.testing.cases import (
 )
 from zspa_kernels.testing.coverage import check_facility_location, judge_facility_location
 from zspa_kernels.testing.determinantal import check_dpp, judge_dpp
+from zspa_kernels.testing.dispersion import check_min_sum, judge_min_sum
 
 #: Images, N, D and K of a timed call.
 SIZES = ((1, 576, 4096, 58), (1, 2880, 4096, 288), (32, 576, 4096, 58))
@@ -151,15 +153,62 @@ def facility_location_laws() -> None:
             same(zk.facility_location(visual, 40, **given), whole, turn)
 
 
+def _min_sum(visual: Tensor, k: int, seeds: Tensor | None, mask: Tensor | None) -> Tensor:
+    at = gpu_check.DEVICE
+    return zk.min_sum(
+        visual.to(at),
+        k,
+        seeds=None if seeds is None else seeds.to(at),
+        visual_mask=None if mask is None else mask.to(at),
+    ).cpu()
+
+
+@check
+def min_sum_cases() -> None:
+    """Standard cases of min_sum, with and without seeds, some of many passes."""
+    seeded = [case for case in seed_and_weight_cases() if case.seeds != "none"]
+    for case in _cases() + seeded:
+        with case.named():
+            judge_min_sum(case, _min_sum, "triton")
+
+
+@check
+def min_sum_real_sizes() -> None:
+    """Thousands of channels: the picks are judged with the error bound of matrix units."""
+    for model in MODELS:
+        visual = tokens(model, 1296, 3584, 3, torch.bfloat16)
+        check_min_sum(visual, _min_sum(visual, 130, None, None), 130, bound=bound(3584, "triton"))
+
+
+@check
+def min_sum_laws() -> None:
+    """A row alone, in a batch, padded in front, ragged; seeds; fewer picks; strides; again."""
+    for dtype in DTYPES:
+        visual = draw(40, 300, 512, dtype)
+        whole = zk.min_sum(visual, 60)
+        ragged = zk.min_sum_varlen(list(visual), 60)
+        padded = torch.cat((visual.flip(1), visual), 1)
+        mask = torch.arange(600, device=gpu_check.DEVICE).expand(40, 600) >= 300
+        same(zk.min_sum(padded, 60, visual_mask=mask) - 300, whole, "padded")
+        same(zk.min_sum(visual, 11, seeds=whole[:, :49]), whole[:, 49:], "seeds")
+        for b in range(0, 40, 7):
+            same(zk.min_sum(visual[b], 60), whole[b], f"alone {b}")
+            same(ragged[b], whole[b], f"ragged {b}")
+            same(zk.min_sum(visual[b], 13), whole[b, :13], f"fewer {b}")
+        view = visual.transpose(1, 2).contiguous().transpose(1, 2)
+        for turn in range(20):
+            same(zk.min_sum(view, 60), whole, turn)
+
+
 def timing(sizes: tuple[tuple[int, int, int, int], ...] = SIZES) -> Iterator[dict[str, Any]]:
-    """Replays of both ops, beside the published loops of one image; bfloat16, `vlm` tokens.
+    """Replays of all three ops, beside the published loops of one image; bfloat16, `vlm` tokens.
 
     The first picks of the first image are replayed in float64; where one is wrong there is no time.
     """
     for batch, n, d, k in sizes:
         visual = torch.stack([tokens("vlm", n, d, seed, torch.bfloat16) for seed in range(batch)])
         weights = torch.rand(batch, n, generator=torch.Generator().manual_seed(0))
-        for op in ("dpp", "facility_location"):
+        for op in ("dpp", "facility_location", "min_sum"):
             record = {"greedy": f"{op}, {batch} x {n} x {d}, k = {k}", "kind": "ours"}
             yield record | _timed(op, visual, weights, k)
 
@@ -170,20 +219,28 @@ def _timed(op: str, visual: Tensor, weights: Tensor, k: int) -> dict[str, Any]:
     moved, heavy = visual.to(gpu_check.DEVICE), weights.to(gpu_check.DEVICE)
     wide, few = moved[0].float(), min(k, REPLAYED)
     unit = torch.nn.functional.normalize(wide, dim=-1)
-    judge: Callable[..., Any] = check_dpp if op == "dpp" else check_facility_location
+    weighted = op != "min_sum"
+    judges: dict[str, Callable[..., Any]] = {
+        "dpp": check_dpp,
+        "facility_location": check_facility_location,
+        "min_sum": check_min_sum,
+    }
 
     def call() -> Tensor:
-        picks: Tensor = getattr(zk, op)(moved, k, weights=heavy)
+        picks: Tensor = getattr(zk, op)(moved, k, **({"weights": heavy} if weighted else {}))
         return picks
 
     def loop() -> Tensor:
         if op == "dpp":
             return dpp_loop(wide, k, heavy[0])
+        if op == "min_sum":
+            return todre(k, visual=wide)
         return facility_location_loop((unit @ unit.T).clamp_min(0), k, heavy[0])
 
-    given = {"weights": weights[0], "bound": bound(visual.shape[-1], "triton")}
+    given = {"weights": weights[0]} if weighted else {}
+    error_bound = bound(visual.shape[-1], "triton")
     try:
-        judge(visual[0], call()[0, :few].cpu(), few, **given)
+        judges[op](visual[0], call()[0, :few].cpu(), few, bound=error_bound, **given)
     except AssertionError as error:
         return {"status": "wrong", "reason": str(error)}
     loops = min(eager(loop) for _ in range(3))

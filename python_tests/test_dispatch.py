@@ -70,17 +70,6 @@ def test_other_devices_get_a_reason_for_each_backend() -> None:
         assert f"{backend}: " in str(error.value)
 
 
-@pytest.mark.parametrize("op", _dispatch.CPU_ONLY)
-@pytest.mark.parametrize("installed", [True, False])
-def test_no_gpu_kernel_is_no_reason_for_the_reference(
-    op: str, installed: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_dispatch, "_missing", lambda name: None if installed else f"no {name}")
-    _dispatch.choose.cache_clear()
-    with pytest.raises(NotImplementedError, match=r"visual must be .*triton: it has no kernel"):
-        _dispatch.choose(op, torch.device("cuda"))
-
-
 def test_unknown_names_are_value_errors() -> None:
     with pytest.raises(ValueError, match="backend must be one of"):
         _dispatch.why_not("fast", "select", CPU)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import zspa_kernels as zk
-from python_tests.runners import fitting, same_bits, strided_views, threads
+from python_tests.runners import each_backend, fitting, same_bits, strided_views, threads
 from zspa_kernels import _native
 from zspa_kernels.testing import MODELS, SPECIAL, bound, special, tokens
 from zspa_kernels.testing.cases import (
@@ -24,7 +24,7 @@ from zspa_kernels.testing.cases import (
 from zspa_kernels.testing.dispersion import MinSum, check_min_sum, judge_min_sum, min_sum64
 
 Require = Callable[..., None]
-each_backend = pytest.mark.parametrize("backend", ["reference", "cpp"])
+on_cpu = pytest.mark.parametrize("backend", ["reference", "cpp"])
 
 
 def min_sum(backend: str) -> MinSum:
@@ -43,7 +43,7 @@ def judge_all(backend: str, cases: list[Case]) -> None:
     assert decided > picks / 3  # the tolerance does not decide everything
 
 
-@each_backend
+@on_cpu
 @pytest.mark.parametrize("model", MODELS)
 def test_models(backend: str, model: str, require_backend: Require) -> None:
     require_backend(backend, "min_sum")
@@ -51,7 +51,13 @@ def test_models(backend: str, model: str, require_backend: Require) -> None:
     judge_all(backend, cases[:: 2 if backend == "reference" else 1])
 
 
-@each_backend
+def test_standard_cases_in_triton(require_backend: Require) -> None:
+    require_backend("triton", "min_sum")
+    seeded = [case for case in seed_and_weight_cases() if case.weights == "none"]
+    judge_all("triton", model_cases("small")[::4] + special_cases()[1::5] + seeded[::2])
+
+
+@on_cpu
 def test_special_inputs_and_seeds(backend: str, require_backend: Require) -> None:
     require_backend(backend, "min_sum")
     seeded = [case for case in seed_and_weight_cases() if case.weights == "none"]
@@ -82,7 +88,7 @@ def test_large_special_inputs(require_backend: Require) -> None:
 def test_all_tokens_of_a_few(backend: str, require_backend: Require) -> None:
     """Every N from 1 to 12 with every k."""
     require_backend(backend, "min_sum")
-    for n in range(1, 13):
+    for n in range(1, 7 if backend == "triton" else 13):
         d = (1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33)[12 - n]
         visual = tokens("iid", n, d, seed=n)
         for k in {0, 1, n - 1, n}:
@@ -118,9 +124,10 @@ def test_equals_the_oracle(backend: str, require_backend: Require) -> None:
 def test_batches_strides_and_segments(backend: str, require_backend: Require) -> None:
     """A row alone, in a batch, strided, padded with masked tokens, and as a segment: equal bits."""
     require_backend(backend, "min_sum")
-    sizes = {"reference": (40, 17, 12), "cpp": (450, 129, 90)}
+    sizes = {"reference": (40, 17, 12), "cpp": (450, 129, 90), "triton": (33, 17, 9)}
     n, d, k = sizes[backend]
-    for kind, dtype in zip((*MODELS, *SPECIAL), DTYPES * 8, strict=False):
+    kinds = list(zip((*MODELS, *SPECIAL), DTYPES * 8, strict=False))
+    for kind, dtype in kinds[:: 9 if backend == "triton" else 1]:
         model = kind in MODELS
         visual = tokens(kind, n, d, 3, dtype) if model else special(kind, n, d, 3).visual.to(dtype)
         mask = torch.ones(n, dtype=torch.bool) if model else special(kind, n, d, 3).mask

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults planted in the Triton kernels of dpp and facility_location: the judges must see each."""
+"""Faults planted in the Triton kernels of greedy ops: the judges must see each."""
 
 from __future__ import annotations
 
@@ -20,10 +20,14 @@ from zspa_kernels.backends.triton import (
     facility_location,
     facility_location_phases,
     facility_location_steps,
+    min_sum,
+    min_sum_phases,
+    min_sum_steps,
 )
 from zspa_kernels.testing import tokens
 from zspa_kernels.testing.coverage import check_facility_location
 from zspa_kernels.testing.determinantal import check_dpp
+from zspa_kernels.testing.dispersion import check_min_sum
 
 #: Fault -> (what stands in dpp_phases.py, what is put there).
 DPP = {
@@ -44,6 +48,24 @@ FACILITY = {
     "scale of a sum": ("tl.div_rn(scale, count.to(tl.float32))", "scale"),
     "weights ignored": ("value = value * tl.load(weights + token, mask=wanted, other=0.0)", "pass"),
     "infinite benefits count": ("(x > 0.0) & (x < INF)", "x > 0.0"),
+}
+#: The same for min_sum_phases.py.
+MIN_SUM = {
+    "the forecast is trusted": ("((t == 0) | (first == 0))", "(t >= 0)"),
+    "ties with lower rows": ("(s < best) | ((s == best) & (i < pick))", "s < best"),
+    "the best row of all times": ("s = tl.where(added == least, s, INF)", "s = s"),
+    "the best program of all times": ("tl.where((word >> 32) == count, low, INF)", "low"),
+    "float32 chooses": ("tl.where(i == token, -INF, s.to(tl.float32))", "s.to(tl.float32)"),
+    "float32 sums": ("s + c.to(tl.float64)), s)", "s.to(tl.float32) + c), s)"),
+    "picks are picked again": ("tl.where(i == pick, INF, s + c.to(tl.float64))", "s + c"),
+    "the first sums stay": ("tl.where((stage == OPEN) & (s < BEHIND), 0.0, s)", "s"),
+    "the first weighs by length": ("v.to(tl.float32) * inv[:, None]", "v.to(tl.float32) / 16"),
+    "masked rows are added": ("mask=(inv > 0.0)[:, None] & (d", "mask=(inv < 9.0)[:, None] & (d"),
+    "zero rows have a sum of 0": (
+        "tl.where(inv == 0.0, BEHIND, INF)",
+        "tl.where(inv == 0.0, 0.0, INF)",
+    ),
+    "repeated seeds count again": ("& (before == 0)", ""),
 }
 
 
@@ -98,6 +120,27 @@ def _judge_facility_location() -> None:
     check_facility_location(nothing, picks, 4, bound=1e-6, benefits=words)
 
 
+def _judge_min_sum() -> None:
+    """A masked, a zero and a long row, with and without seeds; ties; ties but in float64."""
+    n, run = 22, min_sum.min_sum
+    visual = torch.tensor([0.9, 0.0, 0.43]).repeat(n, 1)
+    visual[:, 1] = 2.0**-10 + torch.arange(n, 0, -1) * 2.0**-33
+    visual[:2] = torch.eye(3)[:2]
+    assert run(visual[None], 3, torch.tensor([[0, 1]]), None)[0].tolist() == [21, 20, 19]
+    visual, mask, seeds = (
+        tokens("iid", n, 20, seed=1),
+        torch.arange(n) != 5,
+        torch.tensor([2, 9, 9, 9]),
+    )
+    visual[3], visual[7], visual[5] = 0.0, 30 * visual[7], -40 * visual[7]
+    picks = run(visual[None], 5, None, mask[None])[0]
+    check_min_sum(visual, picks, 5, bound=1e-6, mask=mask)
+    picks = run(visual[None], n - 3, seeds[None], mask[None])[0]
+    check_min_sum(visual, picks, n - 3, bound=1e-6, seeds=seeds, mask=mask)
+    visual = tokens("exact", n, 16, seed=0)
+    check_min_sum(visual, run(visual[None], 5, None, None)[0], 5, bound=0.0)
+
+
 @pytest.mark.parametrize("fault", [None, *DPP])
 def test_dpp(fault: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     Runs(monkeypatch, dpp, span=4, own_rows=8, own_cols=2, ahead=2)
@@ -121,4 +164,17 @@ def test_facility_location(
     monkeypatch.setattr(facility_location_steps, "phases", mutant)
     with pytest.raises(AssertionError):
         _judge_facility_location()
+    return None
+
+
+@pytest.mark.parametrize("fault", [None, *MIN_SUM])
+def test_min_sum(fault: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    small = {"own_rows": 8, "ahead": 2, "sum_rows": 8, "channels": 32}
+    Runs(monkeypatch, min_sum, forecast=8, **small).programs = 2
+    if fault is None:
+        return _judge_min_sum()
+    mutant = _with_fault(min_sum_phases, MIN_SUM[fault], tmp_path)
+    monkeypatch.setattr(min_sum_steps, "phases", mutant)
+    with pytest.raises(AssertionError):
+        _judge_min_sum()
     return None

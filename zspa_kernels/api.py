@@ -287,6 +287,7 @@ def warmup(
         diversity(visual[:1, :few], min(1, few), weights=weights[:1, :few])
         dpp(visual[:1, :few], min(1, few))
         dpp(visual[:1, :few], min(1, few), weights=weights[:1, :few])
+        min_sum(visual[:1, :few], min(1, few))
     for masked in optional:
         select(visual, k_core=0, k_diverse=k, **masked)
         select(visual, prompt, k_core=one, k_diverse=k - one, **masked)
@@ -299,8 +300,7 @@ def warmup(
             part = {name: x[:, :64] for name, x in given.items()}
             facility_location(visual[:, :64], k, **part)
             facility_location(visual[:, :64], k, temperature=1.0, **part)
-        if not visual.is_cuda:  # where there is no kernel for it
-            min_sum(visual, k, seeds=seeds, **masked)
+        min_sum(visual, k, seeds=seeds, **masked)
     select_varlen(list(visual), k_core=0, k_diverse=k)
     select_varlen(list(visual), prompt[0], k_core=one, k_diverse=k - one)
     diversity_varlen(list(visual), k, weights=list(weights))
@@ -309,5 +309,4 @@ def warmup(
         part = {} if heavy is None else {"weights": [x[:64] for x in heavy]}
         facility_location_varlen(list(visual[:, :64]), k, **part)
         facility_location_varlen(list(visual[:, :64]), k, temperature=1.0, **part)
-    if not visual.is_cuda:
-        min_sum_varlen(list(visual), k)
+    min_sum_varlen(list(visual), k)

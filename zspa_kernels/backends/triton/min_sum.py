@@ -2,12 +2,13 @@
 """min_sum: greedy max-sum dispersion, each pick of the smallest sum of cosines to those before.
 
 Algorithm   : a sum can fall as well as rise, so no old sum is a bound, and every pick needs its
-              column of cosines. A pass takes the tokens of the smallest sums as candidates, foresees
-              with their Gram matrix what would be picked were there no others, and makes the columns
-              of all foreseen picks as one product. Then each program follows its own rows through
-              the forecast and notes where one of them would be picked instead. All picks before the
-              first such place are picks, and the row is the next. Without valid seeds the first pick
-              has the smallest sum over all tokens, one dot with the sum of all directions.
+              column of cosines. A pass takes the tokens of the smallest sums as candidates,
+              foresees with their Gram matrix what would be picked were there no others, and makes
+              the columns of all foreseen picks as one product. Then each program follows its own
+              rows through the forecast and notes where one of them would be picked instead. All
+              picks before the first such place are picks, and the row is the next. Without valid
+              seeds the first pick has the smallest sum over all tokens, one dot with the sum of all
+              directions.
 Inputs      : visual [B, N, D] or [T, D], float32/float16/bfloat16, any row strides; seeds int64
               [B, S]; mask bool [B, N]; table int64 [S, 5]
 Outputs     : int64 indices in pick order, [B, k] or [T']; slots that get no token stay -1
@@ -17,8 +18,8 @@ Work        : a pass reads V once, multiplies it with 64 columns and makes 1 to 
               program and at most (D/512 + 1) 64 KiB a group
 Mapping     : as diversity: one cooperative launch of groups of programs, a group a segment
 Numerics    : dots as in diversity; sums in float64, one addition after another in the order of
-              selection, so that they are as exact as their cosines. The sum of all directions is one
-              of integers. Ties to the lowest index
+              selection, so that they are as exact as their cosines. The sum of all directions is
+              one of integers. Ties to the lowest index
 Deterministic: yes: smallest keys and sums of integers do not depend on order, and no other sum is
               shared by programs
 Limits      : N < 2^31 - 2^20 (block numbers are int32); N * D may exceed 2^31 (int64 addresses)
@@ -36,7 +37,7 @@ from . import _products as tiles
 from . import _scratch
 from . import min_sum_phases as phases
 from ._common import Segments, launch, meet, program, row_strides, segment
-from ._group import ARRIVED, CONTROL, FOLD, GRAM, OPEN, STOP, accept, group_memory, own_places
+from ._group import ARRIVED, CONTROL, FOLD, GRAM, OPEN, STOP, accept, group_memory
 from ._steps import greedy_in_steps
 from .diversity import group_grid, norms
 from .diversity_config import constants, group, registers
@@ -242,9 +243,7 @@ def _greedy(
         launch(kernel, groups * programs, device, *arguments, together=True, **options)
 
 
-def _plan(
-    cfg: Config, visual: Tensor, longest: int, groups: int, programs: int
-) -> _scratch.Plan:
+def _plan(cfg: Config, visual: Tensor, longest: int, groups: int, programs: int) -> _scratch.Plan:
     """The scratch memory, in the order of the kernel's arguments."""
     block, dim = cfg.block, visual.shape[-1]
     size = group(cfg, programs)

@@ -48,7 +48,7 @@ def group_sums(
 def begin(
     inv_norm, seeds, num_seeds, sums, costs, length, slots, me, programs, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """Own rows before the first pick; seeds cannot be picked. Returns the stage.
+    """Own rows before the first pick. Returns the stage.
 
     FOLD: there are seeds to be added. OPEN: the first pick has the smallest sum over all tokens.
     """
@@ -59,17 +59,12 @@ def begin(
         m = tl.where(inv > 0.0, 0.0, tl.where(inv == 0.0, BEHIND, INF))
         tl.store(sums + i, m.to(tl.float64), mask=i < length)
         tl.store(costs + i, m, mask=i < length)
-    tl.debug_barrier()  # a seed may be written by another thread
     valid = 0
     for s0 in range(0, num_seeds, BLOCK):
         j = tl.load(seeds + s0 + t, mask=s0 + t < num_seeds, other=-1)
         inside = (j >= 0) & (j < length)
         inv = tl.load(inv_norm + j, mask=inside, other=-1.0)
         valid += tl.sum((inv >= 0.0).to(tl.int32), 0)
-        # A seed that does not count is masked out, so +inf is right for it too.
-        own = inside & (j % programs == me)
-        tl.store(sums + j, tl.full([BLOCK], INF, tl.float64), mask=own)
-        tl.store(costs + j, tl.full([BLOCK], INF, tl.float32), mask=own)
     tl.debug_barrier()  # other threads of this program read these rows next
     return tl.where(slots > 0, tl.where(valid > 0, FOLD, OPEN), STOP)
 
@@ -155,8 +150,9 @@ def follow(
 ):  # fmt: skip
     """The sums `s` of the rows `i` after `count` columns, and how many columns went into each.
 
-    With `foreseen`, what the pick of each column had when it was its turn, a row stops where it
-    would be picked instead. The first pick is certain.
+    A token whose column is added cannot be picked any more. With `foreseen`, what the pick of each
+    column had when it was its turn, a row stops where it would be picked instead. The first pick is
+    certain.
     """
     added = tl.full(s.shape, 0, tl.int32)
     for t0 in range(0, count, AHEAD):
@@ -199,7 +195,9 @@ def compare(
         s = tl.where(added == least, s, INF)
         low = tl.min(s, 0)
         at = tl.min(tl.where(s == low, i, 0x7FFFFFFF), 0).to(tl.int64)
-        better = (least < most) | ((least == most) & ((low < best) | ((low == best) & (at < token))))
+        better = (least < most) | (
+            (least == most) & ((low < best) | ((low == best) & (at < token)))
+        )
         most = tl.where(better, least, most)
         best = tl.where(better, low, best)
         token = tl.where(better, at, token)

@@ -133,7 +133,7 @@ def _min_sum_greedy_kernel(
         while stage != STOP:
             tiles.products(
                 stage, x, inv, m, columns, count, gram, length, D, stride_n, me, programs,
-                cosines, stride_f, BLOCK, ROWS, COLS, BLOCK_K, CHUNK, SPLIT,
+                cosines, stride_f, 0, None, BLOCK, ROWS, COLS, BLOCK_K, CHUNK, SPLIT,
             )  # fmt: skip
             if stage == GRAM:
                 meetings += 1
@@ -172,9 +172,9 @@ def _min_sum_greedy_kernel(
                     meetings += 1
                     meet(arrivals, meetings * programs, HIP)  # all proposals are there
                     edge = tl.full([], 0, tl.int64)
-                    stage, count, _best, _edge = candidates.choose(
-                        FOLD, None, proposals, columns, count, edge, None, length, programs,
-                        BLOCK, WIDTH, PROGRAMS, 1,
+                    stage, count, _best, _edge, _shift = candidates.choose(
+                        FOLD, None, proposals, columns, count, edge, None, 0, None, length, programs,
+                        BLOCK, WIDTH, PROGRAMS, 1, 0,
                     )  # fmt: skip
         if seg + tl.num_programs(0) // programs < segments:
             meetings += 1

@@ -116,7 +116,7 @@ def min_sum_step(
     if PHASE == "products":
         tiles.products(
             stage, x, inv, m, columns, count, gram, length, D, stride_n, me, programs,
-            cosines, stride_f, BLOCK, ROWS, COLS, BLOCK_K, CHUNK, SPLIT,
+            cosines, stride_f, 0, None, BLOCK, ROWS, COLS, BLOCK_K, CHUNK, SPLIT,
         )  # fmt: skip
         if stage != GRAM and folded >= num_seeds:
             phases.compare(
@@ -153,9 +153,9 @@ def min_sum_step(
         tl.store(known + FOLDED, folded)
     if PHASE == "choose" and tl.load(known + PROPOSED) == 1:
         edge = tl.full([], 0, tl.int64)
-        stage, count, _best, _edge = candidates.choose(
-            FOLD, None, proposals, columns, count, edge, None, length, programs,
-            BLOCK, WIDTH, PROGRAMS, 1,
+        stage, count, _best, _edge, _shift = candidates.choose(
+            FOLD, None, proposals, columns, count, edge, None, 0, None, length, programs,
+            BLOCK, WIDTH, PROGRAMS, 1, 0,
         )  # fmt: skip
         tl.store(known + STAGE, stage)
         tl.store(known + COUNT, count)

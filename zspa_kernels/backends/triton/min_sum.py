@@ -173,8 +173,8 @@ def _min_sum_greedy_kernel(
                     meet(arrivals, meetings * programs, HIP)  # all proposals are there
                     edge = tl.full([], 0, tl.int64)
                     stage, count, _best, _edge, _shift = candidates.choose(
-                        FOLD, None, proposals, columns, count, edge, None, 0, None, length, programs,
-                        BLOCK, WIDTH, PROGRAMS, 1, 0,
+                        FOLD, None, proposals, columns, count, edge, None, 0, None, length,
+                        programs, BLOCK, WIDTH, PROGRAMS, 1, 0,
                     )  # fmt: skip
         if seg + tl.num_programs(0) // programs < segments:
             meetings += 1

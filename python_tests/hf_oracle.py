@@ -46,7 +46,9 @@ def original_positions(tiny: vlms.Tiny, inputs: Mapping[str, Any], mask: Tensor)
     counted = (mask.cumsum(-1) - 1).clamp_min(0)
     if not tiny.name.startswith("qwen"):
         return counted
-    names = ("input_ids", "image_grid_thw", "mm_token_type_ids")
+    names = (
+        "input_ids", "image_grid_thw", "video_grid_thw", "second_per_grid_ts", "mm_token_type_ids",
+    )  # fmt: skip
     known = {name: inputs[name] for name in names if name in inputs}
     axes, _ = tiny.model.model.get_rope_index(**known, attention_mask=mask)
     return torch.cat((counted[None], axes))
@@ -83,9 +85,17 @@ def hidden_with_grad(tiny: vlms.Tiny, inputs: Mapping[str, Any], keep: Tensor) -
     return output.logits
 
 
+def shown(tiny: vlms.Tiny, ids: Tensor) -> Tensor:
+    """True where `ids` stand for a piece of a picture or a video."""
+    config = tiny.model.config
+    if tiny.name not in vlms.FILMS:
+        return ids == config.image_token_id
+    return (ids == config.image_token_id) | (ids == config.video_token_id)
+
+
 def reported_columns(tiny: vlms.Tiny, inputs: Mapping[str, Any], report: Any) -> Tensor:
     """Bool `[B, L]`: which columns of the unpruned prompt the report says are left."""
-    visual = inputs["input_ids"] == tiny.model.config.image_token_id
+    visual = shown(tiny, inputs["input_ids"])
     keep = inputs["attention_mask"].bool() & ~visual
     places = iter(torch.nonzero(visual).split([image.before for image in report.images]))
     for image, place in zip(report.images, places, strict=True):

@@ -148,7 +148,7 @@ def test_presets_fit_their_models(name: str) -> None:
         model = build(preset, torch.device("meta"))
     target = Target.of(model)
     given = inputs(preset, CPU)
-    where = layout(target, given, given["input_ids"] == target.image_token, [preset.tokens])
+    where = layout(target, given, given["input_ids"], {"image": [preset.tokens]})
     assert len(where.cell) == preset.tokens
     parameters = sum(p.numel() for p in model.parameters())
     millions = {

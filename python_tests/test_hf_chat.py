@@ -12,7 +12,7 @@ import transformers
 
 import zspa_kernels as zk
 from python_tests import vlms
-from python_tests.hf_oracle import NEW, hidden
+from python_tests.hf_oracle import NEW, hidden, shown
 from zspa_kernels import hf
 
 METHOD = zk.ZSPAPrune(keep=0.3, core_ratio=0.4)
@@ -29,30 +29,30 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(params=vlms.BUILDERS, scope="module")
-def tiny(request: pytest.FixtureRequest) -> vlms.Tiny:
-    return vlms.get(request.param)
-
-
-def test_three_turns(tiny: vlms.Tiny) -> None:
-    """A picture, a question without one, another picture: every step against the masked oracle."""
+@pytest.mark.parametrize(("name", "kind"), vlms.cases("picture"))
+def test_three_turns(name: str, kind: str) -> None:
+    """A picture (or a video), a question, a picture: every step against the masked oracle."""
+    tiny = vlms.get(name)
     if tiny.name == "gemma3" and vlms.VERSION < (5, 23):
         pytest.skip("transformers >= 5.23: older ones misread Gemma's token types behind a cache")
     chat = hf.ChatState(tiny.model, METHOD)
-    cat = vlms.photograph("chelsea", (170, 112))
+    cat: Any = vlms.photograph("chelsea", (170, 112))
+    first = tiny.image
+    if kind == "video":
+        cat, first = vlms.video("rocket", 4), vlms.QWEN_VIDEO
     cup = vlms.photograph("coffee", (130, 100))
     keep = torch.zeros(1, 0, dtype=torch.bool)
     ids = torch.zeros(1, 0, dtype=torch.long)
     pictures: list[Any] = []
     used = 0
     for text, new in (
-        (f"<start> user {tiny.image} what is this", [cat]),
+        (f"<start> user {first} what is this", [cat]),
         ("<end> <start> user where is the cat", []),
         (f"<end> <start> user compare {tiny.image} shortly", [cup]),
     ):
         pictures += new
         if new:
-            made = tiny.processor(images=[new], text=[text], return_tensors="pt", padding=True)
+            made = tiny.processor(**given(new), text=[text], return_tensors="pt", padding=True)
         else:
             made = tiny.processor.tokenizer([text], return_tensors="pt")
         ids = torch.cat((ids, made["input_ids"]), dim=1)
@@ -65,7 +65,7 @@ def test_three_turns(tiny: vlms.Tiny) -> None:
         if new:
             assert chat.report is not None
             image = chat.report.images[-1]
-            columns = (ids[0] == tiny.model.config.image_token_id).nonzero().flatten()
+            columns = shown(tiny, ids[0]).nonzero().flatten()
             columns = columns[-image.before :]
             keep[0, columns] = False
             keep[0, columns[image.indices]] = True
@@ -77,14 +77,25 @@ def test_three_turns(tiny: vlms.Tiny) -> None:
         used = int(keep.sum()) - 1  # the last token has not been read yet
 
 
+def given(shown: list[Any]) -> dict[str, Any]:
+    """Pictures and videos as a processor takes them."""
+    films = [one for one in shown if isinstance(one, list)]
+    found: dict[str, Any] = {"images": [[one for one in shown if not isinstance(one, list)]]}
+    return {**found, "videos": films} if films else found
+
+
 def whole(tiny: vlms.Tiny, ids: torch.Tensor, pictures: list[Any]) -> dict[str, Any]:
     """The processor's output for a conversation given by its ids."""
-    words = " and ".join([tiny.image] * len(pictures))
-    made = dict(tiny.processor(images=[pictures], text=[words], return_tensors="pt", padding=True))
-    mark = ids == tiny.model.config.image_token_id
+    words = " and ".join(
+        vlms.QWEN_VIDEO if isinstance(one, list) else tiny.image for one in pictures
+    )
+    made = dict(tiny.processor(**given(pictures), text=[words], return_tensors="pt", padding=True))
     for name in ("mm_token_type_ids", "token_type_ids"):
         if name in made:
-            made[name] = mark.to(made[name].dtype)
+            mark = shown(tiny, ids).to(made[name].dtype)
+            if tiny.name in vlms.FILMS:
+                mark = mark + (ids == tiny.model.config.video_token_id).to(mark.dtype)
+            made[name] = mark
     return {**made, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 

@@ -36,15 +36,18 @@ NAMES = [
     )
     for name in vlms.BUILDERS
 ]
+CASES = [
+    pytest.param(*name.values, kind, marks=name.marks, id=f"{name.values[0]}-{kind}")
+    for name in NAMES
+    for kind in ("ragged", "video")
+    if kind == "ragged" or name.values[0] in vlms.FILMS
+]
 
 
-@pytest.fixture(params=NAMES, scope="module")
-def tiny(request: pytest.FixtureRequest) -> vlms.Tiny:
-    return vlms.get(request.param)
-
-
-def test_beams_and_samples_of_a_batch(tiny: vlms.Tiny) -> None:
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_beams_and_samples_of_a_batch(name: str, kind: str) -> None:
     """Every beam of a prompt sees that prompt's pictures: a prompt alone has the same beams."""
+    tiny = vlms.get(name)
     options = {
         "num_beams": 3,
         "num_return_sequences": 2,
@@ -52,9 +55,9 @@ def test_beams_and_samples_of_a_batch(tiny: vlms.Tiny) -> None:
         "output_scores": True,
     }
     with METHOD(tiny.model):
-        both = generate(tiny.model, tiny.inputs("ragged"), **options)
+        both = generate(tiny.model, tiny.inputs(kind), **options)
         for b in range(2):
-            inputs = tiny.alone(b)
+            inputs = tiny.alone(b, kind)
             alone = generate(tiny.model, inputs, **options)
             length = inputs["input_ids"].shape[1]
             assert torch.equal(alone.sequences[:, :length], inputs["input_ids"].expand(2, -1))

@@ -13,7 +13,6 @@ from zspa_kernels import hf
 
 METHOD = zk.ZSPAPrune(keep=0.2, core_ratio=0.4)
 ALL = zk.ZSPAPrune(keep=1.0)
-KINDS = ("single", "ragged")
 
 pytestmark = pytest.mark.skipif(
     vlms.VERSION < (5, 20), reason="transformers >= 5.20 (mm_encoder_outputs)"
@@ -25,8 +24,9 @@ def tiny(request: pytest.FixtureRequest) -> vlms.Tiny:
     return vlms.get(request.param)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_keep_all_changes_no_bit(tiny: vlms.Tiny, kind: str) -> None:
+@pytest.mark.parametrize(("name", "kind"), vlms.cases("single", "ragged"))
+def test_keep_all_changes_no_bit(name: str, kind: str) -> None:
+    tiny = vlms.get(name)
     inputs = tiny.inputs(kind)
     with pytest.warns(hf.NothingPrunedWarning):
         pruned = hf.prune_inputs(tiny.model, inputs, ALL)
@@ -35,9 +35,10 @@ def test_keep_all_changes_no_bit(tiny: vlms.Tiny, kind: str) -> None:
     assert torch.equal(got.sequences, expected.sequences)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_dropped_tokens_are_as_if_hidden(tiny: vlms.Tiny, kind: str) -> None:
+@pytest.mark.parametrize(("name", "kind"), vlms.cases("single", "ragged"))
+def test_dropped_tokens_are_as_if_hidden(name: str, kind: str) -> None:
     """The masked oracle: right tokens, positions, masks and deeper features, all at once."""
+    tiny = vlms.get(name)
     inputs = tiny.inputs(kind)
     pruned = hf.prune_inputs(tiny.model, inputs, METHOD)
     assert pruned.report.after < pruned.report.before / 2
@@ -49,11 +50,12 @@ def test_dropped_tokens_are_as_if_hidden(tiny: vlms.Tiny, kind: str) -> None:
         torch.testing.assert_close(got[b][real], expected[b][columns], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl"])
-def test_gaps_in_positions_do_not_cut_the_prompt(name: str) -> None:
+@pytest.mark.parametrize("kind", ["ragged", "video"])
+@pytest.mark.parametrize("name", vlms.FILMS)
+def test_gaps_in_positions_do_not_cut_the_prompt(name: str, kind: str) -> None:
     """Of four axes of positions transformers reads the first as that of packed sequences."""
     tiny = vlms.get(name)
-    pruned = hf.prune_inputs(tiny.model, tiny.inputs("ragged"), METHOD)
+    pruned = hf.prune_inputs(tiny.model, tiny.inputs(kind), METHOD)
     axes, mask = pruned["position_ids"], pruned["attention_mask"].bool()
     assert axes.shape == (4, *mask.shape)
     for b, real in enumerate(mask):

@@ -88,8 +88,9 @@ def test_what_is_collected_is_what_eager_attention_gives(name: str, kind: str) -
     torch.testing.assert_close(
         found["attention"], found["cls_attention"], rtol=0, atol=0, equal_nan=True
     )
-    assert encoded.features is not None
-    projected = tiny.model.model.multi_modal_projector(encoded.features).flatten(0, 1)
+    features = encoded.parts[0].features
+    assert features is not None
+    projected = tiny.model.model.multi_modal_projector(features).flatten(0, 1)
     tokens = 0
     for t, token in enumerate(encoded.tokens):
         same = (projected - token).abs().amax(-1) < 1e-6

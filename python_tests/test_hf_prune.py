@@ -33,8 +33,9 @@ def tiny(request: pytest.FixtureRequest) -> vlms.Tiny:
     return vlms.get(request.param)
 
 
-@pytest.mark.parametrize("kind", ["single", "ragged"])
-def test_keep_all_changes_no_bit(tiny: vlms.Tiny, kind: str) -> None:
+@pytest.mark.parametrize(("name", "kind"), vlms.cases("single", "ragged"))
+def test_keep_all_changes_no_bit(name: str, kind: str) -> None:
+    tiny = vlms.get(name)
     inputs = tiny.inputs(kind)
     expected = generate(tiny.model, inputs)
     handle = zk.ZSPAPrune(keep=1.0)(tiny.model).install()
@@ -49,9 +50,11 @@ def test_keep_all_changes_no_bit(tiny: vlms.Tiny, kind: str) -> None:
         assert torch.equal(direct, tiny.model(**inputs).logits)
 
 
-def test_the_prompt_comes_back_whole(tiny: vlms.Tiny) -> None:
+@pytest.mark.parametrize(("name", "kind"), vlms.cases("ragged"))
+def test_the_prompt_comes_back_whole(name: str, kind: str) -> None:
     """P13: callers cut `sequences[:, len(prompt):]`."""
-    inputs = tiny.inputs("ragged")
+    tiny = vlms.get(name)
+    inputs = tiny.inputs(kind)
     length = inputs["input_ids"].shape[1]
     with METHOD(tiny.model) as handle:
         output = generate(tiny.model, inputs)
@@ -66,18 +69,22 @@ def test_the_prompt_comes_back_whole(tiny: vlms.Tiny) -> None:
     assert cache_of(output).get_seq_length() == pruned + NEW - 1
 
 
-def test_a_batch_is_its_prompts_alone_at_every_step(tiny: vlms.Tiny) -> None:
+@pytest.mark.parametrize(("name", "kind"), vlms.cases("ragged"))
+def test_a_batch_is_its_prompts_alone_at_every_step(name: str, kind: str) -> None:
     """P3: the mask of a padded batch is wrong in the steps of decoding, if anywhere."""
+    tiny = vlms.get(name)
     with METHOD(tiny.model):
-        together = rows(generate(tiny.model, tiny.inputs("ragged")))
+        together = rows(generate(tiny.model, tiny.inputs(kind)))
         for b in range(2):
-            alone = rows(generate(tiny.model, tiny.alone(b)))
+            alone = rows(generate(tiny.model, tiny.alone(b, kind)))
             torch.testing.assert_close(alone[0], together[b], **CLOSE)
 
 
-def test_positions_where_they_are_used(tiny: vlms.Tiny) -> None:
+@pytest.mark.parametrize(("name", "kind"), vlms.cases("single"))
+def test_positions_where_they_are_used(name: str, kind: str) -> None:
     """Captured at the rotary embedding, in the prompt and in every step."""
-    inputs = tiny.inputs()
+    tiny = vlms.get(name)
+    inputs = tiny.inputs() if kind == "single" else tiny.alone(0, kind)
     with vlms.rotary_positions(tiny.model) as full:
         generate(tiny.model, inputs)
     with vlms.rotary_positions(tiny.model) as pruned, METHOD(tiny.model) as handle:
@@ -97,9 +104,11 @@ def test_positions_where_they_are_used(tiny: vlms.Tiny) -> None:
     assert torch.equal(counted, torch.arange(counted.shape[-1]).expand_as(counted))
 
 
-def test_a_direct_call_sees_the_kept_tokens_only(tiny: vlms.Tiny) -> None:
+@pytest.mark.parametrize(("name", "kind"), vlms.cases("ragged"))
+def test_a_direct_call_sees_the_kept_tokens_only(name: str, kind: str) -> None:
     """The masked oracle, and then decoding by hand with masks of the unpruned prompt."""
-    inputs = tiny.inputs("ragged")
+    tiny = vlms.get(name)
+    inputs = tiny.inputs(kind)
     mask = inputs["attention_mask"]
     with METHOD(tiny.model) as handle, torch.no_grad():
         first = output = tiny.model(**inputs, use_cache=True)

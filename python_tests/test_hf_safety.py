@@ -190,9 +190,8 @@ def test_going_on_from_a_pruned_cache(tiny: vlms.Tiny) -> None:
     [
         ({"use_cache": False}, hf.UnsupportedInputError, "use_cache must be True"),
         ({"assistant_model": object()}, hf.UnsupportedInputError, "prompt_lookup_num_tokens works"),
-        ({"pixel_values_videos": torch.zeros(1)}, hf.UnsupportedInputError, "only pictures are"),
-        ({"inputs_embeds": torch.zeros(1)}, hf.UnsupportedInputError, "only pictures are"),
-        ({"mm_encoder_outputs": {}}, hf.UnsupportedInputError, "only pictures are"),
+        ({"inputs_embeds": torch.zeros(1)}, hf.UnsupportedInputError, "pictures are pruned that"),
+        ({"mm_encoder_outputs": {}}, hf.UnsupportedInputError, "pictures are pruned that come as"),
         ({"cache_implementation": "paged"}, hf.UnsupportedInputError, "must not be 'paged'"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
@@ -260,7 +259,7 @@ def test_bad_inputs() -> None:
     for wrong, error, text in (
         ({"input_ids": None}, TypeError, r"input_ids must be an int tensor \[B, L\], got NoneType"),
         ({"attention_mask": ids[:, 1:]}, ValueError, "attention_mask must be"),
-        ({"mm_encoder_outputs": {}}, hf.UnsupportedInputError, "they must come as pixel_values"),
+        ({"mm_encoder_outputs": {}}, hf.UnsupportedInputError, "that come as pixel_values beside"),
     ):
         with pytest.raises(error, match=text):
             hf.prune_inputs(tiny.model, {**inputs, **wrong}, METHOD)
@@ -269,6 +268,30 @@ def test_bad_inputs() -> None:
     once = hf.prune_inputs(tiny.model, inputs, METHOD)
     with pytest.raises(hf.AlreadyPrunedError, match="inputs must not be pruned already"):
         hf.prune_inputs(tiny.model, once, METHOD)
+
+
+@pytest.mark.parametrize("name", [name for name in vlms.BUILDERS if name not in vlms.FILMS])
+def test_videos_for_a_model_that_takes_none(name: str) -> None:
+    model = vlms.get(name).model
+    words = torch.tensor([[5, 6, 7]])
+    with METHOD(model) as handle:
+        for ask in (model, model.generate):
+            with pytest.raises(hf.UnsupportedInputError, match="frames of a video as pictures"):
+                ask(input_ids=words, pixel_values_videos=torch.zeros(1))
+        generate(model, vlms.get(name).inputs())
+    assert handle.calls == 1
+
+
+@needs_inputs
+@pytest.mark.parametrize("name", vlms.FILMS)
+def test_videos_and_their_placeholders(name: str) -> None:
+    tiny = vlms.get(name)
+    inputs = dict(tiny.videos(0))
+    film = inputs["input_ids"] == tiny.model.config.video_token_id
+    inputs["input_ids"] = inputs["input_ids"].masked_fill(film, 30)
+    with pytest.raises(hf.PlaceholderMismatchError, match="must have a video token for each") as e:
+        hf.prune_inputs(tiny.model, inputs, METHOD)
+    assert (e.value.placeholders, e.value.features) == (0, int(film.sum()))
 
 
 @needs_inputs

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -143,6 +144,62 @@ def test_scopes(name: str) -> None:
             assert count == zk.num_keep(int((tile == number).sum()), 0.3)
 
 
+@pytest.mark.parametrize("name", vlms.FILMS)
+def test_budgets_of_videos(name: str) -> None:
+    """A video has one as an image has, each of its times, or shares that of its prompt."""
+    tiny = vlms.get(name)
+    times = tiny.inputs("video")["video_grid_thw"].tolist()
+    report = kept(tiny, zk.DivPrune(keep=0.3), "video")
+    assert [(one.sample, one.video) for one in report.images] == [(0, False), (0, True), (1, True)]
+    assert "1 image and 2 videos, " in str(report)
+    for one, grid in zip(report.images[1:], times, strict=True):
+        frames, rows, columns = grid
+        axes = (range(frames), range(rows // 2), range(columns // 2))
+        assert one.cell.tolist() == [list(cell) for cell in itertools.product(*axes)]
+        assert one.after == zk.num_keep(one.before, 0.3)
+    by_time = kept(tiny, zk.DivPrune(keep=0.3), "video", scope="tile").images[1]
+    for time in range(times[0][0]):
+        size = by_time.before // times[0][0]
+        assert int((by_time.cell[by_time.indices, 0] == time).sum()) == zk.num_keep(size, 0.3)
+    picture, film, other = kept(tiny, zk.DivPrune(keep=0.3), "video", scope="sample").images
+    assert picture.after + film.after == zk.num_keep(picture.before + film.before, 0.3)
+    assert other.after == zk.num_keep(other.before, 0.3)
+
+
+@pytest.mark.parametrize("name", vlms.FILMS)
+def test_a_picture_may_lose_all_its_budget_to_a_video(name: str) -> None:
+    """Of a shared budget one kind may have nothing: its features are none, and no error."""
+    tiny = vlms.get(name)
+
+    class Last(Recorder):
+        def select_varlen(self, visual: Sequence[Tensor], prompt: Sequence[Tensor]) -> list[Any]:
+            last = [torch.arange(len(one) - self.keep, len(one)) for one in visual]
+            core = torch.zeros(self.keep, dtype=torch.bool)
+            return [zk.Selection(one, core) for one in last]
+
+    report = kept(tiny, Last(), "video", scope="sample")
+    assert [one.after for one in report.images] == [0, 2, 2]
+
+
+@pytest.mark.parametrize("name", vlms.FILMS)
+def test_times_of_frames_are_no_question(name: str) -> None:
+    """Qwen3-VL says in words when each frame was: these are not the user's."""
+    tiny = vlms.get(name)
+    recorder = Recorder()
+    asked = []
+    options: Any
+    for options in ({}, {"processor": tiny.processor}, {"query": "all"}):
+        with zk.hf.prune(tiny.model, recorder, **options):
+            generate(tiny.model, tiny.inputs("video"), max_new_tokens=1)
+        table = tiny.model.get_input_embeddings().weight
+        words = [recorder.calls[-1][1][i] for i in (0, 2)]
+        ids = [[int((table == row).all(-1).nonzero()[0]) for row in prompt] for prompt in words]
+        asked.append([tiny.processor.tokenizer.convert_ids_to_tokens(row) for row in ids])
+    assert asked[0] == [["and", "in", "please"], ["describe", "the", "cup"]]
+    assert asked[1] == [["what", "is", "in", "and", "in", "please"], ["describe", "the", "cup"]]
+    assert ("seconds" in asked[2][0]) == (name == "qwen3_vl")
+
+
 def test_newlines_of_llava_next() -> None:
     """P21: they are all the same vector, so diversity keeps few of them; or all, if asked for."""
     tiny = vlms.get("llava_next")
@@ -178,22 +235,24 @@ def test_cells_are_places_in_the_picture() -> None:
 # ---- ratings -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["llava", "llava_next", "qwen2_5_vl", "qwen3_vl", "internvl"])
-def test_zooprune_rates_what_the_projector_is_given(name: str) -> None:
-    """Ratings follow their tokens through packing, padding and windows."""
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [case for case in vlms.cases("ragged") if case.values[0] not in ("gemma3", "smolvlm")],
+)
+def test_zooprune_rates_what_the_projector_is_given(name: str, kind: str) -> None:
+    """Ratings follow their tokens through packing, padding, windows, pictures beside videos."""
     tiny = vlms.get(name)
     target = Target.of(tiny.model)
     seen: list[tuple[Tensor, Tensor]] = []
     handle = target.projector().register_forward_hook(lambda _, x, y: seen.append((x[0], y)))
     method = zk.ZOOPrune(keep=0.3, projector=target.projector())
-    inputs = tiny.inputs("ragged")
+    inputs = tiny.inputs(kind)
     with torch.no_grad():
         encoded = encode(target, inputs, need_features=True)
         ratings = rate(method, target, inputs, encoded)
     handle.remove()
-    features, projected = seen[-1]
-    scores = method.rate(features).flatten()
-    projected = projected.reshape(-1, projected.shape[-1])
+    scores = torch.cat([method.rate(features).flatten() for features, _ in seen])
+    projected = torch.cat([made.reshape(-1, made.shape[-1]) for _, made in seen])
     assert ratings is not None
     found = 0
     for token, rating in zip(encoded.tokens, ratings, strict=True):
@@ -204,7 +263,7 @@ def test_zooprune_rates_what_the_projector_is_given(name: str) -> None:
         else:
             assert rating.isnan()  # a newline, which the projector has not made
     assert found == int((~ratings.isnan()).sum()) > 0
-    report = kept(tiny, method)
+    report = kept(tiny, method, kind)
     first = report.images[0]
     alone = method.select(encoded.tokens[: first.before], sensitivity=ratings[: first.before])
     assert torch.equal(first.indices, alone.indices)

@@ -61,6 +61,24 @@ def test_qwen_merges_patches() -> None:
         assert view.place.tolist() == list(range(view.grid[0] * view.grid[1]))
 
 
+def test_times_of_a_video_are_drawn_apart() -> None:
+    tiny = vlms.get("qwen2_5_vl")
+    inputs = tiny.inputs("video")
+    report = report_of(tiny, inputs)
+    frames = vlms.video("rocket", 6)
+    view = pictures.seen(tiny.model, inputs, report, 1, processor=tiny.processor)
+    high, wide = frames[0].height // 28, frames[0].width // 28
+    assert view.grid == (2 * high + 1, 2 * wide + 1)
+    for time, (top, left) in enumerate([(0, 0), (0, wide + 1), (high + 1, 0)]):
+        rows = slice(28 * top, 28 * (top + high))
+        close(view.pixels[rows, 28 * left : 28 * (left + wide)], frames[2 * time])
+        place = view.place[report.images[1].cell[:, 0] == time]
+        cells = [(top + r) * view.grid[1] + left + c for r in range(high) for c in range(wide)]
+        assert place.tolist() == cells
+    other = pictures.seen(tiny.model, inputs, report, 2, processor=tiny.processor)
+    close(other.pixels[: 28 * high, : 28 * wide], vlms.video("coffee", 4)[0])
+
+
 def test_llava_next_sees_a_small_picture_and_tiles_of_a_large_one() -> None:
     tiny = vlms.get("llava_next")
     photo = vlms.photograph("rocket", (112, 84))  # the large one is padded above and below

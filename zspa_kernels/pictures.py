@@ -41,7 +41,8 @@ class Seen:
     Attributes:
         pixels: uint8 `[H, W, 3]`. An image that is seen more than once is a row of pictures with
             gaps: LLaVA-NeXT's small picture and its large one without the padding, which becomes no
-            tokens; InternVL's tiles in the order of their tokens.
+            tokens; InternVL's tiles in the order of their tokens; the times of a video, each of
+            which is shown by the first of its frames.
         grid: (rows, columns) of cells; `pixels` is divided evenly. A cell is a token or a gap.
         place: int64 `[before]`: cell of each of the image's tokens, counted in raster order; -1 for
             LLaVA-NeXT's newline tokens, which show nothing.
@@ -69,9 +70,10 @@ def seen(
 
     Args:
         model: that was pruned, or any of its kind.
-        inputs: what its processor returned; `pixel_values` and what describes them are read.
+        inputs: what its processor returned; `pixel_values` (or `pixel_values_videos`) and what
+            describes them are read.
         report: of a call with these inputs.
-        image: which one of `report.images`.
+        image: which one of `report.images`; it may be a video.
         processor: of the model, or its image processor: its `image_mean` and `image_std` give the
             true colours. Without it the values are stretched over the range of brightness.
 
@@ -84,17 +86,20 @@ def seen(
     if not 0 <= image < len(report.images):
         count = len(report.images)
         raise ValueError(f"seen: image must be from 0 to {count - 1}, got {image}")
-    if not isinstance(inputs.get("pixel_values"), Tensor):
-        got = type(inputs.get("pixel_values")).__name__
-        raise ValueError(f"seen: inputs must hold a tensor pixel_values, got {got}")
-    cell = report.images[image].cell
+    one = report.images[image]
+    modality = target.modalities[int(one.video)]
+    if not isinstance(inputs.get(modality.pixels), Tensor):
+        got = type(inputs.get(modality.pixels)).__name__
+        raise ValueError(f"seen: inputs must hold a tensor {modality.pixels}, got {got}")
+    cell = one.cell
     if bool((cell[:, 1] < 0).logical_and(cell[:, 0] >= 0).any()):
         raise ValueError(f"seen: image must be a grid of tokens, got {len(cell)} tokens")
-    values = inputs["pixel_values"].detach().float().cpu()
+    values = inputs[modality.pixels].detach().float().cpu()
     if target.arch.tile == "anyres":
         pictures = _anyres(target, inputs, values, cell, image)
     elif target.arch.mrope:
-        pictures = [_patches(target, inputs, values, image)]
+        number = sum(other.video == one.video for other in report.images[:image])
+        pictures = _patches(target, inputs[modality.grid], values, number)
     else:
         pictures = _tiles(values, report.images, image)
     coloured = [_colours(picture, values, processor) for picture in pictures]
@@ -191,10 +196,10 @@ def _tiles(values: Tensor, images: Sequence[ImageReport], image: int) -> list[Te
     return list(flat.split(counts)[image])
 
 
-def _patches(target: Target, inputs: Mapping[str, Any], values: Tensor, image: int) -> Tensor:
-    """Qwen's `[patches, C * T * P * P]`, ordered by merged token, back to `[3, H, W]`."""
+def _patches(target: Target, grid: Tensor, values: Tensor, image: int) -> list[Tensor]:
+    """Qwen's `[patches, C * T * P * P]`, ordered by merged token, back to a `[3, H, W]` a time."""
     vision = target.model.config.vision_config
-    grids = inputs["image_grid_thw"].tolist()
+    grids = grid.tolist()
     sizes = [math.prod(grid) for grid in grids]
     if len(values) != sum(sizes) or image >= len(sizes):
         raise ValueError(
@@ -210,10 +215,9 @@ def _patches(target: Target, inputs: Mapping[str, Any], values: Tensor, image: i
     blocks = values.split(sizes)[image].reshape(
         frames, rows // merge, columns // merge, merge, merge, 3, depth, side, side
     )
-    # A still picture is repeated along both axes of time.
-    first = blocks[0, :, :, :, :, :, 0]
-    picture: Tensor = first.permute(4, 0, 2, 5, 1, 3, 6).reshape(3, rows * side, columns * side)
-    return picture
+    # Two frames become a patch; a still picture is two equal ones.
+    first = blocks[:, :, :, :, :, :, 0].permute(0, 5, 1, 3, 6, 2, 4, 7)
+    return list(first.reshape(frames, 3, rows * side, columns * side))
 
 
 def _anyres(

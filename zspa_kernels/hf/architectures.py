@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .errors import UnsupportedModelError
 
@@ -25,6 +25,7 @@ class Architecture:
         tile: likewise; `"anyres"`: LLaVA-NeXT's base picture and the tiles of its larger one.
         projector: path of the module between vision tower and language model.
         mrope: positions have three axes (time, row, column).
+        videos: it takes videos beside pictures. Where it does not, their frames are pictures.
         patches: a visual token is one patch of the vision tower, in its order.
     """
 
@@ -33,6 +34,7 @@ class Architecture:
     tile: str = "entry"
     projector: str = "multi_modal_projector"
     mrope: bool = False
+    videos: bool = False
     patches: bool = False
 
 
@@ -40,14 +42,39 @@ class Architecture:
 ARCHITECTURES: Mapping[str, Architecture] = {
     "llava": Architecture("LLaVA-1.5", patches=True),
     "llava_next": Architecture("LLaVA-NeXT", tile="anyres", patches=True),
-    "qwen2_5_vl": Architecture("Qwen2.5-VL", projector="visual.merger", mrope=True),
-    "qwen3_vl": Architecture("Qwen3-VL", projector="visual.merger", mrope=True),
+    "qwen2_5_vl": Architecture("Qwen2.5-VL", projector="visual.merger", mrope=True, videos=True),
+    "qwen3_vl": Architecture("Qwen3-VL", projector="visual.merger", mrope=True, videos=True),
     "internvl": Architecture("InternVL", image="run"),
     "gemma3": Architecture("Gemma 3"),
     "smolvlm": Architecture(
         "SmolVLM", image="run", tile="run", projector="connector.modality_projection"
     ),
 }
+
+
+@dataclass(frozen=True)
+class Modality:
+    """Pictures or videos.
+
+    Attributes:
+        name: `"image"` or `"video"`, as transformers calls its encoder and what that returns.
+        pixels: name of the processor's output that the encoder reads.
+        token: id of the placeholder.
+    """
+
+    name: str
+    pixels: str
+    token: int
+
+    @property
+    def grid(self) -> str:
+        """Name of their sizes in patches (Qwen)."""
+        return f"{self.name}_grid_thw"
+
+    @property
+    def encoder(self) -> str:
+        """Name of the inner model's method."""
+        return f"get_{self.name}_features"
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,14 +85,14 @@ class Target:
         arch: what it is.
         model: the `...ForConditionalGeneration`, without a PEFT wrapper.
         inner: its `.model`, which encodes the pictures and merges them into the prompt.
-        image_token: id of the placeholder.
+        modalities: pictures, and videos where it takes them.
         takes_features: its forward takes encoded pictures, `mm_encoder_outputs`.
     """
 
     arch: Architecture
     model: Any
     inner: Any
-    image_token: int
+    modalities: tuple[Modality, ...]
     takes_features: bool
 
     @classmethod
@@ -86,13 +113,34 @@ class Target:
         token = getattr(config, "image_token_id", None)
         if token is None:
             token = config.image_token_index
+        found = [Modality("image", "pixel_values", int(token))]
+        if arch.videos:
+            found.append(Modality("video", "pixel_values_videos", int(config.video_token_id)))
         takes = "mm_encoder_outputs" in inspect.signature(type(base).forward).parameters
-        return cls(arch, base, inner, int(token), takes)
+        return cls(arch, base, inner, tuple(found), takes)
 
-    def encoder_arguments(self) -> list[str]:
-        """Names of the processor's outputs that the picture encoder reads."""
-        names = inspect.signature(type(self.inner).get_image_features).parameters
+    def given(self, inputs: Mapping[str, Any]) -> list[Modality]:
+        """What `inputs` hold of pictures and videos."""
+        return [one for one in self.modalities if inputs.get(one.pixels) is not None]
+
+    def visual(self, ids: Tensor) -> Tensor:
+        """True where `ids` are placeholders."""
+        found = ids == self.modalities[0].token
+        for one in self.modalities[1:]:
+            found = found | (ids == one.token)
+        return found
+
+    def encoder_arguments(self, *modalities: Modality) -> list[str]:
+        """Names of the processor's outputs that the encoders read, of all or of the given ones."""
+        names: list[str] = []
+        for one in modalities or self.modalities:
+            names += inspect.signature(getattr(type(self.inner), one.encoder)).parameters
         return [name for name in names if name not in ("self", "kwargs")]
+
+    def consumed(self) -> set[str]:
+        """Names of what a model is not given once pictures are encoded and positions are known."""
+        pixels = [one.pixels for one in self.modalities]
+        return {*self.encoder_arguments(), *pixels, "position_ids", "second_per_grid_ts"}
 
     def slices_features(self) -> bool:
         """Whether chunked prefill gives every chunk its own part of the pictures."""

@@ -95,25 +95,25 @@ class ChatState:
             )
         if continuation.cache_in(call) is not None:
             raise UnsupportedInputError("ChatState: the cache must be its own, got another one")
-        refuse(call)
+        refuse(self._target, call)
         generating.refuse(self._target, call)
         call["attention_mask"] = torch.ones_like(ids)
         old = self._known(ids)
         # Before 5.23 types of new tokens are read as if they stood where the cache begins.
         misread = call.get("token_type_ids") is not None and not self._target.slices_features()
-        if misread and bool((ids[:, old:] == self._target.image_token).any()):
+        if misread and bool(self._target.visual(ids[:, old:]).any()):
             old = self.reused = 0
-        kept, positions, image = self._pruned(call, old)
+        kept, positions, encoded = self._pruned(call, old)
         small = ids[:, kept]
         dict_wanted = call.pop("return_dict_in_generate", None)
-        consumed = {*self._target.encoder_arguments(), "pixel_values", "position_ids"}
+        consumed = self._target.consumed()
         given = {k: v for k, v in call.items() if k not in consumed}
         for name in ("mm_token_type_ids", "token_type_ids"):
             if given.get(name) is not None:
                 given[name] = given[name][:, kept]
         given.update(input_ids=small, attention_mask=torch.ones_like(small), position_ids=positions)
-        if image is not None:
-            given["mm_encoder_outputs"] = {"image": image}
+        if encoded is not None:
+            given["mm_encoder_outputs"] = encoded
         given.update(generating.lengths(self._target, call, ids.shape[1] - small.shape[1]))
         if call.get("streamer") is not None:
             given["streamer"] = generating.WholePrompt(call["streamer"], ids)
@@ -143,20 +143,20 @@ class ChatState:
         """Kept columns of the conversation, their positions, and the new pictures if any."""
         ids = call["input_ids"]
         columns = torch.arange(old, ids.shape[1], device=ids.device)
-        image = None
-        if bool((ids[:, old:] == self._target.image_token).any()):
+        encoded = None
+        if bool(self._target.visual(ids[:, old:]).any()):
             with torch.no_grad():
                 pruned = prune_batch(self._target, call, self._method, self._options, start=old)
             columns = pruned.index[0][pruned.index[0] >= old]
-            visual = (ids[0] == self._target.image_token).nonzero().flatten()
+            visual = self._target.visual(ids[0]).nonzero().flatten()
             row = pruned.rows[0]
-            image = rebuild(pruned.encoded, [row[visual.to(row.device)[row] >= old]])
+            encoded = rebuild(pruned.encoded, [row[visual.to(row.device)[row] >= old]])
             self.report = pruned.report
         kept = columns if self._kept is None or not old else torch.cat((self._kept, columns))
         here = torch.arange(len(kept), device=ids.device)[None]
         if self._options.positions == "compact":
-            return kept, here.expand(4, -1, -1) if self._target.arch.mrope else here, image
+            return kept, here.expand(4, -1, -1) if self._target.arch.mrope else here, encoded
         full = full_positions(self._target, call, call["attention_mask"])
         if not self._target.arch.mrope:
-            return kept, full[:, kept], image
-        return kept, torch.cat((here[None], full[..., kept])), image
+            return kept, full[:, kept], encoded
+        return kept, torch.cat((here[None], full[..., kept])), encoded

@@ -36,13 +36,14 @@ class PlaceholderMismatchError(PruningError, ValueError):
     """The prompt has room for another number of visual tokens than the pictures gave.
 
     Attributes:
-        placeholders: how many image tokens the prompt has.
-        features: how many visual tokens the pictures gave.
+        placeholders: how many image (or video) tokens the prompt has.
+        features: how many visual tokens the pictures (or videos) gave.
     """
 
-    def __init__(self, placeholders: int, features: int) -> None:
+    def __init__(self, placeholders: int, features: int, kind: str = "image") -> None:
+        one = {"image": "an image token"}.get(kind, f"a {kind} token")
         super().__init__(
-            f"prune: input_ids must have an image token for each visual feature, {features}, "
+            f"prune: input_ids must have {one} for each visual feature, {features}, "
             f"got {placeholders}; make both with one call of the model's processor"
         )
         self.placeholders = placeholders

@@ -209,7 +209,8 @@ class PruneHandle:
         changed = generating.lengths(self._target, call, dropped)
         if call.get("streamer") is not None:
             changed["streamer"] = generating.WholePrompt(call["streamer"], full)
-        rest = {k: v for k, v in call.items() if k not in self._consumed()}
+        consumed = self._target.consumed()
+        rest = {k: v for k, v in call.items() if k not in consumed}
         if takes:
             output = generate(**{**rest, **features_form(pruned), **changed})
         else:
@@ -217,9 +218,6 @@ class PruneHandle:
             with self._hooks.expecting(pruned):
                 output = generate(**{**rest, **pruned.inputs, **encoder, **changed})
         return _restored(output, full, pruned, self._hooks.continuation(pruned, full.shape[1]))
-
-    def _consumed(self) -> set[str]:
-        return {*self._target.encoder_arguments(), "pixel_values", "position_ids"}
 
 
 def _restored(output: Any, full: Tensor, pruned: Pruned, note: continuation.Continuation) -> Any:

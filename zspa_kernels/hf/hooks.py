@@ -26,7 +26,7 @@ from .encode import rebuild
 from .errors import LabelsError
 from .inputs import Pruned, features_form
 
-_SHADOWED = ("get_image_features", "get_rope_index")
+_SHADOWED = ("get_image_features", "get_video_features", "get_rope_index")
 
 
 class Noted(dict[str, Any]):
@@ -98,14 +98,14 @@ class Hooks:
         if cache is None:
             cache = kwargs.get("past_key_values")
         note = continuation.of(cache)
-        if not args and kwargs.get("pixel_values") is None and note is None:
+        if not args and not _shows(kwargs) and note is None:
             return None
         arguments = dict(kwargs)
         if args:
             names = inspect.signature(type(module).forward).bind_partial(module, *args).arguments
             arguments = {**names, **kwargs}
             arguments.pop("self", None)
-        if arguments.get("pixel_values") is not None:
+        if _shows(arguments):
             return (), self._uncompiled(arguments)
         if note is not None:
             return (), note.corrected(self._target, arguments, cache)
@@ -122,8 +122,8 @@ class Hooks:
         pruned = expected if expected is not None else self._prune(arguments, "hooks")
         length = pruned.mask.shape[1] if expected is not None else ids.shape[1]
         note = self.continuation(pruned, length, own_positions=expected is not None)
-        gone = {*self._target.encoder_arguments(), "pixel_values"}
         if self._target.takes_features:
+            gone = self._target.consumed()
             result = {k: v for k, v in arguments.items() if k not in gone}
             result.update(features_form(pruned))
             noted = Noted(result["mm_encoder_outputs"])
@@ -144,7 +144,7 @@ class Hooks:
         note = getattr(kwargs.get("mm_encoder_outputs"), "note", None)
         if not self._target.takes_features:
             # Steps of decoding have no picture; torch.compile cannot follow a context variable.
-            running = None if kwargs.get("pixel_values") is None else self._running.get()
+            running = self._running.get() if _shows(kwargs) else None
             if running is None:
                 return
             self._running.set(None)
@@ -156,11 +156,19 @@ class Hooks:
             continuation.remember(cache, note)
 
     def _get_image_features(self, *args: Any, **kwargs: Any) -> Any:
+        return self._features("image", args, kwargs)
+
+    def _get_video_features(self, *args: Any, **kwargs: Any) -> Any:
+        return self._features("video", args, kwargs)
+
+    def _features(self, name: str, args: Any, kwargs: Any) -> Any:
+        """The kept ones of the running call; outside of one, those of the model's own encoder."""
         running = self._running.get()
         if running is None:
-            return type(self._target.inner).get_image_features(self._target.inner, *args, **kwargs)
+            own = getattr(type(self._target.inner), f"get_{name}_features")
+            return own(self._target.inner, *args, **kwargs)
         pruned, _, times = running
-        return rebuild(pruned.encoded, [row for row in pruned.rows for _ in range(times)])
+        return rebuild(pruned.encoded, [row for row in pruned.rows for _ in range(times)])[name]
 
     def _get_rope_index(self, *args: Any, **kwargs: Any) -> Any:
         """`generate` asks for the positions of the pruned prompt, whose pictures have gaps."""
@@ -174,8 +182,16 @@ class Hooks:
         return axes, delta.repeat_interleave(times, 0)
 
 
+def _shows(arguments: Mapping[str, Any]) -> bool:
+    """Whether a call has pictures or videos."""
+    return (
+        arguments.get("pixel_values") is not None
+        or arguments.get("pixel_values_videos") is not None
+    )
+
+
 def _no_labels(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    if kwargs.get("labels") is not None and kwargs.get("pixel_values") is not None:
+    if kwargs.get("labels") is not None and _shows(kwargs):
         raise LabelsError(
             "prune: labels must be None, got a tensor as long as the unpruned prompt; take the "
             "loss from the logits of prune_inputs, whose columns its index maps back"

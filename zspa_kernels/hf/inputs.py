@@ -110,19 +110,19 @@ def prune_inputs(
 ) -> PrunedInputs:
     """Drop visual tokens from a processor's output.
 
-    The pictures are encoded, the method chooses, and the prompt is cut to what it kept:
-    `input_ids`, `attention_mask`, `position_ids` and the encoded pictures. The model is read and
-    not changed, so this is safe in threads, with compiled and quantised models, and for every way
-    of generating. The generated sequences begin with the pruned prompt; `restore` puts the whole
-    one back.
+    The pictures (and videos, where the model takes them) are encoded, the method chooses, and the
+    prompt is cut to what it kept: `input_ids`, `attention_mask`, `position_ids` and the encoded
+    pictures. The model is read and not changed, so this is safe in threads, with compiled and
+    quantised models, and for every way of generating. The generated sequences begin with the pruned
+    prompt; `restore` puts the whole one back.
 
     Args:
         model: one of the supported architectures, or a PEFT model of one.
         inputs: what the model's processor returned, on the model's device.
         method: chooses tokens: `ZSPAPrune(keep=0.1)`, or any object with `select_varlen`
             or `select`; see `MethodBase`.
-        scope: what shares a budget: every `"image"`, every `"tile"` of an image, or all the images
-            of a prompt (`"sample"`).
+        scope: what shares a budget: every `"image"` or video, every `"tile"` of an image or time
+            of a video, or all the images and videos of a prompt (`"sample"`).
         positions: `"original"`: kept tokens keep their positions. `"compact"`: they are renumbered.
         keep_newline: LLaVA-NeXT ends each row of a picture with the same learned vector. True keeps
             all of them beside the budget, False chooses among them as among the other tokens.
@@ -142,7 +142,8 @@ def prune_inputs(
         UnsupportedModelError: the architecture is unknown, or transformers is older than 5.20; use
             `prune` there.
         UnsupportedMethodError: the method needs a tensor that this model does not give.
-        UnsupportedInputError: videos, embeddings instead of ids, labels, a filled cache.
+        UnsupportedInputError: embeddings instead of ids, labels, a filled cache, videos for a
+            model that takes their frames as pictures.
         PlaceholderMismatchError: the prompt has another number of image tokens than the pictures.
 
     Warns:
@@ -158,8 +159,8 @@ def prune_inputs(
         )
     ids = input_ids(inputs)
     result = PrunedInputs(inputs)
-    if inputs.get("pixel_values") is None:
-        refuse(inputs)
+    if not target.given(inputs):
+        refuse(target, inputs)
         result.report = PruneReport(repr(method), prompt_before=lengths(inputs))
         result.index = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         result.prompt = ids
@@ -182,8 +183,8 @@ def restore(prompt: Tensor, length: int, sequences: Tensor) -> Tensor:
 
 def features_form(pruned: Pruned) -> dict[str, Any]:
     """What a model that takes encoded pictures is called with."""
-    image = rebuild(pruned.encoded, pruned.rows)
-    given = {"position_ids": pruned.positions, "mm_encoder_outputs": {"image": image}}
+    encoded = rebuild(pruned.encoded, pruned.rows)
+    given = {"position_ids": pruned.positions, "mm_encoder_outputs": encoded}
     return {**pruned.inputs, **given}
 
 
@@ -206,7 +207,7 @@ def input_ids(inputs: Mapping[str, Any]) -> Tensor:
     return ids
 
 
-def refuse(inputs: Mapping[str, Any]) -> None:
+def refuse(target: Target, inputs: Mapping[str, Any]) -> None:
     """Raise for inputs whose result would be wrong."""
     if isinstance(inputs, PrunedInputs):
         raise AlreadyPrunedError("prune: inputs must not be pruned already, got PrunedInputs")
@@ -215,12 +216,17 @@ def refuse(inputs: Mapping[str, Any]) -> None:
             "prune: labels must be None, got a tensor as long as the unpruned prompt; compute the "
             "loss from the logits, whose columns PrunedInputs.index maps back"
         )
-    for name in ("pixel_values_videos", "inputs_embeds", "mm_encoder_outputs"):
+    for name in ("inputs_embeds", "mm_encoder_outputs"):
         if inputs.get(name) is not None:
             raise UnsupportedInputError(
-                f"prune: {name} must be None, got one: only pictures are pruned, and they must "
-                f"come as pixel_values beside input_ids"
+                f"prune: {name} must be None, got one: pictures are pruned that come as "
+                f"{' or '.join(one.pixels for one in target.modalities)} beside input_ids"
             )
+    if inputs.get("pixel_values_videos") is not None and not target.arch.videos:
+        raise UnsupportedInputError(
+            f"prune: pixel_values_videos must be None, got one: {target.arch.name} takes the "
+            f"frames of a video as pictures, pixel_values"
+        )
     cache = inputs.get("cache", inputs.get("past_key_values"))
     if cache is not None and cache.get_seq_length() > 0:
         raise CachedPromptError(
@@ -247,7 +253,7 @@ def prune_batch(
     start: int = 0,
 ) -> Pruned:
     """Encode, choose and cut; see `prune_inputs`. The question is looked for from `start` on."""
-    refuse(inputs)
+    refuse(target, inputs)
     ids = input_ids(inputs)
     given = inputs.get("attention_mask")
     mask = torch.ones_like(ids) if given is None else given
@@ -257,16 +263,23 @@ def prune_batch(
             f"prune: attention_mask must be {list(ids.shape)} like input_ids, "
             f"got {list(valid.shape)}"
         )
-    visual = ids_host == target.image_token
+    visual = target.visual(ids_host)
     merge = options.merges(method)
     collected = collect.wanted(method, target, inputs)
     with collected.watching(target):
         encoded = encode(target, inputs, getattr(method, "needs_features", False))
-    where = layout(target, inputs, visual, encoded.sizes)
+    where = layout(target, inputs, ids_host, encoded.sizes)
     asked = valid.clone()
     asked[:, :start] = False
     words = queries.embeddings(
-        target, ids_host, asked, visual, options.query, options.processor, ids.device
+        target,
+        ids_host,
+        asked,
+        visual,
+        options.query,
+        options.processor,
+        ids.device,
+        where.stamps(ids_host),
     )
     given = collected.tensors(target, inputs)
     ratings = rate(method, target, inputs, encoded)
@@ -312,7 +325,7 @@ def prune_batch(
 
 def cut(inputs: Mapping[str, Any], target: Target, index: Tensor, mask: Tensor) -> dict[str, Any]:
     """The inputs of the pruned prompt, without those that only the encoder reads."""
-    gone = {*target.encoder_arguments(), "pixel_values", "position_ids"}
+    gone = target.consumed()
     kept = {name: value for name, value in inputs.items() if name not in gone}
     ids = input_ids(inputs)
     kept["input_ids"] = ids.gather(1, index)
@@ -365,6 +378,7 @@ def describe(
                 indices=kept,
                 core_mask=chosen.core[rows[kept]],
                 cell=where.cell[rows],
+                video=bool(where.video[rows[0]]),
             )
         )
     batch, length = inputs["input_ids"].shape

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .architectures import Target
+from .architectures import Modality, Target
 from .errors import PlaceholderMismatchError, UnsupportedInputError
 
 SCOPES = ("image", "tile", "sample")
@@ -24,15 +24,17 @@ class Layout:
     Attributes:
         sample: which prompt.
         column: where in the prompt.
-        image: which image, counted through the batch.
+        image: which image or video, counted through the batch.
         cell: `[T, 3]`: tile, row and column in the picture; -1 for LLaVA-NeXT's newline tokens,
-            and wherever an image is no square of tokens.
+            and wherever an image is no square of tokens. Tiles of a video are its times.
+        video: bool `[T]`: of a video.
     """
 
     sample: Tensor
     column: Tensor
     image: Tensor
     cell: Tensor
+    video: Tensor
 
     @property
     def newline(self) -> Tensor:
@@ -52,21 +54,69 @@ class Layout:
         tiles = int(tile.max()) + 1 if len(tile) else 1
         return self.image * tiles + tile
 
+    def stamps(self, ids: Tensor) -> Tensor:
+        """Bool `[B, L]`: text that belongs to a video, the time of each of its frames (Qwen3-VL).
+
+        It stands between frames. That of the first one begins with the same token as the others.
+        """
+        found = torch.zeros_like(ids, dtype=torch.bool)
+        for number in self.image[self.video].unique().tolist():
+            mine = self.image == number
+            row, columns = int(self.sample[mine][0]), self.column[mine]
+            first, last = int(columns[0]), int(columns[-1])
+            between = torch.ones(last - first + 1, dtype=torch.bool)
+            between[columns - first] = False
+            found[row, first : last + 1] = between
+            gap = (between.nonzero().flatten() + first).tolist()
+            # <end of vision> <time> ... <start of vision>: up to the next frame.
+            size = next((i for i, at in enumerate(gap, gap[0]) if at != i), len(gap)) if gap else 0
+            if size > 2:
+                before = ids[row, max(first - 2 * size, 0) : first]
+                opened = (before == ids[row, gap[1]]).nonzero().flatten()
+                if len(opened):
+                    found[row, first - len(before) + int(opened[-1]) : first] = True
+        return found
+
 
 def layout(
-    target: Target, inputs: Mapping[str, Any], placeholders: Tensor, sizes: Sequence[int]
+    target: Target, inputs: Mapping[str, Any], ids: Tensor, sizes: Mapping[str, Sequence[int]]
 ) -> Layout:
     """Match tokens and placeholders.
 
     Args:
         target: the model.
         inputs: of the processor.
-        placeholders: bool `[B, L]` on the host, True at image tokens.
-        sizes: tokens of each entry of the encoder.
+        ids: `[B, L]` on the host.
+        sizes: tokens of each entry of the encoder of images, and of that of videos.
     """
+    parts = [
+        _layout(target, inputs, ids == one.token, one, sizes[one.name])
+        for one in target.modalities
+        if one.name in sizes
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    sample, column, image, cell, video = (
+        torch.cat([getattr(part, name) for part in parts])
+        for name in ("sample", "column", "image", "cell", "video")
+    )
+    order = (sample * ids.shape[1] + column).argsort()
+    # Numbers of images and of videos become one count in the order of the prompts.
+    image = torch.unique_consecutive((2 * image + video)[order], return_inverse=True)[1]
+    return Layout(sample[order], column[order], image, cell[order], video[order])
+
+
+def _layout(
+    target: Target,
+    inputs: Mapping[str, Any],
+    placeholders: Tensor,
+    modality: Modality,
+    sizes: Sequence[int],
+) -> Layout:
+    """Of images or of videos; `placeholders` is bool `[B, L]`, True at their tokens."""
     sample, column = torch.nonzero(placeholders, as_tuple=True)
     if len(sample) != sum(sizes):
-        raise PlaceholderMismatchError(len(sample), sum(sizes))
+        raise PlaceholderMismatchError(len(sample), sum(sizes), modality.name)
     entry = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes, dtype=torch.long))
     start = torch.ones_like(sample, dtype=torch.bool)
     start[1:] = (sample[1:] != sample[:-1]) | (column[1:] != column[:-1] + 1)
@@ -81,10 +131,10 @@ def layout(
     if target.arch.tile == "anyres":
         cell = _anyres(target, inputs)
     elif target.arch.mrope:
-        cell = _grids(target, inputs)
+        cell = _grids(target, inputs[modality.grid])
     else:
         cell = _squares(image, kinds[target.arch.tile])
-    return Layout(sample, column, image, cell)
+    return Layout(sample, column, image, cell, torch.full_like(start, modality.name == "video"))
 
 
 def _lengths(label: Tensor) -> list[int]:
@@ -109,11 +159,11 @@ def _squares(image: Tensor, tile: Tensor) -> Tensor:
     return torch.cat(cells, dim=1).T if cells else torch.zeros((0, 3), dtype=torch.long)
 
 
-def _grids(target: Target, inputs: Mapping[str, Any]) -> Tensor:
-    """Cells of Qwen's pictures, whose grids come with the inputs."""
+def _grids(target: Target, grids: Tensor) -> Tensor:
+    """Cells of Qwen's pictures or videos, whose grids come with the inputs."""
     merge = int(target.model.config.vision_config.spatial_merge_size)
     cells = []
-    for frames, rows, columns in inputs["image_grid_thw"].tolist():
+    for frames, rows, columns in grids.tolist():
         axes = (torch.arange(frames), torch.arange(rows // merge), torch.arange(columns // merge))
         cells.append(torch.cartesian_prod(*axes).reshape(-1, 3))
     return torch.cat(cells)

@@ -35,7 +35,9 @@ def full_positions(target: Target, inputs: Mapping[str, Any], mask: Tensor) -> T
         return counted(mask)
     known = {**inputs, "attention_mask": mask}
     if known.get("mm_token_type_ids") is None:  # without it Qwen counts as if all were text
-        known["mm_token_type_ids"] = (known["input_ids"] == target.image_token).int()
+        ids = known["input_ids"]
+        types = [(ids == one.token).int() * kind for kind, one in enumerate(target.modalities, 1)]
+        known["mm_token_type_ids"] = torch.stack(types).sum(0, dtype=torch.int)
     index = type(target.inner).get_rope_index
     names = inspect.signature(index).parameters
     positions, _ = index(target.inner, **{k: v for k, v in known.items() if k in names})

@@ -49,6 +49,7 @@ def embeddings(
     query: Query,
     processor: Any,
     device: torch.device,
+    stamps: Tensor,
 ) -> list[Tensor]:
     """Text embeddings `[m, D]` of each prompt's query; m may be 0.
 
@@ -56,11 +57,14 @@ def embeddings(
         target: the model.
         ids: `[B, L]` on the host.
         valid: bool `[B, L]` on the host, False at padding.
-        visual: bool `[B, L]` on the host, True at image tokens.
+        visual: bool `[B, L]` on the host, True at image and video tokens.
         query: see `prune_inputs`.
         processor: or tokenizer, or None.
         device: of the model's inputs.
+        stamps: bool `[B, L]` on the host, True at text that is part of a video and no question.
     """
+    if isinstance(query, str) and query == "question":
+        valid = valid & ~stamps
     words = _words(target, ids, valid, visual, query, processor)
     table = target.model.get_input_embeddings()
     # Not on the weights' device: offloaded ones are on none until accelerate's hook loads them.
@@ -101,12 +105,13 @@ def _words(
     if template is not None:
         return [[i for i in template.question(row) if i not in special] for row in whole]
     ends = turn_ends(target)
-    return [_question(row, target.image_token, ends, special) for row in whole]
+    shown = {one.token for one in target.modalities}
+    return [_question(row, shown, ends, special) for row in whole]
 
 
-def _question(row: Sequence[int], image: int, ends: set[int], special: set[int]) -> list[int]:
+def _question(row: Sequence[int], shown: set[int], ends: set[int], special: set[int]) -> list[int]:
     """The text from the first image to the end of its turn; before the image if there is none."""
-    first = row.index(image) if image in row else 0
+    first = next((i for i, token in enumerate(row) if token in shown), 0)
     behind = row[first:]
     stop = next((i for i, token in enumerate(behind) if token in ends), len(behind))
     words = [token for token in behind[:stop] if token not in special]
@@ -128,7 +133,7 @@ def turn_ends(target: Target) -> set[int]:
 def special_tokens(target: Target, processor: Any) -> set[int]:
     """Ids that are no words: those the configuration names, and the tokenizer's if it is known."""
     config = target.model.config
-    found: list[Any] = [target.image_token, *turn_ends(target)]
+    found: list[Any] = [*(one.token for one in target.modalities), *turn_ends(target)]
     for part in (config, getattr(config, "text_config", config), target.model.generation_config):
         values: Mapping[str, Any] = part.to_dict()
         found += [v for k, v in values.items() if k.endswith(("_token_id", "_token_index"))]

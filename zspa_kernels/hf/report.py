@@ -14,7 +14,7 @@ from .architectures import Target
 
 @dataclass(frozen=True, eq=False)
 class ImageReport:
-    """One image.
+    """One image, or one video.
 
     Attributes:
         sample: which prompt of the batch it belongs to.
@@ -22,7 +22,8 @@ class ImageReport:
         indices: int64 `[after]`, ascending: the kept ones, counted from the image's first token.
         core_mask: bool `[after]`: True where chosen for relevance to the prompt.
         cell: int64 `[before, 3]`: tile, row and column of every token in the picture as the model
-            saw it; -1 as tile for LLaVA-NeXT's newline tokens.
+            saw it; -1 as tile for LLaVA-NeXT's newline tokens. For a video the tile is the time.
+        video: it is a video.
     """
 
     sample: int
@@ -30,6 +31,7 @@ class ImageReport:
     indices: Tensor
     core_mask: Tensor
     cell: Tensor
+    video: bool = False
 
     @property
     def after(self) -> int:
@@ -98,11 +100,13 @@ class PruneReport:
     def __str__(self) -> str:
         if not self.images:
             return f"{self.method}: no image, nothing pruned"
+        videos = sum(image.video for image in self.images)
+        counts = ((len(self.images) - videos, "image"), (videos, "video"))
+        shown = [f"{count} {name}{'s' * (count > 1)}" for count, name in counts if count]
         mib = 2.0**-20
         merged = ", the others merged into them" if self.merged else ""
-        plural = "s" if len(self.images) > 1 else ""
         return (
-            f"{self.method}: {len(self.images)} image{plural}, "
+            f"{self.method}: {' and '.join(shown)}, "
             f"{self.before} -> {self.after} visual tokens ({self.core} core{merged}), "
             f"prompt {sum(self.prompt_before)} -> {sum(self.prompt_after)}, "
             f"KV {self.kv_bytes_before * mib:.3g} -> {self.kv_bytes_after * mib:.3g} MiB, "

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..types import Selection, select_each
 from .architectures import Target
-from .encode import Encoded
+from .encode import Encoded, Part
 from .errors import UnsupportedModelError
 from .layout import Layout, along_tokens
 
@@ -158,15 +158,9 @@ class _Clock:
 
 def rate(method: Any, target: Target, inputs: Mapping[str, Any], encoded: Encoded) -> Tensor | None:
     """Ratings `[T]` by what the projector was given, in the order of the visual tokens."""
-    if encoded.features is None:
+    if any(part.features is None for part in encoded.parts):
         return None
-    with torch.no_grad():
-        ratings: Tensor = method.rate(encoded.features)
-    if target.arch.tile == "anyres":
-        ratings = along_tokens(target, inputs, ratings)
-    elif hasattr(getattr(target.inner, "visual", None), "window_size"):
-        ratings = ratings[_window_order(target, inputs).argsort()]
-    flat = ratings.flatten()
+    flat = encoded.in_prompts([_rate(method, target, inputs, part) for part in encoded.parts])
     if len(flat) != len(encoded.tokens):
         raise UnsupportedModelError(
             f"prune: method must rate every visual token, {len(encoded.tokens)}, got {len(flat)} "
@@ -175,9 +169,20 @@ def rate(method: Any, target: Target, inputs: Mapping[str, Any], encoded: Encode
     return flat
 
 
-def _window_order(target: Target, inputs: Mapping[str, Any]) -> Tensor:
+def _rate(method: Any, target: Target, inputs: Mapping[str, Any], part: Part) -> Tensor:
+    """Ratings of pictures or of videos, in the order of their tokens."""
+    with torch.no_grad():
+        ratings: Tensor = method.rate(part.features)
+    if target.arch.tile == "anyres":
+        ratings = along_tokens(target, inputs, ratings)
+    elif hasattr(getattr(target.inner, "visual", None), "window_size"):
+        ratings = ratings[_window_order(target, inputs[part.modality.grid]).argsort()]
+    return ratings.flatten()
+
+
+def _window_order(target: Target, grid: Tensor) -> Tensor:
     """Qwen2.5-VL's projector sees the tokens window by window: which token each of its rows is."""
-    visual, grid = target.inner.visual, inputs["image_grid_thw"]
+    visual = target.inner.visual
     if hasattr(visual, "get_window_index"):
         order = visual.get_window_index(grid)[0]
     else:

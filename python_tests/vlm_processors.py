@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Processors for the tiny models: what the official ones make of photographs and words.
+
+Those need torchvision or files of a model hub.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+
+VERSION = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+QWEN_MARKS = ["<|vision_start|>", "<|image_pad|>", "<|vision_end|>", "<|video_pad|>"]
+QWEN_IMAGE = "<|vision_start|> <|image_pad|> <|vision_end|>"
+QWEN_VIDEO = "<|vision_start|> <|video_pad|> <|vision_end|>"
+
+
+def _flat(images: Any) -> list[Image.Image]:
+    grouped = images if isinstance(images, list) else [images]
+    return [one for group in grouped for one in (group if isinstance(group, list) else [group])]
+
+
+class SquareProcessor:
+    """Every picture is resized to a square and becomes `count` tokens."""
+
+    def __init__(self, tok: Any, image: str, size: int, count: int, types: str | None = None):
+        self.tokenizer, self.image, self.size, self.count = tok, image, size, count
+        self.types = types
+
+    def pixels(self, images: Any) -> torch.Tensor:
+        resized = [np.asarray(one.resize((self.size, self.size))) for one in _flat(images)]
+        return torch.stack(
+            [torch.from_numpy(one.copy()).permute(2, 0, 1).float() / 127.5 - 1 for one in resized]
+        )
+
+    def __call__(self, images: Any, text: Any, **options: Any) -> dict[str, Any]:
+        texts = [text] if isinstance(text, str) else text
+        shown = " ".join([self.image] * self.count)
+        encoded = dict(
+            self.tokenizer(
+                [one.replace(self.image, shown) for one in texts], return_tensors="pt", padding=True
+            )
+        )
+        encoded.pop("token_type_ids", None)
+        if self.types:
+            mark = self.tokenizer.convert_tokens_to_ids(self.image)
+            encoded[self.types] = (encoded["input_ids"] == mark).long()
+        encoded["pixel_values"] = self.pixels(images)
+        return encoded
+
+
+class SmolProcessor(SquareProcessor):
+    """Pictures of a prompt are padded to the largest number of pictures in the batch."""
+
+    def __call__(self, images: Any, text: Any, **options: Any) -> dict[str, Any]:
+        encoded = super().__call__(images, text)
+        groups = [group if isinstance(group, list) else [group] for group in images]
+        pixels = iter(encoded["pixel_values"])
+        padded = torch.zeros(len(groups), max(map(len, groups)), 3, self.size, self.size)
+        for b, group in enumerate(groups):
+            for i in range(len(group)):
+                padded[b, i] = next(pixels)
+        encoded["pixel_values"] = padded
+        return encoded
+
+
+class QwenProcessor:
+    """The official one; its part for videos needs torchvision and is written out here.
+
+    `stamps`: the time of each pair of frames is said in front of it (Qwen3-VL).
+    """
+
+    def __init__(self, tok: Any, patch: int, pixels: int, merge: int = 2, stamps: bool = False):
+        self.tokenizer, self.merge, self.stamps = tok, merge, stamps
+        kind = getattr(transformers, "Qwen2VLImageProcessor", None)
+        options: dict[str, Any] = {
+            "patch_size": patch,
+            "merge_size": merge,
+            "temporal_patch_size": 2,
+            "do_convert_rgb": True,
+        }
+        limits = {"shortest_edge": 56 * 56, "longest_edge": pixels}
+        self.image_processor = kind(  # type: ignore[misc]
+            **options, size=limits, min_pixels=56 * 56, max_pixels=pixels
+        )
+
+    def __call__(
+        self, images: Any, text: Any, videos: Sequence[Any] = (), **options: Any
+    ) -> dict[str, Any]:
+        texts = [text] if isinstance(text, str) else text
+        encoded: dict[str, Any] = {}
+        if _flat(images):
+            seen = self.image_processor(images=_flat(images), return_tensors="pt")
+            encoded.update(pixel_values=seen["pixel_values"], image_grid_thw=seen["image_grid_thw"])
+            counts = (seen["image_grid_thw"].prod(-1) // self.merge**2).tolist()
+            shown = [" ".join(["<|image_pad|>"] * count) for count in counts]
+            texts = _fill(texts, "<|image_pad|>", shown)
+        if videos:
+            films = [self.film(frames) for frames in videos]
+            encoded["pixel_values_videos"] = torch.cat([pixels for pixels, _ in films])
+            encoded["video_grid_thw"] = torch.tensor([grid for _, grid in films])
+            if not self.stamps:
+                slow = [1.5 if len(frames) > 4 else 1.0 for frames in videos]
+                encoded["second_per_grid_ts"] = torch.tensor(slow)
+            texts = _fill(texts, QWEN_VIDEO, [self.said(grid) for _, grid in films])
+        words = dict(self.tokenizer(texts, return_tensors="pt", padding=True))
+        words.pop("token_type_ids", None)
+        encoded.update(words)
+        if VERSION >= (5, 3):  # generate of older versions refuses it
+            picture, film = self.tokenizer.convert_tokens_to_ids(["<|image_pad|>", "<|video_pad|>"])
+            ids = encoded["input_ids"]
+            encoded["mm_token_type_ids"] = (ids == picture).int() + 2 * (ids == film).int()
+        return encoded
+
+    def film(self, frames: Sequence[Image.Image]) -> tuple[torch.Tensor, list[int]]:
+        """Patches `[n, C * 2 * P * P]` of pairs of frames, and their grid."""
+        seen = self.image_processor(images=list(frames), return_tensors="pt")
+        _, rows, columns = seen["image_grid_thw"][0].tolist()
+        # A still picture is a pair of equal frames.
+        still = seen["pixel_values"].reshape(len(frames), rows * columns, 3, 2, -1)
+        pairs = torch.cat((still[0::2, :, :, :1], still[1::2, :, :, :1]), dim=3)
+        return pairs.reshape(-1, still[0, 0].numel()), [len(frames) // 2, rows, columns]
+
+    def said(self, grid: Sequence[int]) -> str:
+        """What stands in a prompt for a video of this grid."""
+        times, rows, columns = grid
+        first, _, last, film = QWEN_MARKS
+        count = rows * columns // self.merge**2
+        if not self.stamps:
+            return " ".join([first, *[film] * (times * count), last])
+        pads = " ".join([film] * count)
+        names = ("one", "two", "three")
+        return " ".join(f"time {name} seconds {first} {pads} {last}" for name in names[:times])
+
+
+def _fill(texts: Sequence[str], mark: str, shown: Sequence[str]) -> list[str]:
+    """Each `mark` in turn replaced by what is shown."""
+    pieces = iter(shown)
+    full = []
+    for one in texts:
+        first, *others = one.split(mark)
+        for other in others:
+            first += next(pieces) + other
+        full.append(first)
+    return full

@@ -33,7 +33,7 @@ from bench.registry import gpu_suite
 STAGES = ("correctness", "sanitizer", "timing", "end_to_end")
 NO_DEVICE = 2  # exit code
 #: What the sanitizer runs: short, and with one and with many programs an image.
-SANITIZED = ("law_core_then_diversity", "law_seeds", "no_synchronisation")
+SANITIZED = ("law_core_then_diversity", "law_paths", "law_seeds", "no_synchronisation")
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 
 
@@ -135,7 +135,9 @@ def timing() -> Iterator[Job]:
     """Ceilings, barrier and picks first, then the workloads, the most telling first."""
     yield Job("ceilings", python("-m", "bench.gpu_timing", "ceilings"), 300)
     yield Job("barrier", python("-m", "bench.gpu_timing", "barrier"), 300)
-    yield Job("picks", python("-m", "bench.gpu_timing", "picks"), 600)
+    yield Job("picks", python("-m", "bench.gpu_timing", "picks"), 300)
+    yield Job("parts", python("-m", "bench.gpu_timing", "parts"), 300)
+    yield Job("few", python("-m", "bench.gpu_timing", "few"), 300)
     yield Job("sensitivity", python("-m", "bench.gpu_timing", "sensitivity"), 600)
     yield Job("greedy", python("-m", "bench.gpu_timing", "greedy"), 600)
     for workload in gpu_suite():

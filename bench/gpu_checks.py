@@ -10,9 +10,11 @@ Triton and this package is needed.
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -183,10 +185,30 @@ def law_strides() -> None:
 
 
 @check
+def law_paths() -> None:
+    """The matrix of all cosines and the blocked greedy give the same picks, however they begin."""
+    from zspa_kernels.backends.triton import diversity
+
+    for dtype, (n, d, k) in itertools.product(
+        DTYPES, ((64, 40, 30), (576, 1024, 58), (1000, 300, 99))
+    ):
+        visual = draw(2, n, d, dtype)
+        weights = torch.rand(2, n, device=gpu_check.DEVICE)
+        seeds = torch.arange(12, device=gpu_check.DEVICE).expand(2, -1).contiguous()
+        for given in ({}, {"weights": weights}, {"seeds": seeds}):
+            found = []
+            for few in (True, False):
+                with mock.patch.object(diversity, "few_tokens", return_value=few):
+                    found.append(zk.diversity(visual, k, **given))
+            same(found[0], found[1], (dtype, n, list(given)))
+
+
+@check
 def law_repetition() -> None:
     """The same call many times, at sizes with one and with many programs: a race would show."""
     for batch, n, d, k in (
         (1, 576, 512, 58),
+        (1, 1300, 512, 130),
         (7, 300, 128, 60),
         (1, 5000, 128, 300),
         (150, 40, 64, 9),

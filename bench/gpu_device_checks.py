@@ -38,7 +38,11 @@ def no_synchronisation() -> None:
 @check
 def graphs() -> None:
     """Captured once, replayed on inputs that were written after the capture."""
-    inputs = [draw(3, 700, 512), draw(6, 700, 512)[3:] * 2]
+    for shape in ((3, 700, 512), (1, 300, 512)):  # blocks, and all cosines at once
+        _replayed([draw(*shape), draw(2 * shape[0], *shape[1:])[shape[0] :] * 2])
+
+
+def _replayed(inputs: list[Tensor]) -> None:
     visual = inputs[0].clone()
     for name, call in calls_of(visual, visual[:, 1:5]).items():
         call()

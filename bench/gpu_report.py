@@ -80,7 +80,16 @@ def _machine(jobs: list[dict[str, Any]]) -> Iterator[str]:
             yield f"{record['step']:14} {record['ns']:9.0f} ns, {record['programs']} programs"
         elif "pick" in record:
             figure = f"{record['ns']:9.0f} ns" if "ns" in record else f" {record['error']}"
-            yield f"a pick, {record['pick']:6} {figure}"
+            yield f"a pick, {record['pick']:16} {figure}"
+        elif "few" in record:
+            figure = "no figure: the ways differ"
+            if record["status"] == "verified":
+                figure = f"matrix {record['matrix']:7.1f} us, blocks {record['blocks']:7.1f} us"
+            yield f"{record['few']:24} {figure}"
+        elif "part" in record:
+            yield f"{record['part']:24} {record['us']:7.1f} us"
+        elif "meetings" in record:
+            yield f"{record['meetings'] + ': barriers':24} {record['count']:5}"
         elif "sensitivity" in record:
             figure = f"{record['ms']:9.3f} ms" if "ms" in record else "no figure: it is wrong"
             yield f"{record['sensitivity']:40} {figure}"

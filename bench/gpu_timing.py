@@ -20,7 +20,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from bench import contenders, gpu_greedy, gpu_sensitivity
+from bench import contenders, gpu_greedy, gpu_parts, gpu_sensitivity
 from bench.compiled import sync_free
 from bench.contenders import Contender
 from bench.problem import Image, Problem, Tokens, draw
@@ -225,27 +225,37 @@ def barrier(times: int = 1000) -> Iterator[dict[str, Any]]:
 
 
 def picks() -> Iterator[dict[str, Any]]:
-    """Nanoseconds a pick by warps: 128 candidates, so one pass, whose length is its picks."""
+    """Nanoseconds a pick by warps: among 128 candidates, and among 1000 tokens by all cosines.
+
+    What a call takes besides its picks is the same for few picks and for many.
+    """
+    for field, n in (("warps", 128), ("whole_warps", 1000)):
+        for warps in (1, 4, 8):
+            record = {"pick": f"of {n}, {warps} warps"}
+            try:
+                yield {**record, "ns": _pick_ns(n, field, warps)}
+            except Exception as error:  # one warp may not compile: the others still count
+                yield {**record, "error": f"{type(error).__name__}: {error}"[:300]}
+
+
+def _pick_ns(n: int, field: str, warps: int) -> float:
     from zspa_kernels.backends.triton import diversity, diversity_config
 
     config = diversity_config.config
-    visual = torch.randn(1, 128, 64, device=DEVICE).bfloat16()
+    visual = torch.randn(1, n, 64, device=DEVICE).bfloat16()
     seeds = torch.zeros(1, 1, dtype=torch.int64, device=DEVICE)
 
-    def run(k: int) -> Callable[[], Tensor]:
-        return lambda: diversity.diversity(visual, k, seeds, None, None)
+    def changed(*args: Any, **kwargs: Any) -> diversity_config.Config:
+        new: dict[str, Any] = {field: warps}
+        return dataclasses.replace(config(*args, **kwargs), **new)
 
-    for warps in (1, 4, 8):
-
-        def changed(*args: Any, warps: int = warps, **kwargs: Any) -> diversity_config.Config:
-            return dataclasses.replace(config(*args, **kwargs), warps=warps)
-
-        with mock.patch.object(diversity, "config", changed):
-            try:
-                nanoseconds = 1e6 * (best(run(120)) - best(run(8))) / 112
-                yield {"pick": f"{warps} warps", "ns": nanoseconds}
-            except Exception as error:  # one warp may not compile: the others still count
-                yield {"pick": f"{warps} warps", "error": f"{type(error).__name__}: {error}"[:300]}
+    with (
+        mock.patch.object(diversity, "config", changed),
+        mock.patch.object(diversity, "few_tokens", return_value=field == "whole_warps"),
+    ):
+        few = best(lambda: diversity.diversity(visual, 8, seeds, None, None))
+        many = best(lambda: diversity.diversity(visual, 120, seeds, None, None))
+    return 1e6 * (many - few) / 112
 
 
 def main(name: str) -> int:
@@ -253,6 +263,7 @@ def main(name: str) -> int:
     wrong = False
     jobs: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
         "ceilings": ceilings, "barrier": barrier, "picks": picks,
+        "parts": gpu_parts.parts, "few": gpu_parts.few,
         "sensitivity": gpu_sensitivity.timing, "greedy": gpu_greedy.timing,
     }  # fmt: skip
     workloads = {workload.name: workload for workload in gpu_suite()}

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from bench import (
     end_to_end,
     end_to_end_report,
     gpu,
+    gpu_check,
     gpu_end_to_end,
     gpu_jobs,
+    gpu_parts,
     gpu_report,
     gpu_timing,
     registry,
@@ -240,6 +243,29 @@ def test_wrong_picks_have_no_figure(
     wrong = [record for record in records if record["status"] == "wrong"]
     assert {record["contender"] for record in wrong} == {"zspa", "gram_incremental sync-free"}
     assert not any("median_ms" in record for record in wrong)
+
+
+def test_both_ways_for_few_tokens_are_timed_and_compared(
+    monkeypatch: pytest.MonkeyPatch, require_backend: Callable[..., None]
+) -> None:
+    require_backend("triton")
+    monkeypatch.setattr(gpu_check, "DEVICE", "cpu")
+    monkeypatch.setattr(gpu_timing, "best", lambda call: float(call().sum()))
+    records = list(gpu_parts.few(((40, 1),), 24))
+    assert [record["status"] for record in records] == ["verified"] * 2
+    assert all(record["matrix"] == record["blocks"] > 0 for record in records)
+    monkeypatch.setattr(gpu_parts.torch, "equal", lambda *_: False)
+    assert all(set(r) == {"few", "kind", "status"} for r in gpu_parts.few(((40, 1),), 24))
+
+
+def test_steps_of_a_selection(
+    monkeypatch: pytest.MonkeyPatch, require_backend: Callable[..., None]
+) -> None:
+    require_backend("triton")
+    monkeypatch.setattr(gpu_check, "DEVICE", "cpu")
+    monkeypatch.setattr(gpu_timing, "best", lambda call: call() or 0.5)
+    records = list(gpu_parts.parts(("narrow",)))
+    assert [r["part"].split(": ")[1] for r in records] == ["relevance", "top-k", "greedy", "sort"]
 
 
 def test_the_loop_without_syncs_picks_the_same() -> None:

@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 PRODUCTS = (
     "_relevance_topk_max_kernel",
     "_diversity_greedy_kernel",
+    "_diversity_matrix_kernel",
     "_dpp_greedy_kernel",
     "_facility_location_matrix_kernel",
     "_min_sum_greedy_kernel",

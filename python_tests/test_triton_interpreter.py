@@ -23,6 +23,7 @@ from zspa_kernels.backends.triton import (
     _common,
     diversity,
     diversity_config,
+    diversity_whole,
     dpp,
     facility_location,
     relevance_topk,
@@ -32,7 +33,7 @@ from zspa_kernels.backends.triton import (
 )
 from zspa_kernels.testing.tokens import tokens
 
-MODULES = (diversity, dpp, facility_location, relevance_topk, select)
+MODULES = (diversity, diversity_whole, dpp, facility_location, relevance_topk, select)
 
 
 @pytest.fixture(autouse=True)
@@ -198,6 +199,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool, int], list[
                 "chunk": 32,
                 "finished": 2,
                 "votes": 4,
+                "whole_rows": 0,
                 "groups": (diversity_config.Group(min(programs, 4), 8, 16, True),),
             },
             relevance_topk: {
@@ -290,8 +292,10 @@ def test_program_order_changes_no_bit(
         assert torch.equal(a, c)
 
 
-def test_seeds_and_picks_have_the_same_cosines() -> None:
+@pytest.mark.parametrize("few", [True, False])
+def test_seeds_and_picks_have_the_same_cosines(few: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two kernels compute them; picks continued from seeds must not differ in a bit."""
+    monkeypatch.setattr(diversity, "few_tokens", lambda *_: few)
     visual = torch.stack([tokens("clusters", 60, 70, seed) for seed in range(2)])
     whole = diversity.diversity(visual, 12, None, None, None)
     rest = diversity.diversity(visual, 8, whole[:, :4].contiguous(), None, None)
@@ -302,7 +306,7 @@ def test_seeds_and_picks_have_the_same_cosines() -> None:
 
 
 @pytest.mark.raw_memory
-def test_rows_beyond_two_to_the_31_elements() -> None:
+def test_rows_beyond_two_to_the_31_elements(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four rows, 2**30 elements apart: only the touched pages of the buffer become memory."""
     d, stride = 16, 2**30
     buffer = torch.empty(3 * stride + d, dtype=torch.bfloat16)
@@ -317,8 +321,11 @@ def test_rows_beyond_two_to_the_31_elements() -> None:
             far = relevance_topk.relevance_topk(x, prompt, 1, None, None, pooling)
             want = relevance_topk.relevance_topk(dense, prompt, 1, None, None, pooling)
             assert all(torch.equal(a, b) for a, b in zip(far, want, strict=True))
-        picks = diversity.diversity(x, n, None, None, None)
-        assert torch.equal(picks, diversity.diversity(dense, n, None, None, None))
+        for few in (True, False):
+            with monkeypatch.context() as patch:
+                patch.setattr(diversity, "few_tokens", lambda *_, few=few: few)
+                picks = diversity.diversity(x, n, None, None, None)
+                assert torch.equal(picks, diversity.diversity(dense, n, None, None, None))
         assert torch.equal(dpp.dpp(x, n, None, None), dpp.dpp(dense, n, None, None))
         covers = facility_location.facility_location
         given = (n, None, None, None, 0.0, 1.0)

@@ -16,14 +16,16 @@ from zspa_kernels import _dispatch
 from zspa_kernels.backends.triton import (
     diversity,
     diversity_config,
+    diversity_whole,
     dpp,
     facility_location,
     min_sum,
     relevance_topk,
     select,
 )
+from zspa_kernels.backends.triton.diversity_config import whole
 
-MODULES = (diversity, dpp, facility_location, min_sum, relevance_topk, select)
+MODULES = (diversity, diversity_whole, dpp, facility_location, min_sum, relevance_topk, select)
 N, D, K = 300, 64, 9
 
 
@@ -48,9 +50,14 @@ def launched(require_backend: Callable[..., None], monkeypatch: pytest.MonkeyPat
 
     for module in MODULES:
         monkeypatch.setattr(module, "launch", launch)
-        if module not in (relevance_topk, select):
+        if module not in (diversity_whole, relevance_topk, select):
             monkeypatch.setattr(module, "greedy_in_steps", greedy)
             monkeypatch.setattr(module, "group_grid", on_a_gpu)
+
+    def few_on_a_gpu(cfg: Any, segments: Any, device: Any) -> bool:
+        return segments.table is None and whole(cfg, segments.rows, segments.count, 132)
+
+    monkeypatch.setattr(diversity, "few_tokens", few_on_a_gpu)
     monkeypatch.setattr(_dispatch, "choose", lambda op, device: _dispatch.load("triton", op))
     return seen
 
@@ -65,6 +72,8 @@ def _call_every_op() -> None:
     for mask, weights in product(masks, ({}, {"weights": zeros(3, N)})):
         given: dict[str, Any] = {**mask, **weights}
         zk.diversity(visual, K, **given)
+        more = {name: x[:1].expand(12, -1) for name, x in given.items()}
+        zk.diversity(visual[:1].expand(12, -1, -1), K, **more)
         zk.dpp(visual, K, **given)
         for temperature, rows in product((0.0, 0.2), (None, benefits)):
             zk.facility_location(visual, K, benefits=rows, temperature=temperature, **given)

@@ -42,6 +42,7 @@ def record(dtype: torch.dtype, full: bool, hip: bool) -> list[Launch]:
     """Every launch of the ops at the size of a real model, with nothing run."""
     from zspa_kernels.backends.triton import (
         diversity,
+        diversity_whole,
         dpp,
         facility_location,
         min_sum,
@@ -57,8 +58,8 @@ def record(dtype: torch.dtype, full: bool, hip: bool) -> list[Launch]:
     ) -> None:
         launches.append(Launch(kernel, args, options | {"launch_cooperative_grid": together}))
 
-    modules = (diversity, dpp, facility_location, min_sum, relevance_topk, select, sensitivity)
-    for module in modules:
+    selection = (diversity, diversity_whole, dpp, facility_location, min_sum, relevance_topk)
+    for module in (*selection, select, sensitivity):
         module.launch = recorder  # type: ignore[attr-defined]
     torch.version.hip = "0" if hip else None
     call_selection(dtype, full)
@@ -83,6 +84,7 @@ def call_selection(dtype: torch.dtype, full: bool, n: int = 2880, d: int = 4096)
     visual, prompt = empty(2, n, d), empty(2, 40, d)
     relevance_topk.relevance_topk(visual, prompt, 58, None, None, "none_max")
     diversity.diversity(visual, 58, None, None, None)
+    diversity.diversity(visual[:1, :576], 58, None, None, None)
     select.select(visual, prompt, 23, 35, None, None, "mean", True)
     dpp.dpp(visual, 58, empty(2, n, kind=torch.float32), None)
     min_sum.min_sum(visual, 58, None, None)
@@ -100,7 +102,8 @@ def call_selection(dtype: torch.dtype, full: bool, n: int = 2880, d: int = 4096)
     select.select_varlen(packed, table, None, None, 58, "mean", False)
     for weights in (None, empty(2, n, kind=torch.float32)):
         for seeds in (None, empty(2, 4, kind=torch.int64)):
-            diversity.diversity(visual, 58, seeds, weights, mask)
+            for size in (n, 576, 200):
+                diversity.diversity(visual[:, :size], 58, seeds, weights, mask)
             min_sum.min_sum(visual, 58, seeds, mask)
         dpp.dpp(visual, 58, weights, mask)
         facility_location.facility_location(visual, 58, None, weights, mask, 0.0, 1.0)
@@ -111,7 +114,9 @@ def call_selection(dtype: torch.dtype, full: bool, n: int = 2880, d: int = 4096)
     other = torch.bfloat16 if dtype == torch.float32 else torch.float32
     select.select(visual, empty(2, 40, d, kind=other), 23, 35, None, None, "none_max", False)
     # Rows that are not aligned are read element by element.
-    select.select(empty(2, 300, 100), empty(2, 7, 100), 3, 5, mask, None, "none_max", True)
+    for images in (2, 30):
+        odd, words = empty(images, 300, 100), empty(images, 7, 100)
+        select.select(odd, words, 3, 5, mask, None, "none_max", True)
 
 
 def call_sensitivity(dtype: torch.dtype, full: bool, d: int = 4096) -> None:

@@ -29,6 +29,7 @@ SMALL = {
     "chunk": 32,
     "finished": 2,
     "votes": 4,
+    "whole_rows": 0,
 }
 GROUPS = (
     Group(programs=4, width=8, own=16, split=True),

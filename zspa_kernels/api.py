@@ -288,6 +288,12 @@ def warmup(
         dpp(visual[:1, :few], min(1, few))
         dpp(visual[:1, :few], min(1, few), weights=weights[:1, :few])
         min_sum(visual[:1, :few], min(1, few))
+    # The same for the greedy of tokens that are too many for one matrix of cosines.
+    many = torch.zeros((1, 1025, dim), dtype=dtype, device=device)
+    for images in (1, 8, 40):
+        batch = many.expand(images, -1, -1)
+        diversity(batch, 1)
+        diversity(batch, 1, weights=weights.new_zeros((images, 1025)))
     for masked in optional:
         select(visual, k_core=0, k_diverse=k, **masked)
         select(visual, prompt, k_core=one, k_diverse=k - one, **masked)

@@ -11,6 +11,7 @@ Algorithm   : blocked greedy with the picks of the one-at-a-time greedy. A token
               smallest bounds are finished, a block at a time, until none can win any more. If
               many of the first have their nearest token at the same distance (the previous frame
               of a video), all tokens are compared with those around that distance.
+              Few tokens of few images take another way to the same picks, `diversity_whole`.
 Inputs      : visual [B, N, D] or [T, D], float32/float16/bfloat16, any row strides; seeds int64
               [B, S] or the core slots of the output; weights float32 [B, N] or [T]; mask bool
               [B, N]; table int64 [S, 5]
@@ -37,7 +38,7 @@ from torch import Tensor
 
 from . import _candidates as candidates
 from . import _products as tiles
-from . import _scratch
+from . import _scratch, diversity_whole
 from . import diversity_phases as phases
 from ._common import (
     Segments,
@@ -62,7 +63,7 @@ from ._group import (
     seed_list,
 )
 from ._steps import greedy_in_steps
-from .diversity_config import Config, config, constants, grid, group, norm_programs
+from .diversity_config import Config, config, constants, grid, group, norm_programs, whole
 from .diversity_steps import diversity_step
 
 _GROUP_SCRATCH = ("proposals", "columns", "gram", "closest", "picks", "control")
@@ -251,12 +252,14 @@ def norms(
 def greedy_plan(visual: Tensor, segments: Segments) -> _scratch.Plan:
     """The scratch memory that `greedy` takes for these arguments."""
     cfg = _config(visual)
+    inv_norm: _scratch.Plan = {"inv_norm": (torch.float32, visual.shape[:-1])}
+    if few_tokens(cfg, segments, visual.device):
+        return inv_norm | diversity_whole.plan(cfg, segments)
     groups, programs = group_grid(cfg, segments, visual.device)
     size = group(cfg, programs)
     chunks = -(-visual.shape[-1] // cfg.chunk) if size.split else 1
     block = cfg.block
-    return {
-        "inv_norm": (torch.float32, visual.shape[:-1]),
+    return inv_norm | {
         "nearest": (torch.float32, visual.shape[:-1]),
         "proposals": (torch.int64, (groups * programs * size.width,)),
         "columns": (torch.int32, (groups * programs * block,)),
@@ -299,6 +302,9 @@ def greedy(
     stride_b, stride_n = row_strides(visual)
     if not normed:
         norms(cfg, visual, segments, mask, weights, scratch["inv_norm"])
+    if few_tokens(cfg, segments, device):
+        diversity_whole.picks(cfg, visual, segments, indices, seeds, weights, scratch, after_core)
+        return
     scratch["control"].zero_()
     groups, programs = group_grid(cfg, segments, device)
     size = group(cfg, programs)
@@ -354,6 +360,12 @@ def diversity_varlen(visual: Tensor, table: Tensor, total_k: int, weights: Tenso
 def _config(visual: Tensor) -> Config:
     hip = torch.version.hip is not None
     return config(visual.shape[-1], visual.element_size(), hip=hip)
+
+
+def few_tokens(cfg: Config, segments: Segments, device: torch.device) -> bool:
+    """Whether the whole matrix of cosines is made; the interpreter counts as a small GPU."""
+    count = INTERPRETED_PROGRAMS if device.type == "cpu" else multiprocessors(device)
+    return segments.table is None and whole(cfg, segments.rows, segments.count, count)
 
 
 def group_grid(cfg: Config, segments: Segments, device: torch.device) -> tuple[int, int]:

@@ -49,6 +49,10 @@ class Config:
     stages: int
     least_rows: int  # a program with fewer own rows is not worth a place at the barrier
     groups: tuple[Group, ...]
+    # Few tokens: the whole matrix of cosines, then one program an image picks (diversity_whole).
+    whole_rows: int  # at most so many tokens
+    whole_tiles: int  # at most so many tiles a multiprocessor
+    whole_warps: int  # of the program that picks
     hip: bool
     reverse: bool = False  # run the grid back to front; for tests of program order
 
@@ -94,8 +98,31 @@ def config(d: int, itemsize: int, hip: bool = False) -> Config:
             Group(programs=32, width=16, own=own, split=True),
             Group(programs=128, width=8, own=own, split=True),
         ),
+        # By a model, not a measurement: an H200, 1.1 us a barrier, 8 us a tile of 4096 channels by
+        # latency and the rate of L2 (whatever number of them runs side by side), 0.4 us a pick
+        # from 128 lanes, 0.5 us from 1024 with the row in L2. 576 tokens, 23 given and 35 picked:
+        # a pass of the blocked greedy is 4 barriers, a Gram block and an update, 18 us beside its
+        # picks, so 1 or 2 passes and the first update are 42 to 60 us, of which 4 to 9 barriers
+        # and 14 picks; the matrix is 81 tiles at once, in all 31 us. With DivPrune's seed 120
+        # against 41 us. 1024 tokens are 256 tiles, two rounds of 132. More rounds would cost more
+        # than passes do, and no square matrix is made beyond 1024 tokens.
+        whole_rows=1024,
+        whole_tiles=2,
+        # 1024 keys of 64 bits are 8 a thread of 128; more warps make the minimum dearer.
+        whole_warps=4,
         hip=hip,
     )
+
+
+def whole(cfg: Config, rows: int, segments: int, multiprocessors: int) -> bool:
+    """Whether a padded batch of segments of so many rows takes the whole matrix."""
+    tiles = segments * -(-rows // cfg.rows) * -(-rows // cfg.cols)
+    return rows <= cfg.whole_rows and tiles <= cfg.whole_tiles * multiprocessors
+
+
+def whole_lanes(rows: int) -> int:
+    """Lanes of the program that picks: two kernels for all sizes."""
+    return 256 if rows <= 256 else 1024
 
 
 def norm_programs(cfg: Config, rows: int, segments: int) -> int:

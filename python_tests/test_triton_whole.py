@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Diversity of few tokens in Triton, by all cosines at once: the picks are the blocked greedy's."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from zspa_kernels.backends.triton import diversity, diversity_config, diversity_whole, select
+from zspa_kernels.testing import bound, check_diversity, tokens
+
+SMALL = {"norm_block_n": 16, "block": 32, "rows": 16, "cols": 16, "block_k": 16, "chunk": 32}
+#: Fault -> (what stands in diversity_whole.py, what is put there).
+FAULTS = {
+    "picked again": ("INF, tl.maximum(m, c))", "m, tl.maximum(m, c))"),
+    "another row of the matrix": ("square + j * N + i", "square + j + i"),
+    "ties to the highest index": ("order_key(cost(m, w), i)", "order_key(cost(m, w), LANES - i)"),
+    "one tile of the seed": ("range(tiles)", "range(1)"),
+    "the seed's tiles of the first image": ("* tiles + tile) * N", "* 0 + tile) * N"),
+    "the last seeds forgotten": ("s0 + step < count_seeds, other", "s0 + step < 5, other"),
+    "padding among seeds wraps": ("inside = (j >= 0)", "inside = (j >= -9)"),
+    "core slots are filled again": ("in_slots != 0, filled, 0)", "in_slots != 0, 0, 0)"),
+    "weights ignored at first": ("cost(tl.where(m < INF, 0.0, m), w)", "m"),
+}
+
+
+@pytest.fixture(autouse=True)
+def interpreted(require_backend: Callable[..., None]) -> None:
+    require_backend("triton")
+
+
+@pytest.fixture
+def change(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Sets fields of the configuration, and whether the matrix of cosines is made."""
+    config = diversity_config.config
+
+    def to(few: bool, **fields: Any) -> None:
+        new = {**SMALL, "groups": (diversity_config.Group(4, 16, 16, True),), **fields}
+        monkeypatch.setattr(
+            diversity, "config", lambda *a, **k: dataclasses.replace(config(*a, **k), **new)
+        )
+        monkeypatch.setattr(diversity, "few_tokens", lambda *_: few)
+
+    return to
+
+
+def _batch(n: int = 35, d: int = 24) -> Tensor:
+    """Two images; among the tokens a zero row, one without a value, and twins."""
+    visual = torch.stack([tokens(model, n, d, seed=3) for model in ("vlm", "exact")])
+    visual[0, 5], visual[0, 9], visual[1, 30] = 0, torch.nan, visual[1, 11]
+    return visual
+
+
+def _weights(*shape: int) -> Tensor:
+    weights = torch.rand(shape, generator=torch.Generator().manual_seed(1))
+    weights[..., 7] = torch.nan
+    return weights
+
+
+def _seeds() -> Tensor:
+    """Nine: padding, what is no token, the row without a value; the second image has none."""
+    seeds = torch.arange(9).repeat(2, 1) * 3
+    seeds[0, 1:4], seeds[1] = torch.tensor([-1, 35, 9]), -1
+    return seeds
+
+
+def _runs() -> list[Tensor]:
+    """Every way to begin, and one to the end."""
+    visual, weights = _batch(), _weights(2, 35)
+    mask = torch.rand(2, 35, generator=torch.Generator().manual_seed(2)) < 0.8
+    prompt = tokens("iid", 4, 24, seed=5).view(2, 2, 24)
+    words = torch.tensor([[True, True], [False, False]])  # without one there is no core
+    return [
+        diversity.diversity(visual, 35, None, None, mask),
+        diversity.diversity(visual, 5, _seeds(), weights, None),
+        select.select(visual, prompt, 11, 4, mask, words, "mean", False),
+    ]
+
+
+def test_few_tokens_pick_what_the_blocked_greedy_does(change: Callable[..., None]) -> None:
+    change(False)
+    want = _runs()
+    assert bool((want[0][:, -4:] == -1).all())
+    for reverse in (False, True):
+        change(True, reverse=reverse)
+        for got, expected in zip(_runs(), want, strict=True):
+            assert torch.equal(got, expected)
+
+
+def _judge() -> None:
+    visual = _batch()
+    for seeds, weights in ((None, None), (_seeds(), None), (None, _weights(2, 35))):
+        picks = diversity.diversity(visual, 9, seeds, weights, None)
+        for b in range(2):
+            given = {
+                name: None if value is None else value[b]
+                for name, value in (("seeds", seeds), ("weights", weights))
+            }
+            check_diversity(visual[b], picks[b], 9, **given, bound=bound(24, "triton"))
+    prompt = tokens("iid", 4, 24, seed=5).view(2, 2, 24)
+    whole = select.select(visual, prompt, 11, 4, None, None, "mean", False)
+    rest = diversity.diversity(visual, 4, whole[:, :11].contiguous(), None, None)
+    assert torch.equal(whole[:, 11:], rest)
+
+
+@pytest.mark.parametrize("fault", [None, *FAULTS])
+def test_faults(
+    fault: str | None,
+    change: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """The judge accepts the kernels and rejects them with a fault."""
+    change(True)
+    if fault is None:
+        return _judge()
+    text = Path(diversity_whole.__file__).read_text()
+    before, after = FAULTS[fault]
+    assert before in text
+    path = tmp_path / "mutant.py"
+    path.write_text(text.replace(before, after))
+    spec = importlib.util.spec_from_file_location(f"{diversity_whole.__package__}.mutant", path)
+    assert spec is not None
+    assert spec.loader is not None
+    mutant = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(mutant)
+    monkeypatch.setattr(diversity, "diversity_whole", mutant)
+    with pytest.raises(AssertionError):
+        _judge()
+    return None
+
+
+def test_which_batches_take_the_matrix() -> None:
+    """No square matrix beyond 1024 tokens; no more tiles than a GPU does in two rounds."""
+    half, single = (diversity_config.config(4096, size) for size in (2, 4))
+    for rows, images, taken in ((576, 1, 1), (576, 3, 1), (576, 4, 0), (64, 264, 1), (64, 265, 0)):
+        assert diversity_config.whole(half, rows, images, 132) == bool(taken)
+    assert diversity_config.whole(half, 1024, 1, 132)
+    assert not diversity_config.whole(half, 1025, 1, 10_000)
+    assert diversity_config.whole(single, 576, 1, 132)
+    assert not diversity_config.whole(single, 1024, 1, 132)
+    for rows in (1, 256, 257, 1024):
+        assert rows <= diversity_config.whole_lanes(rows) <= half.whole_rows

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Diversity of few tokens: all cosines once, then pick after pick without a barrier.
+
+Algorithm   : the greedy of `diversity` one pick at a time. A matrix kernel computes the cosines of
+              all pairs of an image and, for DivPrune's seed, the largest one of each token in each
+              tile; then one program an image keeps every token's largest cosine to the selection in
+              registers, and a pick costs it a minimum over the tokens and a row of the matrix.
+Inputs      : as for `diversity`, padded batches only
+Outputs     : as for `diversity`, the same picks: tiles and their products are the same
+Work        : 2 N^2 D flops, N^2 floats written once and K rows of them read; 2 launches, 0 syncs
+Mapping     : matrix: program <-> tile; picks: program <-> image
+Numerics    : those of `diversity`
+Deterministic: yes: every element is written by one program
+Limits      : N <= 1024 (registers of one program, and no square matrix beyond)
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import _scratch
+from ._common import INF, KEY_END, Segments, launch, order_key, program, row_strides
+from ._group import cost, nothing_selected, seed_list
+from ._products import chunked_dots, cosines
+from .diversity_config import Config, whole_lanes
+
+SEEDS = tl.constexpr(8)  # seeds whose rows are read at a time
+
+
+@triton.jit(do_not_specialize=["N"])
+def _diversity_matrix_kernel(
+    visual,
+    inv_norm,
+    matrix,
+    largest,
+    N,
+    D,
+    stride_b,
+    stride_n,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    CHUNK: tl.constexpr,
+    REVERSED: tl.constexpr,
+):
+    """matrix[segment][selected][compared], and its maxima largest[segment][tile][selected].
+
+    Both halves of the symmetric matrix are computed, each as the blocked greedy computes it.
+    """
+    down = tl.cdiv(N, ROWS)
+    seg, tile = program(down * tl.cdiv(N, COLS), REVERSED)
+    seg = tl.cast(seg, tl.int64)
+    i = tile % down * ROWS + tl.arange(0, ROWS)
+    j = tile // down * COLS + tl.arange(0, COLS)
+    inv_i = tl.load(inv_norm + seg * N + i, mask=i < N, other=-1.0)
+    inv_j = tl.load(inv_norm + seg * N + j, mask=j < N, other=-1.0)
+    origin = visual + seg * stride_b
+    x = origin + (i.to(tl.int64) * stride_n)[:, None]
+    y = origin + (j.to(tl.int64) * stride_n)[:, None]
+    dots = chunked_dots(x, inv_i > 0.0, y, inv_j > 0.0, 0, D, D, ROWS, COLS, BLOCK_K, CHUNK)
+    c = cosines(dots, i, inv_i, j, inv_j)  # [ROWS, COLS]
+    at = matrix + ((seg * N + j) * N)[None, :] + i[:, None]
+    tl.store(at, c, mask=(i < N)[:, None] & (j < N)[None, :])
+    tl.store(largest + (seg * down + tile % down) * N + j, tl.max(c, 0), mask=j < N)
+
+
+@triton.jit
+def with_pick(m, square, j, i, N, ok):
+    """Every token's largest cosine `m` once row `j` of the matrix is selected, which has +inf."""
+    c = tl.load(square + j * N + i, mask=(i < N) & ok, other=-INF)
+    return tl.where((i == j) & ok, INF, tl.maximum(m, c))
+
+
+@triton.jit(do_not_specialize=["N", "num_seeds", "k_core", "k_diverse", "tiles", "in_slots"])
+def _diversity_picks_kernel(
+    inv_norm,
+    weights,
+    seeds,
+    indices,
+    matrix,
+    largest,
+    N,
+    num_seeds,
+    k_core,
+    k_diverse,
+    tiles,
+    in_slots,
+    LANES: tl.constexpr,
+    REVERSED: tl.constexpr,
+):
+    """All picks of an image, one after another, a lane a token."""
+    seg, _ = program(1, REVERSED)
+    first = tl.cast(seg, tl.int64) * N
+    slots = k_core + k_diverse
+    slot = tl.cast(seg, tl.int64) * slots
+    own_seeds, count_seeds = seed_list(seeds, seg, num_seeds, in_slots, slot, k_core)
+    square = matrix + first * N
+    i = tl.arange(0, LANES)
+    m = nothing_selected(tl.load(inv_norm + first + i, mask=i < N, other=-1.0))
+    w = None
+    if weights is not None:
+        w = tl.load(weights + first + i, mask=i < N, other=0.0)
+    filled = 0
+    valid = 0
+    for s0 in range(0, count_seeds, SEEDS):
+        for step in tl.static_range(SEEDS):
+            j = tl.load(own_seeds + s0 + step, mask=s0 + step < count_seeds, other=-1)
+            filled += (j >= 0).to(tl.int32)
+            inside = (j >= 0) & (j < N)
+            inv_j = tl.load(inv_norm + first + j, mask=inside, other=-1.0)
+            valid += (inv_j >= 0.0).to(tl.int32)
+            m = with_pick(m, square, j, i, N, inside)
+    tl.debug_barrier()  # all threads have read the seeds: their slots may be written
+    done = tl.where(in_slots != 0, filled, 0)
+    value = cost(m, w)
+    if valid == 0:
+        if weights is not None:
+            value = cost(tl.where(m < INF, 0.0, m), w)
+        else:
+            for tile in range(tiles):
+                at = largest + (tl.cast(seg, tl.int64) * tiles + tile) * N + i
+                value = tl.maximum(value, tl.load(at, mask=i < N, other=-INF))
+    best = tl.min(order_key(value, i), 0)
+    while (best < KEY_END) & (done < slots):
+        pick = best & 0xFFFFFFFF
+        tl.store(indices + slot + done, pick)
+        done += 1
+        m = with_pick(m, square, pick, i, N, pick >= 0)
+        best = tl.min(order_key(cost(m, w), i), 0)
+
+
+def plan(cfg: Config, segments: Segments) -> _scratch.Plan:
+    """The scratch memory that `picks` takes, but for the inverse norms."""
+    n, tiles = segments.rows, -(-segments.rows // cfg.rows)
+    return {
+        "matrix": (torch.float32, (segments.count, n, n)),
+        "largest": (torch.float32, (segments.count, tiles, n)),
+    }
+
+
+def picks(
+    cfg: Config,
+    visual: Tensor,
+    segments: Segments,
+    indices: Tensor,
+    seeds: Tensor | None,
+    weights: Tensor | None,
+    scratch: dict[str, Tensor],
+    after_core: bool,
+) -> None:
+    """Pick tokens into the slots of `indices`; arguments as of `diversity.greedy`."""
+    n, tiles = segments.rows, -(-segments.rows // cfg.rows)
+    launch(
+        _diversity_matrix_kernel,
+        segments.count * tiles * -(-n // cfg.cols),
+        visual.device,
+        *(visual, scratch["inv_norm"], scratch["matrix"], scratch["largest"]),
+        *(n, visual.shape[-1], *row_strides(visual)),
+        ROWS=cfg.rows,
+        COLS=cfg.cols,
+        BLOCK_K=cfg.block_k,
+        CHUNK=cfg.chunk,
+        REVERSED=cfg.reverse,
+        num_warps=cfg.warps,
+        num_stages=cfg.stages,
+    )
+    launch(
+        _diversity_picks_kernel,
+        segments.count,
+        visual.device,
+        *(scratch["inv_norm"], weights, indices if seeds is None else seeds, indices),
+        *(scratch["matrix"], scratch["largest"], n, 0 if seeds is None else seeds.shape[1]),
+        *(segments.k_core, segments.k_diverse, tiles, int(after_core)),
+        LANES=whole_lanes(n),
+        REVERSED=cfg.reverse,
+        num_warps=cfg.whole_warps,
+    )

@@ -176,7 +176,11 @@ FAILURE, USAGE = 1, 2
         (["--model", "text"], FAILURE, "text is a 'llama'; supported are gemma3, internvl, llava"),
         (["--model", "bare"], FAILURE, "cannot load bare: "),
         (["--model", "./nowhere"], FAILURE, "cannot load ./nowhere: no such folder"),
-        (["--model", "nobody/nothing"], FAILURE, "cannot load nobody/nothing: "),
+        (
+            ["--model", "nobody/nothing"],
+            FAILURE,
+            "cannot load nobody/nothing: no folder here, and ",
+        ),
         (["--image", "gone.png"], FAILURE, "cannot read gone.png: No such file"),
         (["--image", "notes.png"], FAILURE, "not a picture"),
         (["--out", "nowhere/kept.png"], FAILURE, "cannot write nowhere/kept.png"),

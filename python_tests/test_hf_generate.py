@@ -47,6 +47,8 @@ CASES = [
 @pytest.mark.parametrize(("name", "kind"), CASES)
 def test_beams_and_samples_of_a_batch(name: str, kind: str) -> None:
     """Every beam of a prompt sees that prompt's pictures: a prompt alone has the same beams."""
+    if (name, kind) == ("qwen3_vl", "video") and vlms.VERSION < (5, 17):
+        pytest.skip("transformers >= 5.17: 4.57 miscounts times for beams, unpruned as well")
     tiny = vlms.get(name)
     options = {
         "num_beams": 3,

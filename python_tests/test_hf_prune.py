@@ -7,6 +7,8 @@ prompt; see docs/hf.md.
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -127,6 +129,29 @@ def test_a_direct_call_sees_the_kept_tokens_only(name: str, kind: str) -> None:
     for b, columns in enumerate(keep):
         count = int(columns.sum())
         torch.testing.assert_close(first.logits[b, -count:], expected[b, columns], **CLOSE)
+
+
+def test_a_window_shorter_than_the_prompt() -> None:
+    """P19: sliding layers hold fewer slots than the pruned prompt; batches stay their prompts."""
+    tiny = vlms.get("gemma3")
+    config = copy.deepcopy(tiny.model.config)
+    config.text_config.sliding_window = 8
+    torch.manual_seed(0)
+    model = type(tiny.model)(config).eval()
+    model.generation_config = tiny.model.generation_config
+    inputs = tiny.inputs("ragged")
+    with METHOD(model) as handle:
+        output = generate(model, inputs)
+        for b in range(2):
+            alone = rows(generate(model, tiny.alone(b)))
+            torch.testing.assert_close(alone[0], rows(output)[b], **CLOSE)
+    assert handle.report is not None
+    assert max(handle.report.prompt_after) > 8
+    expected = rows(generate(model, inputs))
+    everything = zk.ZSPAPrune(keep=1.0)(model).install()
+    assert torch.equal(rows(generate(model, inputs)), expected)
+    with pytest.warns(hf.NothingPrunedWarning):
+        everything.remove()
 
 
 def test_gradients_of_a_direct_call(tiny: vlms.Tiny) -> None:

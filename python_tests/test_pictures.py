@@ -96,6 +96,8 @@ def test_llava_next_sees_a_small_picture_and_tiles_of_a_large_one() -> None:
     assert len(shown.unique()) == len(shown) == 16 + 48
     # A newline has no cell to be lit, and is no error.
     everything = report_of(tiny, inputs, zk.DivPrune(keep=0.9), keep_newline=True).images[0]
+    figure = pictures.kept(tiny.model, inputs, report_of(tiny, inputs, keep_newline=True))
+    assert any("ends of rows, not shown" in text.get_text() for text in figure.texts)
     lit = view.selection(everything)
     assert len(lit.indices) == everything.after - int((cell[:, 0] < 0).sum())
 

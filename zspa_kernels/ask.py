@@ -199,7 +199,8 @@ def load(model: str, device: torch.device) -> tuple[Any, Any]:
         loaded = models.from_pretrained(model, dtype="auto")
     # What transformers raises for missing files, no network, a damaged file, a missing package.
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise DemoError(f"cannot load {model}: {_line(error)}") from error
+        where = "" if Path(model).is_dir() else "no folder here, and "
+        raise DemoError(f"cannot load {model}: {where}{_line(error)}") from error
     return processor, loaded.to(device).eval()
 
 

@@ -172,7 +172,10 @@ def kept(
             raise ValueError(f"kept: reports must be of the same inputs, got another for {title!r}")
         one = report.images[image]
         counts = f"{one.core} core + {one.diverse} diversity" if one.core else f"{one.after} tokens"
-        panels.append(Panel(view.selection(one), title, f"{counts} of {one.before}"))
+        shown = view.selection(one)
+        ends = one.after - len(shown.indices)  # LLaVA-NeXT's newline tokens
+        note_ends = f", {ends} of them ends of rows, not shown" if ends else ""
+        panels.append(Panel(shown, title, f"{counts} of {one.before}{note_ends}"))
     assert view is not None  # noqa: S101
     relevance = all(_title(one) in _BY_RELEVANCE for one in named.values())
     legend = LEGEND if relevance else _ANY_LEGEND

@@ -181,6 +181,45 @@ void call_facility_location(uintptr_t visual, int dtype, int64_t S, int64_t N, i
   report(p, stats);
 }
 
+// What both kinds of suppression are given beside their options.
+void set_suppression(Problem& p, uintptr_t scores, int64_t k, int threads, uintptr_t indices) {
+  p.ratings = at<const double>(scores);
+  p.k_diverse = k;
+  p.total_slots = p.S * k;
+  p.threads = threads;
+  p.indices = at<int64_t>(indices);
+}
+
+void call_suppress(uintptr_t visual, int dtype, int64_t S, int64_t N, int64_t D,
+                   int64_t batch_stride, int64_t row_stride, uintptr_t visual_mask,
+                   uintptr_t scores, int64_t k, double threshold, bool fill, int threads,
+                   uintptr_t indices, uintptr_t stats) {
+  Problem p{};
+  set_visual(p, visual, dtype, S, N, D, batch_stride, row_stride, 0, visual_mask);
+  set_suppression(p, scores, k, threads, indices);
+  p.hard.threshold = threshold;
+  p.hard.fill = fill;
+  zspa::cpu::suppress(p);
+  report(p, stats);
+}
+
+void call_soft_suppress(uintptr_t visual, int dtype, int64_t S, int64_t N, int64_t D,
+                        int64_t batch_stride, int64_t row_stride, uintptr_t visual_mask,
+                        uintptr_t scores, int64_t k, double sharpness, bool subtract,
+                        uintptr_t positions, double spread, double reach, int threads,
+                        uintptr_t indices, uintptr_t stats) {
+  Problem p{};
+  set_visual(p, visual, dtype, S, N, D, batch_stride, row_stride, 0, visual_mask);
+  set_suppression(p, scores, k, threads, indices);
+  p.positions = at<const double>(positions);
+  p.soft.sharpness = sharpness;
+  p.soft.subtract = subtract;
+  p.soft.spread = spread;
+  p.soft.reach = reach;
+  zspa::cpu::soft_suppress(p);
+  report(p, stats);
+}
+
 // The images of a batch one after another, each with all threads.
 template <class Run>
 void for_each_image(uintptr_t x, int dtype, int64_t S, int64_t N, int64_t D, int64_t batch_stride,
@@ -306,6 +345,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("diversity", &call_diversity, unlocked);
   m.def("dpp", &call_dpp, unlocked);
   m.def("min_sum", &call_min_sum, unlocked);
+  m.def("suppress", &call_suppress, unlocked);
+  m.def("soft_suppress", &call_soft_suppress, unlocked);
   m.def("alignment", &call_alignment, unlocked);
   m.def("assign", &call_assign, unlocked);
   m.def("match", &call_match, unlocked);

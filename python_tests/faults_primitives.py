@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults planted in the source of the primitives: a module with one piece of it replaced."""
+"""Faults planted in plain torch: a module of primitives or of the reference, a piece replaced."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Fault(NamedTuple):
     """One slip of the pen.
 
     Attributes:
-        module: of `zspa_kernels.primitives`.
+        module: of `zspa_kernels`, with its package.
         right: what stands there, once.
         wrong: what stands there instead.
     """
@@ -28,12 +28,12 @@ class Fault(NamedTuple):
 
 def broken(fault: Fault) -> types.ModuleType:
     """The module with the fault, on its plain torch path."""
-    name = f"zspa_kernels.primitives.{fault.module}"
+    name = f"zspa_kernels.{fault.module}"
     path = Path(str(importlib.import_module(name).__file__))
     source = path.read_text()
     assert source.count(fault.right) == 1, f"{fault.right!r} must stand once in {path.name}"
     module = types.ModuleType(name)
-    module.__dict__.update(__package__="zspa_kernels.primitives", __file__=str(path))
+    module.__dict__.update(__package__=name.rpartition(".")[0], __file__=str(path))
     exec(compile(source.replace(fault.right, fault.wrong), str(path), "exec"), module.__dict__)
     return without_native(module)
 
@@ -47,16 +47,16 @@ def without_native(module: types.ModuleType) -> types.ModuleType:
 
 def plant(fault: Fault, patch: pytest.MonkeyPatch) -> None:
     """Whoever has something of the module by its name gets that of the broken one."""
-    right: Any = sys.modules[f"zspa_kernels.primitives.{fault.module}"]
+    right: Any = sys.modules[f"zspa_kernels.{fault.module}"]
     wrong = broken(fault)
     own = {
         x: value
         for x, value in vars(right).items()
         if getattr(value, "__module__", "") == right.__name__
     }
-    package = sys.modules["zspa_kernels.primitives"]
+    package, _, short = right.__name__.rpartition(".")
     patch.setitem(sys.modules, right.__name__, wrong)  # for patches by dotted name
-    patch.setattr(package, fault.module, wrong)
+    patch.setattr(sys.modules[package], short, wrong)
     for name, module in list(sys.modules.items()):
         if not name.startswith(("zspa_kernels", "python_tests")) or module in (right, wrong):
             continue

@@ -7,6 +7,7 @@ import zlib
 from typing import Any
 
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 
 import zspa_kernels as zk
@@ -14,6 +15,15 @@ from zspa_kernels.testing import prompt, tokens
 
 #: Sizes of the axes that an input's shape can name.
 SIZES = {"M": 3, "C": 12, "S": 4, "Dc": 10}
+
+
+@st.composite
+def integer_tokens(draw: st.DrawFn) -> Tensor:
+    """Small integers: ties everywhere, repeated rows, zero rows."""
+    n = draw(st.integers(1, 12))
+    d = draw(st.integers(1, 3))
+    values = st.lists(st.integers(-2, 2), min_size=n * d, max_size=n * d)
+    return torch.tensor(draw(values), dtype=torch.float32).reshape(n, d)
 
 
 def draw(name: str, shape: tuple[int, ...], seed: int = 0) -> Tensor:

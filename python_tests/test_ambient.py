@@ -128,6 +128,8 @@ def every_function(backend: str, x: dict[str, Tensor]) -> list[Tensor]:
         ),
         zk.min_sum(visual, 5, seeds=x["seeds"], **masks, backend=backend),
         *zk.min_sum_varlen(list(visual), [2, 3], backend=backend),
+        zk.suppress(visual, weights, 5, threshold=0.3, **masks, backend=backend),
+        zk.soft_suppress(visual, weights, 5, sharpness=9.0, **masks, backend=backend),
         *zk.facility_location_varlen(
             list(visual), [2, 3], benefits=list(weights[:, None]), scale=0.5, backend=backend
         ),

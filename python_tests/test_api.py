@@ -260,6 +260,7 @@ OPS = (
     *("select", "select_varlen", "relevance_topk"),
     *("diversity", "diversity_varlen", "dpp", "dpp_varlen"),
     *("facility_location", "facility_location_varlen", "min_sum", "min_sum_varlen"),
+    *("suppress", "soft_suppress"),
 )
 
 

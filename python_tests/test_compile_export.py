@@ -50,7 +50,9 @@ def every_op(visual: Tensor, prompt: Tensor) -> list[Tensor]:
     covers = torch.ops.zspa.facility_location_varlen(packed, cu_seqlens, counts, 2 * B, n)
     apart = zk.min_sum(visual, k, seeds=core)
     aparts = torch.ops.zspa.min_sum_varlen(packed, cu_seqlens, counts, 2 * B, n)
-    greedy = [spanning, spans, covering, covers, apart, aparts]
+    hard = zk.suppress(visual, scores, k, threshold=0.3)
+    soft = zk.soft_suppress(visual, scores, k, sharpness=9.0, rule="scale")
+    greedy = [hard, soft, spanning, spans, covering, covers, apart, aparts]
     return [core, scores, picks, varlen, more, *greedy]
 
 

@@ -87,6 +87,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "_activations": (),
     "_contract_greedy": ("_contract",),
     "_contract_sensitivity": ("_activations", "_contract"),
+    "_contract_suppress": ("_contract", "_contract_primitives"),
     "_segments": ("_native",),
     "_native": ("_version",),
     "_counts": ("_contract",),
@@ -94,14 +95,17 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "types": ("_gather",),
     "_dispatch": ("_native",),
     "_implementation": ("_dispatch",),
-    "_register_greedy": ("_contract_greedy", "_implementation", "_segments"),
+    "_register_greedy": (
+        *("_contract_greedy", "_contract_suppress", "_implementation", "_segments"),
+    ),
     "_register": (
-        *("_contract", "_contract_greedy", "_contract_sensitivity"),
+        *("_contract", "_contract_greedy", "_contract_sensitivity", "_contract_suppress"),
         *("_implementation", "_register_greedy", "_segments"),
     ),
     "_call": ("_contract", "_dispatch", "_register"),
     "_varlen": ("_call", "_contract", "_counts"),
     "_greedy": ("_call", "_contract", "_contract_greedy", "_varlen"),
+    "_suppress": ("_call", "_contract", "_contract_primitives", "_contract_suppress"),
     "sensitivity_plan": ("_call", "_contract", "_contract_sensitivity", "backends._blas"),
     "projectors": ("_activations", "_contract", "_contract_sensitivity"),
     "_sensitivity": (
@@ -110,7 +114,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "api": (
         *("_call", "_contract", "_counts", "_gather"),
-        *("_greedy", "_sensitivity", "_varlen"),
+        *("_greedy", "_sensitivity", "_suppress", "_varlen"),
     ),
     "_contract_primitives": ("_contract",),
     "primitives": (
@@ -128,7 +132,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "backends": (),
     "backends._blas": ("_native",),
-    "backends.reference": ("_activations", "_segments"),
+    "backends.reference": ("_activations", "_segments", "backends._blas"),
     "backends.cpp": ("_activations", "_native", "_segments", "backends._blas"),
     "backends.triton": ("_segments", "backends._blas"),
     "testing": (),

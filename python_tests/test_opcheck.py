@@ -145,6 +145,22 @@ def test_min_sum_varlen() -> None:
     check("min_sum_varlen", draw(N, D), ints(0, 2, N), ints(1, 2), 4, 5)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("k", [0, N])
+def test_suppress(dtype: torch.dtype, k: int) -> None:
+    check("suppress", draw(B, N, D, dtype=dtype), draw(B, N), k, 0.3, False, mask(B, N))
+    check("suppress", strided(N, D).to(dtype).requires_grad_(), draw(N).detach().double(), k, 0.3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("k", [0, N])
+def test_soft_suppress(dtype: torch.dtype, k: int) -> None:
+    places, tokens = draw(B, N, 2), draw(B, N, D, dtype=dtype)
+    near = "scale", places, 1.5, 3.0, mask(B, N)
+    check("soft_suppress", tokens, draw(B, N), k, 9.0, *near)
+    check("soft_suppress", strided(N, D).to(dtype).requires_grad_(), draw(N).detach().half(), k, 9.0)
+
+
 def test_outputs_never_require_grad() -> None:
     visual, prompt = draw(B, N, D), draw(B, M, D)
     indices, scores = torch.ops.zspa.relevance_topk(visual, prompt, 2)
@@ -199,6 +215,15 @@ def test_schemas_are_what_the_design_fixes() -> None:
         "zspa::min_sum_varlen(Tensor visual, Tensor cu_seqlens, Tensor k, SymInt total_k, "
         "SymInt max_seqlen) -> Tensor"
     )
+    assert schema("suppress") == (
+        "zspa::suppress(Tensor visual, Tensor scores, SymInt k, float threshold, bool fill=True, "
+        "Tensor? visual_mask=None) -> Tensor"
+    )
+    assert schema("soft_suppress") == (
+        "zspa::soft_suppress(Tensor visual, Tensor scores, SymInt k, float sharpness, "
+        'str rule="subtract", Tensor? positions=None, float? spread=None, float? reach=None, '
+        "Tensor? visual_mask=None) -> Tensor"
+    )
 
 
 @pytest.mark.parametrize(
@@ -206,6 +231,7 @@ def test_schemas_are_what_the_design_fixes() -> None:
     [
         *("select", "select_varlen", "relevance_topk", "diversity"),
         *("dpp", "facility_location", "min_sum", "min_sum_varlen"),
+        *("suppress", "soft_suppress"),
     ],
 )
 def test_ops_are_tagged(op: str) -> None:

@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import zspa_kernels as zk
-from python_tests.oracles.greedyprune import greedyprune
 from python_tests.oracles.scoredtopk import scoredtopk
-from python_tests.oracles.soft import soft_suppression
 from python_tests.oracles.todre import check_todre
 from python_tests.oracles.tome import tome
+from python_tests.scenes import integer_tokens
 from zspa_kernels.primitives import (
     alignment,
     assign,
@@ -30,93 +29,17 @@ from zspa_kernels.primitives import (
     topk,
 )
 from zspa_kernels.primitives._image import Image
-from zspa_kernels.testing import tokens
 
 X = torch.eye(4)
 S = torch.ones(4)
 
 
-@st.composite
-def integer_tokens(draw: st.DrawFn) -> Tensor:
-    """Small integers: ties everywhere, repeated rows, zero rows."""
-    n = draw(st.integers(1, 12))
-    d = draw(st.integers(1, 3))
-    values = st.lists(st.integers(-2, 2), min_size=n * d, max_size=n * d)
-    return torch.tensor(draw(values), dtype=torch.float32).reshape(n, d)
-
-
 @given(integer_tokens(), st.data())
-def test_min_sum_and_suppress(visual: Tensor, data: st.DataObject) -> None:
+def test_min_sum(visual: Tensor, data: st.DataObject) -> None:
     n = len(visual)
     k = data.draw(st.integers(0, n))
     mask = torch.tensor(data.draw(st.lists(st.booleans(), min_size=n, max_size=n)))
     check_todre(visual, min_sum(visual, k, visual_mask=mask).tolist(), k, mask)
-    scores = torch.tensor(data.draw(st.lists(st.integers(0, 3), min_size=n, max_size=n))).float()
-    threshold = data.draw(st.sampled_from([-1.0, 0.0, 0.5, 0.75, 1.0]))
-    got = suppress(visual, scores, k, threshold=threshold, visual_mask=mask)
-    assert got.tolist() == greedyprune(visual, scores, k, threshold, True, mask)
-
-
-def test_suppress_at_the_threshold() -> None:
-    """Cosines of exactly one half, of rows of every length: none of them is above one half."""
-    pairs = torch.combinations(torch.arange(9))[:30]
-    rows = torch.zeros(30, 9).scatter_(1, pairs, 1.0) * (1 + torch.arange(30)[:, None] / 7)
-    scores = torch.arange(30).flip(0).float()
-    assert suppress(rows, scores, 30, threshold=0.5, fill=False).tolist() == list(range(30))
-    nobody = suppress(rows, scores, 30, threshold=0.4999999, fill=False)
-    assert nobody.tolist() == greedyprune(rows, scores, 30, 0.4999999, False)
-
-
-def test_suppress_in_small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zspa_kernels.primitives.similarity._SCAN", 4)
-    visual, scores = tokens("vlm", 40, 16), torch.arange(40) % 5 / 4
-    for k in (0, 7, 40):
-        got = suppress(visual, scores, k, threshold=0.5)
-        assert got.tolist() == greedyprune(visual, scores, k, 0.5)
-
-
-@given(integer_tokens(), st.data())
-def test_soft_suppress(visual: Tensor, data: st.DataObject) -> None:
-    n = len(visual)
-    k = data.draw(st.integers(0, n))
-    scores = data.draw(st.lists(st.sampled_from([-1, 0, 1, 2, 3, 8]), min_size=n, max_size=n))
-    places = data.draw(st.lists(st.integers(0, 2), min_size=2 * n, max_size=2 * n))
-    positions = torch.tensor(places).reshape(n, 2)
-    rule = data.draw(st.sampled_from(["subtract", "scale"]))
-    sharp, spread, reach = data.draw(st.sampled_from([(1.0, 1.5, 1.0), (0.1, 9.0, 2.0)]))
-    near = {"positions": positions, "spread": spread, "reach": reach}
-    for where in ({}, near):
-        rated = torch.tensor(scores).float()
-        got = soft_suppress(visual, rated, k, sharpness=sharp, rule=rule, **where)
-        right = soft_suppression(visual, rated, k, sharp, rule, **where)
-        assert got.tolist() == right
-
-
-@pytest.mark.parametrize("rule", ["subtract", "scale"])
-def test_soft_suppress_in_small_blocks(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few tokens compared at a time, and many of them stale: the same picks, and a prefix each."""
-    monkeypatch.setattr("zspa_kernels.primitives.soft._BLOCK", 3)
-    monkeypatch.setattr("zspa_kernels.primitives.soft._FRESH", 4)
-    for model in ("vlm", "iid", "exact", "clusters"):
-        visual = tokens(model, 40, 16)
-        for scores in (torch.arange(40) % 5 / 4, torch.ones(40)):
-            right = soft_suppression(visual, scores, 40, 2.0, rule)
-            for k in (0, 7, 40):
-                assert (
-                    soft_suppress(visual, scores, k, sharpness=2.0, rule=rule).tolist() == right[:k]
-                )
-
-
-def test_scores_of_any_size_are_suppressed_alike() -> None:
-    visual = tokens("vlm", 20, 8)
-    scores = torch.linspace(1.0, 2.0, 20)
-    for rule in ("subtract", "scale"):
-        right = soft_suppress(visual, scores, 20, sharpness=20.0, rule=rule)
-        for size in (2.0**-120, 2.0**100):
-            got = soft_suppress(visual, scores * size, 20, sharpness=20.0, rule=rule)
-            assert torch.equal(got, right)
-    nothing = soft_suppress(visual, torch.zeros(20), 20, sharpness=20.0, rule="scale")
-    assert nothing.tolist() == list(range(20))
 
 
 @given(integer_tokens(), st.data())

@@ -23,7 +23,9 @@ from .api import (
     select,
     select_varlen,
     sensitivity,
+    soft_suppress,
     split_core,
+    suppress,
     warmup,
 )
 from .methods import AllInRelevance, DivPrune, MethodBase, ZOOPrune, ZSPAPrune
@@ -56,7 +58,9 @@ __all__ = [
     "select",
     "select_varlen",
     "sensitivity",
+    "soft_suppress",
     "split_core",
+    "suppress",
     "unit_directions",
     "warmup",
 ]

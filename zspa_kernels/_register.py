@@ -17,7 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _contract, _contract_greedy, _contract_sensitivity, _segments
+from . import (
+    _contract,
+    _contract_greedy,
+    _contract_sensitivity,
+    _contract_suppress,
+    _segments,
+)
 from ._implementation import backend_of, dense, matrix, rows_of, undisturbed, vector
 from ._register_greedy import (
     dpp,
@@ -26,6 +32,8 @@ from ._register_greedy import (
     facility_location_varlen,
     min_sum,
     min_sum_varlen,
+    soft_suppress,
+    suppress,
 )
 
 # ---- implementations ----------------------------------------------------------------------------
@@ -300,6 +308,19 @@ _OPS: dict[str, tuple[str, Callable[..., Any], Callable[..., Any]]] = {
             SymInt max_seqlen) -> Tensor""",
         min_sum_varlen,
         _fake_indices(_contract_greedy.min_sum_varlen),
+    ),
+    "suppress": (
+        """(Tensor visual, Tensor scores, SymInt k, float threshold, bool fill=True,
+            Tensor? visual_mask=None) -> Tensor""",
+        suppress,
+        _fake_indices(_contract_suppress.suppress),
+    ),
+    "soft_suppress": (
+        """(Tensor visual, Tensor scores, SymInt k, float sharpness, str rule="subtract",
+            Tensor? positions=None, float? spread=None, float? reach=None,
+            Tensor? visual_mask=None) -> Tensor""",
+        soft_suppress,
+        _fake_indices(_contract_suppress.soft_suppress),
     ),
     "sensitivity": (
         """(Tensor features, Tensor w1, Tensor? b1, Tensor w2, str activation,

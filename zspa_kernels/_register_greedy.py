@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
-from . import _contract_greedy, _segments
+from . import _contract_greedy, _contract_suppress, _segments
 from ._implementation import backend_of, dense, matrix, rows_of, undisturbed, vector
 
 
@@ -113,3 +115,46 @@ def min_sum_varlen(
     table = _segments.ragged_table(cu_seqlens, None, k, total_k, max_seqlen, visual.shape[0])
     indices: Tensor = run(dense(visual), table, total_k, max_seqlen)
     return indices
+
+
+@undisturbed
+def suppress(
+    visual: Tensor,
+    scores: Tensor,
+    k: int,
+    threshold: float,
+    fill: bool = True,
+    visual_mask: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    _contract_suppress.suppress(visual, scores, k, threshold, fill, visual_mask)
+    run = backend_of(backend, "suppress", visual)
+    indices: Tensor = run(rows_of(visual), matrix(scores), k, threshold, fill, matrix(visual_mask))
+    return indices if visual.ndim == 3 else indices.squeeze(0)
+
+
+@undisturbed
+def soft_suppress(
+    visual: Tensor,
+    scores: Tensor,
+    k: int,
+    sharpness: float,
+    rule: str = "subtract",
+    positions: Tensor | None = None,
+    spread: float | None = None,
+    reach: float | None = None,
+    visual_mask: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    _contract_suppress.soft_suppress(
+        visual, scores, k, sharpness, rule, positions, spread, reach, visual_mask
+    )
+    run = backend_of(backend, "soft_suppress", visual)
+    if positions is not None:
+        positions = positions.contiguous() if visual.ndim == 3 else positions.contiguous()[None]
+    limits = [math.inf if x is None else x for x in (spread, reach)]
+    indices: Tensor = run(
+        *(rows_of(visual), matrix(scores), k, sharpness, rule),
+        *(positions, *limits, matrix(visual_mask)),
+    )
+    return indices if visual.ndim == 3 else indices.squeeze(0)

@@ -42,6 +42,7 @@ from ._greedy import (
     min_sum_varlen,
 )
 from ._sensitivity import sensitivity
+from ._suppress import soft_suppress, suppress
 from ._varlen import diversity_varlen, select_varlen
 
 __all__ = [
@@ -59,7 +60,9 @@ __all__ = [
     "select",
     "select_varlen",
     "sensitivity",
+    "soft_suppress",
     "split_core",
+    "suppress",
     "warmup",
 ]
 
@@ -307,6 +310,9 @@ def warmup(
             facility_location(visual[:, :64], k, **part)
             facility_location(visual[:, :64], k, temperature=1.0, **part)
         min_sum(visual, k, seeds=seeds, **masked)
+        if not visual.is_cuda:  # there is nothing to be compiled there
+            suppress(visual, weights, k, threshold=0.9, **masked)
+            soft_suppress(visual, weights, k, sharpness=20.0, **masked)
     select_varlen(list(visual), k_core=0, k_diverse=k)
     select_varlen(list(visual), prompt[0], k_core=one, k_diverse=k - one)
     diversity_varlen(list(visual), k, weights=list(weights))

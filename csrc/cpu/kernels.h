@@ -101,6 +101,15 @@ struct Kernels {
   // sum_d (twice[d] - row[d]) row[d] in double: the squared length of a point, twice which is given,
   // less the squared distance of the row to it.
   double (*nearness)(DType dtype, const void* row, int64_t D, const double* twice);
+
+  // The dot of two rows in double: the same bits on every instruction set.
+  double (*wide_dot)(DType dtype, const void* a, const void* b, int64_t D);
+
+  // least[i] <= exp(apart[i] - sharpness (1 - c)^2) <= most[i] for every c <= 1 within `slack` of
+  // cosines[i]. Weights below e^-50 count as 0: so many of them as there are tokens change no score
+  // by a step of its grid. apart: at most 0. n: a multiple of 8.
+  void (*weights)(const float* cosines, const double* apart, int64_t n, double sharpness,
+                  double slack, double* most, double* least);
 };
 
 static inline int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }

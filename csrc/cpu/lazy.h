@@ -10,11 +10,18 @@
 
 namespace zspa::cpu {
 
-// Keeps the `count` smallest keys; returns the smallest of the others, kNoKey if there is none.
-inline Key keep_smallest(std::vector<Key>& keys, int64_t count) {
-  if (count >= int64_t(keys.size())) return kNoKey;
+// What comes behind all keys of a type.
+template <class K>
+constexpr K kLast = K();
+template <>
+inline constexpr Key kLast<Key> = kNoKey;
+
+// Keeps the `count` smallest keys; returns the smallest of the others, kLast if there is none.
+template <class K>
+K keep_smallest(std::vector<K>& keys, int64_t count) {
+  if (count >= int64_t(keys.size())) return kLast<K>;
   std::nth_element(keys.begin(), keys.begin() + count, keys.end());
-  const Key next = keys[size_t(count)];
+  const K next = keys[size_t(count)];
   keys.resize(size_t(count));
   return next;
 }
@@ -41,21 +48,21 @@ inline void units_by_seen(std::vector<int>& rows, const std::vector<int64_t>& se
 // keys up to date, and pick(bound) is offered the `candidates` smallest of them, in `keys`, as far as
 // they are below `bound`, the smallest key of all others. Returns how many were offered, -1 when no
 // token is left. `keys` and `rows` are scratch.
-template <class KeyOf, class Refresh, class Pick>
-int64_t lazy_pass(const std::vector<char>& open, std::vector<Key>& keys, std::vector<int>& rows,
+template <class K, class KeyOf, class Refresh, class Pick>
+int64_t lazy_pass(const std::vector<char>& open, std::vector<K>& keys, std::vector<int>& rows,
                   int64_t refresh_rows, int64_t candidates, const KeyOf& key,
                   const Refresh& refresh, const Pick& pick) {
   keys.clear();
   for (size_t i = 0; i < open.size(); ++i)
     if (open[i]) keys.push_back(key(int64_t(i)));
   if (keys.empty()) return -1;
-  Key bound = keep_smallest(keys, refresh_rows);
+  K bound = keep_smallest(keys, refresh_rows);
   rows.clear();
-  for (Key k : keys) rows.push_back(int(index_of(k)));
+  for (K k : keys) rows.push_back(int(index_of(k)));
   refresh(rows);
-  for (Key& k : keys) k = key(index_of(k));
+  for (K& k : keys) k = key(index_of(k));
   bound = std::min(bound, keep_smallest(keys, candidates));
-  keys.erase(std::remove_if(keys.begin(), keys.end(), [&](Key k) { return k >= bound; }),
+  keys.erase(std::remove_if(keys.begin(), keys.end(), [&](K k) { return !(k < bound); }),
              keys.end());
   if (!keys.empty()) pick(bound);
   return int64_t(keys.size());

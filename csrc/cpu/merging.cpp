@@ -16,6 +16,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "exact.h"
 #include "relevance_topk.h"
 
 namespace zspa::cpu {
@@ -23,16 +24,6 @@ namespace {
 
 constexpr int64_t kColumnBlock = 240;  // targets packed at once: 2 MB of bfloat16 at D = 4096
 constexpr double kShortest = 0x1p-40;  // of a row that has a direction
-
-double on_grid(double x) { return std::nearbyint(x * 0x1p40) * 0x1p-40; }
-
-double element(const Tokens& tokens, const void* row, int64_t d) {
-  switch (tokens.dtype) {
-    case DType::f32: return static_cast<const float*>(row)[d];
-    case DType::f16: return to_float(static_cast<const Half*>(row)[d]);
-    default: return to_float(static_cast<const BFloat16*>(row)[d]);
-  }
-}
 
 // Rows that are compared, in float32 or less, and how their exact cosines are computed.
 struct Compared {
@@ -50,22 +41,22 @@ struct Compared {
   }
 
   double cosine(int64_t a, int64_t b) const {
-    double dot = 0.0, left = 0.0, right = 0.0;
-    for (int64_t d = 0; d < tokens.D; ++d) {
-      const double x = wide.empty() ? element(tokens, tokens.row(a), d) : wide[a * tokens.D + d];
-      const double y = wide.empty() ? element(tokens, tokens.row(b), d) : wide[b * tokens.D + d];
-      dot += x * y;
-      left += x * x;
-      right += y * y;
-    }
-    return on_grid(dot / (std::sqrt(left) * std::sqrt(right)));
+    return on_grid(dot(a, b) / (std::sqrt(dot(a, a)) * std::sqrt(dot(b, b))));
+  }
+
+  double dot(int64_t a, int64_t b) const {
+    if (wide.empty())
+      return kernels().wide_dot(tokens.dtype, tokens.row(a), tokens.row(b), tokens.D);
+    double sum = 0.0;
+    for (int64_t d = 0; d < tokens.D; ++d) sum += wide[a * tokens.D + d] * wide[b * tokens.D + d];
+    return sum;
   }
 };
 
 Compared compared(const Tokens& tokens, const uint8_t* mask, int threads) {
   Compared rows{tokens, std::vector<float>(size_t(tokens.N)), {}, 0.0};
   inverse_norms(tokens, mask, threads, rows.inv.data());
-  rows.slack = 4e-6 * std::max(1.0, std::sqrt(double(tokens.D) / 4096));
+  rows.slack = cosine_slack(tokens.D);
   return rows;
 }
 

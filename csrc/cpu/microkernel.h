@@ -348,8 +348,10 @@ void fold(Fold fold, DType dtype, const void* row, float scale, int64_t begin, i
 #include "coverage.h"
 #include "elimination.h"
 #include "nearness.h"
+#include "wide.h"
 
 #undef ZSPA_BY_DTYPE
 
-const Kernels table = {Isa::kName, kStep, packed_size, pack,     dots,      order,   row_pass,
-                       fold,       slope, expand,      quotient, eliminate, covered, nearness};
+const Kernels table = {Isa::kName, kStep,    packed_size, pack,   dots,     order,
+                       row_pass,   fold,     slope,       expand, quotient, eliminate,
+                       covered,    nearness, wide_dot,    weights};

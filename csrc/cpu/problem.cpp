@@ -20,6 +20,8 @@ struct Segment {
   const int64_t* seeds;
   const float* weights;
   const float* benefits;
+  const double* ratings;
+  const double* positions;
   float* scores;
   int64_t k_core, k_diverse;
   int64_t first_row;  // added to indices
@@ -46,6 +48,8 @@ Segment segment_of(const Problem& p, int64_t s) {
   segment.weights = p.weights ? p.weights + first_token : nullptr;
   if (p.benefits)
     segment.benefits = p.benefits + (p.table ? first_token : s * p.benefit_batch_stride);
+  if (p.ratings) segment.ratings = p.ratings + first_token;
+  if (p.positions) segment.positions = p.positions + 2 * first_token;
   segment.scores = p.scores ? p.scores + first_token : nullptr;
   segment.seeds = p.seeds ? p.seeds + s * p.num_seeds : nullptr;
   segment.out = p.indices + slot;
@@ -202,6 +206,29 @@ void min_sum(Problem& problem) {
                             Workspace& workspace, Stats& stats) {
     min_sum(segment.tokens, {inv, segment.seeds, problem.num_seeds, k}, threads, workspace, stats,
             segment.out);
+  });
+}
+
+void suppress(Problem& problem) {
+  pick_diverse(problem, [&](const Segment& segment, const float* inv, int64_t k, int threads,
+                            Workspace& workspace, Stats& stats) {
+    SuppressRequest request = problem.hard;
+    request.inv = inv;
+    request.scores = segment.ratings;
+    request.k = k;
+    suppress(segment.tokens, request, threads, workspace, stats, segment.out);
+  });
+}
+
+void soft_suppress(Problem& problem) {
+  pick_diverse(problem, [&](const Segment& segment, const float* inv, int64_t k, int threads,
+                            Workspace& workspace, Stats& stats) {
+    SoftSuppressRequest request = problem.soft;
+    request.inv = inv;
+    request.scores = segment.ratings;
+    request.positions = segment.positions;
+    request.k = k;
+    soft_suppress(segment.tokens, request, threads, workspace, stats, segment.out);
   });
 }
 

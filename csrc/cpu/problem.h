@@ -7,6 +7,8 @@
 #include "facility_location.h"
 #include "min_sum.h"
 #include "relevance_topk.h"
+#include "soft_suppress.h"
+#include "suppress.h"
 
 namespace zspa::cpu {
 
@@ -38,6 +40,11 @@ struct Problem {
   int64_t benefit_rows;
   int64_t benefit_batch_stride, benefit_row_stride;  // in elements
   float temperature, scale;
+  // Suppression; padded only. What belongs to a segment is filled in for each.
+  const double* ratings;    // [S, N]
+  const double* positions;  // [S, N, 2] or null
+  SuppressRequest hard;
+  SoftSuppressRequest soft;
   // Counts; ragged segments have their own in the table.
   int64_t k_core, k_diverse;
   int64_t total_slots;  // of `indices`
@@ -55,5 +62,7 @@ void diversity(Problem& problem);
 void dpp(Problem& problem);
 void facility_location(Problem& problem);
 void min_sum(Problem& problem);
+void suppress(Problem& problem);
+void soft_suppress(Problem& problem);
 
 }  // namespace zspa::cpu

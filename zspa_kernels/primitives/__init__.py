@@ -3,9 +3,9 @@
 
 They decide as a float64 reading of their rule does, ties to the lowest index, and treat zero rows,
 invalid tokens and masks as the ops do. Those that look at values to decide what to compute next say
-how often they wait for the device; such calls cannot be captured in a CUDA graph. `min_sum` is the
-op of that name. Merging, alignment and top-k have native kernels, which decide the same, for values
-on a CPU.
+how often they wait for the device; such calls cannot be captured in a CUDA graph. `min_sum`,
+`suppress` and `soft_suppress` are the ops of these names. Merging, alignment and top-k have native
+kernels, which decide the same, for values on a CPU.
 
 Example:
     >>> import torch
@@ -13,11 +13,10 @@ Example:
     tensor([1, 2])
 """
 
-from ..api import min_sum
+from ..api import min_sum, soft_suppress, suppress
 from .merging import Merging, assign, match, merge
 from .scores import ascending, min_max, quotas, topk
-from .similarity import alignment, centred, distinctiveness, suppress
-from .soft import soft_suppress
+from .similarity import alignment, centred, distinctiveness
 
 __all__ = [
     "Merging",

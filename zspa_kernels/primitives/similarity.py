@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Centred similarity, distinctiveness, and the choices that sums and thresholds of it make."""
+"""Centred similarity, distinctiveness, and nearness to the text."""
 
 from __future__ import annotations
 
@@ -10,20 +10,7 @@ from .. import _contract_primitives as _contract
 from .. import api
 from ..backends.cpp import _alignment as _cpp
 from ..backends.reference._common import row_sum
-from ._image import (
-    LONGEST,
-    ROWS,
-    SHORTEST,
-    Image,
-    as_batch,
-    images,
-    lengths,
-    native,
-    padded,
-    undisturbed,
-)
-
-_SCAN = 62  # tokens looked at together, as many as an int64 has bits
+from ._image import LONGEST, ROWS, SHORTEST, as_batch, lengths, native, undisturbed
 
 
 @undisturbed
@@ -130,59 +117,6 @@ def alignment(
     return scores.masked_fill(~valid, -torch.inf)
 
 
-@undisturbed
-def suppress(
-    visual: Tensor,
-    scores: Tensor,
-    k: int,
-    *,
-    threshold: float,
-    fill: bool = True,
-    visual_mask: Tensor | None = None,
-) -> Tensor:
-    """Take tokens by falling score, leaving out those too similar to one taken before.
-
-    Args:
-        visual: tokens `[B, N, D]` or `[N, D]`.
-        scores: `[B, N]`, any floating dtype; a token whose score is NaN or infinite counts as
-            masked out.
-        k: how many, in `[0, N]`.
-        threshold: a token is left out when its cosine to a taken one is above this, in [-1, 1].
-        fill: whether the best of those left out take the slots that remain.
-        visual_mask: bool `[B, N]`, True for real tokens.
-
-    Returns:
-        int64 `[B, k]` in the order of taking, then -1.
-
-    Raises:
-        TypeError, ValueError: as in `diversity`; `threshold` out of range.
-
-    Complexity: up to N K D, in blocks of 64 tokens; it ends with the k-th. Waits for the device
-    once a block.
-
-    Source: GreedyPrune, arXiv 2506.13166: scan by saliency under a bound of pairwise similarity.
-
-    Example:
-        >>> visual = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]])
-        >>> suppress(visual, torch.tensor([0.9, 0.8, 0.1]), 2, threshold=0.9).tolist()
-        [0, 2]
-    """
-    _contract.visual("suppress", visual, visual_mask, k)
-    _contract.per_token("suppress", "scores", scores, visual)
-    limit = _contract.number("suppress", "threshold", threshold, -1.0, 1.0)
-    usable = scores.isfinite() if visual_mask is None else scores.isfinite() & visual_mask
-    picks = []
-    for b, image in enumerate(images(visual, usable)):
-        own = scores if visual.ndim == 2 else scores[b]
-        keys = own[image.index].double() + 0.0
-        order = keys.sort(descending=True, stable=True).indices
-        taken, left = _unsuppressed(image, order, k, limit)
-        if fill:
-            taken = torch.cat((taken, left[: k - len(taken)]))
-        picks.append(image.index[taken])
-    return padded(picks, k, visual)
-
-
 def _nearness(visual: Tensor, twice: Tensor) -> Tensor:
     """`((twice - visual) * visual).sum(-1)`, float64 `[B, N]`; a row depends on itself alone."""
     if native(visual):
@@ -204,40 +138,3 @@ def _mean(visual: Tensor, valid: Tensor) -> Tensor:
     for part, real in zip(visual.split(ROWS, -2), valid.split(ROWS, -1), strict=True):
         total = total + part.double().masked_fill_(~real.unsqueeze(-1), 0.0).sum(-2)
     return total / valid.sum(-1, keepdim=True).clamp_min(1)
-
-
-def _unsuppressed(image: Image, order: Tensor, k: int, threshold: float) -> tuple[Tensor, Tensor]:
-    """The tokens of `order` that none taken before suppresses, at most k, and those suppressed."""
-    taken = order[:0]
-    size = (min(k, len(order)) + _SCAN, image.tokens.shape[-1])
-    kept = torch.empty(size, dtype=torch.float32, device=order.device)
-    left = []
-    bits = 1 << torch.arange(_SCAN, device=order.device)
-    for block in order.split(_SCAN):
-        if len(taken) >= k:
-            break
-        rows = image.tokens[block].float()
-        free = ~_above(image, block, taken, rows @ kept[: len(taken)].T, threshold).any(-1)
-        among = _above(image, block, block, rows @ rows.T, threshold)
-        alive = 0
-        close = (among * bits[: len(block)]).sum(-1).tolist()
-        for i, (is_free, suppressors) in enumerate(zip(free.tolist(), close, strict=True)):
-            if is_free and not suppressors & alive:
-                alive |= 1 << i
-        lives = (bits[: len(block)] & alive) != 0
-        left.append(block[~lives])
-        kept[len(taken) : len(taken) + int(lives.sum())] = rows[lives]
-        taken = torch.cat((taken, block[lives]))
-    return taken[:k], torch.cat(left) if left else order[:0]
-
-
-def _above(
-    image: Image, rows: Tensor, columns: Tensor, products: Tensor, threshold: float
-) -> Tensor:
-    """Whether each of `[R, C]` cosines is above the threshold; never with a zero row."""
-    cosines = products * (image.inverse[rows, None] * image.inverse[columns])
-    above = cosines > threshold
-    r, c = ((cosines - threshold).abs() <= image.slack).nonzero(as_tuple=True)
-    if len(r):
-        above[r, c] = image.exact(rows[r], columns[c]) > threshold
-    return above & image.directed[rows, None] & image.directed[columns]

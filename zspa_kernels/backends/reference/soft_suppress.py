@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Soft suppression: tokens in the order of scores that fall where tokens like them were taken."""
+"""Soft suppression: tokens in the order of scores that fall where tokens like them were taken.
+
+ID-Selection (arXiv 2604.05601) and AdaptPrune (arXiv 2503.08019).
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,9 @@ import math
 import torch
 from torch import Tensor
 
-from .. import _contract_primitives as _contract
-from ._image import Image, images, on_grid, padded, twins, undisturbed
+from .._blas import full_float32
+from ._image import Image, images, on_grid, padded, twins
 
-RULES = ("subtract", "scale")
 _BLOCK = 64  # tokens that are compared with each other
 _FRESH = 128  # at least a block: brought up to date together, each further time twice as many
 _GRID = 2.0**40  # steps of a score of 1: coarser than the rounding of float64
@@ -19,86 +21,30 @@ _NOTHING = -1e300  # the logarithm of 0
 _ONE = (1.0, 1.0)
 
 
-@undisturbed
 def soft_suppress(
     visual: Tensor,
     scores: Tensor,
     k: int,
-    *,
     sharpness: float,
-    rule: str = "subtract",
-    positions: Tensor | None = None,
-    spread: float = math.inf,
-    reach: float = math.inf,
-    visual_mask: Tensor | None = None,
+    rule: str,
+    positions: Tensor | None,
+    spread: float,
+    reach: float,
+    visual_mask: Tensor | None,
 ) -> Tensor:
-    """Take the token of the highest score, lower the scores of those like it, and repeat.
-
-    Token i, taken with the score `s_i`, suppresses token j by the weight
-
-        w_ij = exp(-sharpness (1 - cos(i, j))^2) exp(-d_ij^2 / (2 spread^2)),
-
-    the second factor with positions only, and 0 beyond the reach; d is the distance of positions.
-    By the rule `"subtract"` j loses `w_ij s_i`, where s_i is above 0: a score that is not positive
-    suppresses nothing. By the rule `"scale"` it is multiplied by `1 - w_ij`.
-
-    Args:
-        visual: tokens `[B, N, D]` or `[N, D]`.
-        scores: `[B, N]`, any floating dtype. A token whose score is NaN, infinite or, by the rule
-            `"scale"`, negative counts as masked out.
-        k: how many, in `[0, N]`.
-        sharpness: of the similarity, above 0: the weight falls to 1 / e at a distance `1 - cos` of
-            `sharpness ** -0.5`.
-        rule: `"subtract"` or `"scale"`.
-        positions: `[B, N, 2]`, row and column of each token, floats or ints. A token whose position
-            is not finite counts as masked out.
-        spread: of the weight over positions, above 0.
-        reach: distance beyond which nothing is suppressed, at least 0.
-        visual_mask: bool `[B, N]`, True for real tokens.
-
-    Returns:
-        int64 `[B, k]` in the order of taking, then -1. Zero rows neither suppress nor are
-        suppressed. Scores that differ by less than 2**-40 of the largest one (`"scale"`: of
-        themselves) tie.
-
-    Raises:
-        TypeError, ValueError: as in `diversity`; options out of range.
-
-    Complexity: up to N K D, and no N x N matrix. A score only falls, so a stale one is a bound, and
-    a token is compared with what was taken since its last turn only when its bound comes first.
-    Waits for the device several times a pick.
-
-    Source: Gaussian suppression as in soft-NMS (Bodla et al. 2017); ID-Selection, arXiv 2604.05601
-    (subtract); AdaptPrune, arXiv 2503.08019 (scale, positions).
-
-    Example:
-        >>> visual = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]])
-        >>> scores = torch.tensor([0.9, 0.8, 0.1])
-        >>> soft_suppress(visual, scores, 3, sharpness=20.0).tolist()
-        [0, 2, 1]
-    """
-    _contract.visual("soft_suppress", visual, visual_mask, k)
-    _contract.per_token("soft_suppress", "scores", scores, visual)
-    _contract.option("soft_suppress", "rule", rule, RULES)
-    sharp = _contract.number("soft_suppress", "sharpness", sharpness, 1e-100, 1e100)
-    wide = _contract.number("soft_suppress", "spread", spread, 1e-100, math.inf)
-    far = _contract.number("soft_suppress", "reach", reach, 0.0, math.inf)
+    """Indices int64 `[B, k]` in the order of taking. Waits for the device several times a pass."""
     usable = scores.isfinite() if rule == "subtract" else scores.isfinite() & (scores >= 0)
     if visual_mask is not None:
         usable = usable & visual_mask
     if positions is not None:
-        _contract.positions("soft_suppress", "positions", positions, visual)
         usable = usable & positions.isfinite().all(-1)
     picks = []
-    for b, image in enumerate(images(visual, usable)):
-        own = scores if visual.ndim == 2 else scores[b]
-        where = positions
-        if where is not None:
-            where = (where if visual.ndim == 2 else where[b])[image.index].double()
-        start = _start(own[image.index].double(), rule)
-        weight = _Weight(sharp, where, wide, far)
-        suppression = _Suppression(image, start, rule, weight, k)
-        picks.append(image.index[suppression.take(k)])
+    with full_float32(visual.device):
+        for b, image in enumerate(images(visual, usable)):
+            where = None if positions is None else positions[b, image.index].double()
+            start = _start(scores[b, image.index].double(), rule)
+            weight = _Weight(sharpness, where, spread, reach)
+            picks.append(image.index[_Suppression(image, start, rule, weight, k).take(k)])
     return padded(picks, k, visual)
 
 

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rules about arguments of suppression; see `_contract` for what rules are."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from . import _contract_primitives as _rules
+from ._contract import Shape
+
+RULES = ("subtract", "scale")
+
+
+def suppress(
+    visual: Tensor,
+    scores: Tensor,
+    k: int,
+    threshold: float,
+    fill: bool = True,
+    visual_mask: Tensor | None = None,
+) -> Shape:
+    """Rules of `zspa::suppress`."""
+    batch = _rules.visual("suppress", visual, visual_mask, k)
+    _rules.per_token("suppress", "scores", scores, visual)
+    _rules.number("suppress", "threshold", threshold, -1.0, 1.0)
+    return (*batch, k)
+
+
+def soft_suppress(
+    visual: Tensor,
+    scores: Tensor,
+    k: int,
+    sharpness: float,
+    rule: str = "subtract",
+    positions: Tensor | None = None,
+    spread: float | None = None,
+    reach: float | None = None,
+    visual_mask: Tensor | None = None,
+) -> Shape:
+    """Rules of `zspa::soft_suppress`; no spread and no reach are infinite ones."""
+    op = "soft_suppress"
+    batch = _rules.visual(op, visual, visual_mask, k)
+    _rules.per_token(op, "scores", scores, visual)
+    _rules.number(op, "sharpness", sharpness, 1e-100, 1e100)
+    _rules.option(op, "rule", rule, RULES)
+    if positions is not None:
+        _rules.positions(op, "positions", positions, visual)
+    if spread is not None:
+        _rules.number(op, "spread", spread, 1e-100, math.inf)
+    if reach is not None:
+        _rules.number(op, "reach", reach, 0.0, math.inf)
+    return (*batch, k)

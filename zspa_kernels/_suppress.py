@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The public functions of suppression."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from . import _contract, _contract_suppress
+from . import _contract_primitives as _rules
+from ._call import call
+
+
+def suppress(
+    visual: Tensor,
+    scores: Tensor,
+    k: int,
+    *,
+    threshold: float,
+    fill: bool = True,
+    visual_mask: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Take tokens by falling score, leaving out those too similar to one taken before.
+
+    Args:
+        visual: tokens `[B, N, D]` or `[N, D]`.
+        scores: `[B, N]`, any floating dtype; a token whose score is NaN or infinite counts as
+            masked out.
+        k: how many, in `[0, N]`.
+        threshold: a token is left out when its cosine to a taken one is above this, in [-1, 1].
+        fill: whether the best of those left out take the slots that remain.
+        visual_mask: bool `[B, N]`, True for real tokens.
+        backend: see `select`. On a GPU `"auto"` runs the reference, plain torch, which looks at
+            values there: such a call cannot be captured in a CUDA graph.
+
+    Returns:
+        int64 `[B, k]` in the order of taking, then -1.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError, ImportError: as in `select`; `threshold` out of
+            range.
+
+    Complexity: up to N K D, in blocks of the order; it ends with the k-th token taken. A token
+        that is left out is compared no further than with the one that suppresses it, about.
+
+    Source: GreedyPrune, arXiv 2506.13166: scan by saliency under a bound of pairwise similarity.
+
+    Example:
+        >>> import torch
+        >>> visual = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]])
+        >>> suppress(visual, torch.tensor([0.9, 0.8, 0.1]), 2, threshold=0.9).tolist()
+        [0, 2]
+    """
+    op = "suppress"
+    _contract.tensor(op, "visual", visual)
+    _contract.tensor(op, "scores", scores)
+    _contract.optional_tensor(op, "visual_mask", visual_mask)
+    k = _contract.integer(op, "k", k)
+    limit = _rules.number(op, "threshold", threshold, -1.0, 1.0)
+    _contract.flag(op, "fill", fill)
+    indices: Tensor = call(op, backend, (visual, scores, k, limit, fill, visual_mask))
+    return indices
+
+
+def soft_suppress(
+    visual: Tensor,
+    scores: Tensor,
+    k: int,
+    *,
+    sharpness: float,
+    rule: str = "subtract",
+    positions: Tensor | None = None,
+    spread: float = math.inf,
+    reach: float = math.inf,
+    visual_mask: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Take the token of the highest score, lower the scores of those like it, and repeat.
+
+    Token i, taken with the score `s_i`, suppresses token j by the weight
+
+        w_ij = exp(-sharpness (1 - cos(i, j))^2) exp(-d_ij^2 / (2 spread^2)),
+
+    the second factor with positions only, and 0 beyond the reach; d is the distance of positions.
+    By the rule `"subtract"` j loses `w_ij s_i`, where s_i is above 0: a score that is not positive
+    suppresses nothing. By the rule `"scale"` it is multiplied by `1 - w_ij`.
+
+    Args:
+        visual: tokens `[B, N, D]` or `[N, D]`.
+        scores: `[B, N]`, any floating dtype. A token whose score is NaN, infinite or, by the rule
+            `"scale"`, negative counts as masked out.
+        k: how many, in `[0, N]`.
+        sharpness: of the similarity, above 0: the weight falls to 1 / e at a distance `1 - cos` of
+            `sharpness ** -0.5`.
+        rule: `"subtract"` or `"scale"`.
+        positions: `[B, N, 2]`, row and column of each token, floats or ints. A token whose position
+            is not finite counts as masked out.
+        spread: of the weight over positions, above 0.
+        reach: distance beyond which nothing is suppressed, at least 0.
+        visual_mask: bool `[B, N]`, True for real tokens.
+        backend: see `select`. On a GPU `"auto"` runs the reference, plain torch, which looks at
+            values there: such a call cannot be captured in a CUDA graph.
+
+    Returns:
+        int64 `[B, k]` in the order of taking, then -1. Zero rows neither suppress nor are
+        suppressed. Scores that differ by less than 2**-40 of the largest one (`"scale"`: of
+        themselves) tie.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError, ImportError: as in `select`; options out of
+            range.
+
+    Complexity: up to N K D, and no N x N matrix. A score only falls, so a stale one is a bound, and
+        a token is compared with what was taken since its last turn only when its bound comes first.
+
+    Source: Gaussian suppression as in soft-NMS (Bodla et al. 2017); ID-Selection, arXiv 2604.05601
+    (subtract); AdaptPrune, arXiv 2503.08019 (scale, positions).
+
+    Example:
+        >>> import torch
+        >>> visual = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]])
+        >>> scores = torch.tensor([0.9, 0.8, 0.1])
+        >>> soft_suppress(visual, scores, 3, sharpness=20.0).tolist()
+        [0, 2, 1]
+    """
+    op = "soft_suppress"
+    _contract.tensor(op, "visual", visual)
+    _contract.tensor(op, "scores", scores)
+    _contract.optional_tensor(op, "positions", positions)
+    _contract.optional_tensor(op, "visual_mask", visual_mask)
+    k = _contract.integer(op, "k", k)
+    sharp = _rules.number(op, "sharpness", sharpness, 1e-100, 1e100)
+    _contract.option(op, "rule", rule, _contract_suppress.RULES)
+    limits = (
+        _rules.number(op, "spread", spread, 1e-100, math.inf),
+        _rules.number(op, "reach", reach, 0.0, math.inf),
+    )
+    indices: Tensor = call(
+        op, backend, (visual, scores, k, sharp, rule, positions, *limits, visual_mask)
+    )
+    return indices

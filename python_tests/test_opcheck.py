@@ -158,7 +158,9 @@ def test_soft_suppress(dtype: torch.dtype, k: int) -> None:
     places, tokens = draw(B, N, 2), draw(B, N, D, dtype=dtype)
     near = "scale", places, 1.5, 3.0, mask(B, N)
     check("soft_suppress", tokens, draw(B, N), k, 9.0, *near)
-    check("soft_suppress", strided(N, D).to(dtype).requires_grad_(), draw(N).detach().half(), k, 9.0)
+    check(
+        "soft_suppress", strided(N, D).to(dtype).requires_grad_(), draw(N).detach().half(), k, 9.0
+    )
 
 
 def test_outputs_never_require_grad() -> None:

@@ -38,7 +38,7 @@ OPS = (
     "sensitivity_rms_hidden",
 )
 
-# Ops without a GPU kernel whose reference is blocked: that is what runs there. It waits for the device.
+# Ops without a GPU kernel, whose reference is blocked: that runs there, and waits for the device.
 TORCH_ON_GPU = ("suppress", "soft_suppress")
 
 # What backend="auto" tries, best first. The reference comes after these, and only where the backend

@@ -146,7 +146,7 @@ class AdaptPrune(EachByItself):
 
     def _around_the_middle(self, places: Tensor, valid: Tensor) -> Tensor:
         """float64 `[B, N]`: the Gaussian, 1 in the middle of the valid tokens."""
-        if places.shape[-2] == 0 or math.isinf(self.center_sigma):
+        if places.shape[-2] == 0 or self.center_sigma == math.inf:
             return torch.ones_like(places[..., 0])
         outside = ~valid.unsqueeze(-1)
         low = places.masked_fill(outside, math.inf).amin(-2, keepdim=True)

@@ -123,7 +123,15 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "hf": ("types",),
     "methods": (
-        *("_contract", "_contract_primitives", "_sensitivity", "api", "hf", "primitives"),
+        *(
+            "_contract",
+            "_contract_primitives",
+            "_counts",
+            "_sensitivity",
+            "api",
+            "hf",
+            "primitives",
+        ),
         *("projectors", "sensitivity_plan", "types"),
     ),
     "zspa_kernels": (

@@ -42,7 +42,7 @@ def test_a_row_alone_is_the_row_in_a_batch(name: str) -> None:
 def test_images_of_a_list_are_each_alone(name: str) -> None:
     """Of two lengths; every input by its name, one tensor an image.
 
-    ZOO-Prune's list takes the ratings of a whole model instead; see test_methods.py.
+    ZOO-Prune's list takes sensitivities and no features; see test_methods.py.
     """
     given = inputs(name, B, N, D)
     images = [row(given, b) for b in range(B)]

@@ -96,10 +96,15 @@ def test_unknown_names(call: Any) -> None:
 
 
 def test_options_are_those_of_the_class() -> None:
-    with pytest.raises(TypeError, match="size"):
+    rule = "get: options of divprune must be among keep, sorted, got 'size'"
+    with pytest.raises(TypeError, match=rule):
         zk.methods.get("divprune", keep=0.1, size=3)
-    with pytest.raises(ValueError, match="keep must be a share"):
-        zk.methods.get("divprune", keep=0.0)
+    with pytest.raises(TypeError, match="get: option keep of fastv must be given, got None"):
+        zk.methods.get("fastv")
+    for name in METHODS:
+        title = zk.methods.about(name).title
+        with pytest.raises(ValueError, match=rf"^{title}: keep must be a share in \(0, 1\]"):
+            zk.methods.get(name, keep=0.0)
 
 
 @pytest.mark.usefixtures("names")

@@ -30,6 +30,7 @@ from ._contract import (
     flag as flag,
 )
 from ._contract import option as option
+from ._contract import share_or_count as share_or_count
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 

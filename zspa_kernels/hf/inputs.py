@@ -284,7 +284,7 @@ def prune_batch(
     given = collected.tensors(target, inputs)
     ratings = rate(method, target, inputs, encoded)
     if ratings is not None:
-        given["ratings"] = ratings
+        given["sensitivity"] = ratings
     chosen = choose(
         method, encoded, where, words, options.scope, options.keep_newline, given, merge
     )

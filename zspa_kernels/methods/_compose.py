@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _contract_primitives as _contract
-from .. import api
+from .. import _counts, api
 from ..primitives import ascending
 from ..types import Selection
 from ._registry import About, Input
@@ -35,6 +35,11 @@ FEATURES = Input(
     False,
     tensor="features",
 )
+
+
+def check_keep(about: About, keep: float, rounding: str = "round") -> None:
+    """Raises what `num_keep` would, in the name of the method."""
+    _counts.kept(about.title, 1, keep, rounding)
 
 
 def per_token(

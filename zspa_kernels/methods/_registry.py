@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -134,8 +135,28 @@ def get(name: str, **options: Any) -> Method:
         >>> method.select(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]])).indices
         tensor([0, 2])
     """
-    method: Method = _entry("get", name).make(**options)
+    make = _entry("get", name).make
+    _check_options(name, make, options)
+    method: Method = make(**options)
     return method
+
+
+def _check_options(name: str, make: Callable[..., Any], options: dict[str, Any]) -> None:
+    """`make` takes these `options`, and none that it needs is missing."""
+    try:
+        parameters = inspect.signature(make).parameters
+    except ValueError:  # some builtins do not say
+        return
+    kinds = {x.kind for x in parameters.values()}
+    if inspect.Parameter.VAR_KEYWORD not in kinds:
+        for option in options:
+            if option not in parameters:
+                known = ", ".join(parameters) or "none"
+                raise TypeError(f"get: options of {name} must be among {known}, got {option!r}")
+    variable = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    for option, x in parameters.items():
+        if x.default is x.empty and x.kind not in variable and option not in options:
+            raise TypeError(f"get: option {option} of {name} must be given, got None")
 
 
 def about(name: str) -> About:

@@ -9,8 +9,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .. import api
+from .. import _contract, api
+from ..primitives import ascending
+from ..primitives._image import readable
 from ..types import Selection
+from ._compose import check_keep
 from ._registry import PROMPT, VISUAL, About, register
 from .base import MethodBase, select_by_counts
 
@@ -48,7 +51,7 @@ class AllInRelevance(MethodBase):
     sorted: bool = True
 
     def __post_init__(self) -> None:
-        api.num_keep(1, self.keep)  # raises what is out of range
+        check_keep(self.about, self.keep)
 
     def select(
         self,
@@ -65,23 +68,28 @@ class AllInRelevance(MethodBase):
             by diversity; its scores are the relevance of every token.
         """
         prompt = self.about.require("prompt", prompt)
+        n = _contract.num_tokens("AllInRelevance", visual)
+        core, scores = api.relevance_topk(
+            visual,
+            prompt,
+            api.num_keep(n, self.keep),
+            visual_mask=visual_mask,
+            prompt_mask=prompt_mask,
+            pooling=self.pooling,
+        )
+        # Where looking at values costs nothing: with a prompt each row has a core, and is done.
+        if readable(core) and bool((core[..., :1] >= 0).all()):
+            indices = ascending(core, n) if self.sorted else core
+            return Selection(indices, indices >= 0, scores)
         indices = api.select(
             visual,
             prompt,
-            keep=self.keep,
-            core_ratio=1.0,
+            k_core=core.shape[-1],
+            k_diverse=0,
             visual_mask=visual_mask,
             prompt_mask=prompt_mask,
             pooling=self.pooling,
             sorted=self.sorted,
-        )
-        core, scores = api.relevance_topk(
-            visual,
-            prompt,
-            indices.shape[-1],
-            visual_mask=visual_mask,
-            prompt_mask=prompt_mask,
-            pooling=self.pooling,
         )
         # Both end in the same number of -1, except that `core` is all -1 without a prompt.
         return Selection(indices, core >= 0, scores)

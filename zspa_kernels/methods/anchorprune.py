@@ -14,7 +14,7 @@ from .. import _contract_primitives as _rules
 from ..primitives import topk
 from ..primitives._image import Image, undisturbed
 from ..types import Selection
-from ._compose import ATTENTION, FEATURES, members, per_token, selection, standing
+from ._compose import ATTENTION, FEATURES, check_keep, members, per_token, selection, standing
 from ._registry import PROMPT, VISUAL, About, Input, register
 from .base import EachByItself
 from .cdpruner import SPACES
@@ -86,7 +86,7 @@ class AnchorPrune(EachByItself):
     compat: bool = False
 
     def __post_init__(self) -> None:
-        api.num_keep(1, self.keep, self.rounding)  # raises what is out of range
+        check_keep(self.about, self.keep, self.rounding)
         _contract.option("AnchorPrune", "space", self.space, SPACES)
         _rules.number("AnchorPrune", "least", self.least, 0.0, 1.0)
         _rules.number("AnchorPrune", "cap", self.cap, 0.0, 1.0)

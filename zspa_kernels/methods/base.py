@@ -29,8 +29,8 @@ class MethodBase:
         model_inputs: what a model that is pruned is asked for, and `select` is given, beside tokens
             and prompt; an `Input` of `zspa_kernels.methods` each, whose `tensor` says what it is.
         needs_features: True for a method that rates tokens by what the projector is given. Its
-            `rate` makes the ratings, and its `select_varlen` takes them: `ratings=`, one tensor
-            `[n]` an image.
+            `rate` makes the ratings, and its `select_varlen` takes them: `sensitivity=`, one
+            tensor `[n]` an image.
 
     Example:
         >>> import torch

@@ -15,7 +15,7 @@ from .. import _contract_primitives as _contract
 from .. import api
 from ..primitives import min_max
 from ..types import Selection
-from ._compose import of_each, selection, selections, standing
+from ._compose import check_keep, of_each, selection, selections, standing
 from ._registry import PROMPT, VISUAL, About, Input, register
 from .base import MethodBase
 
@@ -83,7 +83,7 @@ class CDPruner(MethodBase):
     compat: bool = False
 
     def __post_init__(self) -> None:
-        api.num_keep(1, self.keep, self.rounding)  # raises what is out of range
+        check_keep(self.about, self.keep, self.rounding)
         if self.space not in SPACES:
             raise ValueError(f"CDPruner: space must be one of {SPACES}, got {self.space!r}")
         if self.emphasis is not None:

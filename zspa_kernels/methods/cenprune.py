@@ -16,7 +16,7 @@ from .._contract import option
 from ..primitives import centred, distinctiveness, min_max
 from ..primitives._image import SHORTEST, lengths
 from ..types import Selection
-from ._compose import of_each, selection, selections
+from ._compose import check_keep, of_each, selection, selections
 from ._registry import VISUAL, About, Input, register
 from .base import MethodBase
 
@@ -72,7 +72,7 @@ class CenPrune(MethodBase):
     sorted: bool = True
 
     def __post_init__(self) -> None:
-        api.num_keep(1, self.keep, self.rounding)  # raises what is out of range
+        check_keep(self.about, self.keep, self.rounding)
         option("CenPrune", "process", self.process, ("distance", "dpp"))
 
     def select(

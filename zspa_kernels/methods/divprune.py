@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import api
 from ..types import Selection
+from ._compose import check_keep
 from ._registry import VISUAL, About, register
 from .base import MethodBase, select_by_counts
 
@@ -48,7 +49,7 @@ class DivPrune(MethodBase):
     sorted: bool = True
 
     def __post_init__(self) -> None:
-        api.num_keep(1, self.keep)  # raises what is out of range
+        check_keep(self.about, self.keep)
 
     def select(
         self,

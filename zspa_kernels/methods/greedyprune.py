@@ -12,7 +12,7 @@ from .. import _contract_primitives as _contract
 from .. import api
 from ..primitives import suppress
 from ..types import Selection
-from ._compose import per_token, selection
+from ._compose import check_keep, per_token, selection
 from ._registry import VISUAL, About, Input, register
 from .base import EachByItself
 
@@ -64,7 +64,7 @@ class GreedyPrune(EachByItself):
     sorted: bool = True
 
     def __post_init__(self) -> None:
-        api.num_keep(1, self.keep)  # raises what is out of range
+        check_keep(self.about, self.keep)
         _contract.number("GreedyPrune", "threshold", self.threshold, -1.0, 1.0)
 
     def select(

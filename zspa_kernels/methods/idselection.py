@@ -12,7 +12,7 @@ from .. import _contract_primitives as _contract
 from .. import api
 from ..primitives import min_max, soft_suppress
 from ..types import Selection
-from ._compose import per_token, selection, standing
+from ._compose import check_keep, per_token, selection, standing
 from ._registry import VISUAL, About, Input, register
 from .base import EachByItself
 
@@ -62,7 +62,7 @@ class IDSelection(EachByItself):
     sorted: bool = True
 
     def __post_init__(self) -> None:
-        api.num_keep(1, self.keep)  # raises what is out of range
+        check_keep(self.about, self.keep)
         _contract.number("IDSelection", "gamma", self.gamma, 1e-6, 1e6)
 
     def select(

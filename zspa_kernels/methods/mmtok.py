@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import _contract_primitives as _contract
 from .. import api
 from ..types import Selection
-from ._compose import FEATURES, of_each, selection, selections, standing
+from ._compose import FEATURES, check_keep, of_each, selection, selections, standing
 from ._registry import PROMPT, VISUAL, About, register
 from .base import MethodBase
 
@@ -61,7 +61,7 @@ class MMTok(MethodBase):
     sorted: bool = True
 
     def __post_init__(self) -> None:
-        api.num_keep(1, self.keep, self.rounding)  # raises what is out of range
+        check_keep(self.about, self.keep, self.rounding)
         for name in ("text_temperature", "vision_temperature"):
             _contract.number("MMTok", name, getattr(self, name), 1e-4, math.inf)
         _contract.number("MMTok", "balance", self.balance, 0.0, math.inf)

@@ -17,6 +17,7 @@ from ..types import Selection
 from ._compose import (
     ATTENTION,
     FEATURES,
+    check_keep,
     of_each,
     per_token,
     selection,
@@ -65,7 +66,7 @@ class SCOPE(MethodBase):
     sorted: bool = True
 
     def __post_init__(self) -> None:
-        api.num_keep(1, self.keep, self.rounding)  # raises what is out of range
+        check_keep(self.about, self.keep, self.rounding)
         _contract.number("SCOPE", "alpha", self.alpha, 0.0, math.inf)
 
     def select(

@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import _contract, api
 from ..primitives.scores import largest
 from ..types import Selection
-from ._compose import per_token
+from ._compose import check_keep, per_token
 from ._registry import VISUAL, About, Input, register
 from .base import EachByItself
 
@@ -135,7 +135,7 @@ class ScoredTopK(EachByItself):
     sorted: bool = True
 
     def __post_init__(self) -> None:
-        api.num_keep(1, self.keep, self.rounding)  # raises what is out of range
+        check_keep(self._facts, self.keep, self.rounding)
         if self.preset is not None:
             _contract.option("ScoredTopK", "preset", self.preset, tuple(PRESETS))
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import _contract_primitives as _contract
 from .. import api
 from ..types import Selection
-from ._compose import selection
+from ._compose import check_keep, selection
 from ._registry import VISUAL, About, register
 from .base import MethodBase
 
@@ -52,7 +52,7 @@ class ToDRE(MethodBase):
     sorted: bool = True
 
     def __post_init__(self) -> None:
-        api.num_keep(1, self.keep)  # raises what is out of range
+        check_keep(self.about, self.keep)
 
     def select(
         self,

@@ -13,7 +13,7 @@ from .. import _contract_primitives as _contract
 from .. import api
 from ..primitives import alignment, topk
 from ..types import Selection
-from ._compose import members, selection
+from ._compose import check_keep, members, selection
 from ._registry import PROMPT, VISUAL, About, register
 from .base import MethodBase
 
@@ -55,8 +55,8 @@ class TrimTokenator(MethodBase):
     sorted: bool = True
 
     def __post_init__(self) -> None:
-        api.num_keep(1, self.keep)  # raises what is out of range
-        api.num_keep(1, self.align)
+        check_keep(self.about, self.keep)
+        _contract.share_or_count("TrimTokenator", "align", self.align)
 
     def select(
         self,

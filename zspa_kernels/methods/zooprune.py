@@ -16,6 +16,7 @@ from ..primitives import ascending, min_max, quotas
 from ..projectors import Projector
 from ..sensitivity_plan import SensitivityPlan
 from ..types import Selection
+from ._compose import check_keep
 from ._registry import VISUAL, About, Input, register
 from .base import MethodBase
 
@@ -81,7 +82,7 @@ class ZOOPrune(MethodBase):
     _scorer: Scorer | None = field(init=False, default=None, repr=False)
 
     def __post_init__(self) -> None:
-        api.num_keep(1, self.keep, self.rounding)  # raises what is out of range
+        check_keep(self.about, self.keep, self.rounding)
         _contract.option("ZOOPrune", "score", self.score, SCORES)
         if self.projector is not None and self.score != "norm":
             scorer = Scorer.of(
@@ -167,16 +168,16 @@ class ZOOPrune(MethodBase):
         visual: Sequence[Tensor],
         prompt: Sequence[Tensor] | None = None,
         *,
-        ratings: Sequence[Tensor] | None = None,
+        sensitivity: Sequence[Tensor] | None = None,
     ) -> list[Selection]:
-        """One ragged call for all images; `ratings` are the sensitivities `[n]` of each.
+        """One ragged call for all images; `sensitivity` is `[n]` of each.
 
         See `MethodBase.select_varlen`. Tiles that are to be scaled and selected each by itself are
         images of their own here.
         """
         if not visual:
             return []
-        given = [None] * len(visual) if ratings is None else ratings
+        given = [None] * len(visual) if sensitivity is None else sensitivity
         scores = [self._scores(v, None, s) for v, s in zip(visual, given, strict=True)]
         kept = [api.num_keep(len(tokens), self.keep, self.rounding) for tokens in visual]
         weights = [

@@ -10,8 +10,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .. import api
+from .. import _contract, api
 from ..types import Selection
+from ._compose import check_keep
 from ._registry import PROMPT, VISUAL, About, register
 from .base import MethodBase, select_by_counts
 
@@ -57,7 +58,8 @@ class ZSPAPrune(MethodBase):
     sorted: bool = True
 
     def __post_init__(self) -> None:
-        api.split_core(api.num_keep(1, self.keep), self.core_ratio)  # raises what is out of range
+        check_keep(self.about, self.keep)
+        _contract.ratio("ZSPAPrune", "core_ratio", self.core_ratio)
 
     def select(
         self,

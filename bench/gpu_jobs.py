@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Jobs in processes of their own, with a time limit, whose outcome is on disk before the next."""
+"""Jobs in processes of their own, with a time limit; each outcome is on disk when it is known."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +24,13 @@ TAIL = 4000
 
 @dataclass(frozen=True)
 class Job:
-    """A command and how long it may take."""
+    """A command and how long it may take; one that is `first` ends before others begin."""
 
     name: str
     command: Sequence[str]
     seconds: float
     variables: dict[str, str] = field(default_factory=dict)
+    first: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,17 @@ def python(*arguments: str) -> tuple[str, ...]:
     return (sys.executable, *arguments)
 
 
+#: Groups of the processes that run now.
+_running: set[int] = set()
+
+
+def stop_all() -> None:
+    """Kill every job that runs, with its children."""
+    for group in list(_running):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
+
+
 def run(job: Job) -> Outcome:
     """Run a job to its end or its limit; its children end with it."""
     start = time.perf_counter()
@@ -68,6 +83,7 @@ def run(job: Job) -> Outcome:
         start_new_session=True,
     )
     status = None
+    _running.add(process.pid)
     try:
         output, _ = process.communicate(timeout=job.seconds)
     except subprocess.TimeoutExpired:
@@ -77,11 +93,21 @@ def run(job: Job) -> Outcome:
     except BaseException:
         os.killpg(process.pid, signal.SIGKILL)
         raise
+    finally:
+        _running.discard(process.pid)
     status = status or ("passed" if process.returncode == 0 else "failed")
     lines = output.splitlines()
-    data = [json.loads(line) for line in lines if line.startswith("{")]
+    data = list(_objects(lines))
     tail = "\n".join(line for line in lines if not line.startswith("{"))[-TAIL:]
     return Outcome(job.name, status, round(time.perf_counter() - start, 2), tail, data)
+
+
+def _objects(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """The JSON objects among lines; one that was cut off by a kill is left out."""
+    for line in lines:
+        if line.startswith("{"):
+            with contextlib.suppress(json.JSONDecodeError):
+                yield json.loads(line)
 
 
 def write(path: Path, content: Any) -> None:
@@ -97,22 +123,44 @@ def run_all(
     head: dict[str, Any],
     end: float,
     say: Callable[[str], None],
+    workers: int = 1,
+    done: Callable[[], None] = lambda: None,
 ) -> list[Outcome]:
-    """Run jobs one after another until `end` (of `time.perf_counter`).
+    """Run jobs until `end` (of `time.perf_counter`), `workers` at a time.
 
-    The file at `path` has `head` and all outcomes so far after every job. A job gets no more than
-    the time that is left; one that would have none is recorded as "not run".
+    The file at `path` has `head` and the outcomes so far, in the order of the jobs, after every
+    job; then `done` is called. What the file has of other jobs and the same commit stays in it. A
+    job gets no more than the time that is left; one that would have none is recorded as "not run".
     """
-    outcomes: list[Outcome] = []
-    for job in jobs:
+    jobs = list(jobs)
+    names = [job.name for job in jobs]
+    before = json.loads(path.read_text()) if path.exists() else {"jobs": []}
+    same = before.get("git") == head.get("git")
+    kept = [job for job in before["jobs"] if same and job["name"] not in names]
+    outcomes: dict[str, Outcome] = {}
+    recording = threading.Lock()
+
+    def one(job: Job) -> None:
         left = end - time.perf_counter()
-        if left < 1:
-            outcome = Outcome(job.name, "not run", tail="the time of the stage was up")
-        else:
-            limit = min(job.seconds, left)
-            outcome = run(Job(job.name, job.command, limit, job.variables))
-        outcomes.append(outcome)
-        write(path, {**head, "jobs": [asdict(o) for o in outcomes]})
-        last = outcome.tail.strip().splitlines()[-1:] if outcome.status != "passed" else []
-        say(f"{outcome.status:8} {outcome.seconds:7.1f} s  {job.name}  {' '.join(last)[:150]}")
-    return outcomes
+        outcome = Outcome(job.name, "not run", tail="the time of the stage was up")
+        if left >= 1:
+            outcome = run(replace(job, seconds=min(job.seconds, left)))
+        with recording:
+            outcomes[job.name] = outcome
+            found = [asdict(outcomes[name]) for name in names if name in outcomes]
+            write(path, {**head, "jobs": kept + found})
+            failed = outcome.status in ("failed", "too slow")
+            last = outcome.tail.strip().splitlines()[-1:] if failed else []
+            say(f"{outcome.status:8} {outcome.seconds:7.1f} s  {job.name}  {''.join(last)[:150]}")
+            done()
+
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for turn in (True, False):
+                for future in [pool.submit(one, job) for job in jobs if job.first == turn]:
+                    future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            stop_all()
+            raise
+    return [outcomes[name] for name in names]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -165,6 +166,91 @@ def test_every_outcome_is_on_disk_before_the_next_job(tmp_path: Path) -> None:
     assert [job["status"] for job in content["jobs"]] == ["passed", "passed"]
     late = run_all(jobs, path, {}, time.perf_counter(), said.append)
     assert [outcome.status for outcome in late] == ["not run", "not run"]
+
+
+def test_jobs_at_the_same_time_and_again(tmp_path: Path) -> None:
+    """Three wait for one another, after the one that is first; a later run keeps what it leaves."""
+    path = tmp_path / "stage.json"
+    said: list[str] = []
+    meet = (
+        "import pathlib, sys, time\n"
+        "here = pathlib.Path(sys.argv[1]); assert (here / 'first').exists()\n"
+        "(here / sys.argv[2]).touch()\n"
+        "while len(list(here.glob('[abc]'))) < 3: time.sleep(0.01)"
+    )
+    jobs = [Job(name, python("-c", meet, str(tmp_path), name), 20) for name in "abc"]
+    touch = f"import pathlib; pathlib.Path({str(tmp_path / 'first')!r}).touch()"
+    jobs.append(Job("first", python("-c", touch), 20, first=True))
+    counted: list[int] = []
+
+    def done() -> None:
+        counted.append(len(json.loads(path.read_text())["jobs"]))
+
+    outcomes = run_all(jobs, path, {}, time.perf_counter() + 60, said.append, 3, done)
+    assert [(o.name, o.status) for o in outcomes] == [(n, "passed") for n in (*"abc", "first")]
+    assert counted == [1, 2, 3, 4]
+    run_all([Job("b", python("-c", "1 / 0"), 20)], path, {}, time.perf_counter() + 60, said.append)
+    kept = {job["name"]: job["status"] for job in json.loads(path.read_text())["jobs"]}
+    assert kept == {"a": "passed", "b": "failed", "c": "passed", "first": "passed"}
+
+
+def test_a_stage_that_is_told_to_end_leaves_nothing_running(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    child = f"import time, pathlib; time.sleep(3); pathlib.Path({str(mark)!r}).touch()"
+    code = (
+        "import signal, sys, time, pathlib\n"
+        "from bench import gpu, gpu_jobs\n"
+        "signal.signal(signal.SIGTERM, gpu._stopped)\n"
+        f"jobs = [gpu_jobs.Job(n, gpu_jobs.python('-c', {child!r}), 20) for n in 'ab']\n"
+        "print('ready', flush=True)\n"
+        f"out = pathlib.Path({str(tmp_path / 'x.json')!r})\n"
+        "gpu_jobs.run_all(jobs, out, {}, time.perf_counter() + 60, print, 2)"
+    )
+    process = subprocess.Popen(python("-c", code), stdout=subprocess.PIPE, cwd=gpu_jobs.ROOT)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    time.sleep(0.5)
+    process.terminate()
+    assert process.wait(10) == 128 + 15
+    process.stdout.close()
+    time.sleep(3)
+    assert not mark.exists()
+
+
+def test_a_line_that_was_cut_off_spoils_nothing() -> None:
+    cut = run(Job("cut", python("-c", "print('{\"a\": 1}'); print('{\"a\": ')"), 20))
+    assert (cut.status, cut.data) == ("passed", [{"a": 1}])
+
+
+def test_a_part_of_a_stage(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a machine that seems to have a GPU: what fails is said, what passed is on disk."""
+    monkeypatch.setattr(gpu, "why_not", lambda stage: None)
+    monkeypatch.setattr(
+        gpu,
+        "environment",
+        lambda: (
+            {"git": None, "device": "X"}
+            | dict.fromkeys(("driver", "date", "torch", "triton", "cuda"), "1")
+        ),
+    )
+    commands = {"good": "print('fine')", "goods": "raise ValueError('no good')", "bad": "1"}
+    jobs = [Job(name, python("-c", code), 20) for name, code in commands.items()]
+    monkeypatch.setitem(gpu.JOBS, "correctness", lambda: iter(jobs))
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        assert gpu.main(["--out", str(tmp_path), "--only", "good*"]) == 1
+        assert gpu.main(["--out", str(tmp_path), "--only", "bad"]) == 0
+        with pytest.raises(SystemExit):
+            gpu.main(["--out", str(tmp_path), "--only", "other"])
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert "--only must match" in capsys.readouterr().err
+    text = (tmp_path / "summary.txt").read_text()
+    assert "correctness: 2 passed, 1 failed" in text
+    assert "goods: failed: ValueError: no good" in text
+    assert len(json.loads((tmp_path / "correctness.json").read_text())["jobs"]) == 3
 
 
 def test_every_workload_has_a_job_and_a_name_of_its_own() -> None:

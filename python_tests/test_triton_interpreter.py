@@ -26,6 +26,7 @@ from zspa_kernels.backends.triton import (
     diversity_whole,
     dpp,
     facility_location,
+    min_sum,
     relevance_topk,
     relevance_topk_config,
     select,
@@ -33,7 +34,7 @@ from zspa_kernels.backends.triton import (
 )
 from zspa_kernels.testing.tokens import tokens
 
-MODULES = (diversity, diversity_whole, dpp, facility_location, relevance_topk, select)
+MODULES = (diversity, diversity_whole, dpp, facility_location, min_sum, relevance_topk, select)
 
 
 @pytest.fixture(autouse=True)
@@ -351,7 +352,9 @@ def test_launchers_read_no_value_on_the_host(monkeypatch: pytest.MonkeyPatch) ->
     for module in MODULES:
         monkeypatch.setattr(module, "launch", launch)
     triton_aot.call_selection(torch.bfloat16, full=True)
-    stem = re.compile(r"_(relevance_topk|diversity|dpp|facility_location|select)_\w+_kernel")
+    stem = re.compile(
+        r"_(relevance_topk|diversity|dpp|facility_location|min_sum|select)_\w+_kernel"
+    )
     stems = {stem.match(name) for name in launched}
     assert None not in stems
 

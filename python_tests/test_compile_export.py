@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 import zspa_kernels as zk
+from python_tests.scenes import inputs
 
 B, D, M = 2, 6, 3
 
@@ -147,3 +148,14 @@ def test_a_named_backend_is_for_eager_mode() -> None:
     )
     with pytest.raises(Exception, match=r"backend must be 'auto' under torch\.compile"):
         compiled(draw(9)[0])
+
+
+@pytest.mark.parametrize("name", ["adaptprune", "greedyprune", "idselection"])
+def test_methods_of_suppression_are_one_graph(name: str) -> None:
+    method = zk.methods.get(name, keep=0.25)
+    compiled = torch.compile(
+        lambda **given: method.select(**given)[:2], fullgraph=True, dynamic=True, backend="eager"
+    )
+    for n in (36, 49):
+        given = inputs(name, B, n, D)
+        assert_same(compiled(**given), method.select(**given)[:2])

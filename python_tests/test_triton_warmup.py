@@ -58,7 +58,12 @@ def launched(require_backend: Callable[..., None], monkeypatch: pytest.MonkeyPat
         return segments.table is None and whole(cfg, segments.rows, segments.count, 132)
 
     monkeypatch.setattr(diversity, "few_tokens", few_on_a_gpu)
-    monkeypatch.setattr(_dispatch, "choose", lambda op, device: _dispatch.load("triton", op))
+
+    def choose(op: str, device: Any) -> Any:
+        backend = "reference" if op in _dispatch.TORCH_ON_GPU else "triton"
+        return _dispatch.load(backend, op)
+
+    monkeypatch.setattr(_dispatch, "choose", choose)
     return seen
 
 

@@ -36,7 +36,8 @@ def suppress(
             values there: such a call cannot be captured in a CUDA graph.
 
     Returns:
-        int64 `[B, k]` in the order of taking, then -1.
+        int64 `[B, k]` in the order of taking, then -1. Zero rows neither suppress nor are
+        suppressed. Cosines are float32 where these decide, else float64, on a grid of 2**-40.
 
     Raises:
         TypeError, ValueError, NotImplementedError, ImportError: as in `select`; `threshold` out of

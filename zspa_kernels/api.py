@@ -13,8 +13,9 @@ Common to all of them:
 * Ties go to the lowest index. The same call gives the same bits, alone or in a batch, with any
   number of threads, whatever autocast, default dtype, default device or grad mode are.
 * Nothing is written to the arguments. Results have no gradient: gradients flow through `gather`.
-* Calls work under `torch.compile(fullgraph=True)`, `torch.export` and CUDA-graph capture, with
-  `backend="auto"`. Naming a backend is for tests and measurements, in eager mode.
+* Calls work under `torch.compile(fullgraph=True)`, `torch.export` and (but for `suppress` and
+  `soft_suppress`) CUDA-graph capture, with `backend="auto"`. Naming a backend is for tests and
+  measurements, in eager mode.
 
 Errors are raised before any work: TypeError for a wrong kind or dtype (and None where a value is
 required), ValueError for a wrong rank, shape, range, device, layout or option, NotImplementedError

@@ -80,6 +80,20 @@ def test_pruned_inputs_serve_any_number_of_calls(tiny: vlms.Tiny) -> None:
         assert torch.equal(pruned.restore(got.sequences), expected.sequences)
 
 
+@pytest.mark.parametrize("kind", ["ragged", "video"])
+@pytest.mark.parametrize("name", vlms.FILMS)
+def test_kinds_of_tokens_that_are_not_given(name: str, kind: str) -> None:
+    """P7: without them Qwen would count pictures as if they were text."""
+    tiny = vlms.get(name)
+    inputs = tiny.inputs(kind)
+    rest = {key: value for key, value in inputs.items() if key != "mm_token_type_ids"}
+    assert len(rest) < len(inputs)
+    expected = hf.prune_inputs(tiny.model, inputs, METHOD)
+    got = hf.prune_inputs(tiny.model, rest, METHOD)
+    assert torch.equal(got["position_ids"], expected["position_ids"])
+    assert torch.equal(rows(generate(tiny.model, got)), rows(generate(tiny.model, expected)))
+
+
 def test_pruned_inputs_want_a_cache() -> None:
     """P1: `generate` drops a mask of ones, and without a cache gaps in positions cut the prompt."""
     tiny = vlms.get("llava")

@@ -8,6 +8,9 @@ prompt; see docs/hf.md.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -129,6 +132,54 @@ def test_a_direct_call_sees_the_kept_tokens_only(name: str, kind: str) -> None:
     for b, columns in enumerate(keep):
         count = int(columns.sum())
         torch.testing.assert_close(first.logits[b, -count:], expected[b, columns], **CLOSE)
+
+
+@dataclass
+class Uneven:
+    """Keeps two tokens of an image for one question, and five for another."""
+
+    def select_varlen(
+        self, visual: Sequence[torch.Tensor], prompt: Sequence[torch.Tensor]
+    ) -> list[zk.Selection]:
+        counts = [2 if float(words[0, 0]) > 0 else 5 for words in prompt]
+        return [zk.Selection(torch.arange(n), torch.zeros(n, dtype=torch.bool)) for n in counts]
+
+
+def test_a_batch_that_pruning_makes_ragged(tiny: vlms.Tiny) -> None:
+    """P4: prompts without padding, so without a mask, of which unequal parts are left."""
+    first = tiny.model.get_input_embeddings().weight[:, 0]
+    words = sorted(
+        ("what", "who", "where", "count", "describe", "compare"),
+        key=lambda word: float(first[tiny.processor.tokenizer.convert_tokens_to_ids(word)]),
+    )
+    photos = [[vlms.photograph(name, (112, 112))] for name in ("chelsea", "coffee")]
+    texts = [tiny.prompt(f"{word} is it") for word in (words[0], words[-1])]
+
+    def asked(*chosen: int) -> dict[str, Any]:
+        made = tiny.processor(
+            images=[photos[i] for i in chosen],
+            text=[texts[i] for i in chosen],
+            return_tensors="pt",
+            padding=True,
+        )
+        assert made["attention_mask"].all()
+        return {name: value for name, value in made.items() if name != "attention_mask"}
+
+    with hf.prune(tiny.model, Uneven()) as handle, torch.no_grad():
+        together = rows(generate(tiny.model, asked(0, 1)))
+        assert handle.report is not None
+        assert [image.after for image in handle.report.images] == [5, 2]
+        output = tiny.model(**asked(0, 1), use_cache=True)
+        steps = [output.logits[:, -1]]
+        for _ in range(NEW - 1):
+            token = steps[-1].argmax(-1, keepdim=True)
+            past = {cache_name(tiny.model): cache_of(output)}
+            output = tiny.model(input_ids=token, use_cache=True, **past)
+            steps.append(output.logits[:, -1])
+        torch.testing.assert_close(torch.stack(steps, dim=1), together, **CLOSE)
+        for b in range(2):
+            alone = rows(generate(tiny.model, asked(b)))
+            torch.testing.assert_close(alone[0], together[b], **CLOSE)
 
 
 def test_a_window_shorter_than_the_prompt() -> None:

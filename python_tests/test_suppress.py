@@ -160,12 +160,14 @@ def test_options_at_their_ends(backend: str, require_backend: Require) -> None:
     visual = torch.cat([tokens("clusters", 15, 8), tokens("iid", 3, 8).repeat(2, 1)])
     n = len(visual)
     scores, far = ratings("uniform", n), grid(n).float() * 1e30
+    scores[1::4] = 0.0  # scaled by 0, others tie with these
     for rule in RULES:
         for sharp in (1e-100, 1e-3, 1e5, 1e100):
             for where in (
                 {},
                 {"positions": grid(n), "spread": 1e-100, "reach": 0.0},
                 {"positions": far, "spread": 1e30},
+                {"positions": grid(n), "spread": 1e200, "reach": 1e200},
             ):
                 given = {"sharpness": sharp, "rule": rule, **where}
                 got = zk.soft_suppress(visual, scores, n, **given, backend=backend)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from typing import Any
 
@@ -77,7 +78,7 @@ def scores(op: str, x: Tensor, k: int, mask: Tensor | None = None) -> None:
     if x.ndim not in (1, 2):
         raise ValueError(f"{op}: scores must be [N] or [B, N], got {_axes(x)}")
     _holds_values(op, "scores", x)
-    count(op, k, x.shape[-1])
+    count(op, integer(op, "k", k), x.shape[-1])
     if mask is not None:
         flags(op, "mask", mask, x)
 
@@ -111,7 +112,10 @@ def number(op: str, name: str, value: Any, low: float, high: float) -> float:
     """Return `value` as a float in `[low, high]`."""
     if isinstance(value, bool | Tensor) or not isinstance(value, numbers.Real):
         raise TypeError(f"{op}: {name} must be a float, got {_say(value)}")
-    result = float(value)
+    try:
+        result = float(value)
+    except OverflowError:  # an int beyond all floats
+        result = math.nan
     if not low <= result <= high:  # NaN fails too
         raise ValueError(f"{op}: {name} must be in [{low:g}, {high:g}], got {value}")
     return result

@@ -153,4 +153,4 @@ class AdaptPrune(EachByItself):
         high = places.masked_fill(outside, -math.inf).amax(-2, keepdim=True)
         half = (high - low) / 2
         apart = torch.where(half > 0, (places - (high + low) / 2) / half, 0.0)
-        return (apart.square().sum(-1) / (-2.0 * self.center_sigma**2)).exp()
+        return (apart.square().sum(-1) / (-2.0 * self.center_sigma * self.center_sigma)).exp()

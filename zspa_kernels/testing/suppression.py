@@ -118,7 +118,8 @@ def soft_suppress64(
             continue
         square = (places - places[pick]).square().sum(-1)
         weight = (-sharpness * (1.0 - _cosines(geometry, pick).clamp_max(1.0)).square()).exp()
-        weight *= (square / (-2.0 * spread**2)).exp() * (square <= reach**2) * geometry.directed
+        weight *= (square / (-2.0 * spread * spread)).exp() * (square <= reach * reach)
+        weight *= geometry.directed
         if rule == "scale":
             lost -= (-weight).log1p() * _GRID
         else:

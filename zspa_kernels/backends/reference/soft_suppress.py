@@ -76,8 +76,8 @@ class _Weight:
             return 1.0
         apart = self.positions[rows].unsqueeze(1) - self.positions[columns]
         square = apart.square().sum(-1)
-        factor = (square / (-2.0 * self.spread**2)).exp()
-        return factor.masked_fill_(square > self.reach**2, 0.0)
+        factor = (square / (-2.0 * self.spread * self.spread)).exp()
+        return factor.masked_fill_(square > self.reach * self.reach, 0.0)
 
     def of(self, cosines: Tensor, near: Tensor | float) -> Tensor:
         """The weight at cosines of at most 1."""
@@ -193,9 +193,13 @@ class _Suppression:
                 self.rows[len(self.taken)] = rows[chosen]
                 self.taken.append(place[chosen])
                 self.strength.append(strong)
-                low = [(a + x * strong[0]) // 1 for a, x in zip(low, most[chosen], strict=True)]
+                low = [
+                    max((a + x * strong[0]) // 1, _NOTHING)
+                    for a, x in zip(low, most[chosen], strict=True)
+                ]
                 minus = [
-                    (a + x * strong[1]) // 1 for a, x in zip(minus, least[chosen], strict=True)
+                    min((a + x * strong[1]) // 1, -_NOTHING)
+                    for a, x in zip(minus, least[chosen], strict=True)
                 ]
         both = torch.tensor((low, minus), dtype=torch.float64, device=block.device)
         self.bounds[:, block] = self.lower(both)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import pickle
 from typing import Any
@@ -17,6 +18,7 @@ import zspa_kernels as zk
 from python_tests import vlms
 from python_tests.hf_oracle import NEW, cache_name, cache_of, generate, rows
 from zspa_kernels import hf
+from zspa_kernels.hf.encode import _parts
 
 METHOD = zk.ZSPAPrune(keep=0.2, core_ratio=0.4)
 needs_inputs = pytest.mark.skipif(
@@ -61,12 +63,23 @@ def test_the_model_is_unchanged_afterwards(tiny: vlms.Tiny) -> None:
 
 def test_an_error_inside_a_call_leaves_nothing_behind(tiny: vlms.Tiny) -> None:
     inputs = tiny.inputs()
+
+    @torch.no_grad()
+    def features() -> int:
+        """Visual tokens that the model's own encoder gives."""
+        names = inspect.signature(type(tiny.model.model).get_image_features).parameters
+        given = {name: inputs[name] for name in names if name in inputs}
+        pooled, _ = _parts(tiny.model.model.get_image_features(**given))
+        return sum(one.reshape(-1, one.shape[-1]).shape[0] for one in pooled)
+
+    count = features()
     with METHOD(tiny.model):
         expected = rows(generate(tiny.model, inputs))
         for _ in range(2):
             handle = vlms.text_model(tiny.model).register_forward_pre_hook(_fail)
             with pytest.raises(RuntimeError, match="inside"):
                 tiny.model(**inputs)
+            assert features() == count
             with pytest.raises(RuntimeError, match="inside"):
                 generate(tiny.model, inputs)
             handle.remove()

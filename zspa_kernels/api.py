@@ -118,7 +118,8 @@ def select(
         NotImplementedError: the backend cannot run here.
         ImportError: the named backend is not built.
 
-    Complexity: O(N K D) at most and no N x N matrix; DivPrune's first pick costs up to O(N^2 D).
+    Complexity: O(N K D) at most and beyond 1024 tokens no N x N matrix; DivPrune's first pick, and
+    few tokens on a GPU, cost up to O(N^2 D).
 
     Source: ZSPAPrune, arXiv 2510.17197, equations 4 to 9; DivPrune, arXiv 2503.02175, section 3.
 
@@ -233,7 +234,8 @@ def diversity(
     Raises:
         TypeError, ValueError, NotImplementedError, ImportError: as in `select`.
 
-    Complexity: O(N (S + k) D) at most and no N x N matrix; DivPrune's first pick up to O(N^2 D).
+    Complexity: O(N (S + k) D) at most and beyond 1024 tokens no N x N matrix; DivPrune's first
+    pick, and few tokens on a GPU, up to O(N^2 D).
 
     Source: DivPrune, arXiv 2503.02175; the second half of ZSPAPrune, arXiv 2510.17197, equations 8
     and 9; weights: ZOO-Prune, arXiv 2509.24837.

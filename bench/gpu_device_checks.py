@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -23,6 +24,25 @@ def no_sync() -> Iterator[None]:
         yield
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@check
+def the_barrier_orders_memory() -> None:
+    """What programs write before they meet is what all read after it, with any number of warps."""
+    from bench.gpu_kernels import letters_kernel
+    from zspa_kernels.backends.triton._common import launch, multiprocessors
+
+    device = torch.device(gpu_check.DEVICE)
+    programs = multiprocessors(device)
+    for warps in (1, 4, 8):
+        arrivals, wrong = torch.zeros(2, 32 + programs, dtype=torch.int32, device=device)
+        letters = torch.full((programs, 1024), -1, dtype=torch.int32, device=device)
+        launch(
+            letters_kernel, programs, device, arrivals, letters, wrong, 1000, programs,
+            together=True, WORDS=1024, HIP=torch.version.hip is not None, num_warps=warps,
+        )  # fmt: skip
+        late = int(wrong.sum())
+        assert late == 0, f"{late} of {programs * 3 * 1024 * 1000} words, {warps} warps"
 
 
 @check
@@ -137,6 +157,8 @@ def no_square_matrix() -> None:
 @check
 def more_than_two_to_the_31_elements() -> None:
     """Rows that only 64-bit offsets reach."""
+    from zspa_kernels.backends.triton import diversity
+
     if torch.cuda.mem_get_info()[0] < 8 * 2**30:
         print("not enough memory")
         return
@@ -146,6 +168,12 @@ def more_than_two_to_the_31_elements() -> None:
     near = draw(1, n, d)[0]
     far = buffer.as_strided((n, d), (stride, 1))
     far.copy_(near)
-    same(zk.diversity(far, 20), zk.diversity(near, 20), "rows")
+    for few in (True, False):
+        with mock.patch.object(diversity, "few_tokens", return_value=few):
+            same(zk.diversity(far, 20), zk.diversity(near, 20), f"rows, few: {few}")
+    same(zk.dpp(far, 20), zk.dpp(near, 20), "rows of dpp")
+    for pooling in ("mean", "none_max"):
+        scores = [zk.relevance_topk(x, near[:3], 5, pooling=pooling)[1] for x in (far, near)]
+        same(scores[0], scores[1], f"rows of relevance_topk, {pooling}")
     whole = zk.select(far[:, None], near[:, None], k_core=0, k_diverse=1)
     same(whole, torch.zeros_like(whole), "batch")

@@ -22,12 +22,14 @@ from bench import (
     gpu_check,
     gpu_end_to_end,
     gpu_jobs,
+    gpu_kernels,
     gpu_parts,
     gpu_report,
     gpu_timing,
     registry,
 )
 from bench.gpu_jobs import Job, Outcome, python, run, run_all
+from python_tests.triton_together import RaceError, Together, World
 from zspa_kernels.testing import BASELINES
 
 
@@ -251,6 +253,30 @@ def test_a_part_of_a_stage(
     assert "correctness: 2 passed, 1 failed" in text
     assert "goods: failed: ValueError: no good" in text
     assert len(json.loads((tmp_path / "correctness.json").read_text())["jobs"]) == 3
+
+
+@pytest.mark.parametrize("semantics", ["", "acquire", "release"])
+def test_letters_find_a_barrier_that_orders_nothing(
+    semantics: str, monkeypatch: pytest.MonkeyPatch, require_backend: Callable[..., None]
+) -> None:
+    """The kernel of the check is itself free of races, and a race where the barrier is blind."""
+    require_backend("triton")
+    atomic, together = World.atomic, Together(monkeypatch, seed=2)
+
+    def without(world: World, address: int, given: str) -> None:
+        blind = bool(semantics) and semantics.upper() in given
+        atomic(world, address, "" if blind else given)
+
+    monkeypatch.setattr(World, "atomic", without)
+    arrivals, wrong = torch.zeros(2, 32, dtype=torch.int32)
+    letters, device = torch.zeros(5, 16, dtype=torch.int32), torch.device("cpu")
+    arguments = (gpu_kernels.letters_kernel, 5, device, arrivals, letters, wrong, 3, 5)
+    if semantics:
+        with pytest.raises(RaceError, match="not ordered after"):
+            together.launch(*arguments, WORDS=16, HIP=False)
+    else:
+        together.launch(*arguments, WORDS=16, HIP=False)
+        assert wrong[:5].tolist() == [0] * 5
 
 
 def test_every_workload_has_a_job_and_a_name_of_its_own() -> None:

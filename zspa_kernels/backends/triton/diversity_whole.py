@@ -25,7 +25,7 @@ from . import _scratch
 from ._common import INF, KEY_END, Segments, launch, order_key, program, row_strides
 from ._group import cost, nothing_selected, seed_list
 from ._products import chunked_dots, cosines
-from .diversity_config import Config, whole_lanes
+from .diversity_config import Config, registers, whole_lanes
 
 SEEDS = tl.constexpr(8)  # seeds whose rows are read at a time
 
@@ -177,4 +177,5 @@ def picks(
         LANES=whole_lanes(n),
         REVERSED=cfg.reverse,
         num_warps=cfg.whole_warps,
+        **registers(cfg.hip),
     )

@@ -43,10 +43,11 @@ def _dpp(visual: Tensor, k: int, weights: Tensor | None, mask: Tensor | None) ->
     ).cpu()
 
 
-def _cases() -> list[Case]:
-    weighted = [case for case in seed_and_weight_cases() if case.seeds == "none"]
+def _cases(absent: str = "seeds") -> list[Case]:
+    """Standard cases for an op that takes no seeds, or no weights."""
+    given = [case for case in seed_and_weight_cases() if getattr(case, absent) == "none"]
     models = model_cases("small") + model_cases("wide")
-    return models + special_cases() + weighted + large_special_cases()
+    return models + special_cases() + given + large_special_cases()
 
 
 def _facility_location(*case: Any) -> Tensor:
@@ -166,8 +167,7 @@ def _min_sum(visual: Tensor, k: int, seeds: Tensor | None, mask: Tensor | None) 
 @check
 def min_sum_cases() -> None:
     """Standard cases of min_sum, with and without seeds, some of many passes."""
-    seeded = [case for case in seed_and_weight_cases() if case.seeds != "none"]
-    for case in _cases() + seeded:
+    for case in _cases("weights"):
         with case.named():
             judge_min_sum(case, _min_sum, "triton")
 

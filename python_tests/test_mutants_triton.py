@@ -127,16 +127,14 @@ def _judge_min_sum() -> None:
     visual[:, 1] = 2.0**-10 + torch.arange(n, 0, -1) * 2.0**-33
     visual[:2] = torch.eye(3)[:2]
     assert run(visual[None], 3, torch.tensor([[0, 1]]), None)[0].tolist() == [21, 20, 19]
-    visual, mask, seeds = (
-        tokens("iid", n, 20, seed=1),
-        torch.arange(n) != 5,
-        torch.tensor([2, 9, 9, 9]),
-    )
-    visual[3], visual[7], visual[5] = 0.0, 30 * visual[7], -40 * visual[7]
-    picks = run(visual[None], 5, None, mask[None])[0]
-    check_min_sum(visual, picks, 5, bound=1e-6, mask=mask)
-    picks = run(visual[None], n - 3, seeds[None], mask[None])[0]
-    check_min_sum(visual, picks, n - 3, bound=1e-6, seeds=seeds, mask=mask)
+    visual, mask = tokens("iid", n, 20, seed=1), torch.arange(n) != 5
+    visual[7], visual[5] = 30 * visual[7], -40 * visual[7]
+    picks = run(visual[None], 9, None, mask[None])[0]
+    check_min_sum(visual, picks, 9, bound=1e-6, mask=mask)
+    visual, seeds = tokens("iid", 8, 20, seed=1), torch.tensor([2, 6, 6, 6])
+    visual[3] = 0.0
+    picks = run(visual[None], 6, seeds[None], None)[0]
+    check_min_sum(visual, picks, 6, bound=1e-6, seeds=seeds)
     visual = tokens("exact", n, 16, seed=0)
     check_min_sum(visual, run(visual[None], 5, None, None)[0], 5, bound=0.0)
 

@@ -147,7 +147,7 @@ def group(cfg: Config, programs: int) -> Group:
     return next(g for g in cfg.groups if g.programs >= programs)
 
 
-def registers(hip: bool) -> dict[str, int]:
+def registers(hip: bool) -> dict[str, Any]:
     """Options of a kernel with one program a multiprocessor.
 
     NVIDIA's compiler would rather spill than let a program keep others of 128 or 256 threads out.

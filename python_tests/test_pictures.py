@@ -66,13 +66,13 @@ def test_times_of_a_video_are_drawn_apart() -> None:
     inputs = tiny.inputs("video")
     report = report_of(tiny, inputs)
     frames = vlms.video("rocket", 6)
-    view = pictures.seen(tiny.model, inputs, report, 1, processor=tiny.processor)
+    view = pictures.seen(tiny.model, inputs, report, 0, processor=tiny.processor)
     high, wide = frames[0].height // 28, frames[0].width // 28
     assert view.grid == (2 * high + 1, 2 * wide + 1)
     for time, (top, left) in enumerate([(0, 0), (0, wide + 1), (high + 1, 0)]):
         rows = slice(28 * top, 28 * (top + high))
         close(view.pixels[rows, 28 * left : 28 * (left + wide)], frames[2 * time])
-        place = view.place[report.images[1].cell[:, 0] == time]
+        place = view.place[report.images[0].cell[:, 0] == time]
         cells = [(top + r) * view.grid[1] + left + c for r in range(high) for c in range(wide)]
         assert place.tolist() == cells
     other = pictures.seen(tiny.model, inputs, report, 2, processor=tiny.processor)

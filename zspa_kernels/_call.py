@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from . import _contract, _dispatch, _register
+from . import _contract_values as _values
 
 
 def call(op: str, backend: str, arguments: tuple[Any, ...], pooling: str = "mean") -> Any:
@@ -15,8 +16,8 @@ def call(op: str, backend: str, arguments: tuple[Any, ...], pooling: str = "mean
 
     `pooling` is checked here as well: the dispatcher rejects what is no string in its own words.
     """
-    _contract.option(op, "backend", backend, ("auto", *_dispatch.BACKENDS))
-    _contract.option(op, "pooling", pooling, _contract.POOLINGS)
+    _values.option(op, "backend", backend, ("auto", *_dispatch.BACKENDS))
+    _values.option(op, "pooling", pooling, _contract.POOLINGS)
     if backend == "auto":
         return getattr(torch.ops.zspa, op)(*arguments)
     if torch.compiler.is_compiling():

@@ -17,15 +17,13 @@ bool, the rule passes without adding a guard, and the call on real tensors appli
 
 from __future__ import annotations
 
-import math
-import numbers
-import operator
-import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ._contract_values import at_least, axes, integers, option, say, tensor
 
 POOLINGS = ("mean", "max", "none_mean", "none_max")
 
@@ -33,90 +31,6 @@ _FLOATS = frozenset((torch.float32, torch.float16, torch.bfloat16))
 _TOKEN_LIMIT = 2**31  # kernels count the tokens of a segment in 32 bits
 
 Shape = tuple[int, ...]
-
-
-def tensor(op: str, name: str, x: object) -> None:
-    """`x` must be a tensor with an ordinary (dense, strided) memory layout."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{op}: {name} must be a tensor, got {_say(x)}")
-    if x.is_nested or x.layout is not torch.strided:
-        layout = "a nested tensor" if x.is_nested else f"layout {x.layout}"
-        raise ValueError(f"{op}: {name} must be a dense strided tensor, got {layout}")
-
-
-def optional_tensor(op: str, name: str, x: object) -> None:
-    """`x` must be None or what `tensor` accepts."""
-    if x is not None:
-        tensor(op, name, x)
-
-
-def integer(op: str, name: str, value: Any) -> Any:
-    """Return `value` as an int; symbolic sizes pass as they are. A bool is not a number."""
-    if type(value) is int and (torch.compiler.is_compiling() or -(2**63) <= value < 2**63):
-        return value
-    if isinstance(value, torch.SymInt):
-        return value
-    if isinstance(value, bool | Tensor) or not hasattr(value, "__index__"):
-        raise TypeError(f"{op}: {name} must be an int, got {_say(value)}")
-    value = operator.index(value)
-    if not -(2**63) <= value < 2**63:  # which the dispatcher rejects in its own words
-        raise ValueError(f"{op}: {name} must fit in 64 bits, got {_say(value)}")
-    return value
-
-
-def share_or_count(op: str, name: str, value: Any) -> Any:
-    """Return `value` as a float in (0, 1] or an int of at least 1."""
-    if type(value) is not float:
-        whole = type(value) is int or isinstance(value, torch.SymInt)
-        if not whole and (isinstance(value, bool | Tensor) or not isinstance(value, numbers.Real)):
-            raise TypeError(f"{op}: {name} must be a float or an int, got {_say(value)}")
-        if whole or isinstance(value, numbers.Integral):
-            if (value < 1) is True:
-                raise ValueError(f"{op}: {name} must be a count of at least 1, got {value}")
-            return value if whole else operator.index(value)
-    share = float(value)
-    if not 0.0 < share <= 1.0:  # NaN fails too
-        raise ValueError(f"{op}: {name} must be a share in (0, 1], got {value}")
-    return share
-
-
-def ratio(op: str, name: str, value: Any) -> float:
-    """Return `value` as a finite float of at least 0."""
-    if isinstance(value, bool | Tensor) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{op}: {name} must be a float, got {_say(value)}")
-    share = float(value)
-    if not 0.0 <= share < math.inf:
-        raise ValueError(f"{op}: {name} must be finite and at least 0, got {value}")
-    return share
-
-
-def at_least(op: str, name: str, value: int, minimum: int) -> None:
-    """`value` must not be below `minimum`."""
-    if (value < minimum) is True:
-        raise ValueError(f"{op}: {name} must be at least {minimum}, got {value}")
-
-
-def flag(op: str, name: str, value: object) -> None:
-    """`value` must be True or False."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{op}: {name} must be a bool, got {_say(value)}")
-
-
-def integers(op: str, name: str, values: Any) -> list[int]:
-    """Return a sequence of ints of at least 0 as a list; sizes live on the host, not in tensors."""
-    if isinstance(values, Tensor | str) or not isinstance(values, Iterable):
-        raise TypeError(f"{op}: {name} must be a sequence of ints, got {_say(values)}")
-    result = [integer(op, f"{name}[{i}]", value) for i, value in enumerate(values)]
-    for i, value in enumerate(result):
-        at_least(op, f"{name}[{i}]", value, 0)
-    return result
-
-
-def option(op: str, name: str, value: object, allowed: tuple[str, ...]) -> None:
-    """`value` must be one of the strings `allowed`."""
-    if value not in allowed:
-        error = ValueError if isinstance(value, str) else TypeError
-        raise error(f"{op}: {name} must be one of {', '.join(allowed)}, got {_say(value)}")
 
 
 def num_tokens(op: str, visual: Tensor) -> int:
@@ -149,7 +63,7 @@ def packed(op: str, name: str, x: Tensor, lengths_name: str, lengths: Any) -> li
         raise TypeError(f"{op}: {lengths_name} must be given for packed {name}, got None")
     result = integers(op, lengths_name, lengths)
     if x.ndim == 0 or sum(result) != x.shape[0]:
-        rows = f"sum {sum(result)}, {name} {_axes(x)}"
+        rows = f"sum {sum(result)}, {name} {axes(x)}"
         raise ValueError(f"{op}: {lengths_name} must add up to the rows of {name}, got {rows}")
     return result
 
@@ -158,7 +72,7 @@ def alike(op: str, name: str, items: Any, ndim: int) -> None:
     """`items` are tensors of rank `ndim` that differ in nothing but their first axis."""
     if isinstance(items, str) or not isinstance(items, Sequence):
         kinds = "a tensor or a sequence of tensors"
-        raise TypeError(f"{op}: {name} must be {kinds}, got {_say(items)}")
+        raise TypeError(f"{op}: {name} must be {kinds}, got {say(items)}")
     for i, item in enumerate(items):
         tensor(op, f"{name}[{i}]", item)
         _holds_values(op, f"{name}[{i}]", item)
@@ -167,7 +81,7 @@ def alike(op: str, name: str, items: Any, ndim: int) -> None:
             raise TypeError(f"{op}: {name}[{i}] must be {first.dtype} like [0], got {item.dtype}")
         if item.ndim != ndim or item.shape[1:] != first.shape[1:]:
             rule = "[n, D], one D for all" if ndim == 2 else "[n]"
-            raise ValueError(f"{op}: {name}[{i}] must be {rule}, got {_axes(item)}")
+            raise ValueError(f"{op}: {name}[{i}] must be {rule}, got {axes(item)}")
         if item.device != first.device:
             raise ValueError(f"{op}: {name}[{i}] must be on {first.device}, got {item.device}")
 
@@ -281,10 +195,10 @@ def gather(x: Tensor, indices: Tensor) -> None:
     if indices.dtype is not torch.int64:
         raise TypeError(f"gather: indices must be int64, got {indices.dtype}")
     if indices.ndim not in (1, 2):
-        raise ValueError(f"gather: indices must be [K] or [B, K], got {_axes(indices)}")
+        raise ValueError(f"gather: indices must be [K] or [B, K], got {axes(indices)}")
     if x.ndim < indices.ndim or (indices.ndim == 2 and (x.shape[0] != indices.shape[0]) is True):
         rule = "[N, ...]" if indices.ndim == 1 else f"[B={indices.shape[0]}, N, ...]"
-        raise ValueError(f"gather: x must be {rule}, got {_axes(x)}")
+        raise ValueError(f"gather: x must be {rule}, got {axes(x)}")
     if x.device != indices.device:
         raise ValueError(f"gather: indices must be on {x.device} like x, got {indices.device}")
 
@@ -306,7 +220,7 @@ def _tokens(op: str, name: str, x: Tensor) -> None:
 def _token_axes(op: str, visual: Tensor) -> torch.Size:
     shape = visual.shape
     if len(shape) not in (2, 3):
-        raise ValueError(f"{op}: visual must be [N, D] or [B, N, D], got {_axes(visual)}")
+        raise ValueError(f"{op}: visual must be [N, D] or [B, N, D], got {axes(visual)}")
     return shape
 
 
@@ -322,9 +236,9 @@ def _visual(op: str, visual: Tensor, mask: Tensor | None) -> tuple[Shape, int]:
     shape = _token_axes(op, visual)
     n = shape[-2]
     if (shape[-1] < 1) is True:
-        raise ValueError(f"{op}: visual must have D >= 1, got {_axes(visual)}")
+        raise ValueError(f"{op}: visual must have D >= 1, got {axes(visual)}")
     if (n >= _TOKEN_LIMIT) is True:
-        raise ValueError(f"{op}: visual must have N < 2**31 tokens, got {_axes(visual)}")
+        raise ValueError(f"{op}: visual must have N < 2**31 tokens, got {axes(visual)}")
     batch = shape[:-2]
     if mask is not None:
         _companion(op, "visual_mask", mask, visual, _BOOL, (*batch, n))
@@ -341,10 +255,10 @@ def _prompt(op: str, visual: Tensor, prompt: Tensor, mask: Tensor | None) -> Non
     ):
         batch = f"B={want[0]}, " if len(want) == 3 else ""
         raise ValueError(
-            f"{op}: prompt must be [{batch}M, D={want[-1]}] like visual, got {_axes(prompt)}"
+            f"{op}: prompt must be [{batch}M, D={want[-1]}] like visual, got {axes(prompt)}"
         )
     if (have[-2] >= _TOKEN_LIMIT) is True:
-        raise ValueError(f"{op}: prompt must have M < 2**31 tokens, got {_axes(prompt)}")
+        raise ValueError(f"{op}: prompt must have M < 2**31 tokens, got {axes(prompt)}")
     if prompt.device != visual.device:
         raise ValueError(f"{op}: prompt must be on {visual.device}, got {prompt.device}")
     if mask is not None:
@@ -368,7 +282,7 @@ def _companion(
     # Sizes of other tensors may be symbols, and comparing these as a whole would fix them.
     fits = have == shape if type(x) is Tensor else _may_be(have, shape)
     if not fits:
-        raise ValueError(f"{op}: {name} must have shape {list(shape)}, got {_axes(x)}")
+        raise ValueError(f"{op}: {name} must have shape {list(shape)}, got {axes(x)}")
     if x.device != visual.device:
         raise ValueError(f"{op}: {name} must be on {visual.device}, got {x.device}")
 
@@ -382,21 +296,11 @@ def _ragged(op: str, visual: Tensor, cu_seqlens: Tensor, total_k: int, max_seqle
     """Check packed tokens `[T, D]` and their offsets; return the number of segments S."""
     _visual(op, visual, None)
     if visual.ndim != 2:
-        raise ValueError(f"{op}: visual must be packed tokens [T, D], got {_axes(visual)}")
+        raise ValueError(f"{op}: visual must be packed tokens [T, D], got {axes(visual)}")
     tensor(op, "cu_seqlens", cu_seqlens)
     if cu_seqlens.ndim != 1 or (cu_seqlens.shape[0] < 1) is True:
-        raise ValueError(f"{op}: cu_seqlens must have shape [S + 1], got {_axes(cu_seqlens)}")
+        raise ValueError(f"{op}: cu_seqlens must have shape [S + 1], got {axes(cu_seqlens)}")
     _companion(op, "cu_seqlens", cu_seqlens, visual, _INTS, cu_seqlens.shape)
     at_least(op, "total_k", total_k, 0)
     at_least(op, "max_seqlen", max_seqlen, 0)
     return cu_seqlens.shape[0] - 1
-
-
-def _axes(x: Tensor) -> str:
-    return str(list(x.shape))
-
-
-def _say(value: object) -> str:
-    """A value for a message: never long, and never the values of a tensor."""
-    shown = _axes(value) if isinstance(value, Tensor) else reprlib.repr(value)
-    return "None" if value is None else f"{type(value).__name__} {shown}"

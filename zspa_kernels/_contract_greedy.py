@@ -8,20 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ._contract import (
-    _FLOAT32,
-    _INT64,
-    _INTS,
-    Shape,
-    _axes,
-    _companion,
-    _ragged,
-    _visual,
-    alike,
-    count,
-    ratio,
-    tensor,
-)
+from ._contract import _FLOAT32, _INT64, _INTS, Shape, _companion, _ragged, _visual, alike, count
+from ._contract_values import axes, ratio, tensor
 
 # A float32 cosine of a token with itself is off from 1 by up to some 1e-6. Much colder, and its
 # softmax would divide 0 by 0 or infinity by infinity.
@@ -155,7 +143,7 @@ def _coverage(
         return
     tensor(op, "benefits", benefits)
     if benefits.ndim != len(batch) + 2:
-        axes = "B, M, N" if batch else "M, N"
-        raise ValueError(f"{op}: benefits must be [{axes}] like visual, got {_axes(benefits)}")
+        wanted = "B, M, N" if batch else "M, N"
+        raise ValueError(f"{op}: benefits must be [{wanted}] like visual, got {axes(benefits)}")
     shape = (*batch, benefits.shape[-2], n)
     _companion(op, "benefits", benefits, visual, _FLOAT32, shape)

@@ -15,23 +15,13 @@ from ._contract import (
     _INT64,
     _INTS,
     Shape,
-    _axes,
     _companion,
     _holds_values,
     _prompt,
-    _say,
     _visual,
-    at_least,
     count,
-    integer,
-    integers,
-    tensor,
 )
-from ._contract import (
-    flag as flag,
-)
-from ._contract import option as option
-from ._contract import share_or_count as share_or_count
+from ._contract_values import at_least, axes, integer, integers, say, tensor
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -67,7 +57,7 @@ def features(op: str, name: str, x: Tensor, like: Tensor) -> None:
     width = x.shape[-1] if x.ndim else 0
     _companion(op, name, x, like, FLOATS[:3], (*like.shape[:-1], width))
     if (width < 1) is True:
-        raise ValueError(f"{op}: {name} must have C >= 1, got {_axes(x)}")
+        raise ValueError(f"{op}: {name} must have C >= 1, got {axes(x)}")
 
 
 def scores(op: str, x: Tensor, k: int, mask: Tensor | None = None) -> None:
@@ -76,7 +66,7 @@ def scores(op: str, x: Tensor, k: int, mask: Tensor | None = None) -> None:
     if x.dtype not in FLOATS:
         raise TypeError(f"{op}: scores must be floating point, got {x.dtype}")
     if x.ndim not in (1, 2):
-        raise ValueError(f"{op}: scores must be [N] or [B, N], got {_axes(x)}")
+        raise ValueError(f"{op}: scores must be [N] or [B, N], got {axes(x)}")
     _holds_values(op, "scores", x)
     count(op, integer(op, "k", k), x.shape[-1])
     if mask is not None:
@@ -111,7 +101,7 @@ def quotas(op: str, values: Any, k: int) -> list[int]:
 def number(op: str, name: str, value: Any, low: float, high: float) -> float:
     """Return `value` as a float in `[low, high]`."""
     if isinstance(value, bool | Tensor) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{op}: {name} must be a float, got {_say(value)}")
+        raise TypeError(f"{op}: {name} must be a float, got {say(value)}")
     try:
         result = float(value)
     except OverflowError:  # an int beyond all floats
@@ -130,7 +120,7 @@ def rows(op: str, x: Tensor, owner: Tensor, k: int, weights: Tensor | None) -> N
     if owner.dtype is not torch.int64:
         raise TypeError(f"{op}: owner must be int64, got {owner.dtype}")
     if owner.ndim not in (1, 2) or x.shape[: owner.ndim] != owner.shape:
-        raise ValueError(f"{op}: owner must be [N] or [B, N] of x {_axes(x)}, got {_axes(owner)}")
+        raise ValueError(f"{op}: owner must be [N] or [B, N] of x {axes(x)}, got {axes(owner)}")
     if owner.device != x.device:
         raise ValueError(f"{op}: owner must be on {x.device} like x, got {owner.device}")
     at_least(op, "k", integer(op, "k", k), 0)

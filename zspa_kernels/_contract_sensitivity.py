@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ._activations import NAMES as ACTIVATIONS
-from ._contract import _TOKEN_LIMIT, Shape, _axes, _say, _tokens, option, tensor
+from ._contract import _TOKEN_LIMIT, Shape, _tokens
+from ._contract_values import axes, option, say, tensor
 
 
 def sensitivity(
@@ -91,7 +92,7 @@ def projector(
     d = w1.shape[-1] if w1.ndim else 0
     _matrix(op, "w1", w1, w1, "H", "D", d)
     if (d < 1) is True:
-        raise ValueError(f"{op}: w1 must have D >= 1, got {_axes(w1)}")
+        raise ValueError(f"{op}: w1 must have D >= 1, got {axes(w1)}")
     hidden = w1.shape[0]
     if b1 is not None:
         _vector(op, "b1", b1, w1, hidden)
@@ -115,7 +116,7 @@ def finite(op: str, name: str, x: Tensor) -> None:
 def length(op: str, name: str, value: Any) -> float:
     """Return `value` as a finite float of at least 0."""
     if isinstance(value, bool | Tensor) or not isinstance(value, numbers.Real | torch.SymFloat):
-        raise TypeError(f"{op}: {name} must be a float, got {_say(value)}")
+        raise TypeError(f"{op}: {name} must be a float, got {say(value)}")
     radius = float(value)
     if not 0.0 <= radius < math.inf:  # NaN fails too
         raise ValueError(f"{op}: {name} must be finite and at least 0, got {value}")
@@ -132,11 +133,11 @@ def _rows(op: str, name: str, x: Tensor) -> Shape:
         raise ValueError(f"{op}: {name} must be on a device that holds values, got a meta tensor")
     shape = x.shape
     if len(shape) not in (2, 3):
-        raise ValueError(f"{op}: {name} must be [N, D] or [B, N, D], got {_axes(x)}")
+        raise ValueError(f"{op}: {name} must be [N, D] or [B, N, D], got {axes(x)}")
     if (shape[-1] < 1) is True:
-        raise ValueError(f"{op}: {name} must have D >= 1, got {_axes(x)}")
+        raise ValueError(f"{op}: {name} must have D >= 1, got {axes(x)}")
     if (shape[-2] >= _TOKEN_LIMIT) is True:
-        raise ValueError(f"{op}: {name} must have N < 2**31 tokens, got {_axes(x)}")
+        raise ValueError(f"{op}: {name} must have N < 2**31 tokens, got {axes(x)}")
     return shape[:-1]
 
 
@@ -161,16 +162,16 @@ def _matrix(
     """A float matrix of `n` columns and at least `minimum` rows, on the device of `like`."""
     _tokens(op, name, x)
     if x.ndim != 2 or (x.shape[1] != n) is True:
-        raise ValueError(f"{op}: {name} must be [{rows}, {columns}={n}], got {_axes(x)}")
+        raise ValueError(f"{op}: {name} must be [{rows}, {columns}={n}], got {axes(x)}")
     if (x.shape[0] < minimum) is True:
-        raise ValueError(f"{op}: {name} must have {rows} >= {minimum}, got {_axes(x)}")
+        raise ValueError(f"{op}: {name} must have {rows} >= {minimum}, got {axes(x)}")
     _beside(op, name, x, like)
 
 
 def _vector(op: str, name: str, x: Tensor, like: Tensor, n: int) -> None:
     _tokens(op, name, x)
     if x.ndim != 1 or (x.shape[0] != n) is True:
-        raise ValueError(f"{op}: {name} must be [H={n}], got {_axes(x)}")
+        raise ValueError(f"{op}: {name} must be [H={n}], got {axes(x)}")
     _beside(op, name, x, like)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from . import _contract_primitives as _rules
 from ._contract import Shape
+from ._contract_values import option
 
 RULES = ("subtract", "scale")
 
@@ -44,7 +45,7 @@ def soft_suppress(
     batch = _rules.visual(op, visual, visual_mask, k)
     _rules.per_token(op, "scores", scores, visual)
     _rules.number(op, "sharpness", sharpness, 1e-100, 1e100)
-    _rules.option(op, "rule", rule, RULES)
+    option(op, "rule", rule, RULES)
     if positions is not None:
         _rules.positions(op, "positions", positions, visual)
     if spread is not None:

@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from . import _contract
+from . import _contract_values as _values
 
 ROUNDINGS = ("round", "floor")
 DEFAULT_CORE_RATIO = 0.2  # between ZSPAPrune's optima: 0.1 GQA, 0.2 POPE, 0.4 MMMU (its Table 2)
@@ -62,10 +62,10 @@ def split_core(k: int, core_ratio: float) -> int:
 
 def kept(op: str, n: int, keep: float, rounding: str) -> int:
     """`num_keep`, with the errors of `op`."""
-    n = _contract.integer(op, "n", n)
-    _contract.at_least(op, "n", n, 0)
-    _contract.option(op, "rounding", rounding, ROUNDINGS)
-    keep = _contract.share_or_count(op, "keep", keep)
+    n = _values.integer(op, "n", n)
+    _values.at_least(op, "n", n, 0)
+    _values.option(op, "rounding", rounding, ROUNDINGS)
+    keep = _values.share_or_count(op, "keep", keep)
     count: int
     if (n == 0) is True:
         count = 0
@@ -91,9 +91,9 @@ def _plain(n: object, keep: object) -> bool:
 
 def core_of(op: str, k: int, core_ratio: float) -> int:
     """`split_core`, with the errors of `op`."""
-    k = _contract.integer(op, "k", k)
-    _contract.at_least(op, "k", k, 0)
-    core_ratio = _contract.ratio(op, "core_ratio", core_ratio)
+    k = _values.integer(op, "k", k)
+    _values.at_least(op, "k", k, 0)
+    core_ratio = _values.ratio(op, "core_ratio", core_ratio)
     return k if core_ratio >= 1.0 else round(core_ratio * k)
 
 
@@ -113,9 +113,7 @@ def counts(
             raise TypeError(f"{op}: keep must be given, or k_core and k_diverse, got None")
         if core_ratio is not None:
             raise ValueError(f"{op}: core_ratio must be None without keep, got {core_ratio}")
-        return _contract.integer(op, "k_core", k_core), _contract.integer(
-            op, "k_diverse", k_diverse
-        )
+        return _values.integer(op, "k_core", k_core), _values.integer(op, "k_diverse", k_diverse)
     for name, count in (("k_core", k_core), ("k_diverse", k_diverse)):
         if count is not None:
             raise ValueError(f"{op}: {name} must be None when keep is given, got {count}")

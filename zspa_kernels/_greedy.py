@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from . import _contract, _contract_greedy
+from . import _contract_greedy
+from . import _contract_values as _values
 from ._call import call
 from ._varlen import picks_varlen, side_by_side
 
@@ -58,10 +59,10 @@ def dpp(
         >>> dpp(visual, 3, weights=torch.tensor([0.5, 2.0, 1.0]))
         tensor([1, 2, 0])
     """
-    _contract.tensor("dpp", "visual", visual)
-    _contract.optional_tensor("dpp", "weights", weights)
-    _contract.optional_tensor("dpp", "visual_mask", visual_mask)
-    k = _contract.integer("dpp", "k", k)
+    _values.tensor("dpp", "visual", visual)
+    _values.optional_tensor("dpp", "weights", weights)
+    _values.optional_tensor("dpp", "visual_mask", visual_mask)
+    k = _values.integer("dpp", "k", k)
     indices: Tensor = call("dpp", backend, (visual, k, weights, visual_mask))
     return indices
 
@@ -156,12 +157,12 @@ def facility_location(
         tensor([3, 1])
     """
     op = "facility_location"
-    _contract.tensor(op, "visual", visual)
-    _contract.optional_tensor(op, "benefits", benefits)
-    _contract.optional_tensor(op, "weights", weights)
-    _contract.optional_tensor(op, "visual_mask", visual_mask)
-    k = _contract.integer(op, "k", k)
-    options = _contract.ratio(op, "temperature", temperature), _contract.ratio(op, "scale", scale)
+    _values.tensor(op, "visual", visual)
+    _values.optional_tensor(op, "benefits", benefits)
+    _values.optional_tensor(op, "weights", weights)
+    _values.optional_tensor(op, "visual_mask", visual_mask)
+    k = _values.integer(op, "k", k)
+    options = _values.ratio(op, "temperature", temperature), _values.ratio(op, "scale", scale)
     indices: Tensor = call(op, backend, (visual, k, benefits, weights, visual_mask, *options))
     return indices
 
@@ -207,12 +208,12 @@ def facility_location_varlen(
         [tensor([2, 3]), tensor([0])]
     """
     op = "facility_location_varlen"
-    options = _contract.ratio(op, "temperature", temperature), _contract.ratio(op, "scale", scale)
+    options = _values.ratio(op, "temperature", temperature), _values.ratio(op, "scale", scale)
     if benefits is not None and not isinstance(visual, Tensor):
         parts = _contract_greedy.benefits_of_images(op, benefits, visual)
         benefits = side_by_side(parts, dim=1) if parts else None
     else:
-        _contract.optional_tensor(op, "benefits", benefits)
+        _values.optional_tensor(op, "benefits", benefits)
     return picks_varlen(
         op, visual, k, lengths, weights, backend, before=(benefits,), behind=options
     )
@@ -261,10 +262,10 @@ def min_sum(
         >>> min_sum(visual, 2, seeds=torch.tensor([2]))
         tensor([0, 3])
     """
-    _contract.tensor("min_sum", "visual", visual)
-    _contract.optional_tensor("min_sum", "seeds", seeds)
-    _contract.optional_tensor("min_sum", "visual_mask", visual_mask)
-    k = _contract.integer("min_sum", "k", k)
+    _values.tensor("min_sum", "visual", visual)
+    _values.optional_tensor("min_sum", "seeds", seeds)
+    _values.optional_tensor("min_sum", "visual_mask", visual_mask)
+    k = _values.integer("min_sum", "k", k)
     indices: Tensor = call("min_sum", backend, (visual, k, seeds, visual_mask))
     return indices
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from . import _contract, _contract_sensitivity
+from . import _contract_sensitivity
+from . import _contract_values as _values
 from ._call import call
 from .projectors import Projector, read_projector
 from .sensitivity_plan import SensitivityPlan, compact_output, unit_directions
@@ -97,7 +98,7 @@ class Scorer:
         reuse: bool = False,
     ) -> Scorer:
         """Check everything and prepare; `reuse`: also what pays only over several calls."""
-        _contract.option(op, "score", score, SCORES)
+        _values.option(op, "score", score, SCORES)
         radius = _contract_sensitivity.length(op, "radius", radius)
         if isinstance(projector, SensitivityPlan):
             if score != "closed_form":
@@ -114,8 +115,8 @@ class Scorer:
                 plan = SensitivityPlan(read.w1, read.b1, read.w2, read.activation, rank)
             return cls(op, score, read, plan, None, radius)
         if not isinstance(directions, Tensor):
-            m = _contract.integer(op, "directions", directions)
-            _contract.at_least(op, "directions", m, 1)
+            m = _values.integer(op, "directions", directions)
+            _values.at_least(op, "directions", m, 1)
             directions = unit_directions(m, read.w1.shape[1], seed)
         directions = directions.to(read.w1.device)
         _contract_sensitivity.directions(op, directions, read.w1)

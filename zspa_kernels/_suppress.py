@@ -7,8 +7,9 @@ import math
 
 from torch import Tensor
 
-from . import _contract, _contract_suppress
 from . import _contract_primitives as _rules
+from . import _contract_suppress
+from . import _contract_values as _values
 from ._call import call
 
 
@@ -55,12 +56,12 @@ def suppress(
         [0, 2]
     """
     op = "suppress"
-    _contract.tensor(op, "visual", visual)
-    _contract.tensor(op, "scores", scores)
-    _contract.optional_tensor(op, "visual_mask", visual_mask)
-    k = _contract.integer(op, "k", k)
+    _values.tensor(op, "visual", visual)
+    _values.tensor(op, "scores", scores)
+    _values.optional_tensor(op, "visual_mask", visual_mask)
+    k = _values.integer(op, "k", k)
     limit = _rules.number(op, "threshold", threshold, -1.0, 1.0)
-    _contract.flag(op, "fill", fill)
+    _values.flag(op, "fill", fill)
     indices: Tensor = call(op, backend, (visual, scores, k, limit, fill, visual_mask))
     return indices
 
@@ -127,13 +128,13 @@ def soft_suppress(
         [0, 2, 1]
     """
     op = "soft_suppress"
-    _contract.tensor(op, "visual", visual)
-    _contract.tensor(op, "scores", scores)
-    _contract.optional_tensor(op, "positions", positions)
-    _contract.optional_tensor(op, "visual_mask", visual_mask)
-    k = _contract.integer(op, "k", k)
+    _values.tensor(op, "visual", visual)
+    _values.tensor(op, "scores", scores)
+    _values.optional_tensor(op, "positions", positions)
+    _values.optional_tensor(op, "visual_mask", visual_mask)
+    k = _values.integer(op, "k", k)
     sharp = _rules.number(op, "sharpness", sharpness, 1e-100, 1e100)
-    _contract.option(op, "rule", rule, _contract_suppress.RULES)
+    _values.option(op, "rule", rule, _contract_suppress.RULES)
     limits = (
         _rules.number(op, "spread", spread, 1e-100, math.inf),
         _rules.number(op, "reach", reach, 0.0, math.inf),

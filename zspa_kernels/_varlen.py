@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import _contract, _counts
+from . import _contract_values as _values
 from ._call import call
 
 
@@ -71,7 +72,7 @@ def select_varlen(
         tensor([0, 1, 4, 5])
     """
     op = "select_varlen"
-    _contract.flag(op, "sorted", sorted)
+    _values.flag(op, "sorted", sorted)
     tokens, sizes = _pack(op, "visual", visual, "lengths", lengths)
     texts, text_sizes = _pack_prompt(op, prompt, prompt_lengths, len(sizes))
     cores = _each(op, "k_core", k_core, len(sizes))
@@ -153,7 +154,7 @@ def picks_varlen(
     What it takes `before` and `behind` its weights; `weighted` is False for one without these.
     """
     tokens, sizes = _pack(op, "visual", visual, "lengths", lengths)
-    ks = [_contract.integer(op, "k", value) for value in _each(op, "k", k, len(sizes))]
+    ks = [_values.integer(op, "k", value) for value in _each(op, "k", k, len(sizes))]
     for n, value in zip(sizes, ks, strict=True):
         _contract.count(op, value, n)
     if weights is not None and not isinstance(visual, Tensor):
@@ -161,7 +162,7 @@ def picks_varlen(
         if weight_sizes != sizes:
             raise ValueError(f"{op}: weights must have lengths {sizes}, got {weight_sizes}")
     else:
-        _contract.optional_tensor(op, "weights", weights)
+        _values.optional_tensor(op, "weights", weights)
     if tokens is None:
         return []
     cu_seqlens, counts = _upload(tokens.device, _offsets(sizes), ks)
@@ -215,7 +216,7 @@ def _each(op: str, name: str, value: Any, images: int) -> list[Any]:
     """One value for each image, from one for all or a sequence."""
     if not hasattr(value, "__iter__"):
         return [value] * images
-    values = _contract.integers(op, name, value)
+    values = _values.integers(op, name, value)
     if len(values) != images:
         raise ValueError(
             f"{op}: {name} must have a count for each image, {images}, got {len(values)}"

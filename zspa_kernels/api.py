@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from . import _contract, _counts
+from . import _contract_values as _values
 from ._call import call
 from ._counts import num_keep, split_core
 from ._gather import gather
@@ -135,10 +136,10 @@ def select(
                 [-1.0000,  0.2000]])
     """
     n = _contract.num_tokens("select", visual)
-    _contract.optional_tensor("select", "prompt", prompt)
-    _contract.optional_tensor("select", "visual_mask", visual_mask)
-    _contract.optional_tensor("select", "prompt_mask", prompt_mask)
-    _contract.flag("select", "sorted", sorted)
+    _values.optional_tensor("select", "prompt", prompt)
+    _values.optional_tensor("select", "visual_mask", visual_mask)
+    _values.optional_tensor("select", "prompt_mask", prompt_mask)
+    _values.flag("select", "sorted", sorted)
     core, diverse = _counts.counts(
         "select", n, keep, core_ratio, k_core, k_diverse, rounding, prompt is not None
     )
@@ -192,11 +193,11 @@ def relevance_topk(
         >>> indices, scores
         (tensor([2, 1]), tensor([0.0000, 0.6000, 1.0000]))
     """
-    _contract.tensor("relevance_topk", "visual", visual)
-    _contract.tensor("relevance_topk", "prompt", prompt)
-    _contract.optional_tensor("relevance_topk", "visual_mask", visual_mask)
-    _contract.optional_tensor("relevance_topk", "prompt_mask", prompt_mask)
-    k = _contract.integer("relevance_topk", "k", k)
+    _values.tensor("relevance_topk", "visual", visual)
+    _values.tensor("relevance_topk", "prompt", prompt)
+    _values.optional_tensor("relevance_topk", "visual_mask", visual_mask)
+    _values.optional_tensor("relevance_topk", "prompt_mask", prompt_mask)
+    k = _values.integer("relevance_topk", "k", k)
     result: tuple[Tensor, Tensor] = call(
         "relevance_topk", backend, (visual, prompt, k, visual_mask, prompt_mask, pooling), pooling
     )
@@ -248,11 +249,11 @@ def diversity(
         >>> diversity(visual, 1, seeds=torch.tensor([0]))
         tensor([2])
     """
-    _contract.tensor("diversity", "visual", visual)
-    _contract.optional_tensor("diversity", "seeds", seeds)
-    _contract.optional_tensor("diversity", "weights", weights)
-    _contract.optional_tensor("diversity", "visual_mask", visual_mask)
-    k = _contract.integer("diversity", "k", k)
+    _values.tensor("diversity", "visual", visual)
+    _values.optional_tensor("diversity", "seeds", seeds)
+    _values.optional_tensor("diversity", "weights", weights)
+    _values.optional_tensor("diversity", "visual_mask", visual_mask)
+    k = _values.integer("diversity", "k", k)
     indices: Tensor = call("diversity", backend, (visual, k, seeds, weights, visual_mask))
     return indices
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _contract, _contract_sensitivity
+from . import _contract_values as _values
 from ._activations import ACTIVATIONS
 
 _FAMILY = "[norm,] Linear, activation, Linear or [norm,] Linear"
@@ -63,7 +64,7 @@ class Projector:
 
     def inputs(self, features: Tensor, op: str = "sensitivity") -> Tensor:
         """What the first layer is given, `[B, N, D]` or `[N, D]`, for the projector's features."""
-        _contract.tensor(op, "features", features)
+        _values.tensor(op, "features", features)
         D, shape = self.w1.shape[1], list(features.shape)
         width = shape[-1] if shape else 0
         if self.norm is None:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _contract, _contract_sensitivity
+from . import _contract_sensitivity
+from . import _contract_values as _values
 from ._call import call
 from .backends._blas import multiplies_bfloat16
 
@@ -84,8 +85,8 @@ class SensitivityPlan:
     ) -> None:
         d, hidden = _contract_sensitivity.projector(_OP, w1, b1, w2, activation)
         if rank is not None:
-            rank = _contract.integer(_OP, "rank", rank)
-            _contract.at_least(_OP, "rank", rank, 0)
+            rank = _values.integer(_OP, "rank", rank)
+            _values.at_least(_OP, "rank", rank, 0)
         if directions is not None:
             _contract_sensitivity.directions(_OP, directions, w1)
         named = {"w1": w1, "b1": b1, "w2": w2, "directions": directions}
@@ -145,7 +146,7 @@ class SensitivityPlan:
     @staticmethod
     def _width(name: str, x: Tensor | None, width: int) -> None:
         """The last axis of `x` must be `width`; the op has the other rules."""
-        _contract.tensor(_OP, name, x)
+        _values.tensor(_OP, name, x)
         shape = [] if x is None else list(x.shape)
         if shape[-1:] != [width]:
             raise ValueError(f"{_OP}: {name} must have {width} channels, got {shape}")
@@ -196,8 +197,8 @@ def unit_directions(m: int, d: int, seed: int = 0, device: torch.device | str = 
     """
     op = "unit_directions"
     for name, value in (("m", m), ("d", d)):
-        _contract.at_least(op, name, _contract.integer(op, name, value), 1)
-    generator = torch.Generator(device="cpu").manual_seed(_contract.integer(op, "seed", seed))
+        _values.at_least(op, name, _values.integer(op, name, value), 1)
+    generator = torch.Generator(device="cpu").manual_seed(_values.integer(op, "seed", seed))
     x = torch.randn((m, d), dtype=torch.float64, device="cpu", generator=generator)
     return torch.nn.functional.normalize(x, dim=1).float().to(device)
 

@@ -9,8 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .. import _contract, api
 from .. import _contract_primitives as _rules
+from .. import _contract_values as _values
+from .. import api
 from ..primitives import topk
 from ..primitives._image import Image, undisturbed
 from ..types import Selection
@@ -87,12 +88,12 @@ class AnchorPrune(EachByItself):
 
     def __post_init__(self) -> None:
         check_keep(self.about, self.keep, self.rounding)
-        _contract.option("AnchorPrune", "space", self.space, SPACES)
+        _values.option("AnchorPrune", "space", self.space, SPACES)
         _rules.number("AnchorPrune", "least", self.least, 0.0, 1.0)
         _rules.number("AnchorPrune", "cap", self.cap, 0.0, 1.0)
         _rules.number("AnchorPrune", "novelty", self.novelty, 0.0, 2.0)
-        patience = _contract.integer("AnchorPrune", "patience", self.patience)
-        _contract.at_least("AnchorPrune", "patience", patience, 1)
+        patience = _values.integer("AnchorPrune", "patience", self.patience)
+        _values.at_least("AnchorPrune", "patience", patience, 1)
 
     def select(
         self,

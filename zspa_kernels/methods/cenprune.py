@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import _contract_primitives as _contract
 from .. import api
-from .._contract import option
+from .._contract_values import option
 from ..primitives import centred, distinctiveness, min_max
 from ..primitives._image import SHORTEST, lengths
 from ..types import Selection

@@ -9,7 +9,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .. import _contract, api
+from .. import _contract_values as _values
+from .. import api
 from ..primitives.scores import largest
 from ..types import Selection
 from ._compose import check_keep, per_token
@@ -137,7 +138,7 @@ class ScoredTopK(EachByItself):
     def __post_init__(self) -> None:
         check_keep(self._facts, self.keep, self.rounding)
         if self.preset is not None:
-            _contract.option("ScoredTopK", "preset", self.preset, tuple(PRESETS))
+            _values.option("ScoredTopK", "preset", self.preset, tuple(PRESETS))
 
     @property
     def model_inputs(self) -> tuple[Input, ...]:

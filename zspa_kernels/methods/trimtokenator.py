@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import _contract_primitives as _contract
+from .. import _contract_values as _values
 from .. import api
 from ..primitives import alignment, topk
 from ..types import Selection
@@ -56,7 +57,7 @@ class TrimTokenator(MethodBase):
 
     def __post_init__(self) -> None:
         check_keep(self.about, self.keep)
-        _contract.share_or_count("TrimTokenator", "align", self.align)
+        _values.share_or_count("TrimTokenator", "align", self.align)
 
     def select(
         self,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _contract, api
+from .. import _contract_values as _values
 from .._sensitivity import SCORES, Scorer, row_lengths
 from ..primitives import ascending, min_max, quotas
 from ..projectors import Projector
@@ -83,7 +84,7 @@ class ZOOPrune(MethodBase):
 
     def __post_init__(self) -> None:
         check_keep(self.about, self.keep, self.rounding)
-        _contract.option("ZOOPrune", "score", self.score, SCORES)
+        _values.option("ZOOPrune", "score", self.score, SCORES)
         if self.projector is not None and self.score != "norm":
             scorer = Scorer.of(
                 "ZOOPrune",

@@ -10,7 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .. import _contract, api
+from .. import _contract_values as _values
+from .. import api
 from ..types import Selection
 from ._compose import check_keep
 from ._registry import PROMPT, VISUAL, About, register
@@ -59,7 +60,7 @@ class ZSPAPrune(MethodBase):
 
     def __post_init__(self) -> None:
         check_keep(self.about, self.keep)
-        _contract.ratio("ZSPAPrune", "core_ratio", self.core_ratio)
+        _values.ratio("ZSPAPrune", "core_ratio", self.core_ratio)
 
     def select(
         self,

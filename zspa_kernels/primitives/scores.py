@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _contract_primitives as _contract
+from .. import _contract_values as _values
 from ..backends.cpp import _topk as _cpp
 from ._image import native
 
@@ -84,7 +85,7 @@ def topk(
         [1, 3]
     """
     _contract.scores("topk", scores, k, mask)
-    _contract.flag("topk", "sorted", sorted)
+    _values.flag("topk", "sorted", sorted)
     return largest(scores, k, mask, force_keep, segments, quotas, sorted)
 
 

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rules about one argument, whatever the op; see `_contract`."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+import reprlib
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def tensor(op: str, name: str, x: object) -> None:
+    """`x` must be a tensor with an ordinary (dense, strided) memory layout."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, got {say(x)}")
+    if x.is_nested or x.layout is not torch.strided:
+        layout = "a nested tensor" if x.is_nested else f"layout {x.layout}"
+        raise ValueError(f"{op}: {name} must be a dense strided tensor, got {layout}")
+
+
+def optional_tensor(op: str, name: str, x: object) -> None:
+    """`x` must be None or what `tensor` accepts."""
+    if x is not None:
+        tensor(op, name, x)
+
+
+def integer(op: str, name: str, value: Any) -> Any:
+    """Return `value` as an int; symbolic sizes pass as they are. A bool is not a number."""
+    if type(value) is int and (torch.compiler.is_compiling() or -(2**63) <= value < 2**63):
+        return value
+    if isinstance(value, torch.SymInt):
+        return value
+    if isinstance(value, bool | Tensor) or not hasattr(value, "__index__"):
+        raise TypeError(f"{op}: {name} must be an int, got {say(value)}")
+    value = operator.index(value)
+    if not -(2**63) <= value < 2**63:  # which the dispatcher rejects in its own words
+        raise ValueError(f"{op}: {name} must fit in 64 bits, got {say(value)}")
+    return value
+
+
+def share_or_count(op: str, name: str, value: Any) -> Any:
+    """Return `value` as a float in (0, 1] or an int of at least 1."""
+    if type(value) is not float:
+        whole = type(value) is int or isinstance(value, torch.SymInt)
+        if not whole and (isinstance(value, bool | Tensor) or not isinstance(value, numbers.Real)):
+            raise TypeError(f"{op}: {name} must be a float or an int, got {say(value)}")
+        if whole or isinstance(value, numbers.Integral):
+            if (value < 1) is True:
+                raise ValueError(f"{op}: {name} must be a count of at least 1, got {value}")
+            return value if whole else operator.index(value)
+    share = float(value)
+    if not 0.0 < share <= 1.0:  # NaN fails too
+        raise ValueError(f"{op}: {name} must be a share in (0, 1], got {value}")
+    return share
+
+
+def ratio(op: str, name: str, value: Any) -> float:
+    """Return `value` as a finite float of at least 0."""
+    if isinstance(value, bool | Tensor) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{op}: {name} must be a float, got {say(value)}")
+    share = float(value)
+    if not 0.0 <= share < math.inf:
+        raise ValueError(f"{op}: {name} must be finite and at least 0, got {value}")
+    return share
+
+
+def at_least(op: str, name: str, value: int, minimum: int) -> None:
+    """`value` must not be below `minimum`."""
+    if (value < minimum) is True:
+        raise ValueError(f"{op}: {name} must be at least {minimum}, got {value}")
+
+
+def flag(op: str, name: str, value: object) -> None:
+    """`value` must be True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{op}: {name} must be a bool, got {say(value)}")
+
+
+def integers(op: str, name: str, values: Any) -> list[int]:
+    """Return a sequence of ints of at least 0 as a list; sizes live on the host, not in tensors."""
+    if isinstance(values, Tensor | str) or not isinstance(values, Iterable):
+        raise TypeError(f"{op}: {name} must be a sequence of ints, got {say(values)}")
+    result = [integer(op, f"{name}[{i}]", value) for i, value in enumerate(values)]
+    for i, value in enumerate(result):
+        at_least(op, f"{name}[{i}]", value, 0)
+    return result
+
+
+def option(op: str, name: str, value: object, allowed: tuple[str, ...]) -> None:
+    """`value` must be one of the strings `allowed`."""
+    if value not in allowed:
+        error = ValueError if isinstance(value, str) else TypeError
+        raise error(f"{op}: {name} must be one of {', '.join(allowed)}, got {say(value)}")
+
+
+def axes(x: Tensor) -> str:
+    return str(list(x.shape))
+
+
+def say(value: object) -> str:
+    """A value for a message: never long, and never the values of a tensor."""
+    shown = axes(value) if isinstance(value, Tensor) else reprlib.repr(value)
+    return "None" if value is None else f"{type(value).__name__} {shown}"

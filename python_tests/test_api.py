@@ -105,6 +105,7 @@ def test_split_core(k: int, ratio: float, expected: int) -> None:
         (58, -0.1, ValueError),
         (58, float("nan"), ValueError),
         (58, float("inf"), ValueError),
+        (58, 10**400, ValueError),
         (-1, 0.2, ValueError),
         (58, True, TypeError),
         (58, None, TypeError),

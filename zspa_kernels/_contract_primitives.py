@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 from typing import Any
 
 import torch
@@ -21,7 +19,7 @@ from ._contract import (
     _visual,
     count,
 )
-from ._contract_values import at_least, axes, integer, integers, say, tensor
+from ._contract_values import at_least, axes, brief, integer, integers, real, tensor
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -100,14 +98,9 @@ def quotas(op: str, values: Any, k: int) -> list[int]:
 
 def number(op: str, name: str, value: Any, low: float, high: float) -> float:
     """Return `value` as a float in `[low, high]`."""
-    if isinstance(value, bool | Tensor) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{op}: {name} must be a float, got {say(value)}")
-    try:
-        result = float(value)
-    except OverflowError:  # an int beyond all floats
-        result = math.nan
+    result = real(op, name, value)
     if not low <= result <= high:  # NaN fails too
-        raise ValueError(f"{op}: {name} must be in [{low:g}, {high:g}], got {value}")
+        raise ValueError(f"{op}: {name} must be in [{low:g}, {high:g}], got {brief(value)}")
     return result
 
 

@@ -43,6 +43,21 @@ def integer(op: str, name: str, value: Any) -> Any:
     return value
 
 
+def real(op: str, name: str, value: Any) -> float:
+    """Return `value` as a float, NaN for an int beyond all floats: no range has either."""
+    if isinstance(value, bool | Tensor) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{op}: {name} must be a float, got {say(value)}")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.nan
+
+
+def brief(value: Any) -> str:
+    """A number for a message: an int beyond all floats has hundreds of digits."""
+    return reprlib.repr(value) if isinstance(value, int) else str(value)
+
+
 def share_or_count(op: str, name: str, value: Any) -> Any:
     """Return `value` as a float in (0, 1] or an int of at least 1."""
     if type(value) is not float:
@@ -61,11 +76,9 @@ def share_or_count(op: str, name: str, value: Any) -> Any:
 
 def ratio(op: str, name: str, value: Any) -> float:
     """Return `value` as a finite float of at least 0."""
-    if isinstance(value, bool | Tensor) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{op}: {name} must be a float, got {say(value)}")
-    share = float(value)
+    share = real(op, name, value)
     if not 0.0 <= share < math.inf:
-        raise ValueError(f"{op}: {name} must be finite and at least 0, got {value}")
+        raise ValueError(f"{op}: {name} must be finite and at least 0, got {brief(value)}")
     return share
 
 

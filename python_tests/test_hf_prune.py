@@ -147,7 +147,7 @@ class Uneven:
 
 def test_a_batch_that_pruning_makes_ragged(tiny: vlms.Tiny) -> None:
     """P4: prompts without padding, so without a mask, of which unequal parts are left."""
-    first = tiny.model.get_input_embeddings().weight[:, 0]
+    first = tiny.model.get_input_embeddings().weight[:, 0].detach()
     words = sorted(
         ("what", "who", "where", "count", "describe", "compare"),
         key=lambda word: float(first[tiny.processor.tokenizer.convert_tokens_to_ids(word)]),

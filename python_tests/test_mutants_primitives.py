@@ -308,17 +308,17 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], Proof]] = {
     "soft: beyond its reach": (
         (
             "backends.reference.soft_suppress",
-            "factor.masked_fill_(square > self.reach**2, 0.0)",
+            "factor.masked_fill_(square > self.reach * self.reach, 0.0)",
             "factor",
         ),
         of(ADAPT, "vlm"),
     ),
     "soft: at its reach": (
-        ("backends.reference.soft_suppress", "square > self.reach**2", "square >= self.reach**2"),
+        ("backends.reference.soft_suppress", "square > self.reach *", "square >= self.reach *"),
         of(ADAPT, "vlm"),
     ),
     "soft: spread twice as wide": (
-        ("backends.reference.soft_suppress", "(-2.0 * self.spread**2)", "(-1.0 * self.spread**2)"),
+        ("backends.reference.soft_suppress", "(-2.0 * self.spread", "(-1.0 * self.spread"),
         of(ADAPT, "vlm"),
     ),
     "soft: zero rows are suppressed": (

@@ -136,9 +136,9 @@ class ScoredTopK(EachByItself):
     sorted: bool = True
 
     def __post_init__(self) -> None:
-        check_keep(self._facts, self.keep, self.rounding)
         if self.preset is not None:
             _values.option("ScoredTopK", "preset", self.preset, tuple(PRESETS))
+        check_keep(self._facts, self.keep, self.rounding)
 
     @property
     def model_inputs(self) -> tuple[Input, ...]:

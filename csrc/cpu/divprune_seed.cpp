@@ -80,7 +80,8 @@ class SeedSearch {
       }
       meet_witnesses();
       const bool power_of_two = (round & (round - 1)) == 0;
-      if (power_of_two && !open_.empty()) finish(most_promising(kFinish));
+      if (power_of_two && !open_.empty())
+        finish(most_promising(finished_after(round, int64_t(open_.size()))));
     }
     return index_of(best_);
   }

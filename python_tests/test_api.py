@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,7 @@ def test_num_keep(n: int, keep: float, rounding: str, expected: int) -> None:
         ((576, 0.5, None), TypeError, "rounding must be one of round, floor, got None"),
         ((576, True), TypeError, "keep must be a float or an int, got bool True"),
         ((576, None), TypeError, "keep must be a float or an int, got None"),
+        ((576, Fraction(10**400)), ValueError, "keep must be a share in (0, 1], got 1000"),
         ((576, "0.1"), TypeError, "keep must be a float or an int, got str '0.1'"),
         ((576, torch.tensor(0.1)), TypeError, "keep must be a float or an int, got Tensor"),
         ((576, 1j), TypeError, "keep must be a float or an int, got complex 1j"),

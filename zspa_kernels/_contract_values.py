@@ -68,7 +68,7 @@ def share_or_count(op: str, name: str, value: Any) -> Any:
             if (value < 1) is True:
                 raise ValueError(f"{op}: {name} must be a count of at least 1, got {value}")
             return value if whole else operator.index(value)
-    share = float(value)
+    share = real(op, name, value)
     if not 0.0 < share <= 1.0:  # NaN fails too
         raise ValueError(f"{op}: {name} must be a share in (0, 1], got {value}")
     return share

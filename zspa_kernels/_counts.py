@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import math
 
-import torch
-
 from . import _contract_values as _values
 
 ROUNDINGS = ("round", "floor")
@@ -72,21 +70,10 @@ def kept(op: str, n: int, keep: float, rounding: str) -> int:
     elif isinstance(keep, float):
         # round and floor of a symbolic product stay symbolic; int() would fix it to one size.
         share = keep * n
-        whole = round(share) if rounding == "round" else math.floor(share)
-        count = max(1, whole) if _plain(n, keep) else torch.sym_max(1, whole)
+        count = max(1, round(share) if rounding == "round" else math.floor(share))
     else:
-        count = min(n, keep) if _plain(n, keep) else torch.sym_min(n, keep)
+        count = min(n, keep)
     return count
-
-
-def _plain(n: object, keep: object) -> bool:
-    """Whether to take `max` and `min` instead of torch's.
-
-    Dynamo makes of the built-in ones what symbols need, and up to torch 2.11 it refuses torch's own
-    where no symbol is involved. Elsewhere the built-in ones would decide a symbol, and torch's cost
-    more than the rest of a count where there is none.
-    """
-    return torch.compiler.is_dynamo_compiling() or (type(n) is int and type(keep) in (int, float))
 
 
 def core_of(op: str, k: int, core_ratio: float) -> int:

@@ -20,6 +20,7 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
@@ -119,6 +120,11 @@ class CMakeBuild(build_ext):
                 print(done.stdout, end="")
 
 
+if int(setuptools.__version__.split(".")[0]) < 77:  # which read no licence of PEP 639
+    raise SystemExit(
+        "zspa_kernels: setuptools must be 77.0.3 or newer to read pyproject.toml, got "
+        f"{setuptools.__version__}: {sys.executable} -m pip install 'setuptools>=77.0.3'"
+    )
 reason = why_not_native()
 if reason is not None:
     print(

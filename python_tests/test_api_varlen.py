@@ -165,11 +165,15 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"prompt": PROMPTS, "prompt_lengths": WORDS}, ValueError, "prompt_lengths must be None for a"),
     ({"prompt": SHARED, "prompt_lengths": [1, 1, 1, 2]}, ValueError, "prompt_lengths must add up"),
     ({"prompt": None, "prompt_lengths": WORDS}, ValueError, "prompt_lengths must be None without"),
-    ({"prompt": None, "core_ratio": 0.5}, TypeError, "prompt must be a tensor when k_core=1 > 0"),
+    (
+        {"prompt": None, "core_ratio": 0.5},
+        TypeError,
+        "prompt must be a tensor when core_ratio=0.5 > 0",
+    ),
     ({"keep": None}, TypeError, "keep must be given, or k_core and k_diverse, got None"),
-    ({"keep": 0.0}, ValueError, "keep must be a share in (0, 1], got 0.0"),
+    ({"keep": 0.0}, ValueError, "keep must be a share in (0, 1], or an int: a count, got 0.0"),
     ({"k_core": 1}, ValueError, "k_core must be None when keep is given, got 1"),
-    ({"keep": None, "k_core": 1}, TypeError, "k_diverse must be an int, got None"),
+    ({"keep": None, "k_core": 1}, TypeError, "k_diverse must be given with k_core, got None"),
     ({"keep": None, "k_core": 1, "k_diverse": 1}, ValueError, "k_core + k_diverse must be in [0, "),
     ({"keep": None, "k_core": -1, "k_diverse": 1}, ValueError, "k_core must be at least 0, got -1"),
     (

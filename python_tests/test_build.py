@@ -198,6 +198,18 @@ def test_native_module_can_be_declined(source_tree: Path) -> None:
     assert "the native module is left out: ZSPA_NO_NATIVE=1" in done.stderr
 
 
+def test_old_setuptools_is_named(source_tree: Path) -> None:
+    """Its own words are about a licence that pyproject.toml does have."""
+    old = "import runpy, setuptools; setuptools.__version__ = '76.1.0'; runpy.run_path('setup.py')"
+    done = subprocess.run(
+        [sys.executable, "-c", old], cwd=source_tree, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 1
+    assert "setuptools must be 77.0.3 or newer" in done.stderr
+    assert "got 76.1.0: " in done.stderr
+    assert "-m pip install 'setuptools>=77.0.3'" in done.stderr
+
+
 def test_failing_compiler_fails_the_installation(source_tree: Path) -> None:
     pytest.importorskip("pybind11")
     if shutil.which("g++") is None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,6 +106,51 @@ def test_options_are_those_of_the_class() -> None:
         title = zk.methods.about(name).title
         with pytest.raises(ValueError, match=rf"^{title}: keep must be a share in \(0, 1\]"):
             zk.methods.get(name, keep=0.0)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_options_are_checked_when_a_method_is_made(name: str) -> None:
+    title = zk.methods.about(name).title
+    fields = dataclasses.fields(type(zk.methods.get(name, keep=1)))
+    flags = [field.name for field in fields if isinstance(field.default, bool)]
+    assert ("sorted" in flags) == (name != "tome"), "ToMe has no order but that of the tokens"
+    for flag in flags:
+        for value in (1, None, "yes"):
+            with pytest.raises(TypeError, match=rf"^{title}: {flag} must be a bool, got"):
+                zk.methods.get(name, keep=1, **{flag: value})
+    for option in {"pooling", "rounding", "space"} & {field.name for field in fields}:
+        with pytest.raises(ValueError, match=rf"^{title}: {option} must be one of .*, got str 'x'"):
+            zk.methods.get(name, keep=1, **{option: "x"})
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_images_of_a_ragged_call_are_checked(name: str) -> None:
+    inputs = zk.methods.about(name).inputs
+    options = {"space": "llm"} if name in ("anchorprune", "cdpruner") else {}
+    method: Any = zk.methods.get(name, keep=1, **options)
+    given: dict[str, Any] = {
+        x.name: [
+            torch.ones(4, 2 if x.name == "positions" else 8)
+            if "C]" in x.shape or "2]" in x.shape
+            else torch.ones(4)
+        ]
+        for x in inputs
+        if x.name not in ("visual", "prompt")
+    }
+    prompt = [torch.ones(2, 8)]
+    if name == "zooprune":
+        given = {"sensitivity": [torch.ones(4)]}
+    assert len(method.select_varlen([torch.eye(4, 8)], prompt, **given)) == 1
+    wrong: list[Any] = [3, None, "ab", [3], [torch.eye(4, 8).numpy()]]
+    for visual in wrong:
+        with pytest.raises(TypeError, match=r"\w: visual.* must be a .*tensor.*, got "):
+            method.select_varlen(visual, prompt, **given)
+    wrong = [[torch.ones(8)], [torch.eye(4, 8)[None, None]], torch.eye(4, 8)]
+    for visual in wrong:
+        with pytest.raises(ValueError, match=r"\w: .* must .*, got "):
+            method.select_varlen(visual, prompt, **given)
+    with pytest.raises(TypeError, match="visual must be float32, float16 or bfloat16, got"):
+        method.select_varlen([torch.eye(4, 8).double()], [prompt[0].double()], **given)
 
 
 @pytest.mark.usefixtures("names")

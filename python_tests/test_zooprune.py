@@ -265,7 +265,7 @@ def test_only_newlines() -> None:
     ("options", "kind", "text"),
     [
         ({"keep": 0.0}, ValueError, "keep must be a share in"),
-        ({"keep": True}, TypeError, "keep must be a float or an int"),
+        ({"keep": True}, TypeError, "keep must be a float .a share. or an int"),
         ({"keep": 3, "rounding": "up"}, ValueError, "rounding must be one of round, floor"),
         ({"keep": 3, "score": "l2"}, ValueError, "ZOOPrune: score must be one of closed_form, "),
         ({"keep": 3, "projector": "p"}, TypeError, "ZOOPrune: projector must be a torch.nn.Module"),

@@ -63,14 +63,16 @@ def share_or_count(op: str, name: str, value: Any) -> Any:
     if type(value) is not float:
         whole = type(value) is int or isinstance(value, torch.SymInt)
         if not whole and (isinstance(value, bool | Tensor) or not isinstance(value, numbers.Real)):
-            raise TypeError(f"{op}: {name} must be a float or an int, got {say(value)}")
+            rule = "a float (a share) or an int (a count)"
+            raise TypeError(f"{op}: {name} must be {rule}, got {say(value)}")
         if whole or isinstance(value, numbers.Integral):
             if (value < 1) is True:
                 raise ValueError(f"{op}: {name} must be a count of at least 1, got {value}")
             return value if whole else operator.index(value)
     share = real(op, name, value)
     if not 0.0 < share <= 1.0:  # NaN fails too
-        raise ValueError(f"{op}: {name} must be a share in (0, 1], got {value}")
+        rule = "a share in (0, 1], or an int: a count"
+        raise ValueError(f"{op}: {name} must be {rule}, got {value}")
     return share
 
 
@@ -115,7 +117,20 @@ def axes(x: Tensor) -> str:
     return str(list(x.shape))
 
 
+class _Brief(reprlib.Repr):
+    """Shows little of a collection, and the shape of an array: its values may be on a GPU."""
+
+    def repr1(self, x: Any, level: int) -> str:
+        shape = getattr(x, "shape", None)
+        if isinstance(shape, tuple):
+            return str(list(shape)) if level == self.maxlevel else f"{type(x).__name__} {[*shape]}"
+        return super().repr1(x, level)
+
+
+_brief = _Brief()
+_brief.maxlevel, _brief.maxlist, _brief.maxtuple, _brief.maxdict, _brief.maxset = 3, 3, 3, 2, 3
+
+
 def say(value: object) -> str:
-    """A value for a message: never long, and never the values of a tensor."""
-    shown = axes(value) if isinstance(value, Tensor) else reprlib.repr(value)
-    return "None" if value is None else f"{type(value).__name__} {shown}"
+    """A value for a message: never long, and never the values of a tensor or an array."""
+    return "None" if value is None else f"{type(value).__name__} {_brief.repr(value)}"

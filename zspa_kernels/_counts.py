@@ -100,6 +100,12 @@ def counts(
             raise TypeError(f"{op}: keep must be given, or k_core and k_diverse, got None")
         if core_ratio is not None:
             raise ValueError(f"{op}: core_ratio must be None without keep, got {core_ratio}")
+        for name, other, count in (
+            ("k_core", "k_diverse", k_core),
+            ("k_diverse", "k_core", k_diverse),
+        ):
+            if count is None:
+                raise TypeError(f"{op}: {name} must be given with {other}, got None")
         return _values.integer(op, "k_core", k_core), _values.integer(op, "k_diverse", k_diverse)
     for name, count in (("k_core", k_core), ("k_diverse", k_diverse)):
         if count is not None:
@@ -108,4 +114,7 @@ def counts(
     if core_ratio is None:
         core_ratio = DEFAULT_CORE_RATIO if has_prompt else 0.0
     core = core_of(op, k, core_ratio)
+    if not has_prompt and (core > 0) is True:
+        rule = f"a tensor when core_ratio={core_ratio} > 0"
+        raise TypeError(f"{op}: prompt must be {rule}, got None")
     return core, k - core

@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import _contract_primitives as _contract
+from .. import _contract_values as _values
 from .. import _counts, api
+from .._contract import POOLINGS
 from ..primitives import ascending
 from ..types import Selection
 from ._registry import About, Input
@@ -37,9 +41,17 @@ FEATURES = Input(
 )
 
 
-def check_keep(about: About, keep: float, rounding: str = "round") -> None:
-    """Raises what `num_keep` would, in the name of the method."""
-    _counts.kept(about.title, 1, keep, rounding)
+def check_options(about: About, method: Any) -> None:
+    """Raises for options that methods have in common: counts, flags and the prompt's pooling.
+
+    A flag is what is True or False by default.
+    """
+    _counts.kept(about.title, 1, method.keep, getattr(method, "rounding", "round"))
+    for field in fields(method):
+        if isinstance(field.default, bool):
+            _values.flag(about.title, field.name, getattr(method, field.name))
+    if hasattr(method, "pooling"):
+        _values.option(about.title, "pooling", method.pooling, POOLINGS)
 
 
 def per_token(
@@ -97,19 +109,43 @@ def selections(
     return [selection(chosen, x, sort, scores=rated) for chosen, x, rated in each]
 
 
+def kept_of_each(
+    about: About, visual: Sequence[Tensor], keep: float, rounding: str = "round"
+) -> list[int]:
+    """How many tokens of each of the images `visual` to keep.
+
+    Raises:
+        TypeError: `visual` is no sequence of tensors.
+    """
+    _images(about, visual)
+    for i, x in enumerate(visual):
+        _values.tensor(about.title, f"visual[{i}]", x)
+        if x.ndim != 2:
+            got = _values.axes(x)
+            raise ValueError(f"{about.title}: visual[{i}] must be [n, D], got {got}")
+    return [api.num_keep(len(x), keep, rounding) for x in visual]
+
+
+def _images(about: About, visual: object) -> None:
+    if isinstance(visual, str) or not isinstance(visual, Sequence | Tensor):
+        got = _values.say(visual)
+        raise TypeError(f"{about.title}: visual must be a sequence of tensors, got {got}")
+
+
 def of_each(
     about: About, name: str, given: Sequence[Tensor] | None, visual: Sequence[Tensor]
 ) -> list[Tensor | None]:
     """The input `name` of each of the images `visual`: None for all of them if it is not given.
 
     Raises:
-        TypeError: it is no sequence.
+        TypeError: it, or `visual`, is no sequence.
         ValueError: it has not one entry an image.
     """
+    _images(about, visual)
     if given is None:
         return [None] * len(visual)
     if isinstance(given, Tensor) or not isinstance(given, Sequence):
-        got = type(given).__name__
+        got = _values.say(given)
         raise TypeError(f"{about.title}: {name} must be a sequence of tensors, got {got}")
     if len(given) != len(visual):
         raise ValueError(

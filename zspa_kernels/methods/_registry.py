@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar, overload
 
 from torch import Tensor
 
+from .._contract_values import say
 from ..types import Selection
 
 _NAME = re.compile(r"[a-z][a-z0-9]*")
@@ -81,10 +82,8 @@ class About:
         if isinstance(value, Tensor):
             return value
         wanted = self.input(name)
-        got = "None" if value is None else f"{type(value).__name__} {value!r:.60}"
-        raise TypeError(
-            f"{self.title}: {name} must be a tensor {wanted.shape} ({wanted.source}), got {got}"
-        )
+        rule = f"a tensor {wanted.shape} ({wanted.source})"
+        raise TypeError(f"{self.title}: {name} must be {rule}, got {say(value)}")
 
 
 class Method(Protocol):

@@ -14,7 +14,7 @@ from .. import _contract_primitives as _contract
 from .. import api
 from ..primitives import soft_suppress
 from ..types import Selection
-from ._compose import KEYS, check_keep, per_token, selection, standing
+from ._compose import KEYS, check_options, per_token, selection, standing
 from ._registry import VISUAL, About, Input, register
 from .base import EachByItself
 
@@ -88,7 +88,7 @@ class AdaptPrune(EachByItself):
     sorted: bool = True
 
     def __post_init__(self) -> None:
-        check_keep(self.about, self.keep)
+        check_options(self.about, self)
         _contract.number("AdaptPrune", "similarity_sigma", self.similarity_sigma, 1e-6, 1e6)
         for name in ("distance_sigma", "center_sigma"):
             _contract.number("AdaptPrune", name, getattr(self, name), 1e-6, math.inf)

@@ -13,7 +13,7 @@ from .. import _contract, api
 from ..primitives import ascending
 from ..primitives._image import readable
 from ..types import Selection
-from ._compose import check_keep
+from ._compose import check_options, kept_of_each
 from ._registry import PROMPT, VISUAL, About, register
 from .base import MethodBase, select_by_counts
 
@@ -51,7 +51,7 @@ class AllInRelevance(MethodBase):
     sorted: bool = True
 
     def __post_init__(self) -> None:
-        check_keep(self.about, self.keep)
+        check_options(self.about, self)
 
     def select(
         self,
@@ -100,5 +100,5 @@ class AllInRelevance(MethodBase):
         """One ragged call for all images; without scores. See `MethodBase.select_varlen`."""
         if prompt is None:
             raise TypeError("AllInRelevance: prompt must be a sequence of tensors, got None")
-        kept = [api.num_keep(len(tokens), self.keep) for tokens in visual]
+        kept = kept_of_each(self.about, visual, self.keep)
         return select_by_counts(visual, prompt, kept, [0] * len(kept), self.pooling, self.sorted)

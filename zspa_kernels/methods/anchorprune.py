@@ -15,7 +15,7 @@ from .. import api
 from ..primitives import topk
 from ..primitives._image import Image, undisturbed
 from ..types import Selection
-from ._compose import ATTENTION, FEATURES, check_keep, members, per_token, selection, standing
+from ._compose import ATTENTION, FEATURES, check_options, members, per_token, selection, standing
 from ._registry import PROMPT, VISUAL, About, Input, register
 from .base import EachByItself
 from .cdpruner import SPACES
@@ -87,7 +87,7 @@ class AnchorPrune(EachByItself):
     compat: bool = False
 
     def __post_init__(self) -> None:
-        check_keep(self.about, self.keep, self.rounding)
+        check_options(self.about, self)
         _values.option("AnchorPrune", "space", self.space, SPACES)
         _rules.number("AnchorPrune", "least", self.least, 0.0, 1.0)
         _rules.number("AnchorPrune", "cap", self.cap, 0.0, 1.0)

@@ -138,7 +138,7 @@ def select_by_counts(
     """One ragged call of `select`; which picks are core follows from their order."""
     picks = api.select_varlen(
         list(visual),
-        None if prompt is None else list(prompt),
+        list(prompt) if isinstance(prompt, Tensor) else prompt,
         k_core=list(k_core),
         k_diverse=list(k_diverse),
         pooling=pooling,

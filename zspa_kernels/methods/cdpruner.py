@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from .. import _contract_primitives as _contract
+from .. import _contract_values as _values
 from .. import api
 from ..primitives import min_max
 from ..types import Selection
-from ._compose import check_keep, of_each, selection, selections, standing
+from ._compose import check_options, kept_of_each, of_each, selection, selections, standing
 from ._registry import PROMPT, VISUAL, About, Input, register
 from .base import MethodBase
 
@@ -83,9 +84,8 @@ class CDPruner(MethodBase):
     compat: bool = False
 
     def __post_init__(self) -> None:
-        check_keep(self.about, self.keep, self.rounding)
-        if self.space not in SPACES:
-            raise ValueError(f"CDPruner: space must be one of {SPACES}, got {self.space!r}")
+        check_options(self.about, self)
+        _values.option("CDPruner", "space", self.space, SPACES)
         if self.emphasis is not None:
             last = math.nextafter(1.0, 0.0)
             _contract.number("CDPruner", "emphasis", self.emphasis, 0.0, last)
@@ -144,7 +144,7 @@ class CDPruner(MethodBase):
             )
         ]
         weights = [self._weights(*own) for own in zip(visual, *given, strict=True)]
-        kept = [api.num_keep(len(x), self.keep, self.rounding) for x in visual]
+        kept = kept_of_each(self.about, visual, self.keep, self.rounding)
         picks = api.dpp_varlen(list(visual), kept, weights=weights)
         return selections(picks, visual, self.sorted, weights)
 

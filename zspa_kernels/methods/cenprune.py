@@ -16,7 +16,7 @@ from .._contract_values import option
 from ..primitives import centred, distinctiveness, min_max
 from ..primitives._image import SHORTEST, lengths
 from ..types import Selection
-from ._compose import check_keep, of_each, selection, selections
+from ._compose import check_options, kept_of_each, of_each, selection, selections
 from ._registry import VISUAL, About, Input, register
 from .base import MethodBase
 
@@ -72,7 +72,7 @@ class CenPrune(MethodBase):
     sorted: bool = True
 
     def __post_init__(self) -> None:
-        check_keep(self.about, self.keep, self.rounding)
+        check_options(self.about, self)
         option("CenPrune", "process", self.process, ("distance", "dpp"))
 
     def select(
@@ -114,7 +114,7 @@ class CenPrune(MethodBase):
         """One ragged call for all images; `importance` `[n]` of each. See `MethodBase`."""
         hosts = of_each(self.about, "importance", importance, visual)
         weights = [self._weights(x, host, None) for x, host in zip(visual, hosts, strict=True)]
-        kept = [api.num_keep(len(x), self.keep, self.rounding) for x in visual]
+        kept = kept_of_each(self.about, visual, self.keep, self.rounding)
         pick: Any = api.diversity_varlen if self.process == "distance" else api.dpp_varlen
         picks = pick([centred(x) for x in visual], kept, weights=weights)
         return selections(picks, visual, self.sorted, weights)

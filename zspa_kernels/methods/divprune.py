@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import api
 from ..types import Selection
-from ._compose import check_keep
+from ._compose import check_options, kept_of_each
 from ._registry import VISUAL, About, register
 from .base import MethodBase, select_by_counts
 
@@ -49,7 +49,7 @@ class DivPrune(MethodBase):
     sorted: bool = True
 
     def __post_init__(self) -> None:
-        check_keep(self.about, self.keep)
+        check_options(self.about, self)
 
     def select(
         self,
@@ -71,5 +71,5 @@ class DivPrune(MethodBase):
         self, visual: Sequence[Tensor], prompt: Sequence[Tensor] | None = None
     ) -> list[Selection]:
         """One ragged call for all images. See `MethodBase.select_varlen`."""
-        kept = [api.num_keep(len(tokens), self.keep) for tokens in visual]
+        kept = kept_of_each(self.about, visual, self.keep)
         return select_by_counts(visual, None, [0] * len(kept), kept, sort=self.sorted)

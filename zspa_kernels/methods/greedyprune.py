@@ -12,7 +12,7 @@ from .. import _contract_primitives as _contract
 from .. import api
 from ..primitives import suppress
 from ..types import Selection
-from ._compose import check_keep, per_token, selection
+from ._compose import check_options, per_token, selection
 from ._registry import VISUAL, About, Input, register
 from .base import EachByItself
 
@@ -64,7 +64,7 @@ class GreedyPrune(EachByItself):
     sorted: bool = True
 
     def __post_init__(self) -> None:
-        check_keep(self.about, self.keep)
+        check_options(self.about, self)
         _contract.number("GreedyPrune", "threshold", self.threshold, -1.0, 1.0)
 
     def select(

@@ -12,7 +12,7 @@ from .. import _contract_primitives as _contract
 from .. import api
 from ..primitives import min_max, soft_suppress
 from ..types import Selection
-from ._compose import check_keep, per_token, selection, standing
+from ._compose import check_options, per_token, selection, standing
 from ._registry import VISUAL, About, Input, register
 from .base import EachByItself
 
@@ -62,7 +62,7 @@ class IDSelection(EachByItself):
     sorted: bool = True
 
     def __post_init__(self) -> None:
-        check_keep(self.about, self.keep)
+        check_options(self.about, self)
         _contract.number("IDSelection", "gamma", self.gamma, 1e-6, 1e6)
 
     def select(

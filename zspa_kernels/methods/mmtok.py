@@ -14,7 +14,15 @@ from torch import Tensor
 from .. import _contract_primitives as _contract
 from .. import api
 from ..types import Selection
-from ._compose import FEATURES, check_keep, of_each, selection, selections, standing
+from ._compose import (
+    FEATURES,
+    check_options,
+    kept_of_each,
+    of_each,
+    selection,
+    selections,
+    standing,
+)
 from ._registry import PROMPT, VISUAL, About, register
 from .base import MethodBase
 
@@ -61,7 +69,7 @@ class MMTok(MethodBase):
     sorted: bool = True
 
     def __post_init__(self) -> None:
-        check_keep(self.about, self.keep, self.rounding)
+        check_options(self.about, self)
         for name in ("text_temperature", "vision_temperature"):
             _contract.number("MMTok", name, getattr(self, name), 1e-4, math.inf)
         _contract.number("MMTok", "balance", self.balance, 0.0, math.inf)
@@ -119,7 +127,7 @@ class MMTok(MethodBase):
         most = max((len(benefits) for _, benefits, _ in given), default=0)
         picks = api.facility_location_varlen(
             [space for space, _, _ in given],
-            [api.num_keep(len(x), self.keep, self.rounding) for x in visual],
+            kept_of_each(self.about, visual, self.keep, self.rounding),
             benefits=[_with_rows(benefits, most) for _, benefits, _ in given],
             # A weight of 1 changes no gain, one of NaN masks a token out.
             weights=[valid.float().masked_fill(~valid, torch.nan) for _, _, valid in given],

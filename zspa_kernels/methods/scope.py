@@ -17,7 +17,8 @@ from ..types import Selection
 from ._compose import (
     ATTENTION,
     FEATURES,
-    check_keep,
+    check_options,
+    kept_of_each,
     of_each,
     per_token,
     selection,
@@ -66,7 +67,7 @@ class SCOPE(MethodBase):
     sorted: bool = True
 
     def __post_init__(self) -> None:
-        check_keep(self.about, self.keep, self.rounding)
+        check_options(self.about, self)
         _contract.number("SCOPE", "alpha", self.alpha, 0.0, math.inf)
 
     def select(
@@ -114,7 +115,7 @@ class SCOPE(MethodBase):
         spaces = of_each(self.about, "features", features, visual)
         each = zip(visual, attentions, spaces, strict=True)
         weighed = [self._weighed(*own, None) for own in each]
-        kept = [api.num_keep(len(x), self.keep, self.rounding) for x in visual]
+        kept = kept_of_each(self.about, visual, self.keep, self.rounding)
         picks = api.facility_location_varlen(
             [space for space, _, _ in weighed], kept, weights=[w for _, w, _ in weighed]
         )

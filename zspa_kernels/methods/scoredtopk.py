@@ -13,7 +13,7 @@ from .. import _contract_values as _values
 from .. import api
 from ..primitives.scores import largest
 from ..types import Selection
-from ._compose import check_keep, per_token
+from ._compose import check_options, per_token
 from ._registry import VISUAL, About, Input, register
 from .base import EachByItself
 
@@ -138,7 +138,7 @@ class ScoredTopK(EachByItself):
     def __post_init__(self) -> None:
         if self.preset is not None:
             _values.option("ScoredTopK", "preset", self.preset, tuple(PRESETS))
-        check_keep(self._facts, self.keep, self.rounding)
+        check_options(self._facts, self)
 
     @property
     def model_inputs(self) -> tuple[Input, ...]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import _contract_primitives as _contract
 from .. import api
 from ..types import Selection
-from ._compose import check_keep, selection
+from ._compose import check_options, kept_of_each, selection
 from ._registry import VISUAL, About, register
 from .base import MethodBase
 
@@ -52,7 +52,7 @@ class ToDRE(MethodBase):
     sorted: bool = True
 
     def __post_init__(self) -> None:
-        check_keep(self.about, self.keep)
+        check_options(self.about, self)
 
     def select(
         self,
@@ -77,6 +77,6 @@ class ToDRE(MethodBase):
         prompt: Sequence[Tensor] | None = None,
     ) -> list[Selection]:
         """One ragged call for all images. See `MethodBase.select_varlen`."""
-        kept = [api.num_keep(len(x), self.keep) for x in visual]
+        kept = kept_of_each(self.about, visual, self.keep)
         picks = api.min_sum_varlen(list(visual), kept)
         return [selection(one, x, self.sorted) for one, x in zip(picks, visual, strict=True)]

@@ -13,7 +13,7 @@ from .. import _contract_primitives as _contract
 from .. import api
 from ..primitives import Merging, match
 from ..types import Selection
-from ._compose import KEYS, check_keep
+from ._compose import KEYS, check_options
 from ._registry import VISUAL, About, register
 from .base import EachByItself
 
@@ -54,7 +54,7 @@ class ToMe(EachByItself):
     keep: float
 
     def __post_init__(self) -> None:
-        check_keep(self.about, self.keep)
+        check_options(self.about, self)
 
     def select(
         self,

@@ -14,14 +14,14 @@ from .. import _contract_values as _values
 from .. import api
 from ..primitives import alignment, topk
 from ..types import Selection
-from ._compose import check_keep, members, selection
+from ._compose import check_options, members, selection
 from ._registry import PROMPT, VISUAL, About, register
-from .base import MethodBase
+from .base import EachByItself
 
 
 @register("trimtokenator")
 @dataclass(frozen=True)
-class TrimTokenator(MethodBase):
+class TrimTokenator(EachByItself):
     """The tokens nearest to the text, thinned to those least similar on average.
 
     TrimTokenator, arXiv 2509.00320. First `align` of the tokens stay, those of the smallest mean
@@ -56,7 +56,7 @@ class TrimTokenator(MethodBase):
     sorted: bool = True
 
     def __post_init__(self) -> None:
-        check_keep(self.about, self.keep)
+        check_options(self.about, self)
         _values.share_or_count("TrimTokenator", "align", self.align)
 
     def select(

@@ -13,7 +13,7 @@ from .. import _contract_primitives as _contract
 from .. import api
 from ..primitives import Merging, assign, topk
 from ..types import Selection
-from ._compose import ATTENTION, KEYS, check_keep, members, per_token
+from ._compose import ATTENTION, KEYS, check_options, members, per_token
 from ._registry import VISUAL, About, register
 from .base import EachByItself
 
@@ -59,7 +59,7 @@ class VisionZip(EachByItself):
     sorted: bool = True
 
     def __post_init__(self) -> None:
-        check_keep(self.about, self.keep)
+        check_options(self.about, self)
         _contract.number("VisionZip", "contextual", self.contextual, 0.0, 1.0)
 
     def select(

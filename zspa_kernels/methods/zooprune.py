@@ -17,7 +17,7 @@ from ..primitives import ascending, min_max, quotas
 from ..projectors import Projector
 from ..sensitivity_plan import SensitivityPlan
 from ..types import Selection
-from ._compose import check_keep
+from ._compose import check_options, kept_of_each, of_each
 from ._registry import VISUAL, About, Input, register
 from .base import MethodBase
 
@@ -83,7 +83,7 @@ class ZOOPrune(MethodBase):
     _scorer: Scorer | None = field(init=False, default=None, repr=False)
 
     def __post_init__(self) -> None:
-        check_keep(self.about, self.keep, self.rounding)
+        check_options(self.about, self)
         _values.option("ZOOPrune", "score", self.score, SCORES)
         if self.projector is not None and self.score != "norm":
             scorer = Scorer.of(
@@ -176,11 +176,13 @@ class ZOOPrune(MethodBase):
         See `MethodBase.select_varlen`. Tiles that are to be scaled and selected each by itself are
         images of their own here.
         """
-        if not visual:
+        kept = kept_of_each(self.about, visual, self.keep, self.rounding)
+        if not kept:
             return []
-        given = [None] * len(visual) if sensitivity is None else sensitivity
+        for tokens in visual:
+            _contract.diversity(tokens, 0)
+        given = of_each(self.about, "sensitivity", sensitivity, visual)
         scores = [self._scores(v, None, s) for v, s in zip(visual, given, strict=True)]
-        kept = [api.num_keep(len(tokens), self.keep, self.rounding) for tokens in visual]
         weights = [
             min_max(s, s.isfinite() & row_lengths(v.detach()).isfinite())
             for v, s in zip(visual, scores, strict=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import _contract_values as _values
 from .. import api
 from ..types import Selection
-from ._compose import check_keep
+from ._compose import check_options, kept_of_each
 from ._registry import PROMPT, VISUAL, About, register
 from .base import MethodBase, select_by_counts
 
@@ -59,7 +59,7 @@ class ZSPAPrune(MethodBase):
     sorted: bool = True
 
     def __post_init__(self) -> None:
-        check_keep(self.about, self.keep)
+        check_options(self.about, self)
         _values.ratio("ZSPAPrune", "core_ratio", self.core_ratio)
 
     def select(
@@ -102,7 +102,7 @@ class ZSPAPrune(MethodBase):
         self, visual: Sequence[Tensor], prompt: Sequence[Tensor] | None = None
     ) -> list[Selection]:
         """One ragged call for all images; without scores. See `MethodBase.select_varlen`."""
-        kept = [api.num_keep(len(tokens), self.keep) for tokens in visual]
+        kept = kept_of_each(self.about, visual, self.keep)
         core = [0 if prompt is None else api.split_core(k, self.core_ratio) for k in kept]
         diverse = [k - c for k, c in zip(kept, core, strict=True)]
         return select_by_counts(visual, prompt, core, diverse, self.pooling, self.sorted)

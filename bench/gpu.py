@@ -144,6 +144,7 @@ def timing() -> Iterator[Job]:
     yield Job("few", python("-m", "bench.gpu_timing", "few"), 300)
     yield Job("sensitivity", python("-m", "bench.gpu_timing", "sensitivity"), 600)
     yield Job("greedy", python("-m", "bench.gpu_timing", "greedy"), 600)
+    yield Job("suppress", python("-m", "bench.gpu_timing", "suppress"), 600)
     for workload in gpu_suite():
         yield Job(workload.name, python("-m", "bench.gpu_timing", workload.name), 900)
 

@@ -64,6 +64,7 @@ def calls_of(visual: Tensor, prompt: Tensor) -> dict[str, Callable[[], Tensor]]:
         "facility_location_varlen": lambda: ops.facility_location_varlen(
             packed, offsets, counts, 9 * batch, n, None, weights.view(-1), 0.2
         ),
+        "suppress": lambda: ops.suppress(visual, weights, 20, 0.5),
         "min_sum": lambda: ops.min_sum(visual, 20),
         "min_sum_varlen": lambda: ops.min_sum_varlen(packed, offsets, counts, 9 * batch, n),
     }

@@ -25,6 +25,7 @@ from bench import (
     gpu_device_checks,  # noqa: F401  (enters its checks into CHECKS)
     gpu_greedy,  # noqa: F401
     gpu_sensitivity,  # noqa: F401
+    gpu_suppress,  # noqa: F401
 )
 from bench.gpu_check import CHECKS, check, draw, error_of, same
 from zspa_kernels.testing import MODELS, bound, check_diversity, tokens

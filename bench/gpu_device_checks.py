@@ -144,7 +144,12 @@ def compiled() -> None:
 def no_square_matrix() -> None:
     """Scratch of a call does not grow with N squared."""
     visual = draw(1, 16384, 256)
-    for op in (zk.diversity, zk.dpp, zk.min_sum):
+    scores = torch.rand(1, 16384, device=gpu_check.DEVICE)
+
+    def suppress(visual: Tensor, k: int) -> Tensor:
+        return zk.suppress(visual, scores, k, threshold=0.9)
+
+    for op in (zk.diversity, zk.dpp, zk.min_sum, suppress):
         op(visual, 20)
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()

@@ -20,7 +20,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from bench import contenders, gpu_greedy, gpu_parts, gpu_sensitivity
+from bench import contenders, gpu_greedy, gpu_parts, gpu_sensitivity, gpu_suppress
 from bench.compiled import sync_free
 from bench.contenders import Contender
 from bench.problem import Image, Problem, Tokens, draw
@@ -265,6 +265,7 @@ def main(name: str) -> int:
         "ceilings": ceilings, "barrier": barrier, "picks": picks,
         "parts": gpu_parts.parts, "few": gpu_parts.few,
         "sensitivity": gpu_sensitivity.timing, "greedy": gpu_greedy.timing,
+        "suppress": gpu_suppress.timing,
     }  # fmt: skip
     workloads = {workload.name: workload for workload in gpu_suite()}
     with torch.no_grad():

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
 import zspa_kernels as zk
-from bench import gpu_check, gpu_checks, gpu_greedy, gpu_sensitivity, gpu_timing
+from bench import gpu_check, gpu_checks, gpu_greedy, gpu_sensitivity, gpu_suppress, gpu_timing
 from zspa_kernels.backends.triton._common import INTERPRETED
 
 # What needs no GPU is tried on the CPU backend, so that a check that cannot pass, or cannot fail,
@@ -61,6 +62,48 @@ def test_the_checks_of_greedy_ops_pass_and_fail(
     for name in (f"{op}_cases", f"{op}_laws"):
         with pytest.raises(AssertionError):
             gpu_checks.CHECKS[name]()
+
+
+def test_the_checks_of_suppression_pass_and_fail(
+    monkeypatch: pytest.MonkeyPatch, require_backend: Callable[..., None]
+) -> None:
+    require_backend("cpp")
+    monkeypatch.setattr(gpu_check, "DEVICE", "cpu")
+    monkeypatch.setattr(gpu_suppress, "CASES", ((50, 33), (80, 70)))
+    monkeypatch.setattr(gpu_suppress, "AXES", 9)
+    monkeypatch.setattr(gpu_suppress, "IMAGES", 3)
+    monkeypatch.setattr(gpu_suppress, "DTYPES", (torch.bfloat16,) * 3)
+    names = ("suppress_cases", "suppress_at_the_threshold", "suppress_laws")
+    for name in names:
+        gpu_checks.CHECKS[name]()
+    right = zk.suppress
+
+    def wrong(visual: torch.Tensor, *given: Any, **more: Any) -> torch.Tensor:
+        picks = right(visual, *given, **more)
+        return picks.flip(-1) if visual.dim() == 2 else picks
+
+    monkeypatch.setattr(gpu_suppress.zk, "suppress", wrong)
+    for name in names:
+        with pytest.raises(AssertionError):
+            gpu_checks.CHECKS[name]()
+
+
+def test_suppression_is_timed_beside_its_judge(
+    monkeypatch: pytest.MonkeyPatch, require_backend: Callable[..., None]
+) -> None:
+    require_backend("cpp")
+    monkeypatch.setattr(gpu_check, "DEVICE", "cpu")
+    monkeypatch.setattr(gpu_timing, "best", lambda call: float(call().sum()))
+    monkeypatch.setattr(gpu_timing, "eager", lambda call: float(call().sum()))
+    (record,) = gpu_suppress.timing(((2, 40, 32, 9),))
+    assert record["status"] == "verified"
+    assert record["ms"] > 0
+    assert record["loop_ms"] > 0
+    right = zk.suppress
+    monkeypatch.setattr(gpu_suppress.zk, "suppress", lambda *a, **k: right(*a, **k).flip(-1))
+    (record,) = gpu_suppress.timing(((2, 40, 32, 9),))
+    assert record["status"] == "wrong"
+    assert "ms" not in record
 
 
 def test_the_calls_of_the_host_checks_are_right(

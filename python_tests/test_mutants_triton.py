@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from python_tests.triton_small import Runs
 from zspa_kernels.backends.triton import (
+    _exact,
     dpp,
     dpp_phases,
     dpp_steps,
@@ -23,11 +25,15 @@ from zspa_kernels.backends.triton import (
     min_sum,
     min_sum_phases,
     min_sum_steps,
+    suppress,
+    suppress_phases,
+    suppress_steps,
 )
 from zspa_kernels.testing import tokens
 from zspa_kernels.testing.coverage import check_facility_location
 from zspa_kernels.testing.determinantal import check_dpp
 from zspa_kernels.testing.dispersion import check_min_sum
+from zspa_kernels.testing.suppression import suppress64
 
 #: Fault -> (what stands in dpp_phases.py, what is put there).
 DPP = {
@@ -66,6 +72,33 @@ MIN_SUM = {
         "tl.where(inv == 0.0, 0.0, INF)",
     ),
     "repeated seeds count again": ("& (before == 0)", ""),
+}
+#: The same for suppress_phases.py.
+SUPPRESS = {
+    "ties to the highest index": ("(s[None, :] < i[:, None])", "(s[None, :] > i[:, None])"),
+    "-0.0 comes later": ("tl.where(score == 0.0, 0.0, score)", "score"),
+    "infinite scores count": ("(tl.abs(score) < INF)", "(score == score)"),
+    "masked rows count": ("usable = (inv >= 0.0)", "usable = (i < length)"),
+    "zero rows are suppressed": ("(inv_i > 0.0)[:, None] &", "(inv_i >= 0.0)[:, None] &"),
+    "zero rows suppress": ("& (inv_j > 0.0)[None, :]", "& (inv_j >= 0.0)[None, :]"),
+    "float32 decides": ("(c >= under) & (c <= over)", "(c > over) & (c < under)"),
+    "at the threshold": ("> limit.to", ">= limit.to"),
+    "the first open pairs only": ("range(0, n, PAIRS)", "range(0, 1, PAIRS)"),
+    "open pairs elsewhere": ("+ pair % COLS", "+ pair // COLS"),
+    "tokens taken before are forgotten": ("free = inside & (hit == 0)", "free = inside"),
+    "all but the last of them": ("hit += tl.load(", "hit = tl.load("),
+    "the block is not compared with itself": ("(lane > at) & (close == 0)", "(lane > at)"),
+    "only the last block is left out": ("left += tl.sum(", "left = tl.sum("),
+    "never fills": ("(fill != 0)", "(fill > 1)"),
+    "always fills": ("(fill != 0)", "(fill >= 0)"),
+    "two blocks only": ("(count == BLOCK) & (pos <", "(pos < 2 * BLOCK) & (pos <"),
+}
+#: The same for _exact.py.
+EXACT = {
+    "not on the grid": ("return rounded(", "return ("),
+    "one length": ("* tl.sqrt(tl.sum(yy, 1))", "* tl.sqrt(tl.sum(xx, 1))"),
+    "the first channels only": ("range(0, D, WIDE)", "range(0, WIDE, WIDE)"),
+    "products in float32": ("xy += a * b", "xy += a.to(tl.float32) * b.to(tl.float32)"),
 }
 
 
@@ -139,6 +172,24 @@ def _judge_min_sum() -> None:
     check_min_sum(visual, run(visual[None], 5, None, None)[0], 5, bound=0.0)
 
 
+def _judge_suppress() -> None:
+    """Pairs at the threshold; scores that tie or do not count; zero and masked rows."""
+
+    def check(visual: Tensor, scores: Tensor, k: int, limit: float, fill: bool) -> None:
+        picks = suppress.suppress(visual[None], scores[None], k, limit, fill, None)[0]
+        assert torch.equal(picks, suppress64(visual, scores, k, threshold=limit, fill=fill))
+
+    pairs = torch.combinations(torch.arange(8)).repeat(2, 1)[:36]
+    rows = torch.zeros(36, 22).scatter_(1, 3 * pairs, 1.0) * (1 + torch.arange(36)[:, None] / 7)
+    for limit in (0.5, 0.5 - 2.0**-41):
+        check(rows, torch.zeros(36), 34, limit, True)
+    visual, scores = tokens("iid", 40, 20, seed=1), torch.arange(40) % 7 / 4 - 0.5
+    visual[13], visual[36], visual[4] = 0.0, 0.0, torch.nan
+    scores[6], scores[7], scores[9] = torch.inf, torch.nan, -0.0
+    check(visual, scores, 38, -0.1, True)
+    check(visual, scores, 38, 0.1, False)
+
+
 @pytest.mark.parametrize("fault", [None, *DPP])
 def test_dpp(fault: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     Runs(monkeypatch, dpp, span=4, own_rows=8, own_cols=2, ahead=2)
@@ -175,4 +226,21 @@ def test_min_sum(fault: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setattr(min_sum_steps, "phases", mutant)
     with pytest.raises(AssertionError):
         _judge_min_sum()
+    return None
+
+
+@pytest.mark.parametrize("fault", [None, *SUPPRESS, *EXACT])
+def test_suppress(fault: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    small = {"rank_rows": 16, "rank_cols": 64, "pairs": 16, "wide": 16}
+    Runs(monkeypatch, suppress, **small).programs = 2
+    if fault is None:
+        return _judge_suppress()
+    if fault in EXACT:
+        mutant = _with_fault(_exact, EXACT[fault], tmp_path)
+        monkeypatch.setattr(suppress_phases, "exact_cosines", mutant.exact_cosines)
+    else:
+        mutant = _with_fault(suppress_phases, SUPPRESS[fault], tmp_path)
+        monkeypatch.setattr(suppress_steps, "phases", mutant)
+    with pytest.raises(AssertionError):
+        _judge_suppress()
     return None

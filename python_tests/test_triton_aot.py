@@ -26,6 +26,7 @@ PRODUCTS = (
     "_dpp_greedy_kernel",
     "_facility_location_matrix_kernel",
     "_min_sum_greedy_kernel",
+    "_suppress_greedy_kernel",
     "_sensitivity_form_kernel",
     "_sensitivity_response_kernel",
 )

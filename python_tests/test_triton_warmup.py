@@ -22,10 +22,14 @@ from zspa_kernels.backends.triton import (
     min_sum,
     relevance_topk,
     select,
+    suppress,
 )
 from zspa_kernels.backends.triton.diversity_config import whole
 
-MODULES = (diversity, diversity_whole, dpp, facility_location, min_sum, relevance_topk, select)
+MODULES = (
+    *(diversity, diversity_whole, dpp, facility_location, min_sum, relevance_topk, select),
+    suppress,
+)
 N, D, K = 300, 64, 9
 
 
@@ -86,6 +90,8 @@ def _call_every_op() -> None:
         zk.diversity(visual, K, seeds=seeds, **mask)
         zk.min_sum(visual, K, **mask)
         zk.min_sum(visual, K, seeds=seeds, **mask)
+        for kind in (torch.float32, torch.float64):
+            zk.suppress(visual, zeros(3, N, dtype=kind), K, threshold=0.3, **mask)
         zk.select(visual, words, k_core=3, k_diverse=5, **mask)
         zk.select(visual, k_core=0, k_diverse=5, **mask)
         zk.relevance_topk(visual, words, K, **mask)

@@ -39,7 +39,7 @@ OPS = (
 )
 
 # Ops without a GPU kernel, whose reference is blocked: that runs there, and waits for the device.
-TORCH_ON_GPU = ("suppress", "soft_suppress")
+TORCH_ON_GPU = ("soft_suppress",)
 
 # What backend="auto" tries, best first. The reference comes after these, and only where the backend
 # in front of it is not there at all: it is too slow to be chosen for any other reason.

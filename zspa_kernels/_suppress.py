@@ -33,8 +33,7 @@ def suppress(
         threshold: a token is left out when its cosine to a taken one is above this, in [-1, 1].
         fill: whether the best of those left out take the slots that remain.
         visual_mask: bool `[B, N]`, True for real tokens.
-        backend: see `select`. On a GPU `"auto"` runs the reference, plain torch, which looks at
-            values there: such a call cannot be captured in a CUDA graph.
+        backend: see `select`.
 
     Returns:
         int64 `[B, k]` in the order of taking, then -1. Zero rows neither suppress nor are

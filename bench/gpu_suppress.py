@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Suppression on a GPU: the picks of float64 loops, laws, and timing beside plain torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import zspa_kernels as zk
+from bench import gpu_check
+from bench.gpu_check import check, draw, same
+from bench.method_readings import greedyprune
+from zspa_kernels.testing import MODELS, SPECIAL, special, tokens
+from zspa_kernels.testing.cases import DTYPES
+from zspa_kernels.testing.suppression import suppress64
+
+#: N and D of the standard cases.
+CASES = ((50, 33), (420, 130), (1300, 1000))
+#: Of which pairs make tokens at the threshold.
+AXES = 24
+#: Images of which laws are asked.
+IMAGES = 40
+#: Images, N, D and K of a timed call.
+SIZES = ((1, 576, 4096, 58), (1, 2880, 4096, 288), (32, 576, 4096, 58))
+
+
+def ratings(n: int, seed: int = 0) -> Tensor:
+    """Scores `[n]` with ties, both zeros, and some that do not count."""
+    scores = (torch.rand(n, generator=torch.Generator().manual_seed(seed)) * 99).floor() / 64
+    scores[::17], scores[3::19], scores[5::13] = torch.nan, -torch.inf, -0.0
+    return scores
+
+
+def _suppress(visual: Tensor, scores: Tensor, k: int, mask: Tensor | None, limit: float) -> None:
+    at = gpu_check.DEVICE
+    moved = None if mask is None else mask.to(at)
+    got = zk.suppress(visual.to(at), scores.to(at), k, threshold=limit, visual_mask=moved)
+    same(got.cpu(), suppress64(visual, scores, k, threshold=limit, mask=mask), (limit, k))
+
+
+def _inputs(n: int, d: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    for turn, kind in enumerate((*MODELS, *SPECIAL)):
+        visual, mask = (tokens(kind, n, d), None) if kind in MODELS else special(kind, n, d)
+        yield visual.to(DTYPES[turn % 3]), mask
+
+
+@check
+def suppress_cases() -> None:
+    """All models and special inputs, few blocks and many: each pick is that of float64."""
+    for n, d in CASES:
+        for turn, (visual, mask) in enumerate(_inputs(n, d)):
+            for limit in (0.2, 0.9, -0.5)[: 1 + turn % 3]:
+                _suppress(visual, ratings(n, turn), (n // 3, n)[turn % 2], mask, limit)
+
+
+@check
+def suppress_at_the_threshold() -> None:
+    """Cosines of exactly one half, of rows of every length: float32 can decide none of them."""
+    pairs = torch.combinations(torch.arange(AXES))
+    n = len(pairs)
+    rows = torch.zeros(n, AXES).scatter_(1, pairs, 1.0) * (1 + torch.arange(n)[:, None] / 7)
+    for limit in (0.5, 0.5 - 2.0**-41):
+        _suppress(rows, torch.zeros(n), n, None, limit)
+
+
+@check
+def suppress_real_sizes() -> None:
+    """Thousands of channels: what matrix units cannot decide is decided in float64."""
+    for model in MODELS:
+        visual = tokens(model, 1296, 3584, 3, torch.bfloat16)
+        _suppress(visual, ratings(1296), 130, None, 0.7)
+
+
+@check
+def suppress_laws() -> None:
+    """A row alone, in a batch, padded in front; fewer picks; strides; the same call again."""
+    for dtype in DTYPES:
+        visual = draw(IMAGES, 300, 512, dtype)
+        scores = torch.stack([ratings(300, seed) for seed in range(IMAGES)]).to(gpu_check.DEVICE)
+        whole = zk.suppress(visual, scores, 150, threshold=0.5)
+        padded, twice = torch.cat((visual.flip(1), visual), 1), torch.cat((scores, scores), 1)
+        mask = torch.arange(600, device=gpu_check.DEVICE).expand(IMAGES, 600) >= 300
+        behind = zk.suppress(padded, twice, 150, threshold=0.5, visual_mask=mask)
+        same(behind - 300, whole, "padded")
+        for b in range(0, IMAGES, 7):
+            same(zk.suppress(visual[b], scores[b], 150, threshold=0.5), whole[b], f"alone {b}")
+            few = zk.suppress(visual[b], scores[b], 13, threshold=0.5)
+            same(few, whole[b, :13], f"fewer {b}")
+        view = visual.transpose(1, 2).contiguous().transpose(1, 2)
+        for turn in range(20):
+            same(zk.suppress(view, scores.double(), 150, threshold=0.5), whole, turn)
+
+
+def timing(sizes: tuple[tuple[int, int, int, int], ...] = SIZES) -> Iterator[dict[str, Any]]:
+    """Replays beside the faster of the published loop and the reference; bfloat16, `vlm` tokens."""
+    for batch, n, d, k in sizes:
+        visual = torch.stack([tokens("vlm", n, d, seed, torch.bfloat16) for seed in range(batch)])
+        scores = torch.rand(batch, n, generator=torch.Generator().manual_seed(0))
+        record = {"greedy": f"suppress, {batch} x {n} x {d}, k = {k}", "kind": "ours"}
+        yield record | _timed(visual, scores, k)
+
+
+def _timed(visual: Tensor, scores: Tensor, k: int) -> dict[str, Any]:
+    """Milliseconds; the picks of the first image are compared, and a wrong one has no time."""
+    from bench.gpu_timing import best, eager
+
+    moved, rated = visual.to(gpu_check.DEVICE), scores.to(gpu_check.DEVICE)
+    wide, limit = moved[0].float(), 0.9
+
+    def call() -> Tensor:
+        return zk.suppress(moved, rated, k, threshold=limit)
+
+    def published() -> Tensor:
+        return greedyprune(k, visual=wide, saliency=rated[0])
+
+    def reference() -> Tensor:
+        return zk.suppress(moved[0], rated[0], k, threshold=limit, backend="reference")
+
+    try:
+        same(call()[0].cpu(), suppress64(visual[0], scores[0], k, threshold=limit), "suppress")
+    except AssertionError as error:
+        return {"status": "wrong", "reason": str(error)}
+    slow = min(eager(loop) for loop in (published, reference) for _ in range(3))
+    return {"status": "verified", "ms": best(call), "loop_ms": slow}

@@ -86,6 +86,8 @@ def test_laws(require_backend: Require) -> None:
     for b in range(2):
         same_bits(match(features[b], k)[1], owner[b])
         same_bits(assign(features[b], kept[b]), slots[b])
+        same_bits(assign(features[b], kept[b, :0]), torch.full((n,), -1))
+    same_bits(assign(features, kept[:, :0]), torch.full((2, n), -1))
     for view in strided_views(features).values():
         same_bits(match(view, k)[0], indices)
         same_bits(assign(view, kept), slots)

@@ -10,6 +10,7 @@ import textwrap
 import pytest
 import torch
 
+from python_tests import fuzz_native
 from zspa_kernels import _native
 from zspa_kernels.testing.tokens import MODELS, tokens
 
@@ -108,6 +109,14 @@ def test_one_pick_a_pass_does_not_blow_up(native):
     indices, (_, dots, _) = work(visual, 1, k - 1)
     assert len(set(indices)) == k
     assert dots <= 1.5 * n * k
+
+
+def test_random_calls(native):
+    """A few seconds' worth of what `make sanitize` goes on with."""
+    threads = torch.get_num_threads()
+    kinds = {fuzz_native.check(seed) for seed in range(150)}
+    torch.set_num_threads(threads)
+    assert kinds == {kind.__name__ for kind in fuzz_native.KINDS}
 
 
 def test_scratch_of_a_long_video_is_small(require_backend):

@@ -42,25 +42,12 @@ class Greedy {
     if (all_pairs_)
       pick_from_all_pairs();
     else
-      pick_in_passes();
+      pick_in_blocks(block_sizes(tokens_.N), request_.k, taken_,
+                     [&](int64_t rows, int64_t candidates) { return pass(rows, candidates); });
     std::fill(out_ + taken_, out_ + request_.k, int64_t(-1));
   }
 
  private:
-  void pick_in_passes() {
-    const BlockSizes sizes = block_sizes(tokens_.N);
-    int64_t candidates = sizes.candidates;
-    while (taken_ < request_.k) {
-      const int64_t before = taken_;
-      const int64_t useful = kCandidatesPerPick * (request_.k - taken_);
-      const int64_t offered = pass(sizes.refresh, std::min(candidates, useful));
-      if (offered < 0) break;
-      const int64_t accepted = taken_ - before;
-      if (8 * accepted < offered) candidates = std::max(kFewestCandidates, candidates / 2);
-      if (2 * accepted > offered) candidates = std::min(sizes.candidates, candidates * 2);
-    }
-  }
-
   // Who may be picked, the seeds, and the first pick where there is no valid seed.
   void start() {
     for (int64_t i = 0; i < tokens_.N; ++i) {

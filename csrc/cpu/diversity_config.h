@@ -5,26 +5,18 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "blocks.h"
+
 namespace zspa::cpu {
 
-struct BlockSizes {
-  int64_t refresh;     // stale rows brought up to date per pass
-  int64_t candidates;  // of them, picked from with their own Gram matrix
-};
-
 // Larger blocks mean fewer passes but a Gram matrix that grows with the square of `candidates`.
+// Passes of one pick are possible (similarities all alike in the wrong way).
 inline BlockSizes block_sizes(int64_t N) {
-  if (N <= 1500) return {256, 64};
-  if (N <= 8192) return {512, 128};
-  return {1024, 256};
+  constexpr int64_t kFewest = 8, kPoor = 8, kRich = 2;
+  if (N <= 1500) return {256, 64, kFewest, kPoor, kRich};
+  if (N <= 8192) return {512, 128, kFewest, kPoor, kRich};
+  return {1024, 256, kFewest, kPoor, kRich};
 }
-
-// A pass that takes one pick (similarities all alike in the wrong way) must not pay for a large
-// Gram matrix: candidates halve after a poor pass and double after a rich one.
-constexpr int64_t kFewestCandidates = 8;
-
-// Towards the end there is no use for a block that is much larger than the picks still wanted.
-constexpr int64_t kCandidatesPerPick = 3;
 
 // Seed search. The dots these cost are held to recorded numbers in python_tests/test_bench.py.
 constexpr int64_t kNeighbours = 8;   // block of consecutive tokens compared with each other first

@@ -51,17 +51,8 @@ class Greedy {
 
   void run() {
     start();
-    const BlockSizes sizes = dpp_block_sizes(tokens_.N);
-    int64_t candidates = sizes.candidates;
-    while (taken_ < request_.k) {
-      const int64_t before = taken_;
-      const int64_t useful = kCandidatesPerPick * (request_.k - taken_);
-      const int64_t offered = pass(sizes.refresh, std::min(candidates, useful));
-      if (offered < 0) break;
-      const int64_t accepted = taken_ - before;
-      if (16 * accepted < offered) candidates = std::max(kDppFewestCandidates, candidates / 2);
-      if (3 * accepted > offered) candidates = std::min(sizes.candidates, candidates * 2);
-    }
+    pick_in_blocks(dpp_block_sizes(tokens_.N), request_.k, taken_,
+                   [&](int64_t rows, int64_t candidates) { return pass(rows, candidates); });
     std::fill(out_ + taken_, out_ + request_.k, int64_t(-1));
   }
 

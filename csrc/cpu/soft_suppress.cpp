@@ -84,25 +84,22 @@ class Greedy {
 
   void run() {
     start();
-    const BlockSizes sizes = block_sizes(tokens_.N);
-    int64_t candidates = sizes.candidates;
-    while (taken_ < request_.k) {
-      const int64_t before = taken_;
-      const int64_t useful = kCandidatesPerPick * (request_.k - taken_);
-      const int64_t offered = lazy_pass(
-          open_, ranks_, workspace_.rows, sizes.refresh, std::min(candidates, useful),
-          [&](int64_t i) { return Rank{-scores_[size_t(i)].high, i}; },
-          [&](std::vector<int>& rows) { refresh(rows); }, [&](Rank bound) { pick_among(bound); });
-      if (offered < 0) break;
-      ++stats_.passes;
-      const int64_t accepted = taken_ - before;
-      if (8 * accepted < offered) candidates = std::max(kFewestCandidates, candidates / 2);
-      if (2 * accepted > offered) candidates = std::min(sizes.candidates, candidates * 2);
-    }
+    pick_in_blocks(block_sizes(tokens_.N), request_.k, taken_,
+                   [&](int64_t rows, int64_t candidates) { return pass(rows, candidates); });
     std::fill(out_ + taken_, out_ + request_.k, int64_t(-1));
   }
 
  private:
+  // One pass. Returns the number of candidates, -1 when no token is left.
+  int64_t pass(int64_t refresh_rows, int64_t candidates) {
+    const int64_t offered = lazy_pass(
+        open_, ranks_, workspace_.rows, refresh_rows, candidates,
+        [&](int64_t i) { return Rank{-scores_[size_t(i)].high, i}; },
+        [&](std::vector<int>& rows) { refresh(rows); }, [&](Rank bound) { pick_among(bound); });
+    if (offered >= 0) ++stats_.passes;
+    return offered;
+  }
+
   // Who may be picked, and the scores on their grid.
   void start() {
     double largest = 0.0;

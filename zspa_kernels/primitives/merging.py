@@ -62,7 +62,7 @@ def assign(features: Tensor, kept: Tensor, *, mask: Tensor | None = None) -> Ten
     _contract.visual("assign", features, mask)
     _contract.indices("assign", "kept", kept, features)
     if native(features, kept, mask):
-        slots = kept.contiguous().view(-1, kept.shape[-1])
+        slots = kept.contiguous() if kept.ndim == 2 else kept.contiguous().unsqueeze(0)
         own = _cpp.assign(as_batch(features), slots, None if mask is None else mask.contiguous())
         return own if features.ndim == 3 else own[0]
     owner = torch.full(features.shape[:-1], -1, dtype=torch.int64, device=features.device)

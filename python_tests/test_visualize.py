@@ -107,6 +107,9 @@ def test_compare_draws_each_selection_pixel_by_pixel(rows: int, columns: int) ->
     file = io.BytesIO()
     figure.savefig(file, format="png")
     drawn = np.asarray(Image.open(file).convert("RGB"))
+    # No pixel is cut off at the border, which would move everything: at any size.
+    width, height = figure.get_size_inches() * figure.dpi
+    assert (int(width), int(height)) == (round(width), round(height)) == drawn.shape[1::-1]
     corners = []
     for axes, selection in zip(figure.axes, selections, strict=True):
         box = axes.get_position()

@@ -206,9 +206,7 @@ def compare(
         figure = Figure(figsize=(place.total_width / 100, place.total_height / 100), dpi=100)
         figure.set_facecolor(_BACKGROUND)
         for panel, (left, top) in zip(panels, place.corners, strict=True):
-            x, y = place.at(left, top + place.height)
-            size = (place.width / place.total_width, place.height / place.total_height)
-            axes = figure.add_axes((x, y, *size))
+            axes = figure.add_axes(place.panel(left, top))
             axes.imshow(light(resized, panel.selection, grid), interpolation="none", aspect="auto")
             axes.set_axis_off()
             if region is not None:
@@ -284,13 +282,33 @@ class _Layout:
             legend_top,
             "\n".join(lines),
             note_top,
-            total_width,
-            total_height,
+            _whole(total_width),
+            _whole(total_height),
         )
+
+    def panel(self, left: int, top: int) -> tuple[float, float, float, float]:
+        """Left, bottom, width and height of a panel, a hair within its pixels.
+
+        Matplotlib 3.10 stretches a picture to 641 pixels if its box is 640.0000000000001 wide.
+        """
+        hair = 1e-6
+        x, y = self.at(left + hair, top + self.height - hair)
+        width, height = self.width - 2 * hair, self.height - 2 * hair
+        return x, y, width / self.total_width, height / self.total_height
 
     def at(self, x: float, y: float) -> tuple[float, float]:
         """A position as Matplotlib counts: shares of the figure, from the bottom left."""
         return x / self.total_width, 1 - y / self.total_height
+
+
+def _whole(pixels: int) -> int:
+    """At least as many, such that the same number comes back from inches.
+
+    16.08 inches at 100 dpi are 1607.9999999999998 pixels, of which Matplotlib 3.10 draws 1607.
+    """
+    while pixels / 100 * 100 != pixels:
+        pixels += 1
+    return pixels
 
 
 def _outline(

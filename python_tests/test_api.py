@@ -312,3 +312,17 @@ def test_warmup_runs_every_op(num_tokens: int, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(torch.ops.zspa, op, run)
     zk.warmup("cpu", torch.bfloat16, num_tokens=num_tokens, dim=4)
     assert called == set(OPS)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "kind", "text"),
+    [
+        ({"num_tokens": -1}, ValueError, "warmup: num_tokens must be at least 0, got -1"),
+        ({"num_tokens": 2.0}, TypeError, "warmup: num_tokens must be an int, got float 2.0"),
+        ({"dim": 0}, ValueError, "warmup: dim must be at least 1, got 0"),
+        ({"dtype": torch.float64, "dim": 4}, TypeError, "must be float32, float16 or bfloat16"),
+    ],
+)
+def test_warmup_of_nothing(sizes: dict[str, Any], kind: type[Exception], text: str) -> None:
+    with pytest.raises(kind, match=text):
+        zk.warmup("cpu", **sizes)

@@ -18,12 +18,15 @@ from python_tests.oracles.tome import tome
 from python_tests.scenes import integer_tokens
 from zspa_kernels.primitives import (
     alignment,
+    ascending,
     assign,
     centred,
     distinctiveness,
     match,
     merge,
+    min_max,
     min_sum,
+    quotas,
     soft_suppress,
     suppress,
     topk,
@@ -172,6 +175,26 @@ BAD = [
     (alignment, (X, X[:, :2]), {}, ValueError, r"alignment: prompt must be \[M, D=4\] like"),
     (centred, (X[0],), {}, ValueError, r"centred: visual must be \[N, D\] or \[B, N, D\], got"),
     (distinctiveness, (3,), {}, TypeError, "distinctiveness: visual must be a tensor, got int 3"),
+    (match, ([1.0], 1), {}, TypeError, r"match: features must be a tensor, got list \[1.0\]"),
+    (match, (X, "1"), {}, TypeError, "match: k must be an int, got str '1'"),
+    (match, (X, 1), {"mask": S}, TypeError, "match: mask must be bool, got torch.float32"),
+    (assign, (X.double(), X), {}, TypeError, "assign: features must be float32, float16 or bfloat"),
+    (min_max, ([1.0], S > 0), {}, TypeError, r"min_max: scores must be a tensor, got list \[1.0\]"),
+    (min_max, (S.int(), S > 0), {}, TypeError, "min_max: scores must be floating point, got"),
+    (min_max, (S, S), {}, TypeError, "min_max: valid must be bool, got torch.float32"),
+    (min_max, (S, S[:3] > 0), {}, ValueError, r"min_max: valid must have shape \[4\], got \[3\]"),
+    (
+        min_max,
+        (S, S > 0, -1),
+        {},
+        ValueError,
+        "min_max: flat must be finite and at least 0, got -1",
+    ),
+    (quotas, (5.5, [9, 9]), {}, TypeError, "quotas: k must be an int, got float 5.5"),
+    (quotas, (-1, [9, 9]), {}, ValueError, "quotas: k must be at least 0, got -1"),
+    (quotas, (3, [1.5, 3]), {}, TypeError, r"quotas: sizes\[0\] must be an int, got float 1.5"),
+    (quotas, (3, None), {}, TypeError, "quotas: sizes must be a sequence of ints, got None"),
+    (ascending, ([2, 1], 4), {}, TypeError, r"ascending: indices must be a tensor, got list \[2"),
 ]
 
 
@@ -181,6 +204,24 @@ def test_bad_calls(
 ) -> None:
     with pytest.raises(kind, match=text):
         call(*arguments, **options)
+
+
+def test_every_argument_has_its_name() -> None:
+    """In the signature, in calls and in the interpreter's own errors."""
+    kept = torch.tensor([0, 2])
+    nothing: tuple[Any, ...] = ()
+    for call, arguments in (
+        (centred, {"visual": X}),
+        (distinctiveness, {"visual": X}),
+        (alignment, {"visual": X, "prompt": X[:2]}),
+        (assign, {"features": X, "kept": kept}),
+        (match, {"features": X, "k": 2}),
+    ):
+        for swapped in (arguments, dict(reversed(arguments.items()))):
+            expected = call(*arguments.values())
+            torch.testing.assert_close(call(**swapped), expected, rtol=0, atol=0)
+        with pytest.raises(TypeError, match=f"missing .*'{next(iter(arguments))}'"):
+            call(*nothing)
 
 
 def test_public() -> None:

@@ -158,6 +158,9 @@ def test_trained_weights_of_half_precision() -> None:
     assert error(wide(x), exact(half, x, "gelu").detach()) < 1e-5
     narrow = zk.SensitivityPlan(*half, "gelu", dtype=torch.bfloat16)
     assert narrow.factor.dtype is torch.bfloat16
+    for wrong in (torch.int8, torch.float64, "bfloat16"):
+        with pytest.raises(TypeError, match="SensitivityPlan: dtype must be None, "):
+            zk.SensitivityPlan(*half, "gelu", dtype=wrong)
     assert error(narrow(x), exact(half, x, "gelu").detach()) < 1e-2
 
 

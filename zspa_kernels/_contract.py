@@ -217,10 +217,10 @@ def _tokens(op: str, name: str, x: Tensor) -> None:
         raise TypeError(f"{op}: {name} must be float32, float16 or bfloat16, got {x.dtype}")
 
 
-def _token_axes(op: str, visual: Tensor) -> torch.Size:
+def _token_axes(op: str, visual: Tensor, name: str = "visual") -> torch.Size:
     shape = visual.shape
     if len(shape) not in (2, 3):
-        raise ValueError(f"{op}: visual must be [N, D] or [B, N, D], got {axes(visual)}")
+        raise ValueError(f"{op}: {name} must be [N, D] or [B, N, D], got {axes(visual)}")
     return shape
 
 
@@ -229,19 +229,21 @@ def _holds_values(op: str, name: str, x: Tensor) -> None:
         raise ValueError(f"{op}: {name} must be on a device that holds values, got a meta tensor")
 
 
-def _visual(op: str, visual: Tensor, mask: Tensor | None) -> tuple[Shape, int]:
-    """Check the tokens and their mask; return the batch axes, () or (B,), and N."""
-    _tokens(op, "visual", visual)
-    _holds_values(op, "visual", visual)
-    shape = _token_axes(op, visual)
+def _visual(
+    op: str, visual: Tensor, mask: Tensor | None, name: str = "visual", of: str = "visual_mask"
+) -> tuple[Shape, int]:
+    """Check the tokens `name` and their mask `of`; return the batch axes, () or (B,), and N."""
+    _tokens(op, name, visual)
+    _holds_values(op, name, visual)
+    shape = _token_axes(op, visual, name)
     n = shape[-2]
     if (shape[-1] < 1) is True:
-        raise ValueError(f"{op}: visual must have D >= 1, got {axes(visual)}")
+        raise ValueError(f"{op}: {name} must have D >= 1, got {axes(visual)}")
     if (n >= _TOKEN_LIMIT) is True:
-        raise ValueError(f"{op}: visual must have N < 2**31 tokens, got {axes(visual)}")
+        raise ValueError(f"{op}: {name} must have N < 2**31 tokens, got {axes(visual)}")
     batch = shape[:-2]
     if mask is not None:
-        _companion(op, "visual_mask", mask, visual, _BOOL, (*batch, n))
+        _companion(op, of, mask, visual, _BOOL, (*batch, n))
     return batch, n
 
 

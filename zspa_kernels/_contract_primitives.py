@@ -31,6 +31,12 @@ def visual(op: str, x: Tensor, mask: Tensor | None = None, k: int = 0) -> Shape:
     return batch
 
 
+def vectors(op: str, x: Tensor, mask: Tensor | None, k: int = 0) -> None:
+    """Features that stand for tokens, their mask, and how many of them."""
+    _, n = _visual(op, x, mask, "features", "mask")
+    count(op, k, n)
+
+
 def visual_and_prompt(
     op: str, x: Tensor, prompt: Tensor, mask: Tensor | None, prompt_mask: Tensor | None
 ) -> None:

@@ -277,9 +277,14 @@ def warmup(
         num_tokens: a typical N.
         dim: their D, on which compiled kernels depend.
 
+    Raises:
+        TypeError, ValueError: sizes that are no ints or too small; a dtype that tokens cannot have.
+
     Example:
         >>> warmup("cpu", num_tokens=16, dim=8)
     """
+    for name, size, least in (("num_tokens", num_tokens, 0), ("dim", dim, 1)):
+        _values.at_least("warmup", name, _values.integer("warmup", name, size), least)
     visual = torch.zeros((2, num_tokens, dim), dtype=dtype, device=device)
     prompt = visual[:, :1]
     weights = torch.zeros((2, num_tokens), dtype=torch.float32, device=device)

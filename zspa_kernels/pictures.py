@@ -163,11 +163,9 @@ def kept(
     named = {_title(reports): reports} if isinstance(reports, PruneReport) else dict(reports)
     if not named:
         raise ValueError("kept: reports must hold at least one report, got none")
-    view = None
+    view = seen(model, inputs, next(iter(named.values())), image, processor=processor)
     panels = []
     for title, report in named.items():
-        if view is None:
-            view = seen(model, inputs, report, image, processor=processor)
         if image >= len(report.images) or report.images[image].before != len(view.place):
             raise ValueError(f"kept: reports must be of the same inputs, got another for {title!r}")
         one = report.images[image]
@@ -176,7 +174,6 @@ def kept(
         ends = one.after - len(shown.indices)  # LLaVA-NeXT's newline tokens
         note_ends = f", {ends} of them ends of rows, not shown" if ends else ""
         panels.append(Panel(shown, title, f"{counts} of {one.before}{note_ends}"))
-    assert view is not None  # noqa: S101
     relevance = all(_title(one) in _BY_RELEVANCE for one in named.values())
     legend = LEGEND if relevance else _ANY_LEGEND
     return compare(view.pixels, panels, view.grid, heading=heading, note=note, legend=legend)

@@ -54,7 +54,7 @@ class SensitivityPlan:
         residual: Frobenius norm of what is in neither, relative to that of M.
 
     Raises:
-        TypeError: weights that are no float tensors; a rank that is no int.
+        TypeError: weights that are no float tensors; a rank that is no int; a dtype of no factor.
         ValueError: shapes or devices that do not fit, an unknown activation, weights that are not
             finite, a negative rank, no directions.
 
@@ -87,6 +87,9 @@ class SensitivityPlan:
         if rank is not None:
             rank = _values.integer(_OP, "rank", rank)
             _values.at_least(_OP, "rank", rank, 0)
+        if dtype not in (None, torch.float32, torch.float16, torch.bfloat16):
+            rule = "None, torch.float32, torch.float16 or torch.bfloat16"
+            raise TypeError(f"{_OP}: dtype must be {rule}, got {dtype!r:.60}")
         if directions is not None:
             _contract_sensitivity.directions(_OP, directions, w1)
         named = {"w1": w1, "b1": b1, "w2": w2, "directions": directions}

@@ -34,17 +34,18 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def undisturbed(function: _F) -> _F:
-    """No gradient, no autocast, and float32 products in float32 on the first argument's device."""
+    """No gradient, no autocast, and float32 products in float32, on the first argument's device."""
 
     @functools.wraps(function)
-    def call(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        x = args[0] if args else next(iter(kwargs.values()), None)
         device = x.device if isinstance(x, Tensor) else torch.device("cpu")
         with (
             torch.no_grad(),
             torch.autocast(device.type, enabled=False),
             full_float32(device),
         ):
-            return function(x, *args, **kwargs)
+            return function(*args, **kwargs)
 
     return call  # type: ignore[return-value]
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import _contract_primitives as _contract
+from .. import _contract_values as _values
 from ..backends.cpp import merging as _cpp
 from ..types import Selection
 from ._image import Image, as_batch, images, native, padded, undisturbed
@@ -59,7 +60,7 @@ def assign(features: Tensor, kept: Tensor, *, mask: Tensor | None = None) -> Ten
         >>> assign(features, torch.tensor([0, 1])).tolist()
         [0, 1, 1]
     """
-    _contract.visual("assign", features, mask)
+    _contract.vectors("assign", features, mask)
     _contract.indices("assign", "kept", kept, features)
     if native(features, kept, mask):
         slots = kept.contiguous() if kept.ndim == 2 else kept.contiguous().unsqueeze(0)
@@ -173,7 +174,8 @@ def match(features: Tensor, k: int, *, mask: Tensor | None = None) -> tuple[Tens
         >>> indices.tolist(), owner.tolist()
         ([0, 1, 3], [0, 1, 1, 2])
     """
-    _contract.visual("match", features, mask, k)
+    k = _values.integer("match", "k", k)
+    _contract.vectors("match", features, mask, k)
     if native(features, mask):
         heads, own = _cpp.match(as_batch(features), k, None if mask is None else mask.contiguous())
         return (heads, own) if features.ndim == 3 else (heads[0], own[0])

@@ -25,6 +25,10 @@ def min_max(scores: Tensor, valid: Tensor, flat: float = 1e-3) -> Tensor:
     Returns:
         float32 `[B, N]`, NaN for invalid tokens.
 
+    Raises:
+        TypeError: `scores` are no float tensor, or `valid` no bool tensor.
+        ValueError: shapes or devices do not fit, or `flat` is negative.
+
     Complexity: N.
 
     Example:
@@ -32,6 +36,9 @@ def min_max(scores: Tensor, valid: Tensor, flat: float = 1e-3) -> Tensor:
         >>> min_max(scores, torch.tensor([True, True, True, False]))
         tensor([0.0000, 1.0000, 0.5000,    nan])
     """
+    _contract.scores("min_max", scores, 0)
+    _contract.flags("min_max", "valid", valid, scores)
+    flat = _values.ratio("min_max", "flat", flat)
     if scores.shape[-1] == 0:
         return scores
     low = scores.masked_fill(~valid, torch.inf).amin(-1, keepdim=True)
@@ -159,10 +166,23 @@ def _by_quotas(
 def quotas(k: int, sizes: Sequence[int]) -> list[int]:
     """`k` tokens spread over segments as evenly as their sizes allow; the first ones get more.
 
+    Args:
+        k: how many, at least 0.
+        sizes: how many tokens each segment has; ints on the host.
+
+    Returns:
+        A count for each segment, at most its size; together `k`, or all tokens if these are fewer.
+
+    Raises:
+        TypeError, ValueError: `k` or a size is not an int, or is negative.
+
     Example:
         >>> quotas(10, [2, 9, 9])
         [2, 4, 4]
     """
+    k = _values.integer("quotas", "k", k)
+    _values.at_least("quotas", "k", k, 0)
+    sizes = _values.integers("quotas", "sizes", sizes)
     counts = [0] * len(sizes)
     left = min(k, sum(sizes))
     while left:
@@ -178,9 +198,14 @@ def quotas(k: int, sizes: Sequence[int]) -> list[int]:
 def ascending(indices: Tensor, n: int) -> Tensor:
     """Indices below `n` in ascending order, the -1s behind them.
 
+    Raises:
+        TypeError: `indices` are no tensor, or `n` is not an int.
+
     Example:
         >>> ascending(torch.tensor([4, -1, 2]), 5).tolist()
         [2, 4, -1]
     """
+    _values.tensor("ascending", "indices", indices)
+    n = _values.integer("ascending", "n", n)
     ordered = indices.masked_fill(indices < 0, n).sort(dim=-1).values
     return ordered.masked_fill(ordered == n, -1)

@@ -65,6 +65,7 @@ def calls_of(visual: Tensor, prompt: Tensor) -> dict[str, Callable[[], Tensor]]:
             packed, offsets, counts, 9 * batch, n, None, weights.view(-1), 0.2
         ),
         "suppress": lambda: ops.suppress(visual, weights, 20, 0.5),
+        "soft_suppress": lambda: ops.soft_suppress(visual, weights, 20, 9.0),
         "min_sum": lambda: ops.min_sum(visual, 20),
         "min_sum_varlen": lambda: ops.min_sum_varlen(packed, offsets, counts, 9 * batch, n),
     }

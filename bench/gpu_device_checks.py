@@ -149,7 +149,10 @@ def no_square_matrix() -> None:
     def suppress(visual: Tensor, k: int) -> Tensor:
         return zk.suppress(visual, scores, k, threshold=0.9)
 
-    for op in (zk.diversity, zk.dpp, zk.min_sum, suppress):
+    def soft_suppress(visual: Tensor, k: int) -> Tensor:
+        return zk.soft_suppress(visual, scores, k, sharpness=9.0)
+
+    for op in (zk.diversity, zk.dpp, zk.min_sum, suppress, soft_suppress):
         op(visual, 20)
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()

@@ -12,10 +12,10 @@ from torch import Tensor
 import zspa_kernels as zk
 from bench import gpu_check
 from bench.gpu_check import check, draw, same
-from bench.method_readings import greedyprune
+from bench.method_readings import greedyprune, idselection
 from zspa_kernels.testing import MODELS, SPECIAL, special, tokens
 from zspa_kernels.testing.cases import DTYPES
-from zspa_kernels.testing.suppression import suppress64
+from zspa_kernels.testing.suppression import soft_suppress64, suppress64
 
 #: N and D of the standard cases.
 CASES = ((50, 33), (420, 130), (1300, 1000))
@@ -94,33 +94,111 @@ def suppress_laws() -> None:
             same(zk.suppress(view, scores.double(), 150, threshold=0.5), whole, turn)
 
 
+#: Of soft suppression: each rule with every pair of tokens, and with near ones only.
+SOFT: tuple[dict[str, Any], ...] = (
+    {"sharpness": 20.0},
+    {"sharpness": 20.0, "rule": "scale"},
+    {"sharpness": 2.0, "spread": 3.0},
+    {"sharpness": 200.0, "rule": "scale", "spread": 1.5, "reach": 5.0},
+)
+
+
+def _options(turn: int, n: int) -> dict[str, Any]:
+    given, place = SOFT[turn % 4], torch.arange(n)
+    if "spread" not in given:
+        return given
+    return {**given, "positions": torch.stack((place // 25, place % 25), -1)}
+
+
+def _moved(given: dict[str, Any]) -> dict[str, Any]:
+    at = gpu_check.DEVICE
+    return {name: x.to(at) if isinstance(x, Tensor) else x for name, x in given.items()}
+
+
+def _soft(
+    visual: Tensor, scores: Tensor, k: int, mask: Tensor | None, given: dict[str, Any]
+) -> None:
+    moved = {**_moved(given), "visual_mask": None if mask is None else mask.to(gpu_check.DEVICE)}
+    got = zk.soft_suppress(visual.to(gpu_check.DEVICE), scores.to(gpu_check.DEVICE), k, **moved)
+    same(got.cpu(), soft_suppress64(visual, scores, k, mask=mask, **given), (given, k))
+
+
+@check
+def soft_suppress_cases() -> None:
+    """All models and special inputs, both rules, near tokens and all."""
+    for n, d in CASES:
+        for turn, (visual, mask) in enumerate(_inputs(n, d)):
+            _soft(visual, ratings(n, turn), (n // 3, n // 2)[turn % 2], mask, _options(turn, n))
+
+
+@check
+def soft_suppress_real_sizes() -> None:
+    """Thousands of channels, equal scores: cosines alone decide, and nearly all picks are close."""
+    for turn, model in enumerate(MODELS):
+        visual = tokens(model, 1296, 3584, 3, torch.bfloat16)
+        for scores in (ratings(1296), torch.ones(1296)):
+            _soft(visual, scores, 130, None, _options(turn, 1296))
+
+
+@check
+def soft_suppress_laws() -> None:
+    """A row alone, in a batch, padded in front; fewer picks; strides; the same call again."""
+    for turn, dtype in enumerate(DTYPES):
+        visual = draw(IMAGES, 300, 512, dtype)
+        scores = torch.stack([ratings(300, seed) for seed in range(IMAGES)]).to(gpu_check.DEVICE)
+        given = _moved(_options(turn + 1, 300))
+        many = {**given}
+        if "positions" in given:
+            many["positions"] = given["positions"].expand(IMAGES, -1, -1)
+        whole = zk.soft_suppress(visual, scores, 90, **many)
+        padded, twice = torch.cat((visual.flip(1), visual), 1), torch.cat((scores, scores), 1)
+        behind = {name: torch.cat((x, x), 1) for name, x in many.items() if name == "positions"}
+        mask = torch.arange(600, device=gpu_check.DEVICE).expand(IMAGES, 600) >= 300
+        got = zk.soft_suppress(padded, twice, 90, **{**many, **behind}, visual_mask=mask)
+        same(got - 300, whole, "padded")
+        for b in range(0, IMAGES, 7):
+            same(zk.soft_suppress(visual[b], scores[b], 90, **given), whole[b], f"alone {b}")
+            few = zk.soft_suppress(visual[b], scores[b], 13, **given)
+            same(few, whole[b, :13], f"fewer {b}")
+        view = visual.transpose(1, 2).contiguous().transpose(1, 2)
+        for again in range(20):
+            same(zk.soft_suppress(view, scores.double(), 90, **many), whole, again)
+
+
 def timing(sizes: tuple[tuple[int, int, int, int], ...] = SIZES) -> Iterator[dict[str, Any]]:
     """Replays beside the faster of the published loop and the reference; bfloat16, `vlm` tokens."""
     for batch, n, d, k in sizes:
         visual = torch.stack([tokens("vlm", n, d, seed, torch.bfloat16) for seed in range(batch)])
         scores = torch.rand(batch, n, generator=torch.Generator().manual_seed(0))
-        record = {"greedy": f"suppress, {batch} x {n} x {d}, k = {k}", "kind": "ours"}
-        yield record | _timed(visual, scores, k)
+        for op in ("suppress", "soft_suppress"):
+            record = {"greedy": f"{op}, {batch} x {n} x {d}, k = {k}", "kind": "ours"}
+            yield record | _timed(op, visual, scores, k)
 
 
-def _timed(visual: Tensor, scores: Tensor, k: int) -> dict[str, Any]:
+def _timed(op: str, visual: Tensor, scores: Tensor, k: int) -> dict[str, Any]:
     """Milliseconds; the picks of the first image are compared, and a wrong one has no time."""
     from bench.gpu_timing import best, eager
 
     moved, rated = visual.to(gpu_check.DEVICE), scores.to(gpu_check.DEVICE)
-    wide, limit = moved[0].float(), 0.9
+    wide = moved[0].float()
+    given = {"threshold": 0.9} if op == "suppress" else {"sharpness": 20.0}
+    right = suppress64 if op == "suppress" else soft_suppress64
 
     def call() -> Tensor:
-        return zk.suppress(moved, rated, k, threshold=limit)
+        picks: Tensor = getattr(zk, op)(moved, rated, k, **given)
+        return picks
 
     def published() -> Tensor:
-        return greedyprune(k, visual=wide, saliency=rated[0])
+        if op == "suppress":
+            return greedyprune(k, visual=wide, saliency=rated[0])
+        return idselection(k, visual=wide, attention=rated[0])
 
     def reference() -> Tensor:
-        return zk.suppress(moved[0], rated[0], k, threshold=limit, backend="reference")
+        picks: Tensor = getattr(zk, op)(moved[0], rated[0], k, **given, backend="reference")
+        return picks
 
     try:
-        same(call()[0].cpu(), suppress64(visual[0], scores[0], k, threshold=limit), "suppress")
+        same(call()[0].cpu(), right(visual[0], scores[0], k, **given), op)
     except AssertionError as error:
         return {"status": "wrong", "reason": str(error)}
     slow = min(eager(loop) for loop in (published, reference) for _ in range(3))

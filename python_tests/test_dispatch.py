@@ -70,21 +70,6 @@ def test_other_devices_get_a_reason_for_each_backend() -> None:
         assert f"{backend}: " in str(error.value)
 
 
-@pytest.mark.parametrize("op", _dispatch.TORCH_ON_GPU)
-def test_without_a_gpu_kernel_the_reference_of_suppression_runs(
-    op: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is blocked, so it is chosen without a warning; named backends say why they cannot."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    _dispatch.choose.cache_clear()
-    cuda = torch.device("cuda")
-    assert _dispatch.choose(op, cuda) is _dispatch.load("reference", op)
-    _dispatch.choose.cache_clear()
-    for backend in ("cpp", "triton"):
-        with pytest.raises(NotImplementedError, match=f"{op}: backend '{backend}' cannot run"):
-            _dispatch.named(backend, op, cuda)
-
-
 def test_unknown_names_are_value_errors() -> None:
     with pytest.raises(ValueError, match="backend must be one of"):
         _dispatch.why_not("fast", "select", CPU)

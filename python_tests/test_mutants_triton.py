@@ -25,6 +25,9 @@ from zspa_kernels.backends.triton import (
     min_sum,
     min_sum_phases,
     min_sum_steps,
+    soft_suppress,
+    soft_suppress_phases,
+    soft_suppress_steps,
     suppress,
     suppress_phases,
     suppress_steps,
@@ -33,7 +36,7 @@ from zspa_kernels.testing import tokens
 from zspa_kernels.testing.coverage import check_facility_location
 from zspa_kernels.testing.determinantal import check_dpp
 from zspa_kernels.testing.dispersion import check_min_sum
-from zspa_kernels.testing.suppression import suppress64
+from zspa_kernels.testing.suppression import soft_suppress64, suppress64
 
 #: Fault -> (what stands in dpp_phases.py, what is put there).
 DPP = {
@@ -82,7 +85,7 @@ SUPPRESS = {
     "zero rows are suppressed": ("(inv_i > 0.0)[:, None] &", "(inv_i >= 0.0)[:, None] &"),
     "zero rows suppress": ("& (inv_j > 0.0)[None, :]", "& (inv_j >= 0.0)[None, :]"),
     "float32 decides": ("(c >= under) & (c <= over)", "(c > over) & (c < under)"),
-    "at the threshold": ("> limit.to", ">= limit.to"),
+    "at the threshold": ("PAIRS, WIDE) > limit", "PAIRS, WIDE) >= limit"),
     "the first open pairs only": ("range(0, n, PAIRS)", "range(0, 1, PAIRS)"),
     "open pairs elsewhere": ("+ pair % COLS", "+ pair // COLS"),
     "tokens taken before are forgotten": ("free = inside & (hit == 0)", "free = inside"),
@@ -99,6 +102,32 @@ EXACT = {
     "one length": ("* tl.sqrt(tl.sum(yy, 1))", "* tl.sqrt(tl.sum(xx, 1))"),
     "the first channels only": ("range(0, D, WIDE)", "range(0, WIDE, WIDE)"),
     "products in float32": ("xy += a * b", "xy += a.to(tl.float32) * b.to(tl.float32)"),
+}
+#: The same for soft_suppress_phases.py.
+SOFT = {
+    "infinite scores count": ("(tl.abs(score) < INF) &", "(score == score) &"),
+    "anywhere is a place": ("& (tl.abs(down) < INF) &", "&"),
+    "masked rows count": ("other=-1.0) >= 0.0", "other=-1.0) >= -1.0"),
+    "all scores are compared": ("tl.where(usable, tl.abs(score), 0.0)", "tl.abs(score)"),
+    "the logarithm of 0 is none": ("rounded(part * STEPS), NOTHING", "rounded(part * STEPS), -INF"),
+    "what is scaled by 0 is lost": ("other=0.0)), NOTHING)", "other=0.0)), -INF)"),
+    "of one program the last row": ("top > highest, at,", "top >= highest, at,"),
+    "of several programs the last row": (
+        "return top, tl.min(tl.where(score == top, token, LAST_ROW), 0)",
+        "return top, tl.max(tl.where(score == top, token, -1), 0)",
+    ),
+    "taken again": ("tl.store(start + pick, -INF)", "tl.store(start + pick, score)"),
+    "scores below 0 take": ("(score > 0.0)) & (tl", "(score < 9.0)) & (tl"),
+    "zero rows take": ("& (tl.load(inv_norm + pick) > 0.0)", ""),
+    "zero rows lose": ("open_ & (tl.load(", "open_ | (tl.load("),
+    "not at the reach": ("square <= reach", "square < reach"),
+    "beyond the reach": ("touched & (square <= reach)", "touched"),
+    "no spread": ("exponent = narrow * square", "exponent = exponent"),
+    "the distance alone": ("((1.0 - cosine) * (1.0 - cosine))", "(1.0 - cosine)"),
+    "always subtracts": ("if scaled != 0:\n            loss", "if scaled > 1:\n            loss"),
+    "takes the largest score": ("loss = weight * score", "loss = weight * STEPS"),
+    "only the last pick takes": ("was + loss", "loss"),
+    "the first channels only": ("range(0, D, AHEAD * WIDE)", "range(0, 1, AHEAD * WIDE)"),
 }
 
 
@@ -190,6 +219,28 @@ def _judge_suppress() -> None:
     check(visual, scores, 38, 0.1, False)
 
 
+def _judge_soft_suppress() -> None:
+    """Zero rows, equal rows, scores and places that do not count; both rules, near and far."""
+    n, k = 24, 14
+    visual, scores = tokens("clusters", n, 20, seed=1), torch.arange(n).flip(0) % 5 / 4 - 0.25
+    visual[[4, 11]], visual[9] = 0.0, torch.nan
+    visual[20], visual[6] = visual[1], 9 * visual[1]
+    scores[4], scores[3], scores[7] = 2.0, torch.nan, torch.inf
+    places = torch.stack((torch.arange(n) // 6, torch.arange(n) % 6), -1).float()
+    places[14, 0] = torch.inf
+    near: dict[str, Any] = {"positions": places, "spread": 1.5, "reach": 2.0}
+    for given in ({"rule": "scale"}, {"rule": "subtract"} | near, {"rule": "subtract"}):
+        run: dict[str, Any] = {"sharpness": 2.0, **given}
+        right = soft_suppress64(visual, scores, k, **run)
+        where = given.get("positions")
+        picks = soft_suppress.soft_suppress(
+            *(visual[None], scores[None], k, 2.0, str(given["rule"])),
+            *(None if where is None else places[None], run.get("spread", torch.inf)),
+            *(run.get("reach", torch.inf), None),
+        )
+        assert torch.equal(picks[0], right)
+
+
 @pytest.mark.parametrize("fault", [None, *DPP])
 def test_dpp(fault: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     Runs(monkeypatch, dpp, span=4, own_rows=8, own_cols=2, ahead=2)
@@ -243,4 +294,17 @@ def test_suppress(fault: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: 
         monkeypatch.setattr(suppress_steps, "phases", mutant)
     with pytest.raises(AssertionError):
         _judge_suppress()
+    return None
+
+
+@pytest.mark.parametrize("fault", [None, *SOFT])
+def test_soft_suppress(fault: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    small = {"lanes": 4, "own_rows": 16, "wide": 16, "ahead": 1}
+    Runs(monkeypatch, soft_suppress, **small).programs = 2
+    if fault is None:
+        return _judge_soft_suppress()
+    mutant = _with_fault(soft_suppress_phases, SOFT[fault], tmp_path)
+    monkeypatch.setattr(soft_suppress_steps, "phases", mutant)
+    with pytest.raises(AssertionError):
+        _judge_soft_suppress()
     return None

@@ -31,13 +31,14 @@ from zspa_kernels.backends.triton import (
     relevance_topk_config,
     select,
     select_config,
+    soft_suppress,
     suppress,
 )
 from zspa_kernels.testing.tokens import tokens
 
 MODULES = (
     *(diversity, diversity_whole, dpp, facility_location, min_sum, relevance_topk, select),
-    suppress,
+    *(soft_suppress, suppress),
 )
 
 
@@ -337,6 +338,9 @@ def test_rows_beyond_two_to_the_31_elements(monkeypatch: pytest.MonkeyPatch) -> 
         assert torch.equal(covers(x, *given), covers(dense, *given))
         rated = (dense[..., 0], n, 0.0, True, None)
         assert torch.equal(suppress.suppress(x, *rated), suppress.suppress(dense, *rated))
+        soft, everywhere = soft_suppress.soft_suppress, (None, torch.inf, torch.inf, None)
+        weak = (dense[..., 0], n, 9.0, "subtract", *everywhere)
+        assert torch.equal(soft(x, *weak), soft(dense, *weak))
     counts = torch.tensor([1, 1])
     table = ragged_table(torch.tensor([0, 2, 4]), counts, counts, 4, 2, 4)
     words, spans = tokens("iid", 3, d, seed=2), torch.tensor([[0, 2], [1, 3]])
@@ -359,7 +363,8 @@ def test_launchers_read_no_value_on_the_host(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(module, "launch", launch)
     triton_aot.call_selection(torch.bfloat16, full=True)
     stem = re.compile(
-        r"_(relevance_topk|diversity|dpp|facility_location|min_sum|select|suppress)_\w+_kernel"
+        r"_(relevance_topk|diversity|dpp|facility_location|min_sum|select|(soft_)?suppress)"
+        r"_\w+_kernel"
     )
     stems = {stem.match(name) for name in launched}
     assert None not in stems
@@ -433,15 +438,17 @@ def test_one_allocation_beside_the_output(sorted_: bool, monkeypatch: pytest.Mon
 
     for module in MODULES:
         monkeypatch.setattr(module, "launch", lambda *a, **k: None)
-    for module in (diversity, dpp, facility_location, suppress):
+    for module in (diversity, dpp, facility_location, soft_suppress, suppress):
         monkeypatch.setattr(module, "greedy_in_steps", lambda *a, **k: 0)
     with Recorder():
         select.select(visual, prompt, 3, 4, None, None, "mean", sorted_)
         dpp.dpp(visual, 7, None, None)
         facility_location.facility_location(visual, 7, None, None, None, 0.2, 1.0)
         suppress.suppress(visual, visual[..., 0], 7, 0.5, True, None)
-    assert len(made) == 8
-    assert made[::2] == [(3, 7)] * 4
+        near = (visual[..., :2], 1.0, 2.0, None)
+        soft_suppress.soft_suppress(visual, visual[..., 0], 7, 9.0, "scale", *near)
+    assert len(made) == 10
+    assert made[::2] == [(3, 7)] * 5
 
 
 def test_order_of_sums_depends_on_channels_and_dtype_only() -> None:

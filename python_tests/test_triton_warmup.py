@@ -22,13 +22,14 @@ from zspa_kernels.backends.triton import (
     min_sum,
     relevance_topk,
     select,
+    soft_suppress,
     suppress,
 )
 from zspa_kernels.backends.triton.diversity_config import whole
 
 MODULES = (
     *(diversity, diversity_whole, dpp, facility_location, min_sum, relevance_topk, select),
-    suppress,
+    *(soft_suppress, suppress),
 )
 N, D, K = 300, 64, 9
 
@@ -64,8 +65,7 @@ def launched(require_backend: Callable[..., None], monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(diversity, "few_tokens", few_on_a_gpu)
 
     def choose(op: str, device: Any) -> Any:
-        backend = "reference" if op in _dispatch.TORCH_ON_GPU else "triton"
-        return _dispatch.load(backend, op)
+        return _dispatch.load("triton", op)
 
     monkeypatch.setattr(_dispatch, "choose", choose)
     return seen
@@ -91,7 +91,11 @@ def _call_every_op() -> None:
         zk.min_sum(visual, K, **mask)
         zk.min_sum(visual, K, seeds=seeds, **mask)
         for kind in (torch.float32, torch.float64):
-            zk.suppress(visual, zeros(3, N, dtype=kind), K, threshold=0.3, **mask)
+            rated, places = zeros(3, N, dtype=kind), zeros(3, N, 2, dtype=torch.int64)
+            zk.suppress(visual, rated, K, threshold=0.3, **mask)
+            for rule, where in product(("subtract", "scale"), (None, places)):
+                given = {"rule": rule, "positions": where, **mask}
+                zk.soft_suppress(visual, rated, K, sharpness=3.0, **given)
         zk.select(visual, words, k_core=3, k_diverse=5, **mask)
         zk.select(visual, k_core=0, k_diverse=5, **mask)
         zk.relevance_topk(visual, words, K, **mask)

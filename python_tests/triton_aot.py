@@ -49,6 +49,7 @@ def record(dtype: torch.dtype, full: bool, hip: bool) -> list[Launch]:
         relevance_topk,
         select,
         sensitivity,
+        soft_suppress,
         suppress,
     )
 
@@ -60,7 +61,7 @@ def record(dtype: torch.dtype, full: bool, hip: bool) -> list[Launch]:
         launches.append(Launch(kernel, args, options | {"launch_cooperative_grid": together}))
 
     selection = (diversity, diversity_whole, dpp, facility_location, min_sum, relevance_topk)
-    for module in (*selection, select, sensitivity, suppress):
+    for module in (*selection, select, sensitivity, soft_suppress, suppress):
         module.launch = recorder  # type: ignore[attr-defined]
     torch.version.hip = "0" if hip else None
     call_selection(dtype, full)
@@ -77,6 +78,7 @@ def call_selection(dtype: torch.dtype, full: bool, n: int = 2880, d: int = 4096)
         min_sum,
         relevance_topk,
         select,
+        soft_suppress,
         suppress,
     )
 
@@ -91,6 +93,8 @@ def call_selection(dtype: torch.dtype, full: bool, n: int = 2880, d: int = 4096)
     dpp.dpp(visual, 58, empty(2, n, kind=torch.float32), None)
     min_sum.min_sum(visual, 58, None, None)
     suppress.suppress(visual, empty(2, n), 58, 0.9, True, None)
+    near = (empty(2, n, 2), 1.5, 5.0, None)
+    soft_suppress.soft_suppress(visual, empty(2, n), 58, 9.0, "scale", *near)
     words = empty(2, 40, n, kind=torch.float32)
     facility_location.facility_location(visual, 58, words, None, None, 0.2, 0.5)
     if not full:
@@ -111,6 +115,8 @@ def call_selection(dtype: torch.dtype, full: bool, n: int = 2880, d: int = 4096)
         dpp.dpp(visual, 58, weights, mask)
         facility_location.facility_location(visual, 58, None, weights, mask, 0.0, 1.0)
     suppress.suppress(visual[:1], empty(1, n, kind=torch.float64), 58, 0.0, False, mask[:1])
+    far = (None, torch.inf, torch.inf, mask)
+    soft_suppress.soft_suppress(visual, empty(2, n), 58, 9.0, "subtract", *far)
     diversity.diversity_varlen(packed, table, 58, empty(n, kind=torch.float32))
     dpp.dpp_varlen(packed, table, 58, n, empty(n, kind=torch.float32))
     min_sum.min_sum_varlen(packed, table, 58, n)

@@ -38,9 +38,6 @@ OPS = (
     "sensitivity_rms_hidden",
 )
 
-# Ops without a GPU kernel, whose reference is blocked: that runs there, and waits for the device.
-TORCH_ON_GPU = ("soft_suppress",)
-
 # What backend="auto" tries, best first. The reference comes after these, and only where the backend
 # in front of it is not there at all: it is too slow to be chosen for any other reason.
 _AUTO = {"cpu": ("cpp",), "cuda": ("cuda", "triton")}
@@ -54,8 +51,6 @@ def why_not(backend: str, op: str, device: torch.device) -> str | None:
         raise ValueError(f"op must be one of {', '.join(OPS)}, got {op}")
     if backend == "cuda":
         return "native CUDA kernels are not part of this build"
-    if backend == "triton" and op in TORCH_ON_GPU:
-        return "it has no kernel for this op: on a GPU the reference runs"
     devices = ("cpu",) if backend == "cpp" else ("cpu", "cuda")
     if device.type not in devices:
         return f"it runs on {' and '.join(devices)} tensors, not on {device.type}"
@@ -80,8 +75,6 @@ def choose(op: str, device: torch.device) -> Callable[..., Any]:
         NotImplementedError: no backend runs on this device; the text says why for each.
     """
     reasons = {}
-    if op in TORCH_ON_GPU and device.type == "cuda":
-        return named("reference", op, device)
     for backend in _AUTO.get(device.type, BACKENDS):
         reason = why_not(backend, op, device)
         if reason is None:

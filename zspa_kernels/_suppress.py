@@ -101,8 +101,7 @@ def soft_suppress(
         spread: of the weight over positions, above 0.
         reach: distance beyond which nothing is suppressed, at least 0.
         visual_mask: bool `[B, N]`, True for real tokens.
-        backend: see `select`. On a GPU `"auto"` runs the reference, plain torch, which looks at
-            values there: such a call cannot be captured in a CUDA graph.
+        backend: see `select`.
 
     Returns:
         int64 `[B, k]` in the order of taking, then -1. Zero rows neither suppress nor are
@@ -114,7 +113,8 @@ def soft_suppress(
             range.
 
     Complexity: up to N K D, and no N x N matrix. A score only falls, so a stale one is a bound, and
-        a token is compared with what was taken since its last turn only when its bound comes first.
+        a token is compared with what was taken since its last turn only when its bound comes first;
+        on a GPU, with what was taken within its reach.
 
     Source: Gaussian suppression as in soft-NMS (Bodla et al. 2017); ID-Selection, arXiv 2604.05601
     (subtract); AdaptPrune, arXiv 2503.08019 (scale, positions).

@@ -13,9 +13,8 @@ Common to all of them:
 * Ties go to the lowest index. The same call gives the same bits, alone or in a batch, with any
   number of threads, whatever autocast, default dtype, default device or grad mode are.
 * Nothing is written to the arguments. Results have no gradient: gradients flow through `gather`.
-* Calls work under `torch.compile(fullgraph=True)`, `torch.export` and (but for `soft_suppress`)
-  CUDA-graph capture, with `backend="auto"`. Naming a backend is for tests and measurements, in
-  eager mode.
+* Calls work under `torch.compile(fullgraph=True)`, `torch.export` and CUDA-graph capture, with
+  `backend="auto"`. Naming a backend is for tests and measurements, in eager mode.
 
 Errors are raised before any work: TypeError for a wrong kind or dtype (and None where a value is
 required), ValueError for a wrong rank, shape, range, device, layout or option, NotImplementedError
@@ -320,8 +319,8 @@ def warmup(
             facility_location(visual[:, :64], k, temperature=1.0, **part)
         min_sum(visual, k, seeds=seeds, **masked)
         suppress(visual, weights, k, threshold=0.9, **masked)
-        if not visual.is_cuda:  # there is nothing to be compiled there
-            soft_suppress(visual, weights, k, sharpness=20.0, **masked)
+        for places in (None, visual.new_zeros((2, num_tokens, 2))):
+            soft_suppress(visual, weights, k, sharpness=20.0, positions=places, **masked)
     select_varlen(list(visual), k_core=0, k_diverse=k)
     select_varlen(list(visual), prompt[0], k_core=one, k_diverse=k - one)
     diversity_varlen(list(visual), k, weights=list(weights))

@@ -1,14 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cosines in float64, for what float32 cannot decide."""
+"""Numbers in float64, for what float32 cannot decide."""
 
 from __future__ import annotations
+
+import struct
 
 import triton
 import triton.language as tl
 
 STEPS = tl.constexpr(2.0**40)  # of 1: coarser than the error of float64, so equal cosines are equal
-# Added and subtracted again, it leaves an integer: the distance of float64 values there is 1.
-ROUND = tl.constexpr(1.5 * 2.0**52)
+# From here on all values are whole, and their distance is 1.
+WHOLE = tl.constexpr(2.0**52)
+
+
+def halves(x: float) -> tuple[int, int]:
+    """A float64 argument of a kernel, as two int32: Triton would round it to float32."""
+    low, high = struct.unpack("<ii", struct.pack("<d", x))
+    return high, low
+
+
+@triton.jit
+def joined(high, low):
+    """The float64 that `halves` took apart."""
+    bits = (tl.cast(high, tl.int64) << 32) | (tl.cast(low, tl.int64) & 0xFFFFFFFF)
+    return bits.to(tl.float64, bitcast=True)
 
 
 @triton.jit
@@ -22,8 +37,10 @@ def wide(x):
 
 @triton.jit
 def rounded(x):
-    """float64 values below 2**51 rounded to integers, halves to even ones."""
-    return (x + ROUND) - ROUND
+    """float64 values rounded to integers, halves to even ones."""
+    size = tl.abs(x)
+    size = tl.where(size < WHOLE, (size + WHOLE) - WHOLE, size)
+    return tl.where(x < 0.0, -size, size)
 
 
 @triton.jit

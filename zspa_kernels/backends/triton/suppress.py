@@ -21,8 +21,6 @@ Limits      : N < 2^31 - 2^20 (block numbers are int32); N * D may exceed 2^31 (
 
 from __future__ import annotations
 
-import math
-
 import torch
 import triton
 import triton.language as tl
@@ -31,6 +29,7 @@ from torch import Tensor
 from . import _scratch
 from . import suppress_phases as phases
 from ._common import Segments, launch, meet, program, row_strides, segment
+from ._exact import halves
 from ._group import ARRIVED, CONTROL
 from ._steps import greedy_in_steps
 from .diversity import group_grid, norms
@@ -137,13 +136,11 @@ def suppress(
     scratch["control"].zero_()
     norms(cfg, visual, segments, visual_mask, None, scratch["inv_norm"])
     open_ = slack(dim) + 2.0**-22  # the sums below are rounded to float32
-    # A cosine of whole steps is above the threshold if it has more than these.
-    limit = math.floor(threshold * 2**40)
     arguments = (
         *(visual, scratch["inv_norm"], scratch["scores"], indices),
         *(scratch[name] for name in ("order", "hits", "above", "near", "control")),
         *(batch, n, dim, *row_strides(visual), k, int(fill)),
-        *(threshold + open_, threshold - open_, limit >> 20, limit % 2**20, programs),
+        *(threshold + open_, threshold - open_, *halves(threshold * 2.0**40), programs),
     )
     options = {
         "BLOCK": cfg.block,

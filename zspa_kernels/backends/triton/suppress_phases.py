@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from ._common import INF
-from ._exact import exact_cosines
+from ._exact import exact_cosines, joined
 from ._group import CONTROL, DONE, KEY_LAST, own_rows
 from ._products import chunked_dots
 
@@ -139,7 +139,7 @@ def settle(
         tl.store(near + tl.cumsum(still, 0) - 1, tl.arange(0, ROWS * COLS), mask=still > 0)
         tl.debug_barrier()  # the list is there, and what float32 says is stored
         taken = tile < before
-        limit = tl.cast(limit_high, tl.int64) * (1 << 20) + limit_low
+        limit = joined(limit_high, limit_low)
         for p0 in range(0, n, PAIRS):
             p = p0 + tl.arange(0, PAIRS)
             pair = tl.load(near + p, mask=p < n, other=0)
@@ -149,7 +149,7 @@ def settle(
             j = column(block, indices, col, taken, done, count)
             x = visual + i.to(tl.int64) * stride_n
             y = visual + j.to(tl.int64) * stride_n
-            close = exact_cosines(x, y, p < n, D, PAIRS, WIDE) > limit.to(tl.float64)
+            close = exact_cosines(x, y, p < n, D, PAIRS, WIDE) > limit
             close = close & (p < n)
             one = tl.full([PAIRS], 1, tl.int32)
             tl.store(hits + tile * BLOCK + row, one, mask=close & taken)

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Block sizes of the soft suppression kernel, each with its reason. Standard library only.
+
+Norms and groups of programs are those of diversity_config, for the reasons given there. No size
+here decides a pick: scores are sums in the order of the picks, of cosines in whole steps. The
+reasons are counts; no figure here was timed yet.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import asdict, dataclass
+
+from . import diversity_config
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(diversity_config.Config):
+    """One launch configuration of the soft suppression kernel."""
+
+    # Rows whose scores are looked at together.
+    lanes: int
+    # Tile of own rows by channels whose products with a pick are added up, and how many such
+    # tiles are read before the first is used.
+    own_rows: int
+    wide: int
+    ahead: int
+
+
+@functools.cache
+def config(d: int, itemsize: int, hip: bool = False) -> Config:
+    """The configuration for D channels of `itemsize` bytes."""
+    shared = diversity_config.config(d, itemsize, hip)
+    groups = tuple(diversity_config.Group(**group) for group in asdict(shared)["groups"])
+    width = max(32, 1 << (d - 1).bit_length())  # the power of two that holds a row
+    return Config(
+        **{**asdict(shared), "groups": groups},
+        # A row a thread.
+        lanes=256,
+        # 2880 tokens on 132 multiprocessors are 22 rows a program, and 4096 channels of 8 rows in
+        # half precision 64 KiB on their way in two steps. Sums are 16 float64 a thread of 256.
+        own_rows=8,
+        wide=min(512, width),
+        ahead=max(1, min(4, width // 512)),
+    )

@@ -165,6 +165,22 @@ def _min_sum(visual: Tensor, k: int, seeds: Tensor | None, mask: Tensor | None) 
 
 
 @check
+def facility_location_turns() -> None:
+    """Images whose matrices take more than the bound take turns: the same picks, less memory."""
+    visual = draw(24, 2048, 128)  # 16 MiB each
+    first, last = (zk.facility_location(visual[at], 40) for at in (slice(0, 5), slice(19, 24)))
+    zk.facility_location(visual, 40)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    whole = zk.facility_location(visual, 40)
+    used = torch.cuda.max_memory_allocated() - before
+    same(whole[:5], first, "the first images")
+    same(whole[19:], last, "the last images")
+    assert used < 272 * 2**20, f"{used} bytes"
+
+
+@check
 def min_sum_cases() -> None:
     """Standard cases of min_sum, with and without seeds, some of many passes."""
     for case in _cases("weights"):

@@ -3,17 +3,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from python_tests.triton_small import Runs
+from python_tests.triton_small import Runs, with_fault
 from zspa_kernels.backends.triton import (
     _exact,
     dpp,
@@ -136,20 +134,6 @@ def interpreted(require_backend: Callable[..., None]) -> None:
     require_backend("triton")
 
 
-def _with_fault(module: ModuleType, fault: tuple[str, str], folder: Path) -> ModuleType:
-    """The module with one piece of its text replaced, as a module of the same package."""
-    text = Path(str(module.__file__)).read_text()
-    assert text.count(fault[0]) == 1, fault[0]
-    path = folder / "mutant.py"
-    path.write_text(text.replace(*fault))
-    spec = importlib.util.spec_from_file_location(f"{module.__package__}.mutant", path)
-    assert spec is not None
-    assert spec.loader is not None
-    mutant = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(mutant)
-    return mutant
-
-
 def _judge_dpp() -> None:
     """Tokens of rank 7 with a zero row; then some that fall to 0 while lower indices wait."""
     draw = torch.Generator().manual_seed(1)
@@ -246,7 +230,7 @@ def test_dpp(fault: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     Runs(monkeypatch, dpp, span=4, own_rows=8, own_cols=2, ahead=2)
     if fault is None:
         return _judge_dpp()
-    monkeypatch.setattr(dpp_steps, "phases", _with_fault(dpp_phases, DPP[fault], tmp_path))
+    monkeypatch.setattr(dpp_steps, "phases", with_fault(dpp_phases, DPP[fault], tmp_path))
     with pytest.raises(AssertionError):
         _judge_dpp()
     return None
@@ -260,7 +244,7 @@ def test_facility_location(
     Runs(monkeypatch, facility_location, list_block=16, **greedy)
     if fault is None:
         return _judge_facility_location()
-    mutant = _with_fault(facility_location_phases, FACILITY[fault], tmp_path)
+    mutant = with_fault(facility_location_phases, FACILITY[fault], tmp_path)
     monkeypatch.setattr(facility_location_steps, "phases", mutant)
     with pytest.raises(AssertionError):
         _judge_facility_location()
@@ -273,7 +257,7 @@ def test_min_sum(fault: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: P
     Runs(monkeypatch, min_sum, forecast=8, **small).programs = 2
     if fault is None:
         return _judge_min_sum()
-    mutant = _with_fault(min_sum_phases, MIN_SUM[fault], tmp_path)
+    mutant = with_fault(min_sum_phases, MIN_SUM[fault], tmp_path)
     monkeypatch.setattr(min_sum_steps, "phases", mutant)
     with pytest.raises(AssertionError):
         _judge_min_sum()
@@ -287,10 +271,10 @@ def test_suppress(fault: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: 
     if fault is None:
         return _judge_suppress()
     if fault in EXACT:
-        mutant = _with_fault(_exact, EXACT[fault], tmp_path)
+        mutant = with_fault(_exact, EXACT[fault], tmp_path)
         monkeypatch.setattr(suppress_phases, "exact_cosines", mutant.exact_cosines)
     else:
-        mutant = _with_fault(suppress_phases, SUPPRESS[fault], tmp_path)
+        mutant = with_fault(suppress_phases, SUPPRESS[fault], tmp_path)
         monkeypatch.setattr(suppress_steps, "phases", mutant)
     with pytest.raises(AssertionError):
         _judge_suppress()
@@ -303,7 +287,7 @@ def test_soft_suppress(fault: str | None, monkeypatch: pytest.MonkeyPatch, tmp_p
     Runs(monkeypatch, soft_suppress, **small).programs = 2
     if fault is None:
         return _judge_soft_suppress()
-    mutant = _with_fault(soft_suppress_phases, SOFT[fault], tmp_path)
+    mutant = with_fault(soft_suppress_phases, SOFT[fault], tmp_path)
     monkeypatch.setattr(soft_suppress_steps, "phases", mutant)
     with pytest.raises(AssertionError):
         _judge_soft_suppress()

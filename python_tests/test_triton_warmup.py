@@ -19,6 +19,7 @@ from zspa_kernels.backends.triton import (
     diversity_whole,
     dpp,
     facility_location,
+    facility_location_matrix,
     min_sum,
     relevance_topk,
     select,
@@ -27,10 +28,8 @@ from zspa_kernels.backends.triton import (
 )
 from zspa_kernels.backends.triton.diversity_config import whole
 
-MODULES = (
-    *(diversity, diversity_whole, dpp, facility_location, min_sum, relevance_topk, select),
-    *(soft_suppress, suppress),
-)
+PARTS = (diversity_whole, facility_location_matrix, relevance_topk, select)  # without a greedy
+MODULES = (diversity, dpp, facility_location, min_sum, soft_suppress, suppress, *PARTS)
 N, D, K = 300, 64, 9
 
 
@@ -55,7 +54,7 @@ def launched(require_backend: Callable[..., None], monkeypatch: pytest.MonkeyPat
 
     for module in MODULES:
         monkeypatch.setattr(module, "launch", launch)
-        if module not in (diversity_whole, relevance_topk, select):
+        if module not in PARTS:
             monkeypatch.setattr(module, "greedy_in_steps", greedy)
             monkeypatch.setattr(module, "group_grid", on_a_gpu)
 

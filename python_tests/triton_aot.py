@@ -45,6 +45,7 @@ def record(dtype: torch.dtype, full: bool, hip: bool) -> list[Launch]:
         diversity_whole,
         dpp,
         facility_location,
+        facility_location_matrix,
         min_sum,
         relevance_topk,
         select,
@@ -60,8 +61,9 @@ def record(dtype: torch.dtype, full: bool, hip: bool) -> list[Launch]:
     ) -> None:
         launches.append(Launch(kernel, args, options | {"launch_cooperative_grid": together}))
 
-    selection = (diversity, diversity_whole, dpp, facility_location, min_sum, relevance_topk)
-    for module in (*selection, select, sensitivity, soft_suppress, suppress):
+    greedy = (diversity, diversity_whole, dpp, facility_location, facility_location_matrix, min_sum)
+    others = (relevance_topk, select, sensitivity, soft_suppress, suppress)
+    for module in (*greedy, *others):
         module.launch = recorder  # type: ignore[attr-defined]
     torch.version.hip = "0" if hip else None
     call_selection(dtype, full)

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import inspect
 import re
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -125,3 +127,17 @@ class Runs:
             blind[:] = [place]
             with pytest.raises(RaceError):
                 self.together(kernel, work, seed=1)
+
+
+def with_fault(module: ModuleType, fault: tuple[str, str], folder: Path) -> ModuleType:
+    """The module with one piece of its text replaced, as a module of the same package."""
+    text = Path(str(module.__file__)).read_text()
+    assert text.count(fault[0]) == 1, fault[0]
+    path = folder / "mutant.py"
+    path.write_text(text.replace(*fault))
+    spec = importlib.util.spec_from_file_location(f"{module.__package__}.mutant", path)
+    assert spec is not None
+    assert spec.loader is not None
+    mutant = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(mutant)
+    return mutant

@@ -143,7 +143,7 @@ def facility_location(
     Complexity: O(N^2 D + N^2 k). It holds the N x N cosines of an image in float32, 33 MB for 2880
         tokens: already the first gains need all of them, and each later gain reads a whole column
         again, where computing it again would cost D multiply-adds an element. On a GPU it holds
-        those of all images of the call at once.
+        those of several images at once, 256 MiB at most if an image does not take more alone.
 
     Source: facility location by lazy greedy (Minoux 1978); for visual tokens SCOPE, arXiv
     2510.24214 (weights), and MMTok, arXiv 2508.18264 (softmax, words as benefits).

@@ -27,6 +27,7 @@ class Config:
     warps: int
     stages: int
     programs: int  # the most programs of the launches that need not be resident
+    matrix_bytes: int  # of the matrices of the images in flight
     # Softmax: covered tokens and covering ones whose similarities are added at a time.
     soft_rows: int
     soft_cols: int
@@ -56,6 +57,10 @@ def config(d: int, itemsize: int, hip: bool = False) -> Config:
         # (128 + 128) rows x 128 bytes a stage: 96 KiB; AMD has 64 KiB in all.
         stages=2 if hip else 3,
         programs=4096,
+        # 8 images of 2880 tokens, 32 of 1440, 200 of 576. 8 x 23 x 23 tiles are 32 rounds on 132
+        # multiprocessors, and 8 groups of 16 programs pick: more images at a time would save
+        # little but meetings. A matrix that is larger is alone.
+        matrix_bytes=2**28,
         # 32 neighbours are 128 bytes of a column; 1024 sums are 8 a thread of 128.
         soft_rows=32,
         soft_cols=32,
@@ -75,3 +80,18 @@ def config(d: int, itemsize: int, hip: bool = False) -> Config:
 def programs(cfg: Config, tasks: int, segments: int) -> int:
     """Programs a segment for `tasks` tasks, each taking every `programs`-th one."""
     return max(1, min(tasks, cfg.programs // max(1, segments)))
+
+
+def in_flight(cfg: Config, rows: int, longest: int, stride: int, segments: int) -> int:
+    """How many segments have their matrices at a time: it decides memory and time, never a pick.
+
+    Args:
+        cfg: of the kernels.
+        rows: of all segments.
+        longest: the most rows of a segment.
+        stride: elements of a row of the matrix.
+        segments: at least one.
+    """
+    if 4 * rows * stride <= cfg.matrix_bytes:
+        return segments
+    return max(1, min(segments, cfg.matrix_bytes // (4 * longest * stride)))

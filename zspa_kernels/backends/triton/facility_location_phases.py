@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._common import INF, KEY_END, order_key, ordered_sum
+from ._common import INF, KEY_END, order_key, ordered_sum, segment
 from ._group import KEY_LAST, own_rows
 
 
@@ -185,3 +185,13 @@ def own_benefits(benefits, table, tokens, M):
         return benefits + tokens
     else:
         return benefits + tokens * M
+
+
+@triton.jit
+def own_matrix(matrix, first, start, table, N, stride):
+    """A segment's part of the matrix, which begins with that of the segment `start`.
+
+    `first`: the segment's first row in scratch.
+    """
+    before, _, _, _, _, _, _, _ = segment(start, table, N, 0, 0, 0, 0)
+    return matrix + (first - before) * stride

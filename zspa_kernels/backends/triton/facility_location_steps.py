@@ -30,7 +30,8 @@ def facility_location_step(
     answered,
     proposals,
     control,
-    segments,
+    start,
+    stop,
     N,
     M,
     stride,
@@ -47,17 +48,18 @@ def facility_location_step(
     REVERSED: tl.constexpr,
 ):
     """One phase of every group; a group is a segment."""
-    seg, me = program(programs, REVERSED)
-    known += (seg * programs + me) * KNOWN
+    group, me = program(programs, REVERSED)
+    seg = start + group
+    known += (group * programs + me) * KNOWN
     if PHASE != "begin":
         if tl.load(known + STAGE) == STOP:
             return
-    covered += (seg * programs + me) * stride
-    answered += (seg * programs + me).to(tl.int64) * M
-    proposals += seg * programs * 2
+    covered += (group * programs + me) * stride
+    answered += (group * programs + me).to(tl.int64) * M
+    proposals += group * programs * 2
     first, tokens, _, base, length, _, slots, slot = segment(seg, table, N, 0, 0, 0, k)
     m, age, place = costs + first, seen + first, places + first
-    own = matrix + first * stride
+    own = phases.own_matrix(matrix, first, start, table, N, stride)
     b = phases.own_benefits(benefits, table, tokens, M)
     w = None
     if weights is not None:

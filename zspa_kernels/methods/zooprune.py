@@ -200,9 +200,8 @@ class ZOOPrune(MethodBase):
     ) -> Tensor:
         if sensitivity is not None:
             if not isinstance(sensitivity, Tensor) or not sensitivity.is_floating_point():
-                raise TypeError(
-                    f"ZOOPrune: sensitivity must be a float tensor, got {sensitivity!r:.60}"
-                )
+                got = _values.say(sensitivity)
+                raise TypeError(f"ZOOPrune: sensitivity must be a float tensor, got {got}")
             return sensitivity.detach().float()
         if self.score == "norm":
             return row_lengths(visual.detach())

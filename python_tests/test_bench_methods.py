@@ -60,6 +60,8 @@ def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = methods.table(results)
     assert "`scoredtopk`" in text
     assert "2 of 2 records" in text
+    gains = [r["gain"] for r in results["records"]]
+    assert f"{min(gains):.3g}x (" in text
     results["records"][0] |= {"gain": None, "verified": "pick 3 is wrong"}
     assert "**pick 3 is wrong**" in methods.table(results)
     page = f"a\n{methods.BEGIN}\nold\n{methods.END}\nb\n"

@@ -147,16 +147,11 @@ def test_lengths_that_count_the_prompt(name: str) -> None:
     with METHOD(tiny.model):
         one = tiny.model.generate(**inputs, max_length=length + 4, min_length=length + 4)
         two = tiny.model.generate(**inputs, generation_config=limited)
-        # Of two limits of a kind the number of new tokens counts, for each kind by itself.
-        ends = [token for token in range(vlms.VOCABULARY) if token != 7]
-        mixed = {"min_length": length + 3, "max_new_tokens": 6, "eos_token_id": ends}
-        three = tiny.model.generate(**inputs, **mixed)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*model-agnostic default", UserWarning)
             default = tiny.model.generate(**inputs)
     assert (one.shape[1], two.shape[1], default.shape[1]) == (length + 4, length + 2, length + 20)
     assert torch.equal(one[:, : length + 2], two)
-    assert three[0, length:-1].tolist() == [7, 7, 7]  # all others would end it
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -10,7 +10,6 @@ import zspa_kernels as zk
 from python_tests import vlms
 from python_tests.hf_oracle import generate, hidden, kept_columns, rows
 from zspa_kernels import hf
-from zspa_kernels.hf.inputs import pack
 
 METHOD = zk.ZSPAPrune(keep=0.2, core_ratio=0.4)
 ALL = zk.ZSPAPrune(keep=1.0)
@@ -93,19 +92,6 @@ def test_kinds_of_tokens_that_are_not_given(name: str, kind: str) -> None:
     got = hf.prune_inputs(tiny.model, rest, METHOD)
     assert torch.equal(got["position_ids"], expected["position_ids"])
     assert torch.equal(rows(generate(tiny.model, got)), rows(generate(tiny.model, expected)))
-
-
-def test_padding_stays_on_its_side_and_is_padding() -> None:
-    """Columns of padding repeat one that was padding, on either side."""
-    valid = torch.tensor([[True] * 4 + [False] * 2, [True] * 6])
-    keep = valid.clone()
-    keep[0, 1] = keep[1, 2:4] = False
-    index, mask = pack(keep, valid)
-    assert index.tolist() == [[0, 2, 3, 5], [0, 1, 4, 5]]
-    assert mask.tolist() == [[True, True, True, False], [True] * 4]
-    index, mask = pack(keep.flip(1), valid.flip(1))
-    assert index.tolist() == [[1, 2, 3, 5], [0, 1, 4, 5]]
-    assert mask.tolist() == [[False, True, True, True], [True] * 4]
 
 
 def test_pruned_inputs_want_a_cache() -> None:

@@ -276,34 +276,6 @@ def test_merged_tokens_are_those_of_assign(name: str, method: str) -> None:
     assert changed > 3
 
 
-class Halves(zk.MethodBase):
-    """Merges the second half of the tokens into the first token, and the first half into itself."""
-
-    def select(self, visual: Tensor, prompt: Tensor | None = None) -> zk.Selection:
-        return self.assign(visual).selection
-
-    def assign(self, visual: Tensor, prompt: Tensor | None = None) -> zk.primitives.Merging:
-        half = (len(visual) + 1) // 2
-        indices = torch.arange(half)
-        owner = torch.cat((indices, torch.zeros(len(visual) - half, dtype=torch.int64)))
-        picked = zk.Selection(indices, torch.zeros(half, dtype=torch.bool))
-        return zk.primitives.Merging(picked, owner, torch.full((len(visual),), 0.5))
-
-
-@pytest.mark.skipif(vlms.VERSION < (5, 20), reason="transformers >= 5.20 (mm_encoder_outputs)")
-def test_features_of_deeper_layers_are_merged_as_well() -> None:
-    tiny = vlms.get("qwen3_vl")
-    inputs = tiny.inputs()
-    with torch.no_grad():
-        encoded = encode(Target.of(tiny.model), inputs, need_features=False)
-    pruned = zk.hf.prune_inputs(tiny.model, inputs, Halves())["mm_encoder_outputs"]["image"]
-    assert len(encoded.deep) == 2
-    layers = (pruned.pooler_output, *pruned.deepstack_features)
-    for got, full in zip(layers, (encoded.tokens, *encoded.deep), strict=True):
-        rows_of_it = got if isinstance(got, Tensor) else torch.cat(list(got))
-        torch.testing.assert_close(rows_of_it, Halves().assign(full).merge(full), **CLOSE)
-
-
 def test_whether_others_are_merged_is_an_option() -> None:
     tiny = vlms.get("llava")
     inputs = tiny.inputs("ragged")

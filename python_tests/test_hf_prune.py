@@ -24,7 +24,6 @@ from python_tests.hf_oracle import (
     generate,
     hidden,
     hidden_with_grad,
-    original_positions,
     reported_columns,
     rows,
 )
@@ -253,31 +252,3 @@ def test_ambient_modes(tiny: vlms.Tiny) -> None:
     assert [image.after for image in handle.report.images] == [
         zk.num_keep(image.before, 0.2) for image in handle.report.images
     ]
-
-
-@pytest.mark.parametrize(("name", "kind"), vlms.cases("ragged"))
-def test_compact_positions_go_on_where_the_pruned_prompt_ends(name: str, kind: str) -> None:
-    """Decoding by hand after a direct call: positions not given, or given as without pruning."""
-    tiny = vlms.get(name)
-    inputs = tiny.inputs(kind)
-    mask = inputs["attention_mask"]
-    with METHOD(tiny.model, positions="compact"), torch.no_grad():
-        expected = rows(generate(tiny.model, inputs))
-        ends = original_positions(tiny, inputs, mask).amax(-1, keepdim=True)
-        if ends.ndim == 3:
-            ends = ends[1:].amax(0)
-        for given in (False, True):
-            output = tiny.model(**inputs, use_cache=True)
-            # Positions count tokens where the caller says so; a direct call counts columns.
-            steps, seen = [output.logits[:, -1]], mask
-            for step in range(1, NEW):
-                token = steps[-1].argmax(-1, keepdim=True)
-                seen = torch.cat((seen, torch.ones_like(token)), dim=1)
-                more: dict[str, Any] = {cache_name(tiny.model): cache_of(output)}
-                if given:
-                    columns = torch.full_like(token, mask.shape[1] - 1)
-                    at = (ends if name.startswith("qwen") else columns) + step
-                    more["position_ids"] = at.expand(3, -1, -1) if name in vlms.FILMS else at
-                output = tiny.model(input_ids=token, attention_mask=seen, use_cache=True, **more)
-                steps.append(output.logits[:, -1])
-            torch.testing.assert_close(torch.stack(steps, dim=1), expected, **CLOSE)

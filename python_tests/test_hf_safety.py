@@ -18,9 +18,7 @@ import zspa_kernels as zk
 from python_tests import vlms
 from python_tests.hf_oracle import NEW, cache_name, cache_of, generate, rows
 from zspa_kernels import hf
-from zspa_kernels.hf.architectures import Target
 from zspa_kernels.hf.encode import _parts
-from zspa_kernels.hf.report import kv_bytes
 
 METHOD = zk.ZSPAPrune(keep=0.2, core_ratio=0.4)
 needs_inputs = pytest.mark.skipif(
@@ -352,10 +350,6 @@ def test_the_report(tiny: vlms.Tiny) -> None:
     )  # keys and values, 2 prompts, 2 heads of 16 channels, 4 bytes
     assert report.kv_bytes_before == slot * inputs["input_ids"].shape[1]
     assert report.kv_bytes_after == slot * max(report.prompt_after)
-    if tiny.name == "gemma3":  # one of its two layers holds a window of 64 tokens
-        target = Target.of(tiny.model)
-        assert kv_bytes(target, 2, 64) == slot * 64
-        assert kv_bytes(target, 2, 200) == slot // 2 * (200 + 64)
     line = str(report)
     assert "\n" not in line
     assert f"3 images, {report.before} -> {report.after} visual tokens" in line

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -79,29 +78,10 @@ def test_the_template_is_told_apart_where_the_tokenizer_is_known(tiny: vlms.Tiny
     around = f"{USER} compare <image> and where {ASK}"
     turns = f"{USER} <image> what is this <end> <start> assistant a cat <end> {USER} where {ASK}"
     system = f"<start> system you are helpful <end> {USER} who <image> is this {ASK}"
-    first = f"<s> {USER} <image> what {ASK}"  # a tokenizer may begin every prompt like this
-    words = [["what", "is"], ["compare", "and", "where"], ["where"], ["who", "is", "this"]]
-    expected = [*words, ["what"]]
+    expected = [["what", "is"], ["compare", "and", "where"], ["where"], ["who", "is", "this"]]
     for processor in (tiny.processor, tiny.processor.tokenizer):
-        got = asked(tiny, [*before, around, turns, system, first], processor=processor)
+        got = asked(tiny, [*before, around, turns, system], processor=processor)
         assert got == expected
-
-
-def test_the_question_before_a_picture_is_of_its_own_turn(tiny: vlms.Tiny) -> None:
-    """Nothing stands behind the picture: the text before it, but none of an earlier turn."""
-    text = f"<start> user what is this <end> {USER} where <image>"
-    assert asked(tiny, [text]) == [["<start>", "user", "where"]]
-
-
-def test_special_tokens_of_the_tokenizer_are_no_words(tiny: vlms.Tiny) -> None:
-    """Of a processor without a chat template nothing else is known."""
-    tokenizer = copy.deepcopy(tiny.processor.tokenizer)
-    tokenizer.chat_template = None
-    mark = tokenizer.convert_tokens_to_ids("<start>")
-    assert mark in tokenizer.all_special_ids
-    text = f"{USER} <image> what <start> is {ASK}"
-    assert asked(tiny, [text]) == [["what", "<start>", "is"]]
-    assert asked(tiny, [text], processor=tokenizer) == [["what", "is"]]
 
 
 def test_given_words_and_masks(tiny: vlms.Tiny) -> None:

@@ -91,15 +91,6 @@ def test_masks_and_rows_without_a_prompt(method: Any, sort: bool) -> None:
     assert torch.equal(kept[0, 3:], torch.zeros(17, D))
 
 
-def test_prompts_too_long_to_count_leave_no_core() -> None:
-    """A length of 2**40 counts, the next one does not: then all is chosen for diversity."""
-    for length, core in ((2.0**40, 2), (2.0**40 * (1 + 2.0**-22), 0)):
-        prompt = torch.tensor([[length, 0.0, 0.0]])
-        picked = zk.ZSPAPrune(3, 0.5).select_varlen([torch.eye(3)], [prompt])[0]
-        alone = zk.ZSPAPrune(3, 0.5).select(torch.eye(3), prompt)
-        assert int(picked.core_mask.sum()) == int(alone.core_mask.sum()) == core
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_unbatched_is_the_row_alone(method: Any) -> None:
     batched = method(keep=0.3).select(VISUAL, PROMPT)

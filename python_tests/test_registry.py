@@ -96,14 +96,6 @@ def test_unknown_names(call: Any) -> None:
         call(7)
 
 
-def test_what_get_returns_is_typed_as_what_it_is() -> None:
-    """Read by mypy too: a method by name selects in many images, and prunes a model."""
-    method = zk.methods.get("divprune", keep=2)
-    assert [len(one.indices) for one in method.select_varlen([torch.eye(3)])] == [2]
-    with pytest.raises(zk.hf.UnsupportedModelError):
-        method(torch.nn.Linear(1, 1))
-
-
 def test_options_are_those_of_the_class() -> None:
     rule = "get: options of divprune must be among keep, sorted, got 'size'"
     with pytest.raises(TypeError, match=rule):

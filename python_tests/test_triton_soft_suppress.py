@@ -27,7 +27,7 @@ def interpreted(require_backend: Callable[..., None]) -> None:
 
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
-    return Runs(monkeypatch, soft_suppress, lanes=16, own_rows=8, wide=16, ahead=2)
+    return Runs(monkeypatch, soft_suppress, lanes=8, own_rows=4, wide=16, ahead=2)
 
 
 def _places(n: int) -> Tensor:
@@ -86,7 +86,7 @@ def test_picks_are_those_of_float64(
     if "spread" in given:
         given = {**given, "positions": _places(n).to(dtype)}
         given["positions"][9, 1] = torch.nan
-    _one(visual.to(dtype), scores, 11, mask, **given)
+    _one(visual.to(dtype), scores, 14, mask, **given)
 
 
 @pytest.mark.parametrize("rule", ["subtract", "scale"])
@@ -156,17 +156,18 @@ def test_groups_of_any_size_lose_the_same(runs: Runs, monkeypatch: pytest.Monkey
     for b in range(2):
         given: dict[str, Any] = {"sharpness": 20.0, "rule": "scale", "mask": mask[b]}
         assert torch.equal(want[b], soft_suppress64(visual[b], scores[b], 7, **given))
-    for at, group in enumerate(GROUPS):  # of 3, 4 and 1 programs
-        runs.group, runs.programs = group, 3 + at
-        runs.fields |= {"reverse": at < 2, "lanes": 4 << at, "own_rows": 8 >> at}
-        runs.fields |= {"wide": 16 << at, "ahead": 1 + at % 2}
-        assert torch.equal(_run(visual, scores, 7, mask, rule="scale"), want)
-        assert torch.equal(used["lost"], lost)
+    for at, group in enumerate(GROUPS):
+        for programs, reverse in ((3, True), (group.programs, False)):
+            runs.group, runs.programs = group, programs
+            runs.fields |= {"reverse": reverse, "lanes": 4 << at, "own_rows": 8 >> at}
+            runs.fields |= {"wide": 16 << at, "ahead": 1 + at % 2}
+            assert torch.equal(_run(visual, scores, 7, mask, rule="scale"), want)
+            assert torch.equal(used["lost"], lost)
 
 
 def test_rows_are_alone_in_a_batch_and_fewer_are_the_first(runs: Runs) -> None:
     visual, scores, mask = _batch()
-    want = _run(visual, scores, 6, mask)
+    want = _run(visual, scores, 14, mask)
     for b in range(2):
         one = slice(b, b + 1)
         assert torch.equal(_run(visual[one], scores[one], 5, mask[one]), want[one, :5])

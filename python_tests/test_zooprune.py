@@ -253,12 +253,6 @@ def test_a_tile_of_invalid_tokens_leaves_its_slots_empty() -> None:
     assert (picked.indices[:3] >= 6).all()
 
 
-def test_what_is_left_over_goes_to_the_first_tiles_by_number() -> None:
-    labels = [1] * 4 + [-1] + [0] * 4
-    picked = zk.ZOOPrune(3).select(tokens("iid", 9, D), sensitivity=scores_of(9), tiles=labels)
-    assert [labels[i] for i in picked.indices.tolist()] == [1, -1, 0, 0]
-
-
 def test_only_newlines() -> None:
     picked = zk.ZOOPrune(3).select(tokens("iid", 4, D), sensitivity=scores_of(4), tiles=[-1] * 4)
     assert picked.indices.tolist() == [0, 1, 2, 3]

@@ -24,10 +24,11 @@ from ._contract_values import at_least, axes, brief, integer, integers, real, te
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
-def visual(op: str, x: Tensor, mask: Tensor | None = None, k: int = 0) -> Shape:
+def visual(op: str, x: Tensor, mask: Tensor | None = None, k: int | None = None) -> Shape:
     """Tokens, their mask, and how many of them; return the batch axes, () or (B,)."""
     batch, n = _visual(op, x, mask)
-    count(op, k, n)
+    if k is not None:
+        count(op, k, n)
     return batch
 
 
@@ -47,7 +48,7 @@ def visual_and_prompt(
 
 def per_token(op: str, name: str, x: Tensor, like: Tensor) -> None:
     """Floats `[B, N]`, one for each token of `like` `[B, N, D]`."""
-    _companion(op, name, x, like, FLOATS, tuple(like.shape[:-1]))
+    _companion(op, name, x, like, FLOATS, like.shape[:-1])
 
 
 def positions(op: str, name: str, x: Tensor, like: Tensor) -> None:

@@ -63,7 +63,11 @@ def kept(op: str, n: int, keep: float, rounding: str) -> int:
     n = _values.integer(op, "n", n)
     _values.at_least(op, "n", n, 0)
     _values.option(op, "rounding", rounding, ROUNDINGS)
-    keep = _values.share_or_count(op, "keep", keep)
+    return counted(n, _values.share_or_count(op, "keep", keep), rounding)
+
+
+def counted(n: int, keep: float, rounding: str) -> int:
+    """`num_keep` of a size and options that were checked."""
     count: int
     if (n == 0) is True:
         count = 0

@@ -44,7 +44,7 @@ def suppress(
             range.
 
     Complexity: up to N K D, in blocks of the order; it ends with the k-th token taken. A token
-        that is left out is not compared beyond the block that has the one that suppresses it.
+        that is left out is compared no further than with the one that suppresses it, about.
 
     Source: GreedyPrune, arXiv 2506.13166: scan by saliency under a bound of pairwise similarity.
 

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "tokens.h"
+#include "relevance_topk.h"
 
 namespace zspa::cpu {
 
-// out[i] = sum_d (twice[d] - x_id) x_id in double for all tokens x: the squared length of a point, twice
-// which is given, less the squared distance of the token to it.
-void alignment(const Tokens& tokens, const double* twice, int threads, double* out);
+// out[i]: minus the mean squared distance of token i to the words of the prompt that count, in double;
+// -inf for masked out tokens, 0 for all others where no word counts. `mask` as in Prompt.
+void alignment(const Tokens& tokens, const uint8_t* mask, const Prompt& prompt, int threads,
+               double* out);
 
 }  // namespace zspa::cpu

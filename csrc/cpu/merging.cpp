@@ -246,6 +246,31 @@ void assign(const Tokens& tokens, const uint8_t* mask, const int64_t* kept, int6
   for (size_t q = 0; q < queries.size(); ++q) owner[queries[q]] = slots[size_t(found.place[q])];
 }
 
+void groups(const Tokens& tokens, const uint8_t* mask, const int64_t* indices, const uint8_t* core,
+            int64_t K, int threads, int64_t* owner, float* weights) {
+  std::vector<uint8_t> asking(size_t(tokens.N), 1);
+  if (mask) asking.assign(mask, mask + tokens.N);
+  std::vector<int64_t> targets(indices, indices + K);
+  for (int64_t s = 0; s < K; ++s) {
+    if (!core[s]) continue;
+    asking[size_t(indices[s])] = 0;
+    targets[size_t(s)] = -1;
+  }
+  assign(tokens, asking.data(), targets.data(), K, threads, owner);
+  for (int64_t s = 0; s < K; ++s)
+    if (indices[s] >= 0) owner[indices[s]] = -1;
+  std::vector<float> counts(size_t(K), 0.0f);
+  for (int64_t i = 0; i < tokens.N; ++i)
+    if (owner[i] >= 0) counts[size_t(owner[i])] += 1.0f;
+  for (int64_t i = 0; i < tokens.N; ++i)
+    weights[i] = owner[i] >= 0 ? 1.0f / counts[size_t(owner[i])] : 0.0f;
+  for (int64_t s = 0; s < K; ++s) {
+    if (indices[s] < 0) continue;
+    owner[indices[s]] = s;
+    weights[indices[s]] = 1.0f;
+  }
+}
+
 void match(const Tokens& tokens, const uint8_t* mask, int64_t k, int threads, int64_t* heads,
            int64_t* owner) {
   threads = usable_threads(threads);

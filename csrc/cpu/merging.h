@@ -11,6 +11,12 @@ namespace zspa::cpu {
 void assign(const Tokens& tokens, const uint8_t* mask, const int64_t* kept, int64_t K, int threads,
             int64_t* owner);
 
+// What becomes of every token when the kept ones, `indices` [K], stay: each of these owns its slot, and
+// those that are not `core` [K] take in the tokens that `assign` gives them. weights [N]: 1 for a kept
+// token, equal shares of 1 for what its slot takes in, 0 for the rest, whose owner is -1.
+void groups(const Tokens& tokens, const uint8_t* mask, const int64_t* indices, const uint8_t* core,
+            int64_t K, int threads, int64_t* owner, float* weights);
+
 // ToMe's matching until k tokens are left: heads [k], ascending, then -1; owner [N], the place in
 // `heads` of the token that each goes into, -1 for an invalid one.
 void match(const Tokens& tokens, const uint8_t* mask, int64_t k, int threads, int64_t* heads,

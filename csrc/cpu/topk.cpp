@@ -126,6 +126,31 @@ int64_t top_k(const Rated<Score>& rated, int64_t k, bool ascending, int64_t* out
   return found;
 }
 
+void top_k_and_spaced(const Rated<float>& rated, int64_t k, int64_t spaced, bool ascending,
+                      int64_t* out, uint8_t* top) {
+  std::vector<int64_t> best(size_t(k - spaced));
+  best.resize(size_t(top_k(rated, k - spaced, true, best.data())));
+  std::vector<int64_t> rest, chosen;
+  for (int64_t i = 0, t = 0; i < rated.N; ++i) {
+    if (t < int64_t(best.size()) && best[size_t(t)] == i)
+      ++t;
+    else if (std::isfinite(rated.scores[i]) && (!rated.mask || rated.mask[i]))
+      rest.push_back(i);
+  }
+  const size_t step = std::max<size_t>(1, rest.size() / size_t(std::max<int64_t>(1, spaced)));
+  for (size_t i = 0; i < rest.size() && int64_t(chosen.size()) < spaced; i += step)
+    chosen.push_back(rest[i]);
+  std::fill(out, out + k, int64_t(-1));
+  std::fill(top, top + k, uint8_t(0));
+  size_t b = 0, c = 0;
+  for (int64_t t = 0; b < best.size() || c < chosen.size(); ++t) {
+    const bool first =
+        c == chosen.size() || (b < best.size() && (!ascending || best[b] < chosen[c]));
+    out[t] = first ? best[b++] : chosen[c++];
+    top[t] = first;
+  }
+}
+
 template int64_t top_k(const Rated<float>&, int64_t, bool, int64_t*);
 template int64_t top_k(const Rated<Half>&, int64_t, bool, int64_t*);
 template int64_t top_k(const Rated<BFloat16>&, int64_t, bool, int64_t*);

@@ -25,4 +25,10 @@ struct Rated {
 template <class Score>
 int64_t top_k(const Rated<Score>& rated, int64_t k, bool ascending, int64_t* out);
 
+// The k - spaced tokens of the largest scores and, of the others that are not masked out, `spaced` at
+// equal distances (VisionZip, arXiv 2412.04467). out [k]: all ascending, or the former before the
+// latter, then -1; top [k]: 1 for the former.
+void top_k_and_spaced(const Rated<float>& rated, int64_t k, int64_t spaced, bool ascending,
+                      int64_t* out, uint8_t* top);
+
 }  // namespace zspa::cpu

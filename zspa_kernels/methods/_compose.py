@@ -61,7 +61,8 @@ def per_token(
     _contract.visual(about.title, visual, mask)
     x = about.require(name, value)
     _contract.per_token(about.title, name, x, visual)
-    x = x.detach()
+    if x.requires_grad:
+        x = x.detach()
     return x if x.dtype is torch.float32 else x.float()
 
 
@@ -152,9 +153,3 @@ def of_each(
             f"{about.title}: {name} must have one tensor an image, {len(visual)}, got {len(given)}"
         )
     return list(given)
-
-
-def members(picks: Tensor, n: int) -> Tensor:
-    """Which of `n` tokens are among `picks` `[B, K]`: bool `[B, N]`."""
-    found = torch.zeros((*picks.shape[:-1], n + 1), dtype=torch.bool, device=picks.device)
-    return found.scatter(-1, torch.where(picks < 0, n, picks), True)[..., :n]

@@ -7,15 +7,12 @@ import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
+from typing import Any, Protocol, TypeVar, overload
 
 from torch import Tensor
 
 from .._contract_values import say
 from ..types import Selection
-
-if TYPE_CHECKING:
-    from ..hf import PruneHandle
 
 _NAME = re.compile(r"[a-z][a-z0-9]*")
 
@@ -90,21 +87,11 @@ class About:
 
 
 class Method(Protocol):
-    """What every published method is: options fixed when it is made, tokens given to `select`.
-
-    One that is registered needs `select` alone; `MethodBase` adds the rest.
-    """
+    """What every method is: options fixed when it is made, tokens given to `select`."""
 
     @property
     def select(self) -> Callable[..., Selection]:
         """Chooses tokens: `select(visual, prompt, *, visual_mask, prompt_mask, ...)`."""
-
-    @property
-    def select_varlen(self) -> Callable[..., list[Selection]]:
-        """Chooses in images of different lengths; see `MethodBase`."""
-
-    def __call__(self, model: Any, **options: Any) -> PruneHandle:
-        """Prunes a transformers model; see `MethodBase`."""
 
 
 @dataclass(frozen=True)

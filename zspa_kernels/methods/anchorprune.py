@@ -14,8 +14,9 @@ from .. import _contract_values as _values
 from .. import api
 from ..primitives import topk
 from ..primitives._image import Image, undisturbed
+from ..primitives.scores import members
 from ..types import Selection
-from ._compose import ATTENTION, FEATURES, check_options, members, per_token, selection, standing
+from ._compose import ATTENTION, FEATURES, check_options, per_token, selection, standing
 from ._registry import PROMPT, VISUAL, About, Input, register
 from .base import EachByItself
 from .cdpruner import SPACES

@@ -10,8 +10,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from .. import _contract_values as _values
-from .. import api
-from ..primitives.scores import largest
+from .. import _counts
+from ..primitives.scores import chosen
 from ..types import Selection
 from ._compose import check_options, per_token
 from ._registry import VISUAL, About, Input, register
@@ -178,9 +178,10 @@ class ScoredTopK(EachByItself):
             The selection; all of it is core, and its scores are those given.
         """
         rating = per_token(self._facts, "scores", scores, visual, visual_mask)
-        k = api.num_keep(visual.shape[-2], self.keep, self.rounding)
-        indices = largest(rating, k, visual_mask, force_keep, segments, quotas, self.sorted)
-        return Selection(indices, indices >= 0, rating)
+        keep = _values.share_or_count("ScoredTopK", "keep", self.keep)
+        k = _counts.counted(visual.shape[-2], keep, self.rounding)
+        picked = chosen(rating, k, visual_mask, force_keep, segments, quotas, self.sorted)
+        return Selection(*picked, rating)
 
 
 for _name, _preset in PRESETS.items():

@@ -13,8 +13,9 @@ from .. import _contract_primitives as _contract
 from .. import _contract_values as _values
 from .. import api
 from ..primitives import alignment, topk
+from ..primitives.scores import members
 from ..types import Selection
-from ._compose import check_options, members, selection
+from ._compose import check_options, selection
 from ._registry import PROMPT, VISUAL, About, register
 from .base import EachByItself
 

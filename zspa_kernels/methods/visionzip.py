@@ -6,14 +6,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from .. import _contract_primitives as _contract
 from .. import api
-from ..primitives import Merging, assign, topk
+from ..primitives import Merging
+from ..primitives.merging import groups
+from ..primitives.scores import spaced
 from ..types import Selection
-from ._compose import ATTENTION, KEYS, check_options, members, per_token
+from ._compose import ATTENTION, KEYS, check_options, per_token
 from ._registry import VISUAL, About, register
 from .base import EachByItself
 
@@ -37,6 +38,7 @@ class VisionZip(EachByItself):
         sorted: ascending indices; or, as published, dominant before contextual ones, each so.
 
     Example:
+        >>> import torch
         >>> visual = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.2, 0.8]])
         >>> attention = torch.tensor([0.1, 0.2, 0.9, 0.3])
         >>> method = VisionZip(keep=2, contextual=0.5)
@@ -85,17 +87,10 @@ class VisionZip(EachByItself):
         Returns:
             The selection; its core are the dominant tokens, its scores the attention.
         """
-        scores, dominant, targets = self._choose(visual, attention, visual_mask)
-        n = visual.shape[-2]
-        k = api.num_keep(n, self.keep)
-        place = torch.arange(n, device=visual.device)
-        keys_of = torch.where(targets, place, place.new_full((), 3 * n))
-        first = place if self.sorted else place - n  # dominant tokens before all others
-        order = torch.where(dominant, first, keys_of).sort(dim=-1)
-        indices = torch.where(order.values < n, order.indices, -1)[..., :k]
-        inside = indices >= 0
-        core = dominant.gather(-1, indices.clamp_min(0)) & inside if n else inside
-        return Selection(indices, core, scores)
+        scores = per_token(self.about, "attention", attention, visual, visual_mask)
+        k = api.num_keep(visual.shape[-2], self.keep)
+        contextual = api.split_core(k, self.contextual)
+        return Selection(*spaced(scores, k, contextual, visual_mask, self.sorted), scores)
 
     def assign(
         self,
@@ -125,38 +120,6 @@ class VisionZip(EachByItself):
         picked = self.select(visual, attention=attention, visual_mask=visual_mask)
         keys = self.about.require("keys", keys)
         _contract.features("VisionZip", "keys", keys, visual)
-        indices = picked.indices
-        kept = members(indices, visual.shape[-2])
         valid = per_token(self.about, "attention", attention, visual).isfinite()
         valid = valid if visual_mask is None else valid & visual_mask
-        targets = indices.masked_fill(picked.core_mask, -1)
-        dominant = members(indices.masked_fill(~picked.core_mask, -1), visual.shape[-2])
-        owner = assign(keys, targets, mask=valid & ~dominant)
-        # A kept token has the slot it stands in; the last entry takes what is padding.
-        n, k = visual.shape[-2], indices.shape[-1]
-        slots = torch.arange(k, device=indices.device).expand_as(indices)
-        own = owner.new_full((*owner.shape[:-1], n + 1), -1)
-        own = own.scatter(-1, torch.where(indices < 0, n, indices), slots)[..., :n]
-        owner = torch.where(kept, own, owner)
-        slot = torch.where(kept | (owner < 0), k, owner)
-        ones = torch.ones_like(slot, dtype=torch.float32)
-        counts = ones.new_zeros((*slot.shape[:-1], k + 1)).scatter_add(-1, slot, ones)
-        weights = torch.where(owner < 0, 0.0, counts.reciprocal().gather(-1, slot))
-        return Merging(picked, owner, weights.masked_fill(kept, 1.0))
-
-    def _choose(
-        self, visual: Tensor, attention: Tensor | None, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Attention as float32, and which tokens are dominant and which are targets: `[B, N]`."""
-        scores = per_token(self.about, "attention", attention, visual, mask)
-        n = visual.shape[-2]
-        k = api.num_keep(n, self.keep)
-        contextual = api.split_core(k, self.contextual)
-        dominant = members(topk(scores, k - contextual, mask=mask), n)
-        rest = scores.isfinite() & ~dominant
-        if mask is not None:
-            rest = rest & mask
-        rank = rest.cumsum(-1) - 1
-        stride = (rest.sum(-1, keepdim=True) // max(1, contextual)).clamp_min(1)
-        targets = rest & (rank % stride == 0) & (rank // stride < contextual)
-        return scores, dominant, targets
+        return Merging(picked, *groups(keys, picked.indices, picked.core_mask, valid))

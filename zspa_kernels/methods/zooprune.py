@@ -200,8 +200,9 @@ class ZOOPrune(MethodBase):
     ) -> Tensor:
         if sensitivity is not None:
             if not isinstance(sensitivity, Tensor) or not sensitivity.is_floating_point():
-                got = _values.say(sensitivity)
-                raise TypeError(f"ZOOPrune: sensitivity must be a float tensor, got {got}")
+                raise TypeError(
+                    f"ZOOPrune: sensitivity must be a float tensor, got {sensitivity!r:.60}"
+                )
             return sensitivity.detach().float()
         if self.score == "norm":
             return row_lengths(visual.detach())

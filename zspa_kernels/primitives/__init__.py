@@ -4,8 +4,8 @@
 They decide as a float64 reading of their rule does, ties to the lowest index, and treat zero rows,
 invalid tokens and masks as the ops do. Those that look at values to decide what to compute next say
 how often they wait for the device; such calls cannot be captured in a CUDA graph. `min_sum`,
-`suppress` and `soft_suppress` are the ops of these names. Merging, alignment and top-k have native
-kernels, which decide the same, for values on a CPU.
+`suppress` and `soft_suppress` are the ops of these names. Merging, alignment, centring and top-k
+have native kernels, which decide the same, for values on a CPU.
 
 Example:
     >>> import torch

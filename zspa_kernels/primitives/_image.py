@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor
 
 from .._native import reason
 from ..backends._blas import full_float32
-from ..backends.reference._image import LONGEST, ROWS, SHORTEST, Image, images, lengths, padded
+from ..backends.cpp import _centred
+from ..backends.reference._image import LONGEST, ROWS, SHORTEST, Image, images, padded
+from ..backends.reference._image import lengths as _lengths
 
 __all__ = [
     "LONGEST",
@@ -20,6 +23,7 @@ __all__ = [
     "SHORTEST",
     "Image",
     "as_batch",
+    "dense",
     "images",
     "lengths",
     "native",
@@ -29,6 +33,7 @@ __all__ = [
 ]
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -40,11 +45,10 @@ def undisturbed(function: _F) -> _F:
     def call(*args: Any, **kwargs: Any) -> Any:
         x = args[0] if args else next(iter(kwargs.values()), None)
         device = x.device if isinstance(x, Tensor) else torch.device("cpu")
-        with (
-            torch.no_grad(),
-            torch.autocast(device.type, enabled=False),
-            full_float32(device),
-        ):
+        # Making the context of autocast costs more than the rest.
+        autocast = torch.is_autocast_enabled(device.type)
+        quiet = torch.autocast(device.type, enabled=False) if autocast else nullcontext()
+        with torch.no_grad(), quiet, full_float32(device):
             return function(*args, **kwargs)
 
     return call  # type: ignore[return-value]
@@ -56,7 +60,7 @@ def readable(x: Tensor) -> bool:
 
 
 def _has_values(x: Tensor) -> bool:
-    return type(x) in _PLAIN and x.is_cpu and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+    return type(x) in _PLAIN and x.is_cpu and not _is_wrapped(x)
 
 
 def native(*tensors: Tensor | None, float64: bool = False) -> bool:
@@ -70,6 +74,19 @@ def native(*tensors: Tensor | None, float64: bool = False) -> bool:
         if not _has_values(x) or x.is_neg() or (x.dtype is torch.float64 and not float64):
             return False
     return True
+
+
+def dense(mask: Tensor | None) -> Tensor | None:
+    """A mask whose values lie one after another."""
+    return None if mask is None else mask.contiguous()
+
+
+def lengths(x: Tensor) -> Tensor:
+    """float32 `[..., N]`: lengths of rows, infinite or NaN for those that have none."""
+    if x.ndim in (2, 3) and native(x):
+        result = _centred.lengths(as_batch(x))
+        return result if x.ndim == 3 else result[0]
+    return _lengths(x)
 
 
 def as_batch(x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from .. import _contract_values as _values
 from ..backends.cpp import merging as _cpp
 from ..types import Selection
 from ._image import Image, as_batch, images, native, padded, undisturbed
+from .scores import members
 
 _CHUNK = 2**20  # elements of a temporary
 
@@ -83,6 +84,37 @@ def assign(features: Tensor, kept: Tensor, *, mask: Tensor | None = None) -> Ten
         nearest = torch.where(own_slot < len(own), own_slot, nearest)
         (owner if features.ndim == 2 else owner[b])[image.index] = nearest
     return owner
+
+
+def groups(features: Tensor, indices: Tensor, core: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """What becomes of every token when the kept ones `indices` `[B, K]` stay.
+
+    Each of these owns its slot; those that are not `core` take in the most similar of the others.
+
+    Returns:
+        owner int64 and weights float32 `[B, N]`, see `Merging`: 1 for a kept token, equal shares of
+        1 for what its slot takes in.
+    """
+    if native(features, valid):
+        rows = as_batch(features)
+        owner, weights = _cpp.groups(
+            rows, indices.contiguous(), core.contiguous(), valid.contiguous()
+        )
+        return (owner, weights) if features.ndim == 3 else (owner[0], weights[0])
+    n, k = features.shape[-2], indices.shape[-1]
+    kept = members(indices, n)
+    dominant = members(indices.masked_fill(~core, -1), n)
+    owner = assign(features, indices.masked_fill(core, -1), mask=valid & ~dominant)
+    # A kept token has the slot it stands in; the last entry takes what is padding.
+    slots = torch.arange(k, device=indices.device).expand_as(indices)
+    own = owner.new_full((*owner.shape[:-1], n + 1), -1)
+    own = own.scatter(-1, torch.where(indices < 0, n, indices), slots)[..., :n]
+    owner = torch.where(kept, own, owner)
+    slot = torch.where(kept | (owner < 0), k, owner)
+    ones = torch.ones_like(slot, dtype=torch.float32)
+    counts = ones.new_zeros((*slot.shape[:-1], k + 1)).scatter_add(-1, slot, ones)
+    weights = torch.where(owner < 0, 0.0, counts.reciprocal().gather(-1, slot))
+    return owner, weights.masked_fill(kept, 1.0)
 
 
 def merge(x: Tensor, owner: Tensor, k: int, *, weights: Tensor | None = None) -> Tensor:

@@ -96,6 +96,24 @@ def topk(
     return largest(scores, k, mask, force_keep, segments, quotas, sorted)
 
 
+def chosen(
+    scores: Tensor,
+    k: int,
+    mask: Tensor | None,
+    force_keep: Tensor | None,
+    segments: Tensor | None,
+    quotas: Sequence[int] | None,
+    sorted: bool,
+) -> tuple[Tensor, Tensor]:
+    """`largest`, and bool `[B, k]`, which of them are tokens."""
+    plain = force_keep is None and segments is None and quotas is None
+    if plain and native(scores, mask, float64=True):
+        found = _cpp.slots(scores, k, torch.bool)
+        return _cpp.topk(scores, k, mask, None, sorted, found), found
+    indices = largest(scores, k, mask, force_keep, segments, quotas, sorted)
+    return indices, indices >= 0
+
+
 def largest(
     scores: Tensor,
     k: int,
@@ -105,7 +123,7 @@ def largest(
     quotas: Sequence[int] | None,
     sorted: bool,
 ) -> Tensor:
-    """`topk` of scores and a mask that were checked."""
+    """`topk` of scores, a mask and `sorted` that were checked."""
     if force_keep is not None:
         _contract.flags("topk", "force_keep", force_keep, scores)
     whole = segments is None and quotas is None
@@ -126,6 +144,42 @@ def largest(
     chosen = torch.arange(n, device=scores.device)[:k] < usable.sum(-1, keepdim=True)
     picks = torch.where(chosen, picks, -1)
     return ascending(picks, n) if sorted else picks
+
+
+def spaced(
+    scores: Tensor, k: int, count: int, mask: Tensor | None, sorted: bool
+) -> tuple[Tensor, Tensor]:
+    """The `k - count` tokens of the largest scores and, of the others, `count` at equal distances.
+
+    For float32 scores `[B, N]` and a mask that were checked; NaN and infinite ones are masked out.
+
+    Returns:
+        int64 `[B, k]`, all ascending or the former before the latter, then -1; and bool `[B, k]`,
+        which are the former.
+    """
+    if native(scores, mask):
+        return _cpp.top_k_and_spaced(scores, k, count, mask, sorted)
+    n = scores.shape[-1]
+    best = members(largest(scores, k - count, mask, None, None, None, False), n)
+    rest = scores.isfinite() & ~best
+    if mask is not None:
+        rest = rest & mask
+    rank = rest.cumsum(-1) - 1
+    stride = (rest.sum(-1, keepdim=True) // max(1, count)).clamp_min(1)
+    targets = rest & (rank % stride == 0) & (rank // stride < count)
+    place = torch.arange(n, device=scores.device)
+    keys_of = torch.where(targets, place, place.new_full((), 3 * n))
+    first = place if sorted else place - n  # before all others
+    order = torch.where(best, first, keys_of).sort(dim=-1)
+    indices = torch.where(order.values < n, order.indices, -1)[..., :k]
+    inside = indices >= 0
+    return indices, best.gather(-1, indices.clamp_min(0)) & inside if n else inside
+
+
+def members(picks: Tensor, n: int) -> Tensor:
+    """Which of `n` tokens are among `picks` `[B, K]`: bool `[B, N]`."""
+    found = torch.zeros((*picks.shape[:-1], n + 1), dtype=torch.bool, device=picks.device)
+    return found.scatter(-1, torch.where(picks < 0, n, picks), True)[..., :n]
 
 
 def _by_quotas(

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from .. import _contract_primitives as _contract
 from .. import api
-from ..backends.cpp import _alignment as _cpp
+from ..backends.cpp import _alignment, _centred
 from ..backends.reference._common import row_sum
-from ._image import LONGEST, ROWS, SHORTEST, as_batch, lengths, native, undisturbed
+from ._image import LONGEST, ROWS, SHORTEST, as_batch, dense, lengths, native, undisturbed
 
 
 @undisturbed
@@ -34,6 +34,9 @@ def centred(visual: Tensor, *, visual_mask: Tensor | None = None) -> Tensor:
         [[-1.0, 0.0], [1.0, 0.0]]
     """
     _contract.visual("centred", visual, visual_mask)
+    if native(visual, visual_mask):
+        result = _centred.centred(as_batch(visual), dense(visual_mask))
+        return result if visual.ndim == 3 else result[0]
     valid = _valid(visual, visual_mask)
     mean = _mean(visual, valid).float().unsqueeze(-2)
     result = visual - mean if visual.dtype is torch.float32 else visual.float().sub_(mean)
@@ -64,6 +67,9 @@ def distinctiveness(visual: Tensor, *, visual_mask: Tensor | None = None) -> Ten
         [-0.5, -0.5, -0.0]
     """
     _contract.visual("distinctiveness", visual, visual_mask)
+    if native(visual, visual_mask):
+        result = _centred.distinctiveness(as_batch(visual), dense(visual_mask))
+        return result if visual.ndim == 3 else result[0]
     _, mean = api.relevance_topk(
         visual, visual, 0, visual_mask=visual_mask, prompt_mask=visual_mask, pooling="none_mean"
     )
@@ -107,6 +113,11 @@ def alignment(
         [-1.0, -2.0]
     """
     _contract.visual_and_prompt("alignment", visual, prompt, visual_mask, prompt_mask)
+    if native(visual, prompt, visual_mask, prompt_mask):
+        result = _alignment.alignment(
+            as_batch(visual), as_batch(prompt), dense(visual_mask), dense(prompt_mask)
+        )
+        return result if visual.ndim == 3 else result[0]
     valid, real = _valid(visual, visual_mask), _valid(prompt, prompt_mask)
     words = prompt.double().masked_fill(~real.unsqueeze(-1), 0.0)
     count = real.sum(-1, keepdim=True).clamp_min(1)
@@ -119,9 +130,6 @@ def alignment(
 
 def _nearness(visual: Tensor, twice: Tensor) -> Tensor:
     """`((twice - visual) * visual).sum(-1)`, float64 `[B, N]`; a row depends on itself alone."""
-    if native(visual):
-        sums = _cpp.nearness(as_batch(visual), twice.reshape(-1, visual.shape[-1]).contiguous())
-        return sums if visual.ndim == 3 else sums[0]
     # Parts of about the same size: a sum of one long row alone might be shared among threads.
     parts = visual.tensor_split(1 + visual.shape[-2] // ROWS, dim=-2)
     return torch.cat([(twice - part.double()).mul_(part).sum(-1) for part in parts], dim=-1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Distances of tokens to a point by the native kernels (csrc/cpu/alignment.cpp), for primitives."""
+"""Distances to the text by the native kernels (csrc/cpu/alignment.cpp), for primitives."""
 
 from __future__ import annotations
 
@@ -7,11 +7,25 @@ import torch
 from torch import Tensor
 
 from ..._native import module
-from ._arguments import batch
+from ._arguments import address, batch
 
 
-def nearness(visual: Tensor, twice: Tensor) -> Tensor:
-    """`((twice - visual) * visual).sum(-1)` in float64 `[B, N]`; twice: float64 `[B, D]`."""
+def alignment(
+    visual: Tensor, prompt: Tensor, visual_mask: Tensor | None, prompt_mask: Tensor | None
+) -> Tensor:
+    """float64 `[B, N]` of tokens `[B, N, D]` and text `[B, M, D]`."""
     out = torch.empty(visual.shape[:2], dtype=torch.float64, device=visual.device)
-    module().alignment(*batch(visual), twice.data_ptr(), torch.get_num_threads(), out.data_ptr())
+    words, dtype, _, M, _, batch_stride, row_stride = batch(prompt)
+    module().alignment(
+        *batch(visual),
+        address(visual_mask),
+        words,
+        dtype,
+        M,
+        batch_stride,
+        row_stride,
+        address(prompt_mask),
+        torch.get_num_threads(),
+        out.data_ptr(),
+    )
     return out

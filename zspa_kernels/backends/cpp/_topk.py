@@ -13,20 +13,23 @@ SCORES = {**DTYPES, torch.float64: 3}  # csrc/cpu/topk.h
 
 
 def topk(
-    scores: Tensor, k: int, mask: Tensor | None, forced: Tensor | None, ascending: bool
+    scores: Tensor,
+    k: int,
+    mask: Tensor | None,
+    forced: Tensor | None,
+    ascending: bool,
+    found: Tensor | None = None,
 ) -> Tensor:
-    """int64 `[B, k]` or `[k]` of scores `[B, N]` or `[N]`, with a mask and forced ones likewise."""
+    """int64 `[B, k]` or `[k]` of scores `[B, N]` or `[N]`, with a mask and forced ones likewise.
+
+    `found`, bool and contiguous, receives which of them are tokens.
+    """
     scores = scores.contiguous()
     mask = mask if mask is None else mask.contiguous()
     forced = forced if forced is None else forced.contiguous()
-    # Sizes one by one: the call is short, and a tuple of them costs as much as the kernel.
     shape = scores.shape
-    if len(shape) == 1:
-        B, N = 1, shape[0]
-        out = scores.new_empty(k, dtype=torch.int64)
-    else:
-        B, N = shape
-        out = scores.new_empty(B, k, dtype=torch.int64)
+    B, N = (1, shape[0]) if len(shape) == 1 else shape
+    out = slots(scores, k, torch.int64)
     module().topk(
         scores.data_ptr(),
         SCORES[scores.dtype],
@@ -38,5 +41,28 @@ def topk(
         ascending,
         torch.get_num_threads(),
         out.data_ptr(),
+        address(found),
     )
     return out
+
+
+def slots(scores: Tensor, k: int, dtype: torch.dtype) -> Tensor:
+    """An empty `[B, k]` or `[k]` for scores `[B, N]` or `[N]`."""
+    # Sizes one by one: the call is short, and a tuple of them costs as much as the kernel.
+    if scores.ndim == 1:
+        return scores.new_empty(k, dtype=dtype)
+    return scores.new_empty(scores.shape[0], k, dtype=dtype)
+
+
+def top_k_and_spaced(
+    scores: Tensor, k: int, spaced: int, mask: Tensor | None, ascending: bool
+) -> tuple[Tensor, Tensor]:
+    """int64 and bool `[B, k]` or `[k]` of float32 scores `[B, N]` or `[N]`, mask likewise."""
+    scores = scores.contiguous()
+    mask = mask if mask is None else mask.contiguous()
+    out, top = slots(scores, k, torch.int64), slots(scores, k, torch.bool)
+    B, N = (1, len(scores)) if scores.ndim == 1 else scores.shape
+    module().top_k_and_spaced(
+        scores.data_ptr(), B, N, address(mask), k, spaced, ascending, out.data_ptr(), top.data_ptr()
+    )
+    return out, top

@@ -24,6 +24,25 @@ def assign(features: Tensor, kept: Tensor, mask: Tensor | None) -> Tensor:
     return owner
 
 
+def groups(
+    features: Tensor, indices: Tensor, core: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Owners int64 and weights float32 `[B, N]`; kept tokens and which are core `[B, K]`."""
+    owner = torch.empty(features.shape[:2], dtype=torch.int64, device=features.device)
+    weights = torch.empty(features.shape[:2], dtype=torch.float32, device=features.device)
+    module().groups(
+        *batch(features),
+        address(mask),
+        indices.data_ptr(),
+        core.data_ptr(),
+        indices.shape[-1],
+        torch.get_num_threads(),
+        owner.data_ptr(),
+        weights.data_ptr(),
+    )
+    return owner, weights
+
+
 def match(features: Tensor, k: int, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Heads int64 `[B, k]` and owners int64 `[B, N]` of `features` `[B, N, C]`."""
     heads = torch.empty((len(features), k), dtype=torch.int64, device=features.device)

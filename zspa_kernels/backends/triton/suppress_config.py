@@ -34,10 +34,9 @@ def config(d: int, itemsize: int, hip: bool = False) -> Config:
     groups = tuple(diversity_config.Group(**group) for group in asdict(shared)["groups"])
     return Config(
         **{**asdict(shared), "groups": groups},
-        # Each step waits for memory: 2880 tokens on 132 multiprocessors are 12 of them. 16 x 512
-        # counts are 32 registers a thread of 256; with 32 rows a kernel for sm_80 spills.
+        # 16 x 128 comparisons of 64 bits are 16 registers a thread of 256.
         rank_rows=16,
-        rank_cols=512,
+        rank_cols=128,
         # Few pairs are open, so it is latency that counts: each step waits for memory. Three sums
         # of 4 x 1024 float64 are 96 registers a thread of 256.
         pairs=4,

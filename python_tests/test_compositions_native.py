@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What methods are composed of, by native kernels: as in torch, and as in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from python_tests.runners import same_bits
+from zspa_kernels.primitives import alignment, centred, distinctiveness, merging, scores, similarity
+from zspa_kernels.testing import prompt, tokens
+
+Require = Callable[..., None]
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@pytest.fixture
+def plainly(require_backend: Require, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Runs a function without native kernels."""
+    require_backend("cpp")
+
+    def call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        with monkeypatch.context() as patch:
+            for module in (merging, scores, similarity):
+                patch.setattr(module, "native", lambda *x, **y: False)
+            return function(*args, **kwargs)
+
+    return call
+
+
+def images(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Two images `[2, 70, 33]` with zero, invalid and equal rows; masks, one of all but one."""
+    visual = torch.stack([tokens("vlm", 70, 33, seed) for seed in (0, 1)])
+    visual[0, 3] = 0.0
+    visual[0, 5, 2] = torch.nan
+    visual[0, 8] = visual[0, 7]
+    mask = torch.ones(2, 70, dtype=torch.bool)
+    mask[0, 60:] = False
+    mask[1, 1:] = False
+    return visual.to(dtype), mask
+
+
+def same_numbers(a: Tensor, b: Tensor) -> None:
+    """The same bits, NaN where the other is."""
+    same_bits(a.nan_to_num(99.0), b.nan_to_num(99.0))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_centred(dtype: torch.dtype, plainly: Callable[..., Any]) -> None:
+    visual, mask = images(dtype)
+    for given in (None, mask):
+        ours = centred(visual, visual_mask=given)
+        valid = visual.isfinite().all(-1)
+        valid = valid if given is None else valid & given
+        assert torch.equal(ours.isnan().all(-1), ~valid)
+        assert torch.equal(ours.isnan().any(-1), ~valid)
+        for b in (0, 1):
+            image = visual[b][valid[b]].double()
+            right = image - image.mean(0)
+            # One rounding of the mean, one of the difference.
+            error = 2.0**-24 * (image.mean(0).abs() + right.abs())
+            assert ((ours[b][valid[b]] - right).abs() <= error * (1 + 1e-6)).all()
+            own = None if given is None else given[b]
+            same_numbers(centred(visual[b], visual_mask=own), ours[b])
+        plain = plainly(centred, visual, visual_mask=given)[valid]
+        assert ((plain - ours[valid]).abs() <= 2.0**-22 * visual[valid].float().abs().max()).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_distinctiveness(dtype: torch.dtype, plainly: Callable[..., Any]) -> None:
+    visual, mask = images(dtype)
+    for given in (None, mask):
+        plain = plainly(distinctiveness, visual, visual_mask=given)
+        same_numbers(distinctiveness(visual, visual_mask=given), plain)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_alignment(dtype: torch.dtype, require_backend: Require) -> None:
+    require_backend("cpp")
+    visual, mask = images(dtype)
+    words = torch.stack([prompt("vlm", 5, 33, seed) for seed in (2, 3)]).to(dtype)
+    words[0, 1, 4] = torch.inf
+    heard = torch.ones(2, 5, dtype=torch.bool)
+    heard[0, 2] = False
+    ours = alignment(visual, words, visual_mask=mask, prompt_mask=heard)
+    valid = mask & visual.isfinite().all(-1)
+    assert torch.equal(ours == -torch.inf, ~valid)
+    for b in (0, 1):
+        real = words[b, heard[b] & words[b].isfinite().all(-1)].double()
+        right = -(visual[b].double()[:, None] - real).square().sum(-1).mean(-1)
+        torch.testing.assert_close(ours[b][valid[b]], right[valid[b]], rtol=1e-12, atol=1e-10)
+    silent = alignment(visual, words, visual_mask=mask, prompt_mask=torch.zeros_like(heard))
+    assert (silent[valid] == 0).all()
+    assert (silent[~valid] == -torch.inf).all()
+
+
+def test_spaced_and_groups(plainly: Callable[..., Any]) -> None:
+    draw = torch.Generator().manual_seed(0)
+    keys, mask = images(torch.float32)
+    rating = torch.randint(0, 9, (2, 70), generator=draw).float()  # ties
+    rating[0, 11], rating[0, 12] = torch.nan, torch.inf
+    for k, count in ((0, 0), (1, 0), (1, 1), (20, 6), (20, 20), (70, 9)):
+        for given in (None, mask):
+            valid = rating.isfinite() if given is None else rating.isfinite() & given
+            for ascending in (True, False):
+                call = (rating, k, count, given, ascending)
+                picked = scores.spaced(*call)
+                for ours, plain in zip(picked, plainly(scores.spaced, *call), strict=True):
+                    same_bits(ours, plain)
+                group = (keys, *picked, valid)
+                plain_group = plainly(merging.groups, *group)
+                for ours, plain in zip(merging.groups(*group), plain_group, strict=True):
+                    same_bits(ours, plain)

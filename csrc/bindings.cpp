@@ -5,6 +5,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+
 #include "cpu/alignment.h"
 #include "cpu/centred.h"
 #include "cpu/merging.h"
@@ -302,6 +304,19 @@ void call_groups(uintptr_t features, int dtype, int64_t S, int64_t N, int64_t D,
                  });
 }
 
+void call_until_novel(uintptr_t features, int dtype, int64_t S, int64_t N, int64_t D,
+                      int64_t batch_stride, int64_t row_stride, uintptr_t ranked, int64_t R,
+                      int64_t least, double limit, int64_t patience, int threads) {
+  for_each_image(features, dtype, S, N, D, batch_stride, row_stride,
+                 [&](int64_t s, const zspa::cpu::Tokens& tokens) {
+                   int64_t* rank = at<int64_t>(ranked) + s * R;
+                   int64_t* end = std::remove(rank, rank + R, int64_t(-1));
+                   std::fill(rank + zspa::cpu::until_novel(tokens, rank, end - rank, least, limit,
+                                                           patience, threads),
+                             rank + R, int64_t(-1));
+                 });
+}
+
 void call_match(uintptr_t features, int dtype, int64_t S, int64_t N, int64_t D,
                 int64_t batch_stride, int64_t row_stride, uintptr_t mask, int64_t k, int threads,
                 uintptr_t heads, uintptr_t owner) {
@@ -349,6 +364,19 @@ void call_topk(uintptr_t scores, int dtype, int64_t S, int64_t N, uintptr_t mask
   if (DType(dtype) == DType::f32) return run(at<const float>(scores));
   if (DType(dtype) == DType::f16) return run(at<const zspa::Half>(scores));
   run(at<const zspa::BFloat16>(scores));
+}
+
+void ascending(uintptr_t picks, int64_t S, int64_t K, int64_t N, uintptr_t indices,
+               uintptr_t found) {
+  for (int64_t s = 0; s < S; ++s) {
+    const int64_t* from = at<const int64_t>(picks) + s * K;
+    int64_t* out = at<int64_t>(indices) + s * K;
+    int64_t* end = std::copy_if(from, from + K, out, [N](int64_t i) { return 0 <= i && i < N; });
+    std::sort(out, end);
+    std::fill(end, out + K, int64_t(-1));
+    std::fill_n(at<uint8_t>(found) + s * K, end - out, uint8_t(1));
+    std::fill_n(at<uint8_t>(found) + s * K + (end - out), out + K - end, uint8_t(0));
+  }
 }
 
 void top_k_and_spaced(uintptr_t scores, int64_t S, int64_t N, uintptr_t mask, int64_t k,
@@ -416,9 +444,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("lengths", &call_lengths, unlocked);
   m.def("assign", &call_assign, unlocked);
   m.def("match", &call_match, unlocked);
+  m.def("until_novel", &call_until_novel, unlocked);
   m.def("groups", &call_groups, unlocked);
   m.def("merge", &call_merge, unlocked);
   m.def("topk", &call_topk, unlocked);
+  m.def("ascending", &ascending, unlocked);
   m.def("top_k_and_spaced", &top_k_and_spaced, unlocked);
   m.def("ragged_table", &ragged_table);
   m.def("prompt_spans", &prompt_spans);

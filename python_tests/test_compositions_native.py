@@ -115,3 +115,33 @@ def test_spaced_and_groups(plainly: Callable[..., Any]) -> None:
                 plain_group = plainly(merging.groups, *group)
                 for ours, plain in zip(merging.groups(*group), plain_group, strict=True):
                     same_bits(ours, plain)
+
+
+def test_until_novel(plainly: Callable[..., Any]) -> None:
+    draw = torch.Generator().manual_seed(0)
+    features = tokens("exact", 70, 32, 0)  # cosines at the limit, to the last bit
+    features[4] = 0.0
+    batch = torch.stack([features, features.flip(0)])
+    ends = set()
+    for novelty in (0.0, 0.5, 1.0, 1.25):
+        for least, patience in ((1, 1), (7, 3), (30, 9), (64, 1)):
+            ranked = torch.randperm(70, generator=draw)[:64].repeat(2, 1)
+            ranked[1, 50:] = -1
+            before = ranked.clone()
+            ours = similarity.until_novel(batch, ranked, least, novelty, patience)
+            same_bits(ranked, before)
+            call = (similarity.until_novel, batch, ranked, least, novelty, patience)
+            same_bits(ours, plainly(*call))
+            same_bits(similarity.until_novel(batch[0], ranked[0], *call[3:]), ours[0])
+            ends.add(int((ours[0] >= 0).sum()))
+    assert len(ends) > 5
+
+
+def test_ordered(plainly: Callable[..., Any]) -> None:
+    draw = torch.Generator().manual_seed(0)
+    for shape in ((9,), (3, 9), (0, 4), (2, 0)):
+        picks = torch.randint(-1, 30, shape, generator=draw)
+        for ours, plain in zip(
+            scores.ordered(picks, 30), plainly(scores.ordered, picks, 30), strict=True
+        ):
+            same_bits(ours, plain)

@@ -285,6 +285,23 @@ def topk(
     found: int,
     /,
 ) -> None: ...
+def until_novel(
+    features: int,
+    dtype: int,
+    S: int,
+    N: int,
+    D: int,
+    batch_stride: int,
+    row_stride: int,
+    ranked: int,
+    R: int,
+    least: int,
+    limit: float,
+    patience: int,
+    threads: int,
+    /,
+) -> None: ...
+def ascending(picks: int, S: int, K: int, N: int, indices: int, found: int, /) -> None: ...
 def top_k_and_spaced(
     scores: int,
     S: int,

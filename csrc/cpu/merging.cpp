@@ -308,6 +308,42 @@ void match(const Tokens& tokens, const uint8_t* mask, int64_t k, int threads, in
   for (size_t v = 0; v < valid.size(); ++v) owner[valid[v]] = group[v];
 }
 
+int64_t until_novel(const Tokens& tokens, const int64_t* ranked, int64_t R, int64_t least,
+                    double limit, int64_t patience, int threads) {
+  constexpr int64_t kBlock = 48;  // rows compared at once: few are, as a rule, before the end
+  threads = usable_threads(threads);
+  Compared rows{tokens, std::vector<float>(size_t(tokens.N), kMaskedOut), {}, 0.0};
+  rows.slack = cosine_slack(tokens.D);
+  for (int64_t t = 0; t < R; ++t) {
+    float squares;
+    kernels().row_pass(tokens.dtype, tokens.row(ranked[t]), tokens.D, nullptr, 0, &squares,
+                       nullptr);
+    rows.inv[size_t(ranked[t])] = inverse_norm(squares);
+  }
+  std::vector<int> core;
+  for (int64_t t = 0; t < std::min(least, R); ++t)
+    if (rows.directed(ranked[t])) core.push_back(int(ranked[t]));
+  for (int64_t first = std::min(least, R); first < R; first += kBlock) {
+    std::vector<int> block(ranked + first, ranked + std::min(R, first + kBlock));
+    std::vector<uint8_t> near(block.size(), 0);
+    for_cosines(rows, block, core, threads,
+                [&](int64_t place, int64_t from, const float* cosines, int64_t count) {
+                  const int row = block[size_t(place)];
+                  for (int64_t c = 0; c < count && !near[size_t(place)]; ++c) {
+                    double cosine = cosines[c];
+                    if (std::abs(cosine - limit) <= rows.slack && rows.directed(row))
+                      cosine = rows.cosine(row, core[size_t(from + c)]);
+                    near[size_t(place)] = cosine >= limit;
+                  }
+                });
+    for (size_t b = 0; b < block.size(); ++b) {
+      patience -= !near[b] && rows.directed(block[b]);
+      if (patience == 0) return first + int64_t(b) + 1;
+    }
+  }
+  return R;
+}
+
 void merge(const Tokens& rows, const int64_t* owner, const float* weights, int64_t k, int threads,
            float* out) {
   std::vector<int64_t> first(size_t(k) + 1, 0), members;  // rows of slot s: members[first[s], ...)

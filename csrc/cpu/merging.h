@@ -22,6 +22,12 @@ void groups(const Tokens& tokens, const uint8_t* mask, const int64_t* indices, c
 void match(const Tokens& tokens, const uint8_t* mask, int64_t k, int threads, int64_t* heads,
            int64_t* owner);
 
+// How many of the rows `ranked` [R] are up to the `patience`-th of them whose cosines with the first `least`
+// are all below `limit`, a multiple of 2^-40; R if there are fewer (AnchorPrune, arXiv 2607.07033). A row
+// without direction is never one of them, and nothing is near it.
+int64_t until_novel(const Tokens& tokens, const int64_t* ranked, int64_t R, int64_t least,
+                    double limit, int64_t patience, int threads);
+
 // out [k, D]: the sum of the rows each slot owns, times their weights. owner [N], others than [0, k)
 // are left out; weights [N], or null for the mean.
 void merge(const Tokens& rows, const int64_t* owner, const float* weights, int64_t k, int threads,

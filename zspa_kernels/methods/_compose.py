@@ -14,7 +14,7 @@ from .. import _contract_primitives as _contract
 from .. import _contract_values as _values
 from .. import _counts, api
 from .._contract import POOLINGS
-from ..primitives import ascending
+from ..primitives.scores import ordered
 from ..types import Selection
 from ._registry import About, Input
 
@@ -92,8 +92,7 @@ def selection(
         scores: what every token was rated by.
     """
     n = visual.shape[-2]
-    indices = ascending(picks, n) if sort else picks
-    inside = indices >= 0
+    indices, inside = ordered(picks, n) if sort else (picks, picks >= 0)
     if core is None or n == 0:
         return Selection(indices, torch.zeros_like(inside), scores)
     return Selection(indices, core.gather(-1, indices.clamp_min(0)) & inside, scores)

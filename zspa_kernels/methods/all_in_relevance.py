@@ -10,8 +10,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from .. import _contract, api
-from ..primitives import ascending
 from ..primitives._image import readable
+from ..primitives.scores import ordered
 from ..types import Selection
 from ._compose import check_options, kept_of_each
 from ._registry import PROMPT, VISUAL, About, register
@@ -78,9 +78,9 @@ class AllInRelevance(MethodBase):
             pooling=self.pooling,
         )
         # Where looking at values costs nothing: with a prompt each row has a core, and is done.
-        if readable(core) and bool((core[..., :1] >= 0).all()):
-            indices = ascending(core, n) if self.sorted else core
-            return Selection(indices, indices >= 0, scores)
+        if readable(core) and (core.numel() == 0 or int(core[..., 0].min()) >= 0):
+            picked = ordered(core, n) if self.sorted else (core, core >= 0)
+            return Selection(*picked, scores)
         indices = api.select(
             visual,
             prompt,

@@ -13,10 +13,11 @@ from .. import _contract_primitives as _rules
 from .. import _contract_values as _values
 from .. import api
 from ..primitives import topk
-from ..primitives._image import Image, undisturbed
+from ..primitives._image import SHORTEST, lengths
 from ..primitives.scores import members
+from ..primitives.similarity import until_novel, valid_rows
 from ..types import Selection
-from ._compose import ATTENTION, FEATURES, check_options, per_token, selection, standing
+from ._compose import ATTENTION, FEATURES, check_options, per_token, selection
 from ._registry import PROMPT, VISUAL, About, Input, register
 from .base import EachByItself
 from .cdpruner import SPACES
@@ -143,18 +144,19 @@ class AnchorPrune(EachByItself):
             image, text, 0, visual_mask=visual_mask, prompt_mask=prompt_mask, pooling=pooling
         )
         valid = scores.isfinite() & weights.isfinite() & (weights >= 0)
-        for tokens in (visual, space):
-            valid = valid & standing(tokens, visual_mask).isfinite()
+        valid = valid & valid_rows(visual, visual_mask)
+        if space is not visual:
+            valid = valid & valid_rows(space, None)
         if self.space == "clip":
-            scores = (-scores).masked_fill(standing(image, None) == -1.0, -1.0)
+            scores = (-scores).masked_fill(lengths(image.detach()) < SHORTEST, -1.0)
         scores = scores.masked_fill(~valid, -torch.inf)
         n = visual.shape[-2]
         k = api.num_keep(n, self.keep, self.rounding)
         least = min(k, max(1, round(self.least * k)))
         anchor = topk(scores, max(least, int(self.cap * k)))
-        asked = standing(text.detach(), prompt_mask).isfinite().any(-1, keepdim=True)
+        asked = valid_rows(text, prompt_mask).any(-1, keepdim=True)
         anchor = torch.where(asked, anchor, -1)
-        anchor = _until_novel(image.detach(), anchor, least, self.novelty, self.patience)
+        anchor = until_novel(image.detach(), anchor, least, self.novelty, self.patience)
         picks = self._expand(space.detach(), k, anchor, weights.masked_fill(~valid, torch.nan))
         chosen = torch.cat((anchor, picks), -1)
         order = (chosen < 0).int().sort(dim=-1, stable=True).indices[..., :k]
@@ -170,27 +172,3 @@ class AnchorPrune(EachByItself):
             weights = torch.nn.functional.pad(weights, (0, 1), value=1.0)
             anchor = torch.nn.functional.pad(anchor, (0, 1), value=n)
         return api.diversity(space, k, seeds=anchor, weights=weights)
-
-
-@undisturbed
-def _until_novel(
-    image: Tensor, ranked: Tensor, least: int, novelty: float, patience: int
-) -> Tensor:
-    """`ranked` `[B, R]` up to the novel token that ends the anchor, then -1."""
-    rows = [(image, ranked)] if ranked.ndim == 1 else list(zip(image, ranked, strict=True))
-    limit = round((1.0 - novelty) * 2.0**40) * 2.0**-40  # exact cosines are multiples of this
-    size = torch.zeros(len(rows), dtype=torch.int64, device=ranked.device)
-    for b, (tokens, order) in enumerate(rows):
-        own = Image(tokens[order[order >= 0]])
-        core = torch.arange(min(least, len(own)), device=order.device)
-        later = torch.arange(len(core), len(own), device=order.device)
-        cosines = own.unit(later) @ own.unit(core).T
-        near = cosines >= limit
-        i, j = ((cosines - limit).abs() <= own.slack).nonzero(as_tuple=True)
-        if len(i):
-            near[i, j] = own.exact(later[i], core[j]) >= limit
-        # A token without direction is not new, and nothing is near it.
-        novel = ~(near & own.directed[core]).any(-1) & own.directed[later]
-        size[b] = len(core) + 1 + (novel.cumsum(0) < patience).sum()
-    place = torch.arange(ranked.shape[-1], device=ranked.device)
-    return torch.where(place < size.reshape(*ranked.shape[:-1], 1), ranked, -1)

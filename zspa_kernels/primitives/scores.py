@@ -261,5 +261,13 @@ def ascending(indices: Tensor, n: int) -> Tensor:
     """
     _values.tensor("ascending", "indices", indices)
     n = _values.integer("ascending", "n", n)
-    ordered = indices.masked_fill(indices < 0, n).sort(dim=-1).values
-    return ordered.masked_fill(ordered == n, -1)
+    return ordered(indices, n)[0]
+
+
+def ordered(indices: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """`ascending`, and bool `[B, K]`: which of them are tokens."""
+    if indices.ndim in (1, 2) and indices.dtype is torch.int64 and native(indices):
+        return _cpp.ascending(indices, n)
+    values = indices.masked_fill(indices < 0, n).sort(dim=-1).values
+    values = values.masked_fill(values == n, -1)
+    return values, values >= 0

@@ -9,8 +9,9 @@ from torch import Tensor
 from .. import _contract_primitives as _contract
 from .. import api
 from ..backends.cpp import _alignment, _centred
+from ..backends.cpp import merging as _merging
 from ..backends.reference._common import row_sum
-from ._image import LONGEST, ROWS, SHORTEST, as_batch, dense, lengths, native, undisturbed
+from ._image import LONGEST, ROWS, SHORTEST, Image, as_batch, dense, lengths, native, undisturbed
 
 
 @undisturbed
@@ -140,9 +141,40 @@ def _valid(visual: Tensor, mask: Tensor | None) -> Tensor:
     return valid if mask is None else valid & mask
 
 
+def valid_rows(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Bool `[B, N]`: rows of `x` `[B, N, C]` that the ops do not take for masked out."""
+    return _valid(x.detach(), mask)
+
+
 def _mean(visual: Tensor, valid: Tensor) -> Tensor:
     """float64 `[..., D]`: mean of each image's valid tokens."""
     total = torch.zeros((), dtype=torch.float64, device=visual.device)
     for part, real in zip(visual.split(ROWS, -2), valid.split(ROWS, -1), strict=True):
         total = total + part.double().masked_fill_(~real.unsqueeze(-1), 0.0).sum(-2)
     return total / valid.sum(-1, keepdim=True).clamp_min(1)
+
+
+@undisturbed
+def until_novel(image: Tensor, ranked: Tensor, least: int, novelty: float, patience: int) -> Tensor:
+    """`ranked` `[B, R]` up to the novel token that ends the anchor, then -1."""
+    limit = round((1.0 - novelty) * 2.0**40) * 2.0**-40  # exact cosines are multiples of this
+    if native(image, ranked):
+        ends = ranked.clone(memory_format=torch.contiguous_format)
+        _merging.until_novel(as_batch(image), ends, least, limit, patience)
+        return ends
+    rows = [(image, ranked)] if ranked.ndim == 1 else list(zip(image, ranked, strict=True))
+    size = torch.zeros(len(rows), dtype=torch.int64, device=ranked.device)
+    for b, (tokens, order) in enumerate(rows):
+        own = Image(tokens[order[order >= 0]])
+        core = torch.arange(min(least, len(own)), device=order.device)
+        later = torch.arange(len(core), len(own), device=order.device)
+        cosines = own.unit(later) @ own.unit(core).T
+        near = cosines >= limit
+        i, j = ((cosines - limit).abs() <= own.slack).nonzero(as_tuple=True)
+        if len(i):
+            near[i, j] = own.exact(later[i], core[j]) >= limit
+        # A token without direction is not new, and nothing is near it.
+        novel = ~(near & own.directed[core]).any(-1) & own.directed[later]
+        size[b] = len(core) + 1 + (novel.cumsum(0) < patience).sum()
+    place = torch.arange(ranked.shape[-1], device=ranked.device)
+    return torch.where(place < size.reshape(*ranked.shape[:-1], 1), ranked, -1)

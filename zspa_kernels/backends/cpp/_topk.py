@@ -54,6 +54,16 @@ def slots(scores: Tensor, k: int, dtype: torch.dtype) -> Tensor:
     return scores.new_empty(scores.shape[0], k, dtype=dtype)
 
 
+def ascending(picks: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Picks `[B, K]` or `[K]` below `n`, ascending, then -1; and which are tokens."""
+    picks = picks.contiguous()
+    out, found = torch.empty_like(picks), torch.empty_like(picks, dtype=torch.bool)
+    K = picks.shape[-1]
+    B = picks.shape[0] if picks.ndim == 2 else 1
+    module().ascending(picks.data_ptr(), B, K, n, out.data_ptr(), found.data_ptr())
+    return out, found
+
+
 def top_k_and_spaced(
     scores: Tensor, k: int, spaced: int, mask: Tensor | None, ascending: bool
 ) -> tuple[Tensor, Tensor]:

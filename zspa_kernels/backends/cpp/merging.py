@@ -43,6 +43,19 @@ def groups(
     return owner, weights
 
 
+def until_novel(features: Tensor, ranked: Tensor, least: int, limit: float, patience: int) -> None:
+    """Ends the ranks `[B, R]` of rows `[B, N, C]` with the last novel one, then -1; in place."""
+    module().until_novel(
+        *batch(features),
+        ranked.data_ptr(),
+        ranked.shape[-1],
+        least,
+        limit,
+        patience,
+        torch.get_num_threads(),
+    )
+
+
 def match(features: Tensor, k: int, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Heads int64 `[B, k]` and owners int64 `[B, N]` of `features` `[B, N, C]`."""
     heads = torch.empty((len(features), k), dtype=torch.int64, device=features.device)

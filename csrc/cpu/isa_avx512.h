@@ -37,8 +37,23 @@ struct Avx512 {
     return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(at)));
   }
   static Vec load_half(const BFloat16* p, int half) {
-    const __m512i x = _mm512_loadu_si512(p);
+    return channels(_mm512_loadu_si512(p), half);
+  }
+  static Vec channels(__m512i x, int half) {
     const __m512i high = _mm512_set1_epi32(int(0xffff0000u));
     return _mm512_castsi512_ps(half ? _mm512_and_si512(x, high) : _mm512_slli_epi32(x, 16));
   }
+
+  // The same where only `rest` elements are left, less than two vectors of floats; 0 behind them.
+  static Vec load_half(const float* p, int half, int rest) {
+    return _mm512_maskz_loadu_ps(__mmask16(first(rest) >> (half * kLanes)), p + half * kLanes);
+  }
+  static Vec load_half(const Half* p, int half, int rest) {
+    const __mmask16 mask = __mmask16(first(rest) >> (half * kLanes));
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, p + half * kLanes));
+  }
+  static Vec load_half(const BFloat16* p, int half, int rest) {
+    return channels(_mm512_maskz_loadu_epi16(first(rest), p), half);
+  }
+  static __mmask32 first(int rest) { return (__mmask32(1) << rest) - 1; }
 };

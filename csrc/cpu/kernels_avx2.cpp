@@ -47,9 +47,38 @@ struct Isa {
     return _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(at)));
   }
   static Vec load_half(const BFloat16* p, int half) {
-    const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return channels(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), half);
+  }
+  static Vec channels(__m256i x, int half) {
     const __m256i high = _mm256_set1_epi32(int(0xffff0000u));
     return _mm256_castsi256_ps(half ? _mm256_and_si256(x, high) : _mm256_slli_epi32(x, 16));
+  }
+
+  // The same where only `rest` elements are left, less than two vectors of floats; 0 behind them.
+  static Vec load_half(const float* p, int half, int rest) {
+    return _mm256_maskload_ps(p + half * kLanes, below(rest - half * kLanes));
+  }
+  static Vec load_half(const Half* p, int half, int rest) {
+    const __m256i x = load_some(p, rest);
+    return _mm256_cvtph_ps(half ? _mm256_extracti128_si256(x, 1) : _mm256_castsi256_si128(x));
+  }
+  static Vec load_half(const BFloat16* p, int half, int rest) {
+    return channels(load_some(p, rest), half);
+  }
+  // Lanes of 32 bits that lie before `count`: all ones.
+  static __m256i below(int count) {
+    const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), lanes);
+  }
+  // Elements of 16 bits: masks know pairs of them, so an odd last one is put behind its own.
+  template <class T>
+  static __m256i load_some(const T* p, int rest) {
+    const __m256i pairs = below(rest / 2);
+    const __m256i x = _mm256_maskload_epi32(reinterpret_cast<const int*>(p), pairs);
+    if (rest % 2 == 0) return x;
+    const __m256i last = _mm256_set1_epi32(p[rest - 1].bits);
+    return _mm256_or_si256(x,
+                           _mm256_and_si256(last, _mm256_andnot_si256(pairs, below(rest / 2 + 1))));
   }
 };
 

@@ -40,6 +40,20 @@ struct Isa {
     return Vec{to_float(p[half]), to_float(p[2 + half]), to_float(p[4 + half]),
                to_float(p[6 + half])};
   }
+
+  // The same where only `rest` elements are left, less than two vectors of floats; 0 behind them.
+  template <class T>
+  static Vec load_half(const T* p, int half, int rest) {
+    return some(p, half * kLanes, 1, rest);
+  }
+  static Vec load_half(const BFloat16* p, int half, int rest) { return some(p, half, 2, rest); }
+  template <class T>
+  static Vec some(const T* p, int from, int step, int rest) {
+    Vec v{};
+    for (int x = 0; x < kLanes; ++x)
+      if (from + x * step < rest) v[x] = to_float(p[from + x * step]);
+    return v;
+  }
 };
 
 #define ZSPA_ISA_DEFINED

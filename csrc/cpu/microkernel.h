@@ -242,23 +242,18 @@ void row_pass_of(const T* row, int64_t D, const float* const* vectors, float* sq
   typename Isa::Vec q[2] = {Isa::zero(), Isa::zero()};
   typename Isa::Vec s[COUNT + 1][2];
   for (int v = 0; v < COUNT; ++v) s[v][0] = s[v][1] = Isa::zero();
-  auto step = [&](const T* from, int64_t k) {
-#pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half) {
-      const typename Isa::Vec x = Isa::load_half(from, half);  // [kLanes]
+  auto step = [&](int64_t k, auto... rest) ZSPA_INLINE {
+    unrolled<2>([&](auto half) ZSPA_INLINE {
+      const typename Isa::Vec x = Isa::load_half(row + k, half, rest...);  // [kLanes]
       q[half] = Isa::fma(x, x, q[half]);
-#pragma GCC unroll 4
-      for (int v = 0; v < COUNT; ++v)
+      unrolled<COUNT>([&](auto v) ZSPA_INLINE {
         s[v][half] = Isa::fma(x, Isa::load(vectors[v] + k + half * L), s[v][half]);
-    }
+      });
+    });
   };
   int64_t k = 0;
-  for (; k + kStep <= D; k += kStep) step(row + k, k);
-  if (k < D) {
-    alignas(64) T padded[kStep] = {};
-    std::memcpy(padded, row + k, size_t(D - k) * sizeof(T));
-    step(padded, k);
-  }
+  for (; k + kStep <= D; k += kStep) step(k);
+  if (k < D) step(k, int(D - k));
   *squares = Isa::sum(Isa::add(q[0], q[1]));
   for (int v = 0; v < COUNT; ++v) dots[v] = Isa::sum(Isa::add(s[v][0], s[v][1]));
 }

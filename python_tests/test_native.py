@@ -47,11 +47,11 @@ def test_an_unknown_instruction_set_is_refused(native):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("d", [1, 4, 7, 16, 31, 33, 511, 1023, 1025, 1040])
+@pytest.mark.parametrize("d", [1, 4, 7, 16, 31, 33, 511, 1023, 1025, 1040, 2049])
 def test_every_instruction_set_gives_the_exact_cosine(native, dtype, d):
     """Entries that are small integers: sums are exact in any order, so bits must agree.
 
-    D crosses every boundary of the packing: steps of 8, 16 and 32 channels, blocks of 1024.
+    D crosses every boundary of the packing: steps of 8, 16, 32 channels, blocks of 1024, 2048.
     """
     from zspa_kernels.backends.cpp.relevance_topk import relevance_topk
 

@@ -16,7 +16,8 @@ inline PanelView panel_shape(DType dtype, int64_t D) {
   const Kernels& kernel = kernels();
   PanelView view{};
   view.D = D;
-  view.blocks = (D + kBlockDepth - 1) / kBlockDepth;
+  const int64_t deepest = kBlockBytes / kernel.packed_size(dtype);
+  view.blocks = (D + deepest - 1) / deepest;
   view.depth = round_up((D + view.blocks - 1) / view.blocks, kernel.step);
   view.block_bytes = view.depth * kernel.packed_size(dtype);  // of one column
   return view;

@@ -58,7 +58,7 @@ class Greedy {
         cover(c);
       } else {
         seen_[size_t(c)] = version_;
-        heap.back() = key(c);
+        heap.back() = key(c, index_of(heap.front()));
         std::push_heap(heap.begin(), heap.end(), std::greater<>());
       }
     }
@@ -129,9 +129,10 @@ class Greedy {
     factors_.assign(size_t(stride_), 1.0f);
     if (request_.temperature == 0.0f) return;
     std::vector<float> sums(static_cast<size_t>(stride_), 1.0f);
-    for (int64_t i = 0; i < V; ++i)  // the matrix is symmetric: a column is a row
-      sums[size_t(i)] =
-          1.0f / kernels().covered(matrix + i * stride_, factors_.data(), best_.data(), stride_);
+    for (int64_t i = 0; i < V; ++i) {  // the matrix is symmetric: a column is a row
+      const float* row = matrix + i * stride_;
+      sums[size_t(i)] = 1.0f / kernels().covered(row, factors_.data(), best_.data(), stride_, row);
+    }
     factors_ = sums;
   }
 
@@ -150,14 +151,20 @@ class Greedy {
     ones_.assign(size_t(benefit_size_), 1.0f);
   }
 
-  Key key(int64_t c) const {
+  // [stride_]; only of a token with a direction.
+  const float* column(int64_t c) const { return matrix_.get() + place_[size_t(c)] * stride_; }
+
+  // The gain of column c; column `next` is likely to be asked for after it.
+  Key key(int64_t c, int64_t next) const {
     float gain = 0.0f;
     if (place_[size_t(c)] >= 0)
-      gain = share_ * kernels().covered(matrix_.get() + place_[size_t(c)] * stride_,
-                                        factors_.data(), best_.data(), stride_);
-    if (request_.M)
-      gain += kernels().covered(benefits_.data() + c * benefit_size_, ones_.data(),
-                                best_benefit_.data(), benefit_size_);
+      gain = share_ * kernels().covered(column(c), factors_.data(), best_.data(), stride_,
+                                        place_[size_t(next)] < 0 ? column(c) : column(next));
+    if (request_.M) {
+      const float* benefit = benefits_.data() + c * benefit_size_;
+      gain +=
+          kernels().covered(benefit, ones_.data(), best_benefit_.data(), benefit_size_, benefit);
+    }
     if (request_.weights) gain *= request_.weights[columns_[size_t(c)]];
     return make_key(-gain, c);
   }
@@ -171,7 +178,7 @@ class Greedy {
     const int threads = threads_for(count * stride_, threads_);
     parallel_for(threads, (count + kTask - 1) / kTask, [&](int64_t task, int) {
       for (int64_t c = task * kTask; c < std::min(count, (task + 1) * kTask); ++c)
-        heap[size_t(c)] = key(c);
+        heap[size_t(c)] = key(c, std::min(c + 1, count - 1));
     });
     std::make_heap(heap.begin(), heap.end(), std::greater<>());
   }
@@ -179,8 +186,7 @@ class Greedy {
   // Raises what is covered to what column c covers; gains are stale if anything rose.
   void cover(int64_t c) {
     bool rose = false;
-    if (place_[size_t(c)] >= 0)
-      rose = raise(matrix_.get() + place_[size_t(c)] * stride_, factors_, best_);
+    if (place_[size_t(c)] >= 0) rose = raise(column(c), factors_, best_);
     if (raise(benefits_.data() + c * benefit_size_, ones_, best_benefit_)) rose = true;
     version_ += rose;
   }

@@ -98,7 +98,8 @@ struct Kernels {
 
   // sum_i max(0, column[i] * factors[i] - best[i]); n is a multiple of 16. Never more for a larger
   // `best`, bit for bit.
-  float (*covered)(const float* column, const float* factors, const float* best, int64_t n);
+  float (*covered)(const float* column, const float* factors, const float* best, int64_t n,
+                   const float* ahead);
 
   // sum_d (twice[d] - row[d]) row[d] in double: the squared length of a point, twice which is given,
   // less the squared distance of the row to it.

@@ -63,8 +63,9 @@ def config(d: int, itemsize: int, hip: bool = False) -> Config:
     width = 1 << max(4, (d - 1).bit_length())  # the power of two that holds a row; tl.dot needs 16
     half = itemsize == 2
     units = half or hip  # AMD has matrix units for float32; NVIDIA's would round it to TF32
-    deep = min(width, 64 if half else 32)  # 128 bytes of a row, one line, at a time
-    own = 16 if half else 32  # keys of 64 bits: what leaves the kernel without spills on sm_90
+    # 128 bytes of a row, one line, at a time; half of it where a thread holds operands of its own.
+    deep = min(width, 64 if half else 32 if units else 16)
+    own = 16  # keys of 64 bits: what leaves the kernels without spills on sm_90
     return Config(
         norm_block_n=16,
         norm_block_k=min(width, 256),
@@ -72,9 +73,11 @@ def config(d: int, itemsize: int, hip: bool = False) -> Config:
         norm_programs=4096,
         block=128,
         # One warpgroup needs 64 rows. Without matrix units a thread holds its operands in
-        # registers: half the rows do not spill.
+        # registers, 2 rows and 2 columns of 16 channels: 64 of them. The greedy kernels keep some
+        # 120 more; with 32 x 64 or 32 channels a few of those went to memory. Of an operand in
+        # shared memory 32 x 32 reads as much for a product as 32 x 64, from L2 a third more.
         rows=64 if units else 32,
-        cols=64,
+        cols=64 if units else 32,
         block_k=deep,
         # A chunk ends with an empty pipeline, so it is not too short: 16 steps in half precision.
         chunk=max(deep, 1024),
@@ -107,7 +110,8 @@ def config(d: int, itemsize: int, hip: bool = False) -> Config:
         # against 41 us. 1024 tokens are 256 tiles, two rounds of 132. More rounds would cost more
         # than passes do, and no square matrix is made beyond 1024 tokens.
         whole_rows=1024,
-        whole_tiles=2,
+        # Tiles of float32 have a quarter of the area, and two programs fit beside each other.
+        whole_tiles=2 if units else 4,
         # 1024 keys of 64 bits are 8 a thread of 128; more warps make the minimum dearer.
         whole_warps=4,
         hip=hip,

@@ -37,9 +37,9 @@ def config(d: int, itemsize: int, hip: bool = False) -> Config:
     groups = tuple(diversity_config.Group(**group) for group in asdict(shared)["groups"])
     return Config(
         **{**asdict(shared), "groups": groups},
-        # A tile of products has so many columns: to foresee fewer picks would save nothing. With
-        # 128 candidates 288 of 2880 tokens take 5 passes (vlm) to 34 (clusters).
-        forecast=shared.cols,
+        # In half precision a tile of products has so many columns: to foresee fewer picks would
+        # save nothing. With 128 candidates 288 of 2880 tokens take 5 passes (vlm) to 34 (clusters).
+        forecast=64,
         # A row a thread.
         own_rows=256,
         ahead=8,

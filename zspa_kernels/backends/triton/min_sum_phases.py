@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._candidates import lanes_in_order
+from ._candidates import PART, lanes_in_order
 from ._common import INF, KEY_END, order_key, row_sums
 from ._group import DONE, FOLD, KEY_LAST, OPEN, PICKED, STOP, own_places, own_rows
 
@@ -79,8 +79,8 @@ def seed_columns(seeds, num_seeds, folded, columns, length, COLUMNS: tl.constexp
     s = folded + lane
     j = tl.load(seeds + s, mask=s < num_seeds, other=-1)
     before = tl.full([COLUMNS], 0, tl.int32)
-    for q0 in range(0, tl.minimum(folded + COLUMNS, num_seeds), COLUMNS):
-        q = q0 + lane
+    for q0 in range(0, tl.minimum(folded + COLUMNS, num_seeds), PART):
+        q = q0 + tl.arange(0, PART)
         other = tl.load(seeds + q, mask=q < num_seeds, other=-1)
         same = (other[None, :] == j[:, None]) & (q[None, :] < s[:, None])
         before += tl.sum(same.to(tl.int32), 1)

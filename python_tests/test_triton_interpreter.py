@@ -26,6 +26,7 @@ from zspa_kernels.backends.triton import (
     diversity_whole,
     dpp,
     facility_location,
+    facility_location_matrix,
     min_sum,
     relevance_topk,
     relevance_topk_config,
@@ -37,8 +38,8 @@ from zspa_kernels.backends.triton import (
 from zspa_kernels.testing.tokens import tokens
 
 MODULES = (
-    *(diversity, diversity_whole, dpp, facility_location, min_sum, relevance_topk, select),
-    *(soft_suppress, suppress),
+    *(diversity, diversity_whole, dpp, facility_location, facility_location_matrix, min_sum),
+    *(relevance_topk, select, soft_suppress, suppress),
 )
 
 

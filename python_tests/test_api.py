@@ -326,3 +326,20 @@ def test_warmup_runs_every_op(num_tokens: int, monkeypatch: pytest.MonkeyPatch) 
 def test_warmup_of_nothing(sizes: dict[str, Any], kind: type[Exception], text: str) -> None:
     with pytest.raises(kind, match=text):
         zk.warmup("cpu", **sizes)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference", "cpp"])
+def test_tensors_that_stand_for_their_negative(
+    backend: str, require_backend: Callable[..., None]
+) -> None:
+    """The dispatcher resolves them; a backend that is named must be given values, too."""
+    require_backend("cpp" if backend == "auto" else backend)
+    values = torch.randn(2, 30, 5, generator=torch.Generator().manual_seed(0))
+    prompt = values[:, 3:4]
+    expected = zk.select(values, prompt, keep=9, sorted=False)
+    # One of the two: cosines are the same if the sign of both is lost.
+    for visual, words in ((torch._neg_view(-values), prompt), (values, torch._neg_view(-prompt))):
+        assert visual.is_neg() != words.is_neg()
+        assert torch.equal(
+            zk.select(visual, words, keep=9, sorted=False, backend=backend), expected
+        )

@@ -17,6 +17,8 @@ from typer.testing import CliRunner
 import zspa_kernels as zk
 from python_tests import vlms
 from zspa_kernels.cli_app import app
+from zspa_kernels.cli_prune import _keep
+from zspa_kernels.demo.errors import UsageError
 
 WORDS = "what is in this picture"
 
@@ -224,3 +226,12 @@ def test_without_transformers_it_says_what_to_install(monkeypatch: pytest.Monkey
     assert result.exit_code == FAILURE
     assert 'pip install "zspa_kernels[demo,hf]"' in result.stderr
     assert transformers.__name__ not in result.stdout
+
+
+def test_a_count_is_told_from_a_share() -> None:
+    """`--keep 1` is one token and `--keep 1.0` all of them."""
+    for text, keep in (("1", 1), ("64", 64), ("1.0", 1.0), ("0.1", 0.1), ("1e-1", 0.1)):
+        assert (type(_keep(text)), _keep(text)) == (type(keep), keep)
+    for text in ("10%", "", "\u00b2", "all"):
+        with pytest.raises(UsageError, match=r"--keep must be a share such as .* or a count, got"):
+            _keep(text)

@@ -233,3 +233,9 @@ def test_the_real_classes_are_as_expected(kind: str, name: str) -> None:
     taken = {one.arg for one in (*methods["__init__"].args.args,)}
     ours = {"method", "keep", "core_ratio", "scope", "positions", "keep_newline"}
     assert not taken & ours
+
+
+def test_a_tenth_is_kept_where_nothing_is_said() -> None:
+    arguments: dict[str, Any] = {"pretrained": "x", "scope": "tile"}
+    assert lmms._options("divprune", arguments) == {"keep": 0.1, "scope": "tile"}
+    assert arguments == {"pretrained": "x"}

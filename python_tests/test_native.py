@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import textwrap
@@ -149,3 +150,12 @@ def test_scratch_of_a_long_video_is_small(require_backend):
     )
     assert run.returncode == 0, run.stderr
     assert float(run.stdout) < 64.0
+
+
+@pytest.mark.usefixtures("native")
+def test_a_module_of_another_version_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _native._load.__wrapped__()[1] is None
+    monkeypatch.setattr(_native, "__version__", "0.0.1")
+    module, why = _native._load.__wrapped__()
+    assert module is None
+    assert re.search("was built from version .*, this is 0.0.1; rebuild with", str(why))

@@ -368,3 +368,10 @@ def test_reading_leaves_the_module_alone() -> None:
     assert module.training
     assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
     assert all(p.grad is None and p.requires_grad for p in module.parameters())
+
+
+def test_a_layer_that_is_used_twice_is_both_layers() -> None:
+    layer = nn.Linear(6, 6)
+    found = read_projector(nn.Sequential(layer, nn.GELU(), layer))
+    assert found.w2 is not None
+    assert torch.equal(found.w1, found.w2)

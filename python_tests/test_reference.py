@@ -285,6 +285,16 @@ def test_where_slots_run_out_diversity_gives_way_first() -> None:
     offsets, four = torch.tensor([0, 5, 10, 15]), torch.tensor([4, 4, 4])
     table = ragged_table(offsets, four, four, 14, 5, 15)
     assert table[:, 2:].tolist() == [[4, 4, 0], [4, 2, 8], [0, 0, 14]]
+    many = torch.full((3,), 2**62)  # their sum is beyond 64 bits
+    for fill in (ragged_table, _table_of_tensors):
+        assert fill(offsets, many, four, 14, 5, 15)[:, 2:].tolist() == [
+            [14, 0, 0],
+            *[[0, 0, 14]] * 2,
+        ]
+        assert fill(offsets, four, many, 14, 5, 15)[:, 2:].tolist() == [
+            [4, 10, 0],
+            *[[0, 0, 14]] * 2,
+        ]
 
 
 def test_spans_are_clamped() -> None:

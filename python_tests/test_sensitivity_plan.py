@@ -245,3 +245,9 @@ def test_repr_says_what_was_left_out() -> None:
     text = repr(zk.SensitivityPlan(*weights(), "gelu", 4))
     assert text.startswith("SensitivityPlan(D=24, H=40, activation='gelu', rank=4, discarded=0.")
     assert "residual=0." in text
+
+
+def test_a_projector_of_zeros_answers_with_zeros() -> None:
+    plan = zk.SensitivityPlan(torch.ones(4, 3), None, torch.zeros(2, 4), "gelu")
+    assert (plan.discarded, plan.residual) == (0.0, 0.0)
+    assert plan(torch.ones(5, 3)).tolist() == [0.0] * 5

@@ -59,6 +59,13 @@ def test_light_outlines_by_kind_and_joins_neighbours_of_a_kind() -> None:
     assert (lit[10:20, 39] == DIVERSITY_COLOUR).all()
 
 
+@pytest.mark.parametrize(("patch", "width"), [(5, 1), (24, 3), (40, 4), (100, 4)])
+def test_light_outlines_an_eighth_of_a_patch_up_to_four_pixels(patch: int, width: int) -> None:
+    lit = light(_photo(2 * patch, 2 * patch), _selection([0], []), (2, 2))
+    drawn: npt.NDArray[np.bool_] = (lit[patch // 2] == np.array(CORE_COLOUR)).all(-1)
+    assert drawn.nonzero()[0].tolist() == [*range(width), *range(patch - width, patch)]
+
+
 def test_light_takes_bare_indices_and_grids_that_do_not_divide_the_image() -> None:
     photo = _photo(11, 7)
     lit = light(photo, torch.tensor([0, 5]), (3, 2), outline=0, dim=0.0)

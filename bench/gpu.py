@@ -97,8 +97,17 @@ def _first_line(*command: str, line: int = 0) -> str | None:
     return lines[line] if lines and not done.returncode else None
 
 
+def target() -> str:
+    """The architecture of the GPU of this machine; an H100's where there is none."""
+    if not torch.cuda.is_available():
+        return "sm_90"
+    if torch.version.hip is not None:
+        return str(torch.cuda.get_device_properties(0).gcnArchName.split(":")[0])
+    return "sm_{}{}".format(*torch.cuda.get_device_capability())
+
+
 def correctness() -> Iterator[Job]:
-    """The native module where it can be built, all checks, and the marked tests under pytest."""
+    """The native module where it can be built, all checks, the kernels, and the marked tests."""
     missing = [n for n in ("setuptools", "pybind11") if importlib.util.find_spec(n) is None]
     if not missing and not list((ROOT / "zspa_kernels").glob("_C*.so")):
         # Only the CPU backend needs it: a failure is reported and stops nothing.
@@ -108,6 +117,10 @@ def correctness() -> Iterator[Job]:
         )  # fmt: skip
     for name in CHECKS:
         yield Job(name, python("-m", "bench.gpu_checks", name), 600)
+    # Registers, spills and shared memory of each kernel, compiled for this machine.
+    for dtype in ("bfloat16", "float32"):
+        command = python("python_tests/triton_aot.py", target(), "default", dtype)
+        yield Job(f"kernels of {dtype}", command, 300, {"TRITON_INTERPRET": "0"})
     if all(importlib.util.find_spec(n) for n in ("pytest", "hypothesis")):
         tests = python("-m", "pytest", "-q", "-m", "gpu", "python_tests")
         # The checks are part of the marked tests; here they have been run already.

@@ -58,6 +58,8 @@ def python(*arguments: str) -> tuple[str, ...]:
     return (sys.executable, *arguments)
 
 
+#: Seconds a killed process may take to end.
+GRACE = 10.0
 #: Groups of the processes that run now.
 _running: set[int] = set()
 
@@ -89,7 +91,15 @@ def run(job: Job) -> Outcome:
     except subprocess.TimeoutExpired:
         status = "too slow"
         os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
+        try:
+            output, _ = process.communicate(timeout=GRACE)
+        except subprocess.TimeoutExpired as late:  # stuck in a driver: it is left behind
+            if process.stdout is not None:
+                process.stdout.close()
+            process.poll()
+            seen = late.output or b""
+            output = seen.decode(errors="replace") if isinstance(seen, bytes) else seen
+            output += f"\nkilled, but it has not ended {GRACE:g} s later"
     except BaseException:
         os.killpg(process.pid, signal.SIGKILL)
         raise

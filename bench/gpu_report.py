@@ -23,7 +23,7 @@ def summary(folder: Path) -> str:
     for stage in ("correctness", "sanitizer"):
         jobs = _jobs(folder, stage)
         if jobs:
-            lines += [f"{stage}: {_counts(jobs)}", *_failures(jobs), ""]
+            lines += [f"{stage}: {_counts(jobs)}", *_failures(jobs), *_kernels(jobs), ""]
     jobs = _jobs(folder, "timing")
     if jobs:
         lines += [
@@ -70,6 +70,18 @@ def _failures(jobs: list[dict[str, Any]]) -> Iterator[str]:
         if job["status"] in ("failed", "too slow"):
             last = job["tail"].strip().splitlines()[-1:] or ["no output"]
             yield f"  {job['name']}: {job['status']}: {last[0][:160]}"
+
+
+def _kernels(jobs: list[dict[str, Any]]) -> Iterator[str]:
+    """How many kernels were compiled for the machine, and those that keep registers in memory."""
+    kernels = [record for job in jobs for record in job["data"] if "spill" in record]
+    spilling = [record for record in kernels if record["spill"] > 0]
+    if kernels:
+        yield f"kernels: {len(kernels)} compiled, {len(spilling)} with spills"
+    for record in spilling:
+        tokens = " ".join(record["tokens"])
+        size = f"{record['spill']} bytes, {record['registers']} registers"
+        yield f"  {record['kernel']} ({tokens}): {size}"
 
 
 def _machine(jobs: list[dict[str, Any]]) -> Iterator[str]:

@@ -155,6 +155,30 @@ def test_a_job_that_hangs_is_killed_with_its_children(tmp_path: Path) -> None:
     assert not mark.exists()
 
 
+def test_a_process_that_cannot_be_killed_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child that left the group stands for one that is stuck in a driver."""
+    monkeypatch.setattr(gpu_jobs, "GRACE", 0.2)
+    code = (
+        "import subprocess, sys, time; print('here', flush=True)\n"
+        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(4)'],"
+        " start_new_session=True); time.sleep(60)"
+    )
+    start = time.perf_counter()
+    outcome = run(Job("stuck", python("-c", code), 1))
+    assert time.perf_counter() - start < 3
+    assert outcome.status == "too slow"
+    assert outcome.tail == "here\n\nkilled, but it has not ended 0.2 s later"
+
+
+def test_kernels_with_spills_are_named(tmp_path: Path) -> None:
+    kernel = {"kernel": "clean", "tokens": ["bfloat16"], "spill": 0, "registers": 90}
+    wide = {"kernel": "wide", "tokens": ["float32"], "spill": 8, "registers": 255}
+    job = Outcome("kernels of float32", "passed", data=[kernel, wide])
+    gpu_jobs.write(tmp_path / "correctness.json", {"jobs": [vars(job)]})
+    text = gpu_report.summary(tmp_path)
+    assert "kernels: 2 compiled, 1 with spills\n  wide (float32): 8 bytes, 255 registers\n" in text
+
+
 def test_every_outcome_is_on_disk_before_the_next_job(tmp_path: Path) -> None:
     path = tmp_path / "stage.json"
     read = f"import json; print(len(json.load(open({str(path)!r}))['jobs']))"

@@ -3,17 +3,20 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from itertools import product
 from typing import Any
 
 import pytest
 import torch
+import triton
 from torch import Tensor
 
 import zspa_kernels as zk
 from zspa_kernels import _dispatch
 from zspa_kernels.backends.triton import (
+    _common,
     diversity,
     diversity_config,
     diversity_whole,
@@ -112,3 +115,28 @@ def test_warmup_leaves_nothing_to_compile(launched: set[Any]) -> None:
     _call_every_op()
     assert {name for name, *_ in launched - ready} == set()
     assert len(ready) > 40
+
+
+def test_only_the_thread_that_captures_is_refused(require_backend: Callable[..., None]) -> None:
+    """What other threads compile meanwhile is compiled, and the hook is as it was."""
+    require_backend("triton")
+    knobs = triton.knobs.runtime
+    before = knobs.jit_cache_hook
+    found: list[Any] = []
+
+    class Cold:
+        __name__ = "cold"
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            return self.compile
+
+        def compile(self) -> None:
+            other = threading.Thread(target=lambda: found.append(knobs.jit_cache_hook()))
+            other.start()
+            other.join()
+            knobs.jit_cache_hook()
+
+    with pytest.raises(RuntimeError, match=r"cold must be compiled.*zk\.warmup"):
+        _common._launch_in_capture(Cold(), 1, (), {})
+    assert found == [None]
+    assert knobs.jit_cache_hook is before

@@ -12,6 +12,7 @@ Two rules keep a row's bits the same wherever the row stands and however its ten
 from __future__ import annotations
 
 import functools
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -303,6 +304,9 @@ def launch(
             kernel[(programs,)](*args, **options)
 
 
+_capturing = threading.Lock()  # the hook below is one for all threads
+
+
 def _launch_in_capture(
     kernel: Any, programs: int, args: tuple[Any, ...], options: dict[str, Any]
 ) -> None:
@@ -311,17 +315,21 @@ def _launch_in_capture(
     Raises:
         RuntimeError: it would have to be.
     """
+    thread = threading.get_ident()
 
-    def refuse(*_: Any, **__: Any) -> bool:
+    def refuse(*args: Any, **named: Any) -> Any:
+        if threading.get_ident() != thread:  # it captures nothing
+            return before(*args, **named) if before is not None else None
         raise RuntimeError(
             f"zspa_kernels: {kernel.__name__} must be compiled before a CUDA graph is captured: "
             "call zk.warmup(device, dtype, num_tokens=N, dim=D) first, or run the same call once"
         )
 
     knobs = triton.knobs.runtime
-    before = knobs.jit_cache_hook  # called before a kernel is compiled or read from the disk cache
-    knobs.jit_cache_hook = refuse
-    try:
-        kernel[(programs,)](*args, **options)
-    finally:
-        knobs.jit_cache_hook = before
+    with _capturing:
+        before = knobs.jit_cache_hook  # called before a kernel is compiled or read from disk
+        knobs.jit_cache_hook = refuse
+        try:
+            kernel[(programs,)](*args, **options)
+        finally:
+            knobs.jit_cache_hook = before

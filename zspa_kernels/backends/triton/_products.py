@@ -163,7 +163,7 @@ def scale(
         at = gram + col * BLOCK + row
         dots = tl.full([BLOCK], 0.0, tl.float32)
         for chunk in range(chunks):
-            dots += tl.load(at + chunk * BLOCK * BLOCK)
+            dots += tl.load(at + chunk * BLOCK * BLOCK, mask=row < count, other=0.0)
         j = tl.load(columns + col + row * 0)  # [BLOCK], all the same token
         inv_j = tl.load(inv_norm + j)
         meets = (inv_i > 0.0) & (inv_j > 0.0) & (i != j)

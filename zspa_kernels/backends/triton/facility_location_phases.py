@@ -127,6 +127,7 @@ def propose(
         )  # fmt: skip
         if weights is not None:
             value = value * tl.load(weights + token, mask=wanted, other=0.0)
+        tl.debug_barrier()  # each warp has read for itself what is to be refreshed
         tl.store(costs + token, -value, mask=wanted)
         tl.store(seen + token, tl.broadcast_to(version, [LANES]), mask=wanted)
         tl.debug_barrier()  # the keys are read again
@@ -144,8 +145,9 @@ def lowest(proposals, programs, MEMBERS: tl.constexpr):
 
 @triton.jit
 def raised(best, x, ok):
-    """(what is covered with `x`, whether anything rose)."""
+    """(what is covered with `x`, whether anything rose). The caller may then overwrite `best`."""
     rose = tl.max((ok & (x > best)).to(tl.int32), 0)
+    tl.debug_barrier()  # each warp may hold a copy of `best`, and `rose` must be the same in all
     return tl.maximum(best, x), rose
 
 

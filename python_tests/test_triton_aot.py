@@ -86,6 +86,8 @@ def _waits(report: dict[str, Any]) -> list[str]:
             faults.append("does not announce, poll and give up at each barrier")
         if report["uncoherent"]:
             faults.append("may read old values")
+        if report["unagreed"]:
+            faults.append("stores before all warps have read")
     return faults
 
 

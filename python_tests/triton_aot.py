@@ -220,7 +220,26 @@ def _read_barriers(ptx: str) -> dict[str, Any]:
         "given_up": len(re.findall(r"\btrap;", ptx)),
         # Through a cache that no barrier clears.
         "uncoherent": len(re.findall(r"ld\.global\.nc", ptx)),
+        "unagreed": _unagreed(ptx),
     }
+
+
+def _unagreed(ptx: str) -> int:
+    """Stores after a reduction inside each warp, with no barrier in between.
+
+    Where every warp reduces a copy that it has read for itself, a late one may read what such a
+    store wrote; the warps then differ in what follows from the result.
+    """
+    stores = 0
+    agreed = True
+    for line in ptx.splitlines():
+        if "redux.sync" in line:
+            agreed = False
+        elif "bar.sync" in line:
+            agreed = True
+        elif "st.global" in line and not agreed:
+            stores += 1
+    return stores
 
 
 def _read_cubin(cubin: bytes) -> dict[str, Any]:

@@ -317,7 +317,38 @@ def sensitivity(draw: Draw) -> Call:
     return lambda: cpp.sensitivity_hidden(hidden, w2, activation, shifts, radius), Same.CALL
 
 
-KINDS = (select, relevance, greedy, suppression, ragged, scores, merging, sensitivity)
+def composition(draw: Draw) -> Call:
+    """What only methods call, through them."""
+    B, N, D, k = sizes(draw)
+    x, mask = draw.rows(B, N, D, draw.dtype()), draw.mask(B, N)
+    attention, share = draw.values(B, N), draw.pick.random()
+    keep, ordered = max(1, k), draw.chance()
+    kind = draw.pick.choice(["centred", "distinctiveness", "visionzip", "anchorprune"])
+    draw.said.append(kind)
+    if kind == "centred":
+        return lambda: primitives.centred(x, visual_mask=mask), Same.ISA
+    if kind == "distinctiveness":
+        return lambda: primitives.distinctiveness(x, visual_mask=mask), Same.ISA
+    if kind == "visionzip":
+        zipped = zk.methods.VisionZip(keep, contextual=share, sorted=ordered)
+
+        def run() -> object:
+            merging = zipped.assign(x, attention=attention, keys=x, visual_mask=mask)
+            picks = judged(merging.selection.indices, x, mask)
+            return picks, merging.selection.core_mask, merging.owner, merging.weights
+
+        return run, Same.ISA
+    anchored = zk.methods.AnchorPrune(keep, space="llm", novelty=2 * share, sorted=ordered)
+    prompt = draw.rows(B, draw.size(0, 1, most=9), D, draw.dtype())
+
+    def pick() -> object:
+        chosen = anchored.select(x, prompt, attention=attention, visual_mask=mask)
+        return judged(chosen.indices, x, mask), chosen.core_mask
+
+    return pick, Same.ISA
+
+
+KINDS = (select, relevance, greedy, suppression, ragged, scores, merging, composition, sensitivity)
 
 
 def judged(picks: Tensor, visual: Tensor, mask: Tensor | None) -> Tensor:

@@ -70,6 +70,15 @@ def test_centred(dtype: torch.dtype, plainly: Callable[..., Any]) -> None:
         assert ((plain - ours[valid]).abs() <= 2.0**-22 * visual[valid].float().abs().max()).all()
 
 
+def test_what_rounding_leaves_of_the_mean_is_nothing(plainly: Callable[..., Any]) -> None:
+    """A unit in the last place on either side of it is nothing, two are a direction."""
+    unit = 2.0**-23
+    for distance, left in ((unit, 0.0), (2 * unit, 2 * unit)):
+        visual = torch.tensor([[1.0], [1.0 + 2 * distance]])
+        assert centred(visual)[:, 0].tolist() == [-left, left]
+        assert plainly(centred, visual)[:, 0].tolist() == [-left, left]
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_distinctiveness(dtype: torch.dtype, plainly: Callable[..., Any]) -> None:
     visual, mask = images(dtype)

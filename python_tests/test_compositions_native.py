@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from python_tests.runners import same_bits
-from zspa_kernels.primitives import alignment, centred, distinctiveness, merging, scores, similarity
+from zspa_kernels.primitives import (
+    _image,
+    alignment,
+    centred,
+    distinctiveness,
+    merging,
+    scores,
+    similarity,
+)
 from zspa_kernels.testing import prompt, tokens
 
 Require = Callable[..., None]
@@ -80,6 +88,14 @@ def test_what_rounding_leaves_of_the_mean_is_nothing(plainly: Callable[..., Any]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_lengths(dtype: torch.dtype, require_backend: Require) -> None:
+    require_backend("cpp")
+    visual, _ = images(dtype)
+    right = visual.double().square().sum(-1).sqrt().float()
+    torch.testing.assert_close(_image.lengths(visual), right, rtol=1e-6, atol=0.0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_distinctiveness(dtype: torch.dtype, plainly: Callable[..., Any]) -> None:
     visual, mask = images(dtype)
     for given in (None, mask):
@@ -112,7 +128,7 @@ def test_spaced_and_groups(plainly: Callable[..., Any]) -> None:
     keys, mask = images(torch.float32)
     rating = torch.randint(0, 9, (2, 70), generator=draw).float()  # ties
     rating[0, 11], rating[0, 12] = torch.nan, torch.inf
-    for k, count in ((0, 0), (1, 0), (1, 1), (20, 6), (20, 20), (70, 9)):
+    for k, count in ((0, 0), (1, 0), (1, 1), (20, 6), (20, 7), (20, 20), (35, 31), (70, 9)):
         for given in (None, mask):
             valid = rating.isfinite() if given is None else rating.isfinite() & given
             for ascending in (True, False):
@@ -144,6 +160,20 @@ def test_until_novel(plainly: Callable[..., Any]) -> None:
             same_bits(similarity.until_novel(batch[0], ranked[0], *call[3:]), ours[0])
             ends.add(int((ours[0] >= 0).sum()))
     assert len(ends) > 5
+
+
+def test_until_novel_counts_every_rank(plainly: Callable[..., Any]) -> None:
+    features = torch.eye(130)
+    features[50] = 0.0  # without direction: never novel, and nothing is near it
+    features[60] = features[0]
+    for first in (0, 50):
+        ranked = torch.arange(130).roll(-first)
+        for patience in (1, 46, 47, 48, 49, 50, 95, 96, 97, 98, 126):
+            for novelty in (0.5, 1.0, 1.25):
+                call = (similarity.until_novel, features, ranked, 1, novelty, patience)
+                same_bits(call[0](*call[1:]), plainly(*call))
+    # All but the core, its equal and the zero row are novel.
+    assert similarity.until_novel(features, torch.arange(130), 1, 0.5, 126)[127] == 127
 
 
 def test_ordered(plainly: Callable[..., Any]) -> None:

@@ -3,8 +3,6 @@
 // a batch are taken one after another.
 #include "bindings.h"
 
-#include <algorithm>
-
 #include "cpu/alignment.h"
 #include "cpu/centred.h"
 #include "cpu/merging.h"
@@ -162,15 +160,9 @@ void call_topk(uintptr_t scores, int dtype, int64_t S, int64_t N, uintptr_t mask
 
 void ascending(uintptr_t picks, int64_t S, int64_t K, int64_t N, uintptr_t indices,
                uintptr_t found) {
-  for (int64_t s = 0; s < S; ++s) {
-    const int64_t* from = at<const int64_t>(picks) + s * K;
-    int64_t* out = at<int64_t>(indices) + s * K;
-    int64_t* end = std::copy_if(from, from + K, out, [N](int64_t i) { return 0 <= i && i < N; });
-    std::sort(out, end);
-    std::fill(end, out + K, int64_t(-1));
-    std::fill_n(at<uint8_t>(found) + s * K, end - out, uint8_t(1));
-    std::fill_n(at<uint8_t>(found) + s * K + (end - out), out + K - end, uint8_t(0));
-  }
+  for (int64_t s = 0; s < S; ++s)
+    zspa::cpu::ascending(at<const int64_t>(picks) + s * K, K, N, at<int64_t>(indices) + s * K,
+                         at<uint8_t>(found) + s * K);
 }
 
 void top_k_and_spaced(uintptr_t scores, int64_t S, int64_t N, uintptr_t mask, int64_t k,

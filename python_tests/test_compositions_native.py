@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from python_tests.runners import same_bits
+from zspa_kernels._native import module
 from zspa_kernels.primitives import (
     _image,
     alignment,
@@ -174,6 +175,22 @@ def test_until_novel_counts_every_rank(plainly: Callable[..., Any]) -> None:
                 same_bits(call[0](*call[1:]), plainly(*call))
     # All but the core, its equal and the zero row are novel.
     assert similarity.until_novel(features, torch.arange(130), 1, 0.5, 126)[127] == 127
+
+
+def test_every_slot_is_written(require_backend: Require) -> None:
+    """Whatever was in the memory of the results before."""
+    require_backend("cpp")
+    native = module()
+    out, flags = torch.full((4,), 7), torch.ones(4, dtype=torch.bool)
+    picks = torch.tensor([4, -1, 2, 9])
+    native.ascending(picks.data_ptr(), 1, 4, 5, out.data_ptr(), flags.data_ptr())
+    assert (out.tolist(), flags.tolist()) == ([2, 4, -1, -1], [True, True, False, False])
+    out, flags = torch.full((4,), 7), torch.ones(4, dtype=torch.bool)
+    rating = torch.tensor([1.0, torch.nan, 3.0])
+    native.top_k_and_spaced(
+        *(rating.data_ptr(), 1, 3, 0, 4, 3, True), out.data_ptr(), flags.data_ptr()
+    )
+    assert (out.tolist(), flags.tolist()) == ([0, 2, -1, -1], [False, True, False, False])
 
 
 def test_ordered(plainly: Callable[..., Any]) -> None:

@@ -134,7 +134,7 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], Proof]] = {
         ODD_ROWS,
     ),
     "alignment: prompt mask ignored": (
-        ("primitives.similarity", "_valid(prompt, prompt_mask)", "_valid(prompt, None)"),
+        ("primitives.similarity", "valid_rows(prompt, prompt_mask)", "valid_rows(prompt, None)"),
         of(TRIM, "vlm"),
     ),
     "alignment: half the product": (

@@ -44,9 +44,7 @@ std::vector<float> mean_of(const Tokens& tokens, const std::vector<float>& inv, 
 }
 
 float length_of(DType dtype, const void* row, int64_t D) {
-  float squares;
-  kernels().row_pass(dtype, row, D, nullptr, 0, &squares, nullptr);
-  return std::sqrt(squares);
+  return std::sqrt(squared_length(dtype, row, D));
 }
 
 }  // namespace

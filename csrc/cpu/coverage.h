@@ -3,8 +3,8 @@
 // namespace of each instruction set.
 //
 // Operation   : sum_i max(0, column[i] * factors[i] - best[i]), while `ahead`, the column that may be
-//               asked for next, is fetched into the cache: columns lie anywhere in a large matrix, and
-//               without that a third of a selection from independent tokens is waiting for them.
+//               asked for next, is fetched into the cache: columns lie anywhere in a matrix that is
+//               larger than the caches.
 // Numerics    : float32, product and difference rounded one after the other, so that a column that is
 //               covered itself has exactly nothing left; sums of kCovered elements in two chains, then
 //               one chain over those. No term is negative and every operation is monotone: the result

@@ -17,9 +17,8 @@ constexpr int kUnitRows = 16;
 constexpr int kUnitColumns = 24;
 
 // Depth of one block of a panel, in bytes of a packed column: a column group of a block and the rows
-// of a tile beside it fit into L1. Shallower blocks load and store the sums of a tile more often: 2 KB
-// cost 3 to 5 % of a selection. The block size does not change the order of a sum: accumulators live
-// across blocks.
+// of a tile beside it fit into L1. Shallower blocks load and store the sums of a tile more often. The
+// block size does not change the order of a sum: accumulators live across blocks.
 constexpr int64_t kBlockBytes = 4096;
 
 // Columns of a product, packed for the inner loop: [block][column][depth of a block], zero padded.
@@ -119,6 +118,13 @@ static inline int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to
 
 // The table in use: the best this CPU can run, or the one `use_isa` asked for.
 const Kernels& kernels();
+
+// The sum of squares of a row [D].
+inline float squared_length(DType dtype, const void* row, int64_t D) {
+  float squares;
+  kernels().row_pass(dtype, row, D, nullptr, 0, &squares, nullptr);
+  return squares;
+}
 std::vector<std::string> isas();        // what this build and this CPU can run, best first
 void use_isa(const std::string& name);  // "auto" or one of isas(); for tests and benchmarks
 

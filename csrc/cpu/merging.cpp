@@ -314,12 +314,9 @@ int64_t until_novel(const Tokens& tokens, const int64_t* ranked, int64_t R, int6
   threads = usable_threads(threads);
   Compared rows{tokens, std::vector<float>(size_t(tokens.N), kMaskedOut), {}, 0.0};
   rows.slack = cosine_slack(tokens.D);
-  for (int64_t t = 0; t < R; ++t) {
-    float squares;
-    kernels().row_pass(tokens.dtype, tokens.row(ranked[t]), tokens.D, nullptr, 0, &squares,
-                       nullptr);
-    rows.inv[size_t(ranked[t])] = inverse_norm(squares);
-  }
+  for (int64_t t = 0; t < R; ++t)
+    rows.inv[size_t(ranked[t])] =
+        inverse_norm(squared_length(tokens.dtype, tokens.row(ranked[t]), tokens.D));
   std::vector<int> core;
   for (int64_t t = 0; t < std::min(least, R); ++t)
     if (rows.directed(ranked[t])) core.push_back(int(ranked[t]));

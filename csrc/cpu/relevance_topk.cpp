@@ -28,9 +28,7 @@ ValidPrompt valid_tokens(const Prompt& prompt) {
   ValidPrompt valid;
   for (int64_t m = 0; m < prompt.M; ++m) {
     if (prompt.mask && !prompt.mask[m]) continue;
-    float squares;
-    kernels().row_pass(prompt.dtype, prompt.row(m), prompt.D, nullptr, 0, &squares, nullptr);
-    const float inv = inverse_norm(squares);
+    const float inv = inverse_norm(squared_length(prompt.dtype, prompt.row(m), prompt.D));
     if (inv == kMaskedOut) continue;
     valid.rows.push_back(m);
     valid.inv.push_back(inv);
@@ -60,9 +58,7 @@ std::vector<float> pool(const Prompt& prompt, const ValidPrompt& valid, Pooling 
 }
 
 float norm_scale(const std::vector<float>& vector) {
-  float squares;
-  kernels().row_pass(DType::f32, vector.data(), int64_t(vector.size()), nullptr, 0, &squares,
-                     nullptr);
+  const float squares = squared_length(DType::f32, vector.data(), int64_t(vector.size()));
   return squares < kZeroRow ? 0.0f : 1.0f / std::sqrt(squares);
 }
 

@@ -79,12 +79,8 @@ void quotients(const Rows& x, const float* bias, Activation activation, const fl
 }
 
 void add_squares(const Rows& x, int threads, float* sums) {
-  const Kernels& kernel = kernels();
-  for_rows(x.count, x.count * x.width, threads, [&](int64_t i, int) {
-    float squares;
-    kernel.row_pass(x.dtype, x.row(i), x.width, nullptr, 0, &squares, nullptr);
-    sums[i] += squares;
-  });
+  for_rows(x.count, x.count * x.width, threads,
+           [&](int64_t i, int) { sums[i] += squared_length(x.dtype, x.row(i), x.width); });
 }
 
 int64_t leading_zeros(const Rows& x) {

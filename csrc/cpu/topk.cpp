@@ -151,6 +151,14 @@ void top_k_and_spaced(const Rated<float>& rated, int64_t k, int64_t spaced, bool
   }
 }
 
+void ascending(const int64_t* picks, int64_t K, int64_t N, int64_t* out, uint8_t* found) {
+  int64_t* end = std::copy_if(picks, picks + K, out, [N](int64_t i) { return 0 <= i && i < N; });
+  std::sort(out, end);
+  std::fill(end, out + K, int64_t(-1));
+  std::fill(found, found + (end - out), uint8_t(1));
+  std::fill(found + (end - out), found + K, uint8_t(0));
+}
+
 template int64_t top_k(const Rated<float>&, int64_t, bool, int64_t*);
 template int64_t top_k(const Rated<Half>&, int64_t, bool, int64_t*);
 template int64_t top_k(const Rated<BFloat16>&, int64_t, bool, int64_t*);

@@ -31,4 +31,7 @@ int64_t top_k(const Rated<Score>& rated, int64_t k, bool ascending, int64_t* out
 void top_k_and_spaced(const Rated<float>& rated, int64_t k, int64_t spaced, bool ascending,
                       int64_t* out, uint8_t* top);
 
+// Those of picks [K] that lie in [0, N), ascending, then -1; found [K]: 1 for the former.
+void ascending(const int64_t* picks, int64_t K, int64_t N, int64_t* out, uint8_t* found);
+
 }  // namespace zspa::cpu

@@ -14,6 +14,7 @@ from .. import _contract_primitives as _contract
 from .. import _contract_values as _values
 from .. import _counts, api
 from .._contract import POOLINGS
+from .._contract import alike as _alike
 from ..primitives.scores import ordered
 from ..types import Selection
 from ._registry import About, Input
@@ -115,14 +116,10 @@ def kept_of_each(
     """How many tokens of each of the images `visual` to keep.
 
     Raises:
-        TypeError: `visual` is no sequence of tensors.
+        TypeError, ValueError: `visual` is no sequence of tensors `[n, D]` that go together.
     """
-    _images(about, visual)
-    for i, x in enumerate(visual):
-        _values.tensor(about.title, f"visual[{i}]", x)
-        if x.ndim != 2:
-            got = _values.axes(x)
-            raise ValueError(f"{about.title}: visual[{i}] must be [n, D], got {got}")
+    # A batch is a sequence of images as well.
+    _alike(about.title, "visual", list(visual) if isinstance(visual, Tensor) else visual, 2)
     return [api.num_keep(len(x), keep, rounding) for x in visual]
 
 

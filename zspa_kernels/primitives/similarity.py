@@ -38,7 +38,7 @@ def centred(visual: Tensor, *, visual_mask: Tensor | None = None) -> Tensor:
     if native(visual, visual_mask):
         result = _centred.centred(as_batch(visual), dense(visual_mask))
         return result if visual.ndim == 3 else result[0]
-    valid = _valid(visual, visual_mask)
+    valid = valid_rows(visual, visual_mask)
     mean = _mean(visual, valid).float().unsqueeze(-2)
     result = visual - mean if visual.dtype is torch.float32 else visual.float().sub_(mean)
     # What is left of a token that is the mean is the rounding of a subtraction.
@@ -119,7 +119,7 @@ def alignment(
             as_batch(visual), as_batch(prompt), dense(visual_mask), dense(prompt_mask)
         )
         return result if visual.ndim == 3 else result[0]
-    valid, real = _valid(visual, visual_mask), _valid(prompt, prompt_mask)
+    valid, real = valid_rows(visual, visual_mask), valid_rows(prompt, prompt_mask)
     words = prompt.double().masked_fill(~real.unsqueeze(-1), 0.0)
     count = real.sum(-1, keepdim=True).clamp_min(1)
     mean = (words.sum(-2) / count).unsqueeze(-2)
@@ -136,14 +136,10 @@ def _nearness(visual: Tensor, twice: Tensor) -> Tensor:
     return torch.cat([(twice - part.double()).mul_(part).sum(-1) for part in parts], dim=-1)
 
 
-def _valid(visual: Tensor, mask: Tensor | None) -> Tensor:
-    valid = lengths(visual) <= LONGEST
-    return valid if mask is None else valid & mask
-
-
 def valid_rows(x: Tensor, mask: Tensor | None) -> Tensor:
     """Bool `[B, N]`: rows of `x` `[B, N, C]` that the ops do not take for masked out."""
-    return _valid(x.detach(), mask)
+    valid = lengths(x.detach()) <= LONGEST
+    return valid if mask is None else valid & mask
 
 
 def _mean(visual: Tensor, valid: Tensor) -> Tensor:

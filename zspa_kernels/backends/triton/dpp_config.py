@@ -9,7 +9,7 @@ picks, whatever tile it lies in. The reasons are counts; no figure here was time
 from __future__ import annotations
 
 import functools
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from . import diversity_config
 
@@ -32,9 +32,8 @@ class Config(diversity_config.Config):
 def config(d: int, itemsize: int, hip: bool = False) -> Config:
     """The configuration for D channels of `itemsize` bytes."""
     shared = diversity_config.config(d, itemsize, hip)
-    groups = tuple(diversity_config.Group(**group) for group in asdict(shared)["groups"])
     return Config(
-        **{**asdict(shared), "groups": groups},
+        **vars(shared),
         # 4 x 128 elements are 2 a thread of 256; with 8 a kernel for sm_80 spills.
         span=4,
         # 2880 tokens on 132 multiprocessors are 22 rows a program.

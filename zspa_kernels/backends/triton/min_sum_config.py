@@ -10,7 +10,7 @@ was timed yet.
 from __future__ import annotations
 
 import functools
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from . import diversity_config
 
@@ -34,9 +34,8 @@ class Config(diversity_config.Config):
 def config(d: int, itemsize: int, hip: bool = False) -> Config:
     """The configuration for D channels of `itemsize` bytes."""
     shared = diversity_config.config(d, itemsize, hip)
-    groups = tuple(diversity_config.Group(**group) for group in asdict(shared)["groups"])
     return Config(
-        **{**asdict(shared), "groups": groups},
+        **vars(shared),
         # In half precision a tile of products has so many columns: to foresee fewer picks would
         # save nothing. With 128 candidates 288 of 2880 tokens take 5 passes (vlm) to 34 (clusters).
         forecast=64,

@@ -9,7 +9,7 @@ reasons are counts; no figure here was timed yet.
 from __future__ import annotations
 
 import functools
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from . import diversity_config
 
@@ -31,10 +31,9 @@ class Config(diversity_config.Config):
 def config(d: int, itemsize: int, hip: bool = False) -> Config:
     """The configuration for D channels of `itemsize` bytes."""
     shared = diversity_config.config(d, itemsize, hip)
-    groups = tuple(diversity_config.Group(**group) for group in asdict(shared)["groups"])
     width = max(32, 1 << (d - 1).bit_length())  # the power of two that holds a row
     return Config(
-        **{**asdict(shared), "groups": groups},
+        **vars(shared),
         # A row a thread.
         lanes=256,
         # 2880 tokens on 132 multiprocessors are 22 rows a program, and 4096 channels of 8 rows in

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from . import diversity_config
 
@@ -31,9 +31,8 @@ class Config(diversity_config.Config):
 def config(d: int, itemsize: int, hip: bool = False) -> Config:
     """The configuration for D channels of `itemsize` bytes."""
     shared = diversity_config.config(d, itemsize, hip)
-    groups = tuple(diversity_config.Group(**group) for group in asdict(shared)["groups"])
     return Config(
-        **{**asdict(shared), "groups": groups},
+        **vars(shared),
         # 16 x 128 comparisons of 64 bits are 16 registers a thread of 256.
         rank_rows=16,
         rank_cols=128,

@@ -320,12 +320,36 @@ def test_warmup_runs_every_op(num_tokens: int, monkeypatch: pytest.MonkeyPatch) 
         ({"num_tokens": -1}, ValueError, "warmup: num_tokens must be at least 0, got -1"),
         ({"num_tokens": 2.0}, TypeError, "warmup: num_tokens must be an int, got float 2.0"),
         ({"dim": 0}, ValueError, "warmup: dim must be at least 1, got 0"),
-        ({"dtype": torch.float64, "dim": 4}, TypeError, "must be float32, float16 or bfloat16"),
+        ({"dtype": torch.float64}, TypeError, "warmup: dtype must be float32, .*got torch.float64"),
+        ({"dtype": ["half"]}, TypeError, r"warmup: dtype must be float32, .*got \['half'\]"),
+        ({"device": "meta"}, ValueError, "warmup: device must be one that holds values, got meta"),
     ],
 )
 def test_warmup_of_nothing(sizes: dict[str, Any], kind: type[Exception], text: str) -> None:
     with pytest.raises(kind, match=text):
-        zk.warmup("cpu", **sizes)
+        zk.warmup(**{"dim": 4, **sizes})
+
+
+@pytest.mark.parametrize(
+    ("device", "kind", "text"),
+    [
+        (None, TypeError, "a torch.device or its name, got None"),
+        (3.5, TypeError, "a torch.device or its name, got float 3.5"),
+        ("foo", ValueError, "a device's name, such as cpu or cuda:0, got 'foo'"),
+        ("", ValueError, "a device's name, such as cpu or cuda:0, got ''"),
+        # No machine has these; how torch says so depends on what it was built with.
+        ("cuda:99", ValueError, r"a device that .* have, got cuda:99 \(.+\)"),
+        ("mps:7", ValueError, r"a device that .* have, got mps:7 \(.+\)"),
+        (torch.device("hpu:7"), ValueError, r"a device that .* have, got hpu:7 \(.+\)"),
+    ],
+)
+def test_devices_that_are_not_there(device: Any, kind: type[Exception], text: str) -> None:
+    for op, call in {
+        "warmup": lambda: zk.warmup(device, dim=4),
+        "unit_directions": lambda: zk.unit_directions(2, 3, device=device),
+    }.items():
+        with pytest.raises(kind, match=f"^{op}: device must be {text}$"):
+            call()
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference", "cpp"])

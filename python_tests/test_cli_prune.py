@@ -17,8 +17,7 @@ from typer.testing import CliRunner
 import zspa_kernels as zk
 from python_tests import vlms
 from zspa_kernels.cli_app import app
-from zspa_kernels.cli_prune import _keep
-from zspa_kernels.demo.errors import UsageError
+from zspa_kernels.demo.errors import UsageError, share_or_count
 
 WORDS = "what is in this picture"
 
@@ -188,10 +187,10 @@ FAILURE, USAGE = 1, 2
         (["--out", "nowhere/kept.png"], FAILURE, "cannot write nowhere/kept.png"),
         (["--out", "photo.png"], USAGE, "is the picture itself"),
         (["--out", "kept.jpg"], USAGE, "--out must end in .png"),
-        (["--keep", "much"], USAGE, "--keep must be a share such as 0.1 or a count, got 'much'"),
-        (["--keep", "0"], USAGE, "keep must"),
-        (["--keep", "1.5"], USAGE, "keep must"),
-        (["--keep", "-3"], USAGE, "keep must"),
+        (["--keep", "much"], USAGE, "zspa prune: --keep must be a share in (0, 1] such as 0.1, or"),
+        (["--keep", "0"], USAGE, "or a count of at least 1, got '0'"),
+        (["--keep", "1.5"], USAGE, "zspa prune: --keep must be "),
+        (["--keep", "-3"], USAGE, "zspa prune: --keep must be "),
         (["--core-ratio", "-1"], USAGE, "core_ratio must"),
         (["--method", "divprune", "--core-ratio", "0.5"], USAGE, "core_ratio"),
         (
@@ -200,7 +199,8 @@ FAILURE, USAGE = 1, 2
             f"--method must be one of {', '.join(zk.methods.available())}",
         ),
         (["--max-new-tokens", "0"], USAGE, "--max-new-tokens must be at least 1, got 0"),
-        (["--device", "abacus"], USAGE, "--device abacus: "),
+        (["--device", "abacus"], USAGE, "--device must be a device's name, such as cpu or cuda:0"),
+        (["--device", "cuda:99"], USAGE, "--device must be a device that this machine and this"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -231,7 +231,8 @@ def test_without_transformers_it_says_what_to_install(monkeypatch: pytest.Monkey
 def test_a_count_is_told_from_a_share() -> None:
     """`--keep 1` is one token and `--keep 1.0` all of them."""
     for text, keep in (("1", 1), ("64", 64), ("1.0", 1.0), ("0.1", 0.1), ("1e-1", 0.1)):
-        assert (type(_keep(text)), _keep(text)) == (type(keep), keep)
+        found = share_or_count(text)
+        assert (type(found), found) == (type(keep), keep)
     for text in ("10%", "", "\u00b2", "all"):
-        with pytest.raises(UsageError, match=r"--keep must be a share such as .* or a count, got"):
-            _keep(text)
+        with pytest.raises(UsageError, match=r"--keep must be a share in .* or a count .*, got"):
+            share_or_count(text)

@@ -159,3 +159,23 @@ def test_methods_of_suppression_are_one_graph(name: str) -> None:
     for n in (36, 49):
         given = inputs(name, B, n, D)
         assert_same(compiled(**given), method.select(**given)[:2])
+
+
+# What torch says of the trace itself, and of `gather`, which is asked whether there are tokens.
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace.*` is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_trace_has_counts_and_refuses_shares() -> None:
+    def counted(visual: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor]:
+        indices = zk.select(visual, prompt, k_core=2, k_diverse=3)
+        return zk.gather(visual, indices), zk.diversity(visual, 4)
+
+    traced = torch.jit.trace(counted, draw(9))
+    for n in (9, 23):
+        assert_same(traced(*draw(n)), counted(*draw(n)))
+    rule = "n must be an int, got the tensor that torch.jit.trace makes of a size: use torch.export"
+    for op, function in {
+        "select": keep_share,
+        "num_keep": lambda visual, _: visual[:, : zk.num_keep(visual.shape[1], 4)],
+    }.items():
+        with pytest.raises(TypeError, match=f"^{op}: {rule}"):
+            torch.jit.trace(function, draw(9))

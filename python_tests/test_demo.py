@@ -160,9 +160,12 @@ def test_flat_picture_has_no_directions_and_still_works(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("keep", "core_ratio", "kept", "k_core"),
-    [(1.0, 0.0, 64, 0), (1.0, 1.0, 64, 64), (0.01, 0.4, 1, 0), (0.02, 1.0, 1, 1)],
+    [
+        *((1.0, 0.0, 64, 0), (1.0, 1.0, 64, 64), (0.01, 0.4, 1, 0), (0.02, 1.0, 1, 1)),
+        *((1, 1.0, 1, 1), (1000, 0.5, 64, 32)),  # counts
+    ],
 )
-def test_extreme_shares(
+def test_extreme_shares_and_counts(
     tmp_path: Path, keep: float, core_ratio: float, kept: int, k_core: int
 ) -> None:
     photo = _save(_two_textures(128), tmp_path / "textures.png")

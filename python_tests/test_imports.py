@@ -151,7 +151,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "_doctor": ("_dispatch", "_native", "_version"),
     "demo": (*PUBLIC, "_dispatch", "_doctor", "testing", "visualize"),
     "lmms": ("hf", "methods"),
-    "ask": ("demo", "hf", "lmms", "methods", "pictures"),
+    "ask": ("_contract_values", "demo", "hf", "lmms", "methods", "pictures"),
     "cli": ("zspa_kernels", "_doctor", "ask", "demo"),
 }
 # What each may import from elsewhere, beside the standard library and torch.

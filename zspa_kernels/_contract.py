@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._contract_values import at_least, axes, integers, option, say, tensor
+from ._contract_values import at_least, axes, integers, option, place, say, tensor
 
 POOLINGS = ("mean", "max", "none_mean", "none_max")
 
@@ -215,6 +215,16 @@ def _tokens(op: str, name: str, x: Tensor) -> None:
     tensor(op, name, x)
     if x.dtype not in _FLOATS:
         raise TypeError(f"{op}: {name} must be float32, float16 or bfloat16, got {x.dtype}")
+
+
+def place_of_tokens(op: str, device: Any, dtype: Any) -> torch.device:
+    """Return `device`, on which tokens of this `dtype` can be made."""
+    if not isinstance(dtype, torch.dtype) or dtype not in _FLOATS:
+        raise TypeError(f"{op}: dtype must be float32, float16 or bfloat16, got {dtype!r:.60}")
+    found = place(op, "device", device)
+    if found.type == "meta":
+        raise ValueError(f"{op}: device must be one that holds values, got {found}")
+    return found
 
 
 def _token_axes(op: str, visual: Tensor, name: str = "visual") -> torch.Size:

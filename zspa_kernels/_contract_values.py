@@ -36,7 +36,14 @@ def integer(op: str, name: str, value: Any) -> Any:
     if isinstance(value, torch.SymInt):
         return value
     if isinstance(value, bool | Tensor) or not hasattr(value, "__index__"):
-        raise TypeError(f"{op}: {name} must be an int, got {say(value)}")
+        got = say(value)
+        tracing = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+        if tracing and isinstance(value, Tensor):
+            got = (
+                "the tensor that torch.jit.trace makes of a size: "
+                "use torch.export, or give k_core and k_diverse instead of keep"
+            )
+        raise TypeError(f"{op}: {name} must be an int, got {got}")
     value = operator.index(value)
     if not -(2**63) <= value < 2**63:  # which the dispatcher rejects in its own words
         raise ValueError(f"{op}: {name} must fit in 64 bits, got {say(value)}")
@@ -111,6 +118,26 @@ def option(op: str, name: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         error = ValueError if isinstance(value, str) else TypeError
         raise error(f"{op}: {name} must be one of {', '.join(allowed)}, got {say(value)}")
+
+
+def place(op: str, name: str, value: Any) -> torch.device:
+    """Return `value` as a device on which tensors can be made, here and now."""
+    if not isinstance(value, str | torch.device):
+        raise TypeError(f"{op}: {name} must be a torch.device or its name, got {say(value)}")
+    try:
+        found = torch.device(value)
+    except RuntimeError:
+        rule = "a device's name, such as cpu or cuda:0"
+        raise ValueError(f"{op}: {name} must be {rule}, got {value!r:.60}") from None
+    if found.type != "cpu":
+        try:
+            torch.empty(0, device=found)
+        # No such device, or a torch that was built without it: each kind has its own way to say so.
+        except (RuntimeError, AssertionError, ImportError) as error:
+            why = str(error).partition("\n")[0].partition(". ")[0]
+            rule = "a device that this machine and this torch have"
+            raise ValueError(f"{op}: {name} must be {rule}, got {found} ({why:.120})") from error
+    return found
 
 
 def axes(x: Tensor) -> str:

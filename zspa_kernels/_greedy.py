@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import overload
 
 from torch import Tensor
 
@@ -67,6 +68,24 @@ def dpp(
     return indices
 
 
+@overload
+def dpp_varlen(
+    visual: Tensor,
+    k: int | Sequence[int],
+    *,
+    lengths: Sequence[int],
+    weights: Tensor | None = ...,
+    backend: str = ...,
+) -> Tensor: ...
+@overload
+def dpp_varlen(
+    visual: Sequence[Tensor],
+    k: int | Sequence[int],
+    *,
+    lengths: None = ...,
+    weights: Sequence[Tensor] | None = ...,
+    backend: str = ...,
+) -> list[Tensor]: ...
 def dpp_varlen(
     visual: Tensor | Sequence[Tensor],
     k: int | Sequence[int],
@@ -167,6 +186,30 @@ def facility_location(
     return indices
 
 
+@overload
+def facility_location_varlen(
+    visual: Tensor,
+    k: int | Sequence[int],
+    *,
+    lengths: Sequence[int],
+    benefits: Tensor | None = ...,
+    weights: Tensor | None = ...,
+    temperature: float = ...,
+    scale: float = ...,
+    backend: str = ...,
+) -> Tensor: ...
+@overload
+def facility_location_varlen(
+    visual: Sequence[Tensor],
+    k: int | Sequence[int],
+    *,
+    lengths: None = ...,
+    benefits: Sequence[Tensor] | None = ...,
+    weights: Sequence[Tensor] | None = ...,
+    temperature: float = ...,
+    scale: float = ...,
+    backend: str = ...,
+) -> list[Tensor]: ...
 def facility_location_varlen(
     visual: Tensor | Sequence[Tensor],
     k: int | Sequence[int],
@@ -270,6 +313,22 @@ def min_sum(
     return indices
 
 
+@overload
+def min_sum_varlen(
+    visual: Tensor,
+    k: int | Sequence[int],
+    *,
+    lengths: Sequence[int],
+    backend: str = ...,
+) -> Tensor: ...
+@overload
+def min_sum_varlen(
+    visual: Sequence[Tensor],
+    k: int | Sequence[int],
+    *,
+    lengths: None = ...,
+    backend: str = ...,
+) -> list[Tensor]: ...
 def min_sum_varlen(
     visual: Tensor | Sequence[Tensor],
     k: int | Sequence[int],

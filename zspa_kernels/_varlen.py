@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -15,6 +15,38 @@ from . import _contract_values as _values
 from ._call import call
 
 
+@overload
+def select_varlen(
+    visual: Tensor,
+    prompt: Tensor | Sequence[Tensor] | None = ...,
+    *,
+    lengths: Sequence[int],
+    prompt_lengths: Sequence[int] | None = ...,
+    keep: float | None = ...,
+    core_ratio: float | None = ...,
+    k_core: int | Sequence[int] | None = ...,
+    k_diverse: int | Sequence[int] | None = ...,
+    pooling: str = ...,
+    sorted: bool = ...,
+    rounding: str = ...,
+    backend: str = ...,
+) -> Tensor: ...
+@overload
+def select_varlen(
+    visual: Sequence[Tensor],
+    prompt: Tensor | Sequence[Tensor] | None = ...,
+    *,
+    lengths: None = ...,
+    prompt_lengths: Sequence[int] | None = ...,
+    keep: float | None = ...,
+    core_ratio: float | None = ...,
+    k_core: int | Sequence[int] | None = ...,
+    k_diverse: int | Sequence[int] | None = ...,
+    pooling: str = ...,
+    sorted: bool = ...,
+    rounding: str = ...,
+    backend: str = ...,
+) -> list[Tensor]: ...
 def select_varlen(
     visual: Tensor | Sequence[Tensor],
     prompt: Tensor | Sequence[Tensor] | None = None,
@@ -100,6 +132,24 @@ def select_varlen(
     return indices if tokens is visual else _per_image(indices, cu_seqlens, kc + kd, ks)
 
 
+@overload
+def diversity_varlen(
+    visual: Tensor,
+    k: int | Sequence[int],
+    *,
+    lengths: Sequence[int],
+    weights: Tensor | None = ...,
+    backend: str = ...,
+) -> Tensor: ...
+@overload
+def diversity_varlen(
+    visual: Sequence[Tensor],
+    k: int | Sequence[int],
+    *,
+    lengths: None = ...,
+    weights: Sequence[Tensor] | None = ...,
+    backend: str = ...,
+) -> list[Tensor]: ...
 def diversity_varlen(
     visual: Tensor | Sequence[Tensor],
     k: int | Sequence[int],

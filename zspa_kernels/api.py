@@ -15,6 +15,7 @@ Common to all of them:
 * Nothing is written to the arguments. Results have no gradient: gradients flow through `gather`.
 * Calls work under `torch.compile(fullgraph=True)`, `torch.export` and CUDA-graph capture, with
   `backend="auto"`. Naming a backend is for tests and measurements, in eager mode.
+  `torch.jit.trace` makes tensors of sizes: under it counts work (`k`, `k_core`), `keep` does not.
 
 Errors are raised before any work: TypeError for a wrong kind or dtype (and None where a value is
 required), ValueError for a wrong rank, shape, range, device, layout or option, NotImplementedError
@@ -277,13 +278,15 @@ def warmup(
         dim: their D, on which compiled kernels depend.
 
     Raises:
-        TypeError, ValueError: sizes that are no ints or too small; a dtype that tokens cannot have.
+        TypeError: sizes that are no ints; no device; a dtype that tokens cannot have.
+        ValueError: sizes that are too small; a device that is not there, or holds no values.
 
     Example:
         >>> warmup("cpu", num_tokens=16, dim=8)
     """
     for name, size, least in (("num_tokens", num_tokens, 0), ("dim", dim, 1)):
         _values.at_least("warmup", name, _values.integer("warmup", name, size), least)
+    device = _contract.place_of_tokens("warmup", device, dtype)
     visual = torch.zeros((2, num_tokens, dim), dtype=dtype, device=device)
     prompt = visual[:, :1]
     weights = torch.zeros((2, num_tokens), dtype=torch.float32, device=device)

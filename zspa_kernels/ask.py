@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from . import methods, pictures
+from ._contract_values import place
 from .demo.errors import DemoError, UsageError
 from .demo.picture import read, replacing
 from .hf import NothingPrunedWarning, PruneReport, PruningError, prune
@@ -214,12 +215,9 @@ def _device(name: str | None) -> torch.device:
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    # An unknown name, no such device, or a torch built without it.
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device {name}: {_line(error)}") from error
-    return device
+        return place("prune", "--device", name)
+    except ValueError as error:
+        raise UsageError(str(error).removeprefix("prune: ")) from error
 
 
 def _known(method: str, options: Mapping[str, Any]) -> None:

@@ -12,8 +12,8 @@ from rich.table import Table
 
 from zspa_kernels import __version__, _doctor
 from zspa_kernels.cli import missing
-from zspa_kernels.cli_prune import prune
-from zspa_kernels.demo.errors import DemoError
+from zspa_kernels.cli_prune import KEEP, prune
+from zspa_kernels.demo.errors import DemoError, share_or_count
 
 if TYPE_CHECKING:
     from zspa_kernels.demo.choices import Choice
@@ -67,7 +67,7 @@ def demo(
             "middle third each way.",
         ),
     ] = None,
-    keep: Annotated[float, typer.Option(help="Share of tokens to keep, in (0, 1].")] = 0.1,
+    keep: Annotated[str, typer.Option(metavar="SHARE|COUNT", help=KEEP)] = "0.1",
     core_ratio: Annotated[
         float, typer.Option(help="Share of those taken for relevance, in [0, 1].")
     ] = 0.4,
@@ -82,9 +82,9 @@ def demo(
     try:
         from zspa_kernels.demo.run import run
 
-        report = run(image, region, keep, core_ratio, patch, out)
+        report = run(image, region, share_or_count(keep), core_ratio, patch, out)
     except DemoError as error:
-        typer.echo(f"zspa demo: {type(error).__name__}: {error}", err=True)
+        typer.echo(f"zspa demo: {error}", err=True)
         raise typer.Exit(error.exit_code) from None
     except ModuleNotFoundError as error:
         message = missing(error)

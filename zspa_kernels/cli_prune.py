@@ -13,10 +13,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from zspa_kernels.cli import missing
-from zspa_kernels.demo.errors import DemoError, UsageError
+from zspa_kernels.demo.errors import DemoError, share_or_count
 
 if TYPE_CHECKING:
     from zspa_kernels import ask
+
+
+KEEP = "Share of visual tokens in (0, 1], with a point; or a count."
 
 
 def prune(
@@ -26,9 +29,7 @@ def prune(
     image: Annotated[Path, typer.Option(help="A picture.")],
     prompt: Annotated[str, typer.Option(help="The question.")],
     method: Annotated[str, typer.Option(help="Who chooses; see docs/methods.md.")] = "zspaprune",
-    keep: Annotated[
-        str, typer.Option(help="Share of visual tokens in (0, 1], with a point; or a count.")
-    ] = "0.1",
+    keep: Annotated[str, typer.Option(metavar="SHARE|COUNT", help=KEEP)] = "0.1",
     core_ratio: Annotated[
         float | None,
         typer.Option(help="Share of those taken for relevance, where the method has one."),
@@ -51,7 +52,7 @@ def prune(
     try:
         from zspa_kernels import ask
 
-        options: dict[str, Any] = {"keep": _keep(keep)}
+        options: dict[str, Any] = {"keep": share_or_count(keep)}
         if core_ratio is not None:
             options["core_ratio"] = core_ratio
         with _progress() as progress:
@@ -77,14 +78,6 @@ def prune(
         typer.echo(message, err=True)
         raise typer.Exit(1) from None
     print(answer.to_json() if as_json else _text(answer))
-
-
-def _keep(text: str) -> float:
-    """A count where the text is a whole number, else a share."""
-    try:
-        return int(text) if text.isdigit() else float(text)
-    except ValueError:
-        raise UsageError(f"--keep must be a share such as 0.1 or a count, got {text!r}") from None
 
 
 @contextlib.contextmanager

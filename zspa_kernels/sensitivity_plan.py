@@ -191,8 +191,8 @@ def unit_directions(m: int, d: int, seed: int = 0, device: torch.device | str = 
         float32 `[m, d]`, rows uniform on the sphere.
 
     Raises:
-        TypeError: `m`, `d` or `seed` is not an int.
-        ValueError: `m` or `d` is less than 1.
+        TypeError: `m`, `d` or `seed` is not an int, or `device` no device.
+        ValueError: `m` or `d` is less than 1, or there is no such device.
 
     Example:
         >>> unit_directions(64, 1024).shape
@@ -201,9 +201,10 @@ def unit_directions(m: int, d: int, seed: int = 0, device: torch.device | str = 
     op = "unit_directions"
     for name, value in (("m", m), ("d", d)):
         _values.at_least(op, name, _values.integer(op, name, value), 1)
+    place = _values.place(op, "device", device)
     generator = torch.Generator(device="cpu").manual_seed(_values.integer(op, "seed", seed))
     x = torch.randn((m, d), dtype=torch.float64, device="cpu", generator=generator)
-    return torch.nn.functional.normalize(x, dim=1).float().to(device)
+    return torch.nn.functional.normalize(x, dim=1).float().to(place)
 
 
 def product_dtype(weight: Tensor) -> torch.dtype:

@@ -69,17 +69,16 @@ def run(
         image: a picture file; None for the astronaut photograph that comes with scikit-image.
         region: `x0,y0,x1,y1` in pixels of the picture; None for the face (astronaut) or the middle
             third each way (any other picture).
-        keep: share of patches to keep, in (0, 1].
+        keep: share of patches to keep, or their number; see `num_keep`.
         core_ratio: share of those taken for relevance, in [0, 1].
         patch: side of a patch in pixels.
         out: PNG to write; replaced only when everything has worked.
 
     Raises:
         UsageError: an argument makes no sense.
+        TypeError, ValueError: `keep` is neither a share nor a count.
         DemoError: the picture cannot be read or used, or the PNG cannot be written.
     """
-    if not 0.0 < keep <= 1.0:
-        raise UsageError(f"--keep must be in (0, 1], got {keep}")
     if not 0.0 <= core_ratio <= 1.0:
         raise UsageError(f"--core-ratio must be in [0, 1], got {core_ratio}")
     if image is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -237,7 +237,6 @@ class ZOOPrune(MethodBase):
             lengths=sizes,
             weights=torch.cat([*weights, scores[:0]]),
         )
-        picks = cast(Tensor, picks)  # packed, as the tokens are
         return torch.cat((api.gather(order + 1, picks) - 1, outside))
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -77,6 +78,58 @@ def test_one_graph_serves_every_n(
     for n in (9, 16, 23, 64):
         assert_same(compiled(*draw(n)), function(*draw(n)))
     assert len(graphs) == (1 if dynamic else 2)  # None: the first call is taken for static
+
+
+def ragged(images: list[Tensor], prompt: Tensor) -> list[Tensor]:
+    """Images of any lengths, listed and packed: the lengths are sizes, or ints on the host."""
+    lengths = [len(image) for image in images]
+    packed, quarter = torch.cat(images), [n // 4 for n in lengths]
+    each = zk.select_varlen(images, prompt, keep=0.25)
+    words = zk.select_varlen(images, [prompt, prompt[:2], prompt[:0]], keep=0.25)
+    all_of_them = zk.select_varlen(packed, prompt, lengths=lengths, keep=0.25)
+    return [
+        *(zk.gather(image, indices) for image, indices in zip(images, each, strict=True)),
+        zk.gather(packed, all_of_them),
+        *words,
+        *zk.diversity_varlen(images, quarter, weights=[image.norm(dim=1) for image in images]),
+        *zk.dpp_varlen(images, [3, 2, 1]),
+        *zk.facility_location_varlen(images, quarter),
+        zk.min_sum_varlen(packed, 2, lengths=lengths),
+    ]
+
+
+LENGTHS = (9, 25, 16), (25, 36, 9), (16, 9, 49)
+
+
+@pytest.mark.parametrize("dynamic", [True, None])
+def test_images_of_any_lengths_are_one_graph(dynamic: bool | None) -> None:
+    graphs = []
+
+    def count(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(ragged, fullgraph=True, dynamic=dynamic, backend=count)
+    for lengths in LENGTHS:
+        given = [draw(n)[0][0] for n in lengths], draw(1)[1][0]
+        assert_same(compiled(*given), ragged(*given))
+    assert len(graphs) == (1 if dynamic else 2)
+
+
+# One of each way to serve several images; docs/methods.md says which methods break a graph.
+@pytest.mark.parametrize("name", ["greedyprune", "mmtok", "todre", "visionzip", "zspaprune"])
+def test_methods_of_images_of_any_lengths_are_one_graph(name: str) -> None:
+    method: Any = zk.methods.get(name, keep=0.25)
+    compiled = torch.compile(
+        lambda given: [picked.indices for picked in method.select_varlen(**given)],
+        fullgraph=True,
+        dynamic=True,
+        backend="eager",
+    )
+    for lengths in LENGTHS[:2]:
+        rows = [inputs(name, 1, n, D) for n in lengths]
+        given = {key: [row[key][0] for row in rows] for key in rows[0]}
+        assert_same(compiled(given), [x.indices for x in method.select_varlen(**given)])
 
 
 @pytest.mark.parametrize("function", [keep_share, every_op])

@@ -126,7 +126,7 @@ def select_varlen(
     )
     spans = torch.stack((text_offsets[:-1], text_offsets[1:]), dim=1) if text_sizes else None
     ks = [core + diverse for core, diverse in counts]
-    longest = max(sizes, default=0)
+    longest = max([0, *sizes])  # torch.compile knows no `default=` of max
     arguments = (tokens, cu_seqlens, texts, spans, kc, kd, sum(ks), longest, pooling, sorted)
     indices: Tensor = call(op, backend, arguments, pooling)
     return indices if tokens is visual else _per_image(indices, cu_seqlens, kc + kd, ks)
@@ -216,7 +216,7 @@ def picks_varlen(
     if tokens is None:
         return []
     cu_seqlens, counts = _upload(tokens.device, _offsets(sizes), ks)
-    longest = max(sizes, default=0)
+    longest = max([0, *sizes])
     options = (*before, weights, *behind) if weighted else before + behind
     arguments = (tokens, cu_seqlens, counts, sum(ks), longest, *options)
     indices: Tensor = call(op, backend, arguments)

@@ -124,7 +124,7 @@ class MMTok(MethodBase):
         spaces = of_each(self.about, "features", features, visual)
         each = zip(visual, words, spaces, strict=True)
         given = [self._benefits(*own, None, None) for own in each]
-        most = max((len(benefits) for _, benefits, _ in given), default=0)
+        most = max([0, *(len(benefits) for _, benefits, _ in given)])
         picks = api.facility_location_varlen(
             [space for space, _, _ in given],
             kept_of_each(self.about, visual, self.keep, self.rounding),

@@ -10,9 +10,11 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 import zspa_kernels.methods
 import zspa_kernels.primitives
+from zspa_kernels import _api_page
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = [
@@ -56,6 +58,19 @@ def test_pages(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_docstrings(name: str) -> None:
     result = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
     assert result.failed == 0
+
+
+def test_the_page_of_the_api_is_current() -> None:
+    text = _api_page.page()
+    command = "python -m zspa_kernels._api_page docs/api.md"
+    assert text == (ROOT / "docs" / "api.md").read_text(), f"run {command}"
+    listed = set(re.findall(r"^- \[?`zk\.(\w+)`", text, re.MULTILINE))
+    assert listed | {"__version__", "hf", "methods", "primitives"} == set(zspa_kernels.__all__)
+    for module in ("hf", "methods", "primitives"):
+        names = {*re.findall(rf"`zk\.{module}\.(\w+)`", text), *listed}
+        assert set(getattr(zspa_kernels, module).__all__) <= names
+    own = {x for x in torch._C._dispatch_get_all_op_names() if x.startswith("zspa::")}
+    assert set(re.findall(r"^zspa::\w+", text, re.MULTILINE)) == own
 
 
 def test_public_functions_have_examples() -> None:

@@ -151,6 +151,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "_doctor": ("_dispatch", "_native", "_version"),
     "demo": (*PUBLIC, "_dispatch", "_doctor", "testing", "visualize"),
     "lmms": ("hf", "methods"),
+    "_api_page": ("zspa_kernels", "_dispatch", "pictures", "projectors", "visualize"),
     "ask": ("_contract_values", "demo", "hf", "lmms", "methods", "pictures"),
     "cli": ("zspa_kernels", "_doctor", "ask", "demo"),
 }

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor
 
 import zspa_kernels as zk
+from python_tests import scenes
+from zspa_kernels.methods import Input
 from zspa_kernels.methods import __main__ as page
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "methods.md"
@@ -161,13 +164,31 @@ def test_register() -> None:
     with pytest.raises(TypeError, match="about: name must be of a method that has an `about`"):
         zk.methods.about("nothing")
     with pytest.raises(ValueError, match=r"register: name must be none of .*nothing.*, got 'noth"):
-        zk.methods.register("nothing", Nothing)
+        zk.methods.register("nothing", zk.DivPrune)
     assert zk.methods.register("half", lambda: zk.DivPrune(0.5))() == zk.DivPrune(0.5)
     facts = zk.methods.about("divprune")
     zk.methods.register("facts", Nothing, facts)
     assert zk.methods.about("facts") is facts
     zk.methods.unregister("nothing")
     assert "nothing" not in zk.methods.available()
+    zk.methods.register("tokens", lambda: torch.eye(3))
+    with pytest.raises(TypeError, match=r"get: what tokens makes must have a `select`, got Tensor"):
+        zk.methods.get("tokens")
+
+
+@pytest.mark.usefixtures("names")
+def test_a_class_that_is_defined_again_takes_its_place() -> None:
+    """As a cell of a notebook does; any other class of that name in the registry is refused."""
+    cell = "@register('again')\nclass Again:\n    size = {}\n    def select(self): ...\n"
+    for size in (1, 2):
+        exec(cell.format(size), {"__name__": "cell", "register": zk.methods.register})
+        made: Any = zk.methods.get("again")
+        assert made.size == size
+    for make in (Nothing, lambda: zk.DivPrune(0.5)):
+        with pytest.raises(ValueError, match=r"register: name must be none of .*again.*, got"):
+            zk.methods.register("again", make)
+    with pytest.raises(ValueError, match=r"register: name must be none of .*, got 'divprune'"):
+        zk.methods.register("divprune")(Nothing)
 
 
 @pytest.mark.parametrize("name", ["Upper", "with_separator", "with-hyphen", "7", "", "é", "a\n"])
@@ -184,6 +205,68 @@ def test_bad_registrations() -> None:
         with pytest.raises(TypeError, match="register: make must be a class with a `select`"):
             zk.methods.register("bad", make)
     assert "bad" not in zk.methods.available()
+
+
+#: What a line of "Which one fits?" says the user has, as a rule for inputs; and whether every
+#: method whose required inputs pass it must be in that line.
+FITS: dict[str, tuple[Callable[[Input], bool], bool]] = {
+    "nothing else": (lambda x: False, True),
+    "the prompt's embeddings": (lambda x: x.name == "prompt", True),
+    "attention from [CLS] in the vision tower": (lambda x: "attention" in x.tensor, True),
+    "keys of the vision tower": (lambda x: x.tensor == "keys", True),
+    "the projector and its inputs": (lambda x: x.name == "features", False),
+    "CLIP's embeddings of image and text": (lambda x: x.name.endswith("_embeds"), True),
+    "attention or states of a layer of the language model": (
+        lambda x: x.name in ("attention", "positions", "saliency", "scores"),
+        False,
+    ),
+    "a score of your own": (lambda x: x.name in ("importance", "scores", "sensitivity"), False),
+}
+
+
+def fitting() -> dict[str, dict[str, str]]:
+    """Of each line of the page the methods that need no more, with what stands in brackets."""
+    text = PAGE.read_text().partition("## Which one fits?")[2].partition("\n## ")[0]
+    lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line[:2] == "| "]
+    found = {}
+    for have, cell in lines[1:]:
+        names = re.findall(r"`(\w+)`(?: \((.*?)\))?", cell.partition(";")[0])
+        found[have] = dict(names)
+    return found
+
+
+@pytest.mark.parametrize("have", FITS)
+def test_methods_that_fit_need_nothing_beyond(have: str) -> None:
+    passes, complete = FITS[have]
+    page = fitting()[have]
+    for name, said in page.items():
+        inputs = scenes.inputs(name, 1, 9, 6)
+        options = dict(re.findall(r'(\w+)="(\w+)"', said))
+        about = zk.methods.about(name)
+        given = {
+            x.name: inputs[x.name]
+            for x in about.inputs
+            if x.name == "visual" or (passes(x) and (x.required or x.name in said or options))
+        }
+        assert all(word in (*given, "projector") for word in re.findall(r"(\w+)=`", said)), name
+        if "projector" in said:
+            layers = torch.nn.Linear(12, 8), torch.nn.GELU(), torch.nn.Linear(8, 6)
+            options["projector"] = torch.nn.Sequential(*layers)
+        picked = zk.methods.get(name, keep=3, **options).select(**given)
+        assert picked.indices.shape == (1, 3)
+    for name in METHODS if complete else ():
+        needs = [x for x in zk.methods.about(name).inputs[1:] if x.required]
+        if all(map(passes, needs)) and bool(needs) == (have != "nothing else"):
+            assert name in page
+
+
+def test_every_method_fits_somebody() -> None:
+    page = fitting()
+    assert page.keys() == FITS.keys()
+    text = PAGE.read_text().partition("## Which one fits?")[2].partition("\n## ")[0]
+    assert {name for name in METHODS if f"`{name}`" not in text} == set()
+    merging = {name for name in METHODS if hasattr(zk.methods.get(name, keep=1), "assign")}
+    assert merging == {"tome", "visionzip"}  # as the page says
 
 
 def test_the_page_is_up_to_date() -> None:

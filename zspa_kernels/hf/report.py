@@ -14,7 +14,7 @@ from .architectures import Target
 
 @dataclass(frozen=True, eq=False)
 class ImageReport:
-    """One image, or one video.
+    """What was kept of one image, or of one video.
 
     Attributes:
         sample: which prompt of the batch it belongs to.
@@ -51,7 +51,7 @@ class ImageReport:
 
 @dataclass(frozen=True, eq=False)
 class PruneReport:
-    """One call: a batch of prompts with their images.
+    """What one call pruned: a batch of prompts with their images.
 
     Attributes:
         method: the method, as it prints.

@@ -125,7 +125,8 @@ def get(name: str, **options: Any) -> Method:
         The method; its `select` chooses tokens.
 
     Raises:
-        TypeError: `name` is no string, or the method has no such option.
+        TypeError: `name` is no string, the method has no such option, or what was registered makes
+            something without a `select`.
         ValueError: no method has this name, or an option is out of range.
 
     Example:
@@ -137,6 +138,8 @@ def get(name: str, **options: Any) -> Method:
     make = _entry("get", name).make
     _check_options(name, make, options)
     method: Method = make(**options)
+    if not callable(getattr(method, "select", None)):
+        raise TypeError(f"get: what {name} makes must have a `select`, got {say(method)}")
     return method
 
 
@@ -183,7 +186,8 @@ def register(name: str, make: Any = None, about: About | None = None) -> Any:
     """Make a method known under a name; also a decorator of its class.
 
     Args:
-        name: a new name: lower-case letters and digits, starting with a letter.
+        name: a new name: lower-case letters and digits, starting with a letter. A class that is
+            defined again (in a notebook, by a reload) takes the place it had.
         make: called with the options of `get`; returns something with a `select`. Without it, a
             decorator is returned.
         about: the method's facts; by default the attribute `about` of `make`, if it has one.
@@ -217,10 +221,10 @@ def register(name: str, make: Any = None, about: About | None = None) -> Any:
         raise ValueError(
             f"register: name must be lower-case letters and digits, letter first, got {name!r}"
         )
-    if name in _entries:
-        raise ValueError(f"register: name must be none of {_known()}, got {name!r}")
     if make is None:
         return lambda decorated: register(name, decorated)
+    if name in _entries and not _anew(_entries[name].make, make):
+        raise ValueError(f"register: name must be none of {_known()}, got {name!r}")
     if not callable(make) or (isinstance(make, type) and not hasattr(make, "select")):
         raise TypeError(
             f"register: make must be a class with a `select`, or a function, got {make!r:.60}"
@@ -229,6 +233,12 @@ def register(name: str, make: Any = None, about: About | None = None) -> Any:
         about = getattr(make, "about", None)
     _entries[name] = _Entry(make, about)
     return make
+
+
+def _anew(old: Any, new: Any) -> bool:
+    """Whether `new` is the class `old` once more: a cell of a notebook that was run again."""
+    places = [(x.__module__, x.__qualname__) for x in (old, new) if isinstance(x, type)]
+    return len(places) == 2 and places[0] == places[1]
 
 
 def unregister(name: str) -> None:

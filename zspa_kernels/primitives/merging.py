@@ -20,7 +20,7 @@ _CHUNK = 2**20  # elements of a temporary
 
 
 class Merging(NamedTuple):
-    """A selection whose tokens take others in; unbatched input gives all of it without B.
+    """A selection whose tokens take others in; all of it without B for unbatched input.
 
     Attributes:
         selection: the kept tokens.
@@ -118,7 +118,7 @@ def groups(features: Tensor, indices: Tensor, core: Tensor, valid: Tensor) -> tu
 
 
 def merge(x: Tensor, owner: Tensor, k: int, *, weights: Tensor | None = None) -> Tensor:
-    """Sum the rows of each slot.
+    """The mean of the rows of each slot, or their weighted sum.
 
     Args:
         x: `[B, N, ...]` or `[N, ...]`, floating point.

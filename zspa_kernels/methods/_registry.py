@@ -138,7 +138,8 @@ def get(name: str, **options: Any) -> Method:
     make = _entry("get", name).make
     _check_options(name, make, options)
     method: Method = make(**options)
-    if not callable(getattr(method, "select", None)):
+    # A tensor has a `select` too: its own.
+    if isinstance(method, Tensor) or not callable(getattr(method, "select", None)):
         raise TypeError(f"get: what {name} makes must have a `select`, got {say(method)}")
     return method
 

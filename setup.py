@@ -36,6 +36,13 @@ def version() -> str:
     return found.group(1)
 
 
+def description() -> str:
+    """README.md as an index of packages shows it: without pictures and links of the repository."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = re.sub(r"!\[[^]]*\]\((?!https?:)[^)]*\)\n*", "", text)
+    return re.sub(r"\[([^]]+)\]\((?!https?:)[^)]*\)", r"\1", text)
+
+
 def compiler() -> str | None:
     """The path of the C++ compiler, or None."""
     names = [shlex.split(os.environ["CXX"])[0]] if os.environ.get("CXX") else ["g++", "c++"]
@@ -134,6 +141,8 @@ if reason is not None:
     )
 setup(
     version=version(),
+    long_description=description(),
+    long_description_content_type="text/markdown",
     ext_modules=[] if reason else [Extension("zspa_kernels._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -170,11 +170,13 @@ def source_tree(tmp_path: Path) -> Path:
     return tree
 
 
-def setup_py(tree: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Builds the tree; variables whose value is empty are removed."""
+def setup_py(
+    tree: Path, command: str = "build", **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command in the tree; variables whose value is empty are removed."""
     kept = {key: value for key, value in {**os.environ, **environment}.items() if value}
     return subprocess.run(
-        [sys.executable, "setup.py", "-q", "build"],
+        [sys.executable, "setup.py", "-q", command],
         cwd=tree,
         env=kept,
         capture_output=True,
@@ -196,6 +198,18 @@ def test_native_module_can_be_declined(source_tree: Path) -> None:
     done = setup_py(source_tree, ZSPA_NO_NATIVE="1")
     assert done.returncode == 0, done.stderr
     assert "the native module is left out: ZSPA_NO_NATIVE=1" in done.stderr
+
+
+def test_the_description_shows_nothing_that_is_only_in_the_repository(source_tree: Path) -> None:
+    shutil.copy(ROOT / "README.md", source_tree)
+    done = setup_py(source_tree, "egg_info", ZSPA_NO_NATIVE="1")
+    assert done.returncode == 0, done.stderr
+    text = (source_tree / "zspa_kernels.egg-info" / "PKG-INFO").read_text()
+    assert "Description-Content-Type: text/markdown" in text
+    assert "zk.select(visual, prompt, keep=0.1" in text
+    targets = re.findall(r"\]\((.*?)\)", text)
+    assert len(targets) == (ROOT / "README.md").read_text().count("](https://")
+    assert all(target.startswith("https://") for target in targets)
 
 
 def test_old_setuptools_is_named(source_tree: Path) -> None:

@@ -249,4 +249,5 @@ def test_reports_need_no_extra(name: str) -> None:
     assert json.loads(report)["zspa_kernels"] == __version__
     assert rest == f"zspa_kernels {__version__}\nexit 0\nexit 1\n"
     hint = 'this command needs: pip install "zspa_kernels[demo]"'
-    assert done.stderr == f"zspa: {name} is not installed; {hint}\n"
+    others = "(`zspa doctor` and `zspa --version` do without)"
+    assert done.stderr == f"zspa: {name} is not installed; {hint} {others}\n"

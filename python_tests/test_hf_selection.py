@@ -279,6 +279,42 @@ def test_other_methods() -> None:
     assert counts == {"ZOOPrune": 0, "AllInRelevance": 21, "ToDRE": 0}
 
 
+FIVE, NONE = torch.arange(5), torch.zeros(5, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    ("returned", "text"),
+    [
+        (FIVE, "what Fixed selects must be a zk.Selection, got a Tensor"),
+        (None, "what Fixed selects must be a zk.Selection, got a NoneType"),
+        (zk.Selection(FIVE.float(), NONE), r"indices of Fixed .* got torch.float32 \[5\]"),
+        (zk.Selection(~NONE, NONE), r"indices of Fixed must be torch.int64 .* got torch.bool"),
+        (zk.Selection(FIVE[None], NONE), r"indices of Fixed must be .* got torch.int64 \[1, 5\]"),
+        (zk.Selection(FIVE, FIVE), r"core_mask of Fixed must be torch.bool .* got torch.int64"),
+        (zk.Selection(FIVE, NONE[:4]), r"core_mask of Fixed must be .* got torch.bool \[4\]"),
+        (zk.Selection(FIVE + 60, NONE), "must be below the number of tokens, 64, got 64"),
+    ],
+)
+def test_what_a_method_of_ones_own_returns_is_checked(
+    tiny: vlms.Tiny, returned: Any, text: str
+) -> None:
+    class Fixed:
+        def select(self, visual: Tensor, prompt: Tensor) -> Any:
+            return returned
+
+    with pytest.raises(zk.hf.UnsupportedMethodError, match=f"^prune: .*{text}"):
+        zk.hf.prune_inputs(tiny.model, tiny.inputs(), Fixed())
+
+
+def test_one_selection_for_each_image(tiny: vlms.Tiny) -> None:
+    class Few:
+        def select_varlen(self, visual: Sequence[Tensor], prompt: Sequence[Tensor]) -> Any:
+            return [zk.Selection(FIVE, NONE)] * (len(visual) + 1)
+
+    with pytest.raises(zk.hf.UnsupportedMethodError, match=r"Few\.select_varlen must return a seq"):
+        zk.hf.prune_inputs(tiny.model, tiny.inputs(), Few())
+
+
 # ---- a model that understands colours ------------------------------------------------------------
 
 

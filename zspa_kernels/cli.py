@@ -45,7 +45,7 @@ def _without_typer(arguments: list[str], message: str) -> int:
 
         print(_doctor.report(as_json="--json" in arguments))
         return 0
-    print(message, file=sys.stderr)
+    print(f"{message} (`zspa doctor` and `zspa --version` do without)", file=sys.stderr)
     return 1
 
 

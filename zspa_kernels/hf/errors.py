@@ -13,7 +13,7 @@ class UnsupportedModelError(PruningError, NotImplementedError):
 
 
 class UnsupportedMethodError(PruningError, TypeError):
-    """The method needs a tensor that this model does not have or that is not collected."""
+    """The method needs a tensor that is not there or not collected, or returns no selection."""
 
 
 class UnsupportedInputError(PruningError, NotImplementedError):

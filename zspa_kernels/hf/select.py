@@ -15,7 +15,7 @@ from torch import Tensor
 from ..types import Selection, select_each
 from .architectures import Target
 from .encode import Encoded, Part
-from .errors import UnsupportedModelError
+from .errors import UnsupportedMethodError, UnsupportedModelError
 from .layout import Layout, along_tokens
 
 
@@ -79,6 +79,7 @@ def choose(
         encoded = _merged(encoded, [group.to(device) for group in groups], merging)
     else:
         picked = _picked(method, visual, prompt, parts)
+        _check(method, picked, len(groups))
     taken = clock.stop()
     kept, core = free.clone(), torch.zeros_like(free)
     # One copy to the host for all of them.
@@ -92,6 +93,11 @@ def choose(
     for group, pair in zip(groups, flat.split(lengths, dim=1), strict=True):
         indices, in_core = pair[0], pair[1].bool()
         chosen = indices >= 0
+        if (indices >= len(group)).any():
+            raise UnsupportedMethodError(
+                f"prune: indices of {type(method).__name__} must be below the number of tokens, "
+                f"{len(group)}, got {int(indices.max())}"
+            )
         kept[group[indices[chosen]]] = True
         core[group[indices[chosen & in_core]]] = True
     return Choice(kept, core, taken() if callable(taken) else taken, encoded)
@@ -118,6 +124,29 @@ def _picked(
     if not given:
         return select_each(method, visual, prompt)
     return [method.select(v, p, **own) for v, p, own in _each(visual, prompt, given)]
+
+
+def _check(method: Any, picked: Any, groups: int) -> None:
+    """`picked`, by a method that may be anybody's, is a selection for each of the `groups`."""
+    name = type(method).__name__
+    if not isinstance(picked, Sequence) or len(picked) != groups:
+        got = len(picked) if isinstance(picked, Sequence) else type(picked).__name__
+        rule = f"a sequence with one Selection for each of {groups} images"
+        raise UnsupportedMethodError(f"prune: {name}.select_varlen must return {rule}, got {got}")
+    for one in picked:
+        if not isinstance(one, Selection):
+            raise UnsupportedMethodError(
+                f"prune: what {name} selects must be a zk.Selection, got a {type(one).__name__}"
+            )
+        for field, x, dtype in (
+            ("indices", one.indices, torch.int64),
+            ("core_mask", one.core_mask, torch.bool),
+        ):
+            if x.dtype != dtype or x.shape != (len(one.indices),):
+                raise UnsupportedMethodError(
+                    f"prune: {field} of {name} must be {dtype} [K], one K for both, got {x.dtype} "
+                    f"{list(x.shape)}"
+                )
 
 
 def _merged(encoded: Encoded, groups: list[Tensor], merging: list[Any]) -> Encoded:

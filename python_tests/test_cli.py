@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from zspa_kernels import __version__, _dispatch, _doctor
+from zspa_kernels import __version__, _dispatch, _doctor, methods
 from zspa_kernels.cli_app import app
 
 ROOT = Path(__file__).parents[1]
@@ -145,6 +146,32 @@ def test_demo_without_the_extra_says_what_to_install(
     assert line.endswith('this command needs: pip install "zspa_kernels[demo]"')
     assert name in line
     assert not Path("kept.png").exists()
+
+
+def test_methods_are_listed_with_what_they_need() -> None:
+    result = CliRunner().invoke(app, ["methods"])
+    assert result.exit_code == 0, result.output
+    assert max(map(len, result.output.splitlines())) <= 80
+    rows = dict(re.findall(r"^│ (\w+) +│ (.*?) *│", result.output, re.MULTILINE))
+    assert tuple(rows) == methods.available()
+    assert (rows["divprune"], rows["zspaprune"]) == ("", "(prompt)")
+    assert rows["visionzip"] == "attention, (keys)"
+
+
+def test_a_method_says_what_its_inputs_are() -> None:
+    result = CliRunner().invoke(app, ["methods", "scope"])
+    assert result.exit_code == 0, result.output
+    facts = methods.about("scope")
+    assert result.output.startswith("SCOPE, arXiv 2510.24214")
+    for x in facts.inputs:
+        optional = "" if x.required else ", optional"
+        assert f"  {x.name} {x.shape}{optional}: {x.source}\n" in result.output
+    failed = CliRunner().invoke(app, ["methods", "Scope"])
+    assert (failed.exit_code, failed.stdout) == (USAGE, "")
+    (line,) = failed.stderr.splitlines()
+    assert (
+        line == f"zspa methods: name must be one of {', '.join(methods.available())}, got 'Scope'"
+    )
 
 
 def test_version() -> None:

@@ -153,7 +153,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "lmms": ("hf", "methods"),
     "_api_page": ("zspa_kernels", "_dispatch", "pictures", "projectors", "visualize"),
     "ask": ("_contract_values", "demo", "hf", "lmms", "methods", "pictures"),
-    "cli": ("zspa_kernels", "_doctor", "ask", "demo"),
+    "cli": ("zspa_kernels", "_doctor", "ask", "demo", "methods"),
 }
 # What each may import from elsewhere, beside the standard library and torch.
 THIRD_PARTY: dict[str, tuple[str, ...]] = {
@@ -182,7 +182,7 @@ def unit(module: str) -> str:
     inside = module.split(".")[1:]
     if not inside:
         return "zspa_kernels"
-    if inside[0] in ("__main__", "cli_app", "cli_prune"):
+    if inside[0] in ("__main__", "cli_app", "cli_methods", "cli_prune"):
         return "cli"  # files of one command line
     return ".".join(inside[:2] if inside[0] == "backends" else inside[:1])
 

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from zspa_kernels import __version__, _doctor
 from zspa_kernels.cli import missing
+from zspa_kernels.cli_methods import methods
 from zspa_kernels.cli_prune import KEEP, prune
 from zspa_kernels.demo.errors import DemoError, share_or_count
 
@@ -23,6 +24,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
     help="Exact, fast selection of visual tokens for vision-language models.",
 )
 
@@ -51,6 +53,7 @@ def doctor(
 
 
 app.command()(prune)
+app.command()(methods)
 
 
 @app.command()

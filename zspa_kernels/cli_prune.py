@@ -28,7 +28,9 @@ def prune(
     ],
     image: Annotated[Path, typer.Option(help="A picture.")],
     prompt: Annotated[str, typer.Option(help="The question.")],
-    method: Annotated[str, typer.Option(help="Who chooses; see docs/methods.md.")] = "zspaprune",
+    method: Annotated[
+        str, typer.Option(help="Who chooses; `zspa methods` lists them.")
+    ] = "zspaprune",
     keep: Annotated[str, typer.Option(metavar="SHARE|COUNT", help=KEEP)] = "0.1",
     core_ratio: Annotated[
         float | None,

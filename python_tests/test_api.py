@@ -110,6 +110,21 @@ def test_num_keep_errors(arguments: Any, error: type[Exception], text: str) -> N
     assert str(caught.value).startswith(f"num_keep: {text}")
 
 
+@pytest.mark.parametrize("n", [-(2**63) - 1, -(2**63), 2**63 - 1, 2**63])
+def test_the_range_of_counts(n: int) -> None:
+    class Index:
+        def __index__(self) -> int:
+            return n
+
+    for given in (n, Index()):
+        if n == 2**63 - 1:
+            assert zk.num_keep(given, 5) == 5
+            continue
+        rule = "be at least 0" if n == -(2**63) else "fit in 64 bits"
+        with pytest.raises(ValueError, match=f"^num_keep: n must {rule}, got"):
+            zk.num_keep(given, 5)
+
+
 @pytest.mark.parametrize(
     ("k", "ratio", "expected"),
     [

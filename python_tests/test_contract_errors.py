@@ -188,6 +188,13 @@ BAD = [
         ("select", "relevance_topk"), "prompt", lambda x: x[0], ValueError, "must be [B=2, M, D=4]"
     ),
     Bad(("select", "relevance_topk"), "prompt", lambda x: x[:1], ValueError, "must be [B=2, M, D"),
+    Bad(
+        PROMPTED,
+        "prompt",
+        lambda x: x[..., :1, :].expand(*x.shape[:-2], 2**31, -1),
+        ValueError,
+        "must have M < 2**31 tokens, got",
+    ),
     Bad(PROMPTED, "prompt", lambda x: x.to("meta"), ValueError, "must be on cpu, got meta"),
     Bad(PROMPTED, "prompt", lambda x: x.to_sparse(), ValueError, "must be a dense strided tensor"),
     # masks
@@ -379,6 +386,16 @@ def test_the_good_call_is_good(op: str, entry: str, require_backend: Callable[..
         require_backend(entry, op)
     if entry != "zk" or op not in RAGGED:
         call(entry, op, good(op))
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_a_core_needs_a_prompt(entry: str, require_backend: Callable[..., None]) -> None:
+    if entry in ENTRIES[3:]:
+        require_backend(entry, "select")
+    arguments = {**good("select"), "prompt": None, "prompt_mask": None}
+    with pytest.raises(TypeError, match=r"^select: prompt must be a tensor when k_core=1 > 0"):
+        call(entry, "select", arguments)
+    call(entry, "select", {**arguments, "k_core": 0})
 
 
 NONE = torch.empty(0, D)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -79,6 +80,36 @@ def test_unknown_names_are_value_errors() -> None:
 
 def test_cpp_refuses_other_devices() -> None:
     assert _dispatch.why_not("cpp", "select", torch.device("cuda")) is not None
+
+
+def test_the_argument_whose_device_decides_is_named() -> None:
+    for op in _dispatch.OPS:
+        name = "visual"
+        if op.startswith("sensitivity"):
+            name = "preactivation" if op.endswith("_hidden") else "features"
+        with pytest.raises(NotImplementedError, match=rf"^{op}: {name} must be on a device a back"):
+            _dispatch.choose(op, torch.device("mps"))
+
+
+def test_triton_wants_itself_and_a_gpu_of_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert _dispatch.why_not("triton", "select", gpu) == "torch finds no CUDA device"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.version, "hip", None)
+    for capability in ((8, 0), (9, 0), (7, 5)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
+        reason = _dispatch.why_not("triton", "select", gpu)
+        assert (reason is None) == (capability >= (8, 0)), reason
+        assert reason is None or "compute capability 8.0 or newer" in reason
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert _dispatch.why_not("triton", "select", gpu) is None
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert _dispatch.why_not("triton", "select", gpu) == (
+        "triton is not installed: pip install triton"
+    )
+    with pytest.raises(ImportError, match=r"^select: backend 'triton' cannot run: triton is not"):
+        _dispatch.named("triton", "select", CPU)
 
 
 def test_the_interpreter_must_have_been_on_when_triton_was_imported(

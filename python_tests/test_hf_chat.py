@@ -115,6 +115,19 @@ def test_compact_positions_and_conversations_that_change() -> None:
     # The same prompt once more is another conversation, and one with an edited word too.
     assert torch.equal(chat.generate(**inputs, max_new_tokens=NEW, do_sample=False), first)
     assert chat.reused == 0
+    edited = first.clone()
+    edited[0, -1] = inputs["input_ids"][0, -1]
+    longer = torch.cat((edited, first[:, -1:]), dim=1)
+    assert not torch.equal(edited, first)
+    kind = torch.zeros_like(longer)
+    kind[:, : inputs["mm_token_type_ids"].shape[1]] = inputs["mm_token_type_ids"]
+    call = {**inputs, "input_ids": longer, "mm_token_type_ids": kind}
+    call["attention_mask"] = torch.ones_like(longer)
+    anew = chat.generate(**call, max_new_tokens=NEW, do_sample=False)
+    assert chat.reused == 0
+    with METHOD(tiny.model, positions="compact"):
+        expected = tiny.model.generate(**call, max_new_tokens=NEW, do_sample=False)
+    assert torch.equal(anew, expected)
 
 
 def test_what_is_refused() -> None:

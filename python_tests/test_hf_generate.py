@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import os
 import threading
@@ -18,6 +19,8 @@ import zspa_kernels as zk
 from python_tests import vlms
 from python_tests.hf_oracle import NEW, cache_of, generate, rows
 from zspa_kernels import hf
+from zspa_kernels.hf.architectures import Target
+from zspa_kernels.hf.generating import lengths
 
 METHOD = zk.ZSPAPrune(keep=0.2, core_ratio=0.4)
 CLOSE: dict[str, float] = {"rtol": 1e-4, "atol": 1e-4}
@@ -152,6 +155,24 @@ def test_lengths_that_count_the_prompt(name: str) -> None:
             default = tiny.model.generate(**inputs)
     assert (one.shape[1], two.shape[1], default.shape[1]) == (length + 4, length + 2, length + 20)
     assert torch.equal(one[:, : length + 2], two)
+
+
+def test_a_default_is_no_length_that_counts_the_prompt() -> None:
+    """None, 0 and the 20 of old versions stand for "not set" in a configuration, not in a call."""
+    model = copy.copy(vlms.get("llava").model)
+    target, config = Target.of(model), type(model.generation_config)
+    for given, call, expected in (
+        (20, {}, {}),
+        (21, {}, {"max_length": 16}),
+        (19, {}, {"max_length": 14}),
+        (20, {"max_length": 20}, {"max_length": 15}),
+        (3, {}, {"max_length": 0}),
+        (21, {"max_new_tokens": 4}, {}),
+        (20, {"min_length": 9}, {"min_length": 4}),
+        (20, {"min_length": 9, "min_new_tokens": 1}, {}),
+    ):
+        model.generation_config = config(max_length=given)
+        assert lengths(target, call, 5) == expected
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -273,6 +273,7 @@ def test_bad_inputs() -> None:
         ({"input_ids": None}, TypeError, r"input_ids must be an int tensor \[B, L\], got NoneType"),
         ({"attention_mask": ids[:, 1:]}, ValueError, "attention_mask must be"),
         ({"mm_encoder_outputs": {}}, hf.UnsupportedInputError, "that come as pixel_values beside"),
+        ({"labels": ids}, hf.LabelsError, "labels must be None, got a tensor as long as the unpr"),
     ):
         with pytest.raises(error, match=text):
             hf.prune_inputs(tiny.model, {**inputs, **wrong}, METHOD)

@@ -71,6 +71,10 @@ def test_all_in_relevance_needs_a_prompt() -> None:
         TypeError, match=r"AllInRelevance: prompt must be a tensor \[B, M, D\] \(.*\), got None"
     ):
         zk.AllInRelevance(keep=9).select(VISUAL)
+    with pytest.raises(
+        TypeError, match="AllInRelevance: prompt must be a sequence of tensors, got"
+    ):
+        zk.AllInRelevance(keep=9).select_varlen([VISUAL[0]])
 
 
 @pytest.mark.parametrize("method", [zk.ZSPAPrune(0.5, 0.5), zk.AllInRelevance(0.5)])
@@ -175,6 +179,9 @@ def test_a_method_of_ones_own_inherits_the_ragged_form() -> None:
     assert [one.indices.tolist() for one in picked] == [[0, 2, 4], [0]]
     with pytest.raises(NotImplementedError, match="MethodBase must define select or select_varlen"):
         zk.MethodBase().select_varlen([draw(5, D)])
+    assert not EveryOther().needs_features
+    with pytest.raises(NotImplementedError, match=r"^EveryOther rates no tokens$"):
+        EveryOther().rate(draw(5, D))
 
 
 def test_sensitivity_of_each_image() -> None:

@@ -169,6 +169,9 @@ def test_register() -> None:
     facts = zk.methods.about("divprune")
     zk.methods.register("facts", Nothing, facts)
     assert zk.methods.about("facts") is facts
+    assert facts.input("visual") is facts.inputs[0]
+    with pytest.raises(KeyError, match="weights"):
+        facts.input("weights")
     zk.methods.unregister("nothing")
     assert "nothing" not in zk.methods.available()
     zk.methods.register("tokens", lambda: torch.eye(3))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import zspa_kernels as zk
 from zspa_kernels._activations import NAMES
-from zspa_kernels.sensitivity_plan import compact_output
+from zspa_kernels.sensitivity_plan import _leading_factor, compact_output
 from zspa_kernels.testing.sensitivity import jacobian_sensitivity, projector
 
 
@@ -117,6 +117,17 @@ def test_a_rank_keeps_the_trace_and_gets_better(decay: float) -> None:
         previous = plan.residual
         assert error(plan(x), right) < max(3.0 * plan.residual, 1e-5)
     assert zk.SensitivityPlan(*w, "gelu", 96).diagonal is None  # a full rank is exact
+
+
+def test_few_rows_beside_a_diagonal_are_found() -> None:
+    """As good as the rounds, iterations and columns that a plan takes: with fewer of any, worse."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(4, 60, dtype=torch.float64, generator=generator)
+    own = 20.0 * torch.rand(60, dtype=torch.float64, generator=generator)
+    form = rows.T @ rows + own.diag()
+    factor, diagonal = _leading_factor(form, 4)
+    near = factor.T @ factor + diagonal.diag()
+    assert float((form - near).norm() / form.norm()) < 0.0025
 
 
 def test_calls_copy_no_matrix() -> None:

@@ -49,9 +49,7 @@ class Collected:
         handles = []
 
         def note(name: str, module: nn.Module, args: Any, output: Any = None) -> None:
-            value = args[0] if output is None else output
-            known = [self.noted[name]] if name in self.noted else []
-            self.noted[name] = torch.cat((*known, value.detach()))
+            self.noted[name] = (args[0] if output is None else output).detach()
 
         if self.layer is not None:
             for name in ("q_proj", "k_proj"):

@@ -90,8 +90,8 @@ def lengths(x: Tensor) -> Tensor:
 
 
 def as_batch(x: Tensor) -> Tensor:
-    """`[B, N, C]` whose last axis has stride 1, from tokens with or without a batch axis."""
+    """`[B, N, C]` with a last axis of stride 1, from tokens with or without a batch axis."""
     x = x.detach()
     if x.stride(-1) != 1:
-        x = x.clone(memory_format=torch.contiguous_format)
+        x = x.contiguous()
     return x if x.ndim == 3 else x.unsqueeze(0)

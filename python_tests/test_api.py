@@ -304,6 +304,25 @@ def test_gather_errors(x: Any, indices: Any, error: type[Exception]) -> None:
         zk.gather(x, indices)
 
 
+def test_an_array_is_neither_a_number_nor_an_option() -> None:
+    """NumPy's arrays have `__index__` and answer `in` with an array: both raise in their words."""
+    several = np.array([3, 4])
+    visual, w1, w2 = torch.eye(6), torch.ones(3, 2), torch.ones(2, 3)
+    calls: tuple[Callable[[], Any], ...] = (
+        lambda: zk.diversity(visual, several),
+        lambda: zk.select(visual, keep=3, rounding=several),
+        lambda: zk.select(visual, keep=3, pooling=several),
+        lambda: zk.select(visual, keep=3, backend=several),
+        lambda: zk.num_keep(several, 0.5),
+        lambda: zk.SensitivityPlan(w1, None, w2, several),
+        lambda: zk.SensitivityPlan(w1, None, w2, "relu", dtype=several),
+    )
+    for call in calls:
+        with pytest.raises(TypeError, match=r"^\w+: \w+ must .*, got .*(\[2\]|array)"):
+            call()
+    assert zk.num_keep(np.int64(6), np.float32(0.5)) == zk.num_keep(np.array(6), 0.5) == 3
+
+
 # ---- warmup -------------------------------------------------------------------------------------
 
 OPS = (

@@ -35,7 +35,11 @@ def integer(op: str, name: str, value: Any) -> Any:
         return value
     if isinstance(value, torch.SymInt):
         return value
-    if isinstance(value, bool | Tensor) or not hasattr(value, "__index__"):
+    try:
+        whole = None if isinstance(value, bool | Tensor) else operator.index(value)
+    except TypeError:  # no number, or an array of several
+        whole = None
+    if whole is None:
         got = say(value)
         tracing = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
         if tracing and isinstance(value, Tensor):
@@ -44,10 +48,9 @@ def integer(op: str, name: str, value: Any) -> Any:
                 "use torch.export, or give k_core and k_diverse instead of keep"
             )
         raise TypeError(f"{op}: {name} must be an int, got {got}")
-    value = operator.index(value)
-    if not -(2**63) <= value < 2**63:  # which the dispatcher rejects in its own words
-        raise ValueError(f"{op}: {name} must fit in 64 bits, got {say(value)}")
-    return value
+    if not -(2**63) <= whole < 2**63:  # which the dispatcher rejects in its own words
+        raise ValueError(f"{op}: {name} must fit in 64 bits, got {say(whole)}")
+    return whole
 
 
 def real(op: str, name: str, value: Any) -> float:
@@ -115,7 +118,7 @@ def integers(op: str, name: str, values: Any) -> list[int]:
 
 def option(op: str, name: str, value: object, allowed: tuple[str, ...]) -> None:
     """`value` must be one of the strings `allowed`."""
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         error = ValueError if isinstance(value, str) else TypeError
         raise error(f"{op}: {name} must be one of {', '.join(allowed)}, got {say(value)}")
 

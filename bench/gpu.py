@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prove and measure the GPU path: `python -m bench.gpu --stage correctness`, and three more stages.
+"""Prove and measure the GPU path: `python -m bench.gpu --minutes 9`, or one of its stages.
 
 For a machine with a GPU, torch and Triton, and perhaps nothing else: no network, no virtual
 environment. Hence argparse and plain text: typer and rich, which `bench.run` uses, may be missing
 there. Every check and every workload runs in a process of its own with a time limit, and the files
 in --out are complete after each of them: environment.json, one file a stage, summary.txt. The stage
-end_to_end needs transformers as well; its models have random weights.
+`all` is correctness and timing, the most telling first. The stage end_to_end needs transformers as
+well; its models have random weights.
 """
 
 from __future__ import annotations
@@ -29,12 +30,16 @@ from typing import Any
 import torch
 
 from bench import gpu_report
+from bench.gpu_check import BY_DTYPE
 from bench.gpu_checks import CHECKS
 from bench.gpu_jobs import ROOT, Job, Outcome, python, run_all, write
 from bench.registry import gpu_suite
+from zspa_kernels.testing.cases import DTYPES
 
-STAGES = ("correctness", "sanitizer", "timing", "end_to_end")
+STAGES = ("all", "correctness", "sanitizer", "timing", "end_to_end")
 NO_DEVICE = 2  # exit code
+#: What is timed before all else.
+SOONEST = ("ceilings", "barrier", "parts", *gpu_report.GOALS, "picks", "few")
 #: What the sanitizer runs: short, and with one and with many programs an image.
 SANITIZED = ("law_core_then_diversity", "law_paths", "law_seeds", "no_synchronisation")
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
@@ -107,25 +112,33 @@ def target() -> str:
 
 
 def correctness() -> Iterator[Job]:
-    """The native module where it can be built, all checks, the kernels, and the marked tests."""
-    missing = [n for n in ("setuptools", "pybind11") if importlib.util.find_spec(n) is None]
-    if not missing and not list((ROOT / "zspa_kernels").glob("_C*.so")):
-        # Only the CPU backend needs it: a failure is reported and stops nothing.
-        yield Job(
-            "build the native module", python("setup.py", "-q", "build_ext", "--inplace"), 600,
-            first=True,
-        )  # fmt: skip
+    """Every op's first calls; then all checks, the kernels, and the marked tests."""
+    soon = ["the_barrier_orders_memory", *(name for name in CHECKS if name.startswith("first_"))]
+    for name in soon:
+        yield Job(name, python("-m", "bench.gpu_checks", name), 300)
     for name in CHECKS:
-        yield Job(name, python("-m", "bench.gpu_checks", name), 600)
+        if name in BY_DTYPE:
+            for dtype in (str(kind)[6:] for kind in DTYPES):
+                command = python("-m", "bench.gpu_checks", name, dtype)
+                yield Job(f"{name} {dtype}", command, 600, turn=1)
+        elif name not in soon:
+            yield Job(name, python("-m", "bench.gpu_checks", name), 600, turn=1)
     # Registers, spills and shared memory of each kernel, compiled for this machine.
     for dtype in ("bfloat16", "float32"):
-        command = python("python_tests/triton_aot.py", target(), "default", dtype)
-        yield Job(f"kernels of {dtype}", command, 300, {"TRITON_INTERPRET": "0"})
+        command = python("-m", "python_tests.triton_aot", target(), "default", dtype)
+        yield Job(f"kernels of {dtype}", command, 300, {"TRITON_INTERPRET": "0"}, turn=2)
+    missing = [n for n in ("setuptools", "pybind11") if importlib.util.find_spec(n) is None]
+    if not missing and not list((ROOT / "zspa_kernels").glob("_C*.so")):
+        # For the marked tests; a failure is reported and stops nothing.
+        command = python("setup.py", "-q", "build_ext", "--inplace")
+        yield Job("build the native module", command, 600, turn=2)
     if all(importlib.util.find_spec(n) for n in ("pytest", "hypothesis")):
         tests = python("-m", "pytest", "-q", "-m", "gpu", "python_tests")
         # The checks are part of the marked tests; here they have been run already.
         deselect = ("--deselect", "python_tests/test_gpu.py")
-        yield Job("pytest -m gpu", (*tests, *deselect), 1200, {"TRITON_INTERPRET": "0"})
+        yield Job(
+            "pytest -m gpu", (*tests, *deselect), 1200, {"TRITON_INTERPRET": "0"}, turn=3
+        )  # fmt: skip
 
 
 def sanitizer_command() -> str | None:
@@ -149,17 +162,28 @@ def sanitizer() -> Iterator[Job]:
 
 
 def timing() -> Iterator[Job]:
-    """Ceilings, barrier and picks first, then the workloads, the most telling first."""
-    yield Job("ceilings", python("-m", "bench.gpu_timing", "ceilings"), 300)
-    yield Job("barrier", python("-m", "bench.gpu_timing", "barrier"), 300)
-    yield Job("picks", python("-m", "bench.gpu_timing", "picks"), 300)
-    yield Job("parts", python("-m", "bench.gpu_timing", "parts"), 300)
-    yield Job("few", python("-m", "bench.gpu_timing", "few"), 300)
-    yield Job("sensitivity", python("-m", "bench.gpu_timing", "sensitivity"), 600)
-    yield Job("greedy", python("-m", "bench.gpu_timing", "greedy"), 600)
-    yield Job("suppress", python("-m", "bench.gpu_timing", "suppress"), 600)
-    for workload in gpu_suite():
-        yield Job(workload.name, python("-m", "bench.gpu_timing", workload.name), 900)
+    """Ceilings, barrier and picks first, then the workloads, the most telling first.
+
+    What they need is compiled before, side by side.
+    """
+    for shape in dict.fromkeys(work.shape for work in gpu_suite()):
+        name = f"ready {shape}"
+        yield Job(name, python("-m", "bench.gpu_timing", name), 300)
+    others = ("sensitivity", "greedy", "suppress", *(work.name for work in gpu_suite()))
+    for turn, names in enumerate((SOONEST, others), start=1):
+        for name in names:
+            if turn == 1 or name not in SOONEST:
+                command = python("-m", "bench.gpu_timing", name)
+                yield Job(name, command, 300, turn=turn, alone=True)
+
+
+def everything() -> Iterator[Job]:
+    """First calls, what is timed before all else, the checks, and then the rest."""
+    # The turns of timing stand between those of correctness.
+    for job in correctness():
+        yield replace(job, turn=2 * job.turn)
+    for job in timing():
+        yield replace(job, turn=max(0, 2 * job.turn - 1))
 
 
 def end_to_end() -> Iterator[Job]:
@@ -174,6 +198,7 @@ def end_to_end() -> Iterator[Job]:
 
 
 JOBS: dict[str, Callable[[], Iterator[Job]]] = {
+    "all": everything,
     "correctness": correctness,
     "sanitizer": sanitizer,
     "timing": timing,
@@ -190,12 +215,13 @@ def run_stage(
     """
     end = time.perf_counter() + 60 * minutes
     jobs = [job for job in JOBS[stage]() if fnmatch(job.name, f"*{only}*")]
-    # Oracles on the CPU take most of the time of a check; what is timed runs alone.
-    workers = 1
-    if stage == "correctness":
-        workers = max(1, min(6, (os.cpu_count() or 1) // 3))
-        threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))}
-        jobs = [replace(job, variables={**threads, **job.variables}) for job in jobs]
+    # Compilers and oracles, on one CPU each, take most of the time of a check.
+    cpus = os.cpu_count() or 1
+    workers = 1 if stage in ("sanitizer", "end_to_end") else max(1, min(12, cpus - 2))
+    threads = {"OMP_NUM_THREADS": str(max(1, cpus // workers))}
+    jobs = [
+        job if job.alone else replace(job, variables={**threads, **job.variables}) for job in jobs
+    ]
 
     def summarise() -> None:
         (out / "summary.txt").write_text(gpu_report.summary(out))
@@ -214,7 +240,7 @@ def _stopped(*_: object) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Returns 0 if all passed, 1 if something failed, 2 without a device to run on."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
-    parser.add_argument("--stage", choices=STAGES, default="correctness")
+    parser.add_argument("--stage", choices=STAGES, default="all")
     parser.add_argument("--minutes", type=float, default=30.0, help="most time of the stage")
     parser.add_argument(
         "--out", type=Path, default=ROOT / "build" / "gpu", help="folder of results"

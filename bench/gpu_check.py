@@ -3,17 +3,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from zspa_kernels.testing import MODELS, tokens
+from zspa_kernels.testing.cases import Case
 
 #: Where the checks run; the tests of the checks themselves put a CPU here.
 DEVICE = "cuda"
 
+#: The only dtype of tokens that is looked at; None: all of them.
+DTYPE: torch.dtype | None = None
+
 CHECKS: dict[str, Callable[[], None]] = {}
+#: Checks of which each dtype can be a process of its own: most of their time goes into compiling.
+BY_DTYPE: set[str] = set()
+
+#: What each op is asked first: a group of few programs, and one of all.
+FIRST = tuple(
+    Case(model, n, 256, n // 32, n // 16, torch.bfloat16)
+    for model, n in (("exact", 300), ("vlm", 1300))
+)
 
 
 def error_of(call: Callable[[], object], kind: type[Exception]) -> str:
@@ -29,6 +42,17 @@ def check(function: Callable[[], None]) -> Callable[[], None]:
     """Enter a function into `CHECKS` by its name."""
     CHECKS[function.__name__] = function
     return function
+
+
+def check_by_dtype(function: Callable[[], None]) -> Callable[[], None]:
+    """Enter a function that heeds `DTYPE` into `CHECKS` by its name."""
+    BY_DTYPE.add(function.__name__)
+    return check(function)
+
+
+def chosen(things: Iterable[Any]) -> list[Any]:
+    """Of cases, or of dtypes themselves, those of `DTYPE`."""
+    return [x for x in things if DTYPE in (None, getattr(x, "dtype", x))]
 
 
 def draw(batch: int, n: int, d: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What only a GPU can show: `python -m bench.gpu_checks NAME` runs one check.
+"""What only a GPU can show: `python -m bench.gpu_checks NAME [DTYPE]` runs one check.
 
 A check is a function that raises AssertionError.
 
@@ -27,7 +27,7 @@ from bench import (
     gpu_sensitivity,  # noqa: F401
     gpu_suppress,  # noqa: F401
 )
-from bench.gpu_check import CHECKS, check, draw, error_of, same
+from bench.gpu_check import CHECKS, FIRST, check, check_by_dtype, chosen, draw, error_of, same
 from zspa_kernels.testing import MODELS, bound, check_diversity, tokens
 from zspa_kernels.testing.cases import (
     DTYPES,
@@ -77,43 +77,65 @@ def _diversity(*case: Any) -> Tensor:
 
 
 def _judge(judge: Callable[..., Any], run: Callable[..., Any], cases: list[Case]) -> None:
-    for case in cases:
+    for case in chosen(cases):
         with case.named():
             judge(case, run, "triton")
+
+
+@check
+def first_relevance_topk() -> None:
+    """Two calls, the first of all."""
+    _judge(judge_relevance_topk, _relevance_topk, list(FIRST))
+
+
+@check
+def first_diversity() -> None:
+    """Two calls from DivPrune's seed, by blocks and by the matrix of all cosines."""
+    from zspa_kernels.backends.triton import diversity
+
+    _judge(judge_diversity, _diversity, list(FIRST))
+    with mock.patch.object(diversity, "few_tokens", return_value=False):
+        _judge(judge_diversity, _diversity, list(FIRST[:1]))
+
+
+@check
+def first_select() -> None:
+    """Two calls with a core."""
+    _judge(judge_select, _select, list(FIRST))
 
 
 def _models() -> list[Case]:
     return [case for tier in ("small", "wide", "large") for case in model_cases(tier)]
 
 
-@check
+@check_by_dtype
 def select_cases() -> None:
     """Every standard case of select against the float64 oracle."""
     _judge(judge_select, _select, _models() + special_cases() + pooling_cases())
 
 
-@check
+@check_by_dtype
 def relevance_topk_cases() -> None:
     """Every standard case of relevance_topk."""
     _judge(judge_relevance_topk, _relevance_topk, _models() + special_cases() + pooling_cases())
 
 
-@check
+@check_by_dtype
 def diversity_cases() -> None:
     """Every standard case of diversity."""
     _judge(judge_diversity, _diversity, _models() + special_cases() + seed_and_weight_cases())
 
 
-@check
+@check_by_dtype
 def diversity_large_cases() -> None:
     """Special inputs, seeds and weights over many passes."""
     _judge(judge_diversity, _diversity, large_special_cases())
 
 
-@check
+@check_by_dtype
 def exact_tokens() -> None:
     """Where every cosine is exact, the picks are those of the reference, ties included."""
-    for dtype in DTYPES:
+    for dtype in chosen(DTYPES):
         for n, d, core, diverse in ((300, 64, 0, 60), (577, 256, 40, 50), (1300, 64, 10, 200)):
             visual, prompt = tokens("exact", n, d, 1, dtype), tokens("exact", 3, d, 2, dtype)
             words = prompt if core else None
@@ -137,10 +159,10 @@ def real_sizes() -> None:
 # --- laws, bit for bit ----------------------------------------------------------------------------
 
 
-@check
+@check_by_dtype
 def law_core_then_diversity() -> None:
     """Select is relevance_topk followed by diversity from its picks."""
-    for dtype in DTYPES:
+    for dtype in chosen(DTYPES):
         visual = draw(3, 700, 256, dtype)
         prompt = visual[:, 5:9] + 1
         whole = zk.select(visual, prompt, k_core=30, k_diverse=60, sorted=False)
@@ -162,10 +184,10 @@ def law_rows() -> None:
         same(ragged[b], whole[b], f"ragged {b}")
 
 
-@check
+@check_by_dtype
 def law_seeds() -> None:
     """Picks continued from seeds are the rest of the picks: a Gram block and an update agree."""
-    for dtype in DTYPES:
+    for dtype in chosen(DTYPES):
         visual = draw(2, 1500, 1024, dtype)
         whole = zk.diversity(visual, 200)
         for first in (1, 17, 130):
@@ -185,13 +207,13 @@ def law_strides() -> None:
         same(zk.diversity(view, 40), want, view.stride())
 
 
-@check
+@check_by_dtype
 def law_paths() -> None:
     """The matrix of all cosines and the blocked greedy give the same picks, however they begin."""
     from zspa_kernels.backends.triton import diversity
 
     for dtype, (n, d, k) in itertools.product(
-        DTYPES, ((64, 40, 30), (576, 1024, 58), (1000, 300, 99))
+        chosen(DTYPES), ((64, 40, 30), (576, 1024, 58), (1000, 300, 99))
     ):
         visual = draw(2, n, d, dtype)
         weights = torch.rand(2, n, device=gpu_check.DEVICE)
@@ -253,8 +275,9 @@ def errors() -> None:
         assert found.startswith(text), found
 
 
-def main(name: str) -> int:
-    """Run one check."""
+def main(name: str, dtype: str | None = None) -> int:
+    """Run one check, of all dtypes or of one."""
+    gpu_check.DTYPE = None if dtype is None else getattr(torch, dtype)
     CHECKS[name]()
     torch.cuda.synchronize()
     print(f"{name}: passed")

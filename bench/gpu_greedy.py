@@ -11,7 +11,7 @@ from torch import Tensor
 
 import zspa_kernels as zk
 from bench import gpu_check
-from bench.gpu_check import check, draw, same
+from bench.gpu_check import FIRST, check, check_by_dtype, chosen, draw, same
 from bench.method_readings import todre
 from zspa_kernels.testing import MODELS, bound, tokens
 from zspa_kernels.testing.baselines import dpp_loop, facility_location_loop
@@ -66,9 +66,16 @@ def _facility_location(*case: Any) -> Tensor:
 
 
 @check
+def first_dpp() -> None:
+    """Two calls, the first of all."""
+    for case in FIRST:
+        judge_dpp(case, _dpp, "triton")
+
+
+@check_by_dtype
 def dpp_cases() -> None:
     """Standard cases of dpp, some of many passes."""
-    for case in _cases():
+    for case in chosen(_cases()):
         with case.named():
             judge_dpp(case, _dpp, "triton")
 
@@ -81,10 +88,10 @@ def dpp_real_sizes() -> None:
         check_dpp(visual, _dpp(visual, 130, None, None), 130, bound=bound(3584, "triton"))
 
 
-@check
+@check_by_dtype
 def dpp_laws() -> None:
     """A row alone, in a batch, padded, ragged; fewer picks; other strides; the same call again."""
-    for dtype in DTYPES:
+    for dtype in chosen(DTYPES):
         visual = draw(40, 300, 512, dtype)
         weights = torch.rand(40, 300, device=gpu_check.DEVICE)
         whole = zk.dpp(visual, 60, weights=weights)
@@ -111,10 +118,17 @@ COVER: tuple[dict[str, Any], ...] = (
 
 
 @check
+def first_facility_location() -> None:
+    """Two calls, the first of all."""
+    for case in FIRST:
+        judge_facility_location(case, _facility_location, "triton")
+
+
+@check_by_dtype
 def facility_location_cases() -> None:
     """Standard cases of facility_location: by cosines, by their softmax, beside given rows."""
     for cover in COVER:
-        for case in _cases():
+        for case in chosen(_cases()):
             with case.named():
                 judge_facility_location(case, _facility_location, "triton", **cover)
 
@@ -128,10 +142,10 @@ def facility_location_real_sizes() -> None:
         check_facility_location(visual, got, 60, bound=bound(3584, "triton"))
 
 
-@check
+@check_by_dtype
 def facility_location_laws() -> None:
     """A row alone, in a batch, padded in front, ragged; fewer picks; the same call again."""
-    for dtype in DTYPES:
+    for dtype in chosen(DTYPES):
         visual = draw(40, 150, 256, dtype)
         weights = torch.rand(40, 150, device=gpu_check.DEVICE)
         words = torch.rand(40, 3, 150, device=gpu_check.DEVICE) / 150
@@ -181,9 +195,16 @@ def facility_location_turns() -> None:
 
 
 @check
+def first_min_sum() -> None:
+    """Two calls, the first of all."""
+    for case in FIRST:
+        judge_min_sum(case, _min_sum, "triton")
+
+
+@check_by_dtype
 def min_sum_cases() -> None:
     """Standard cases of min_sum, with and without seeds, some of many passes."""
-    for case in _cases("weights"):
+    for case in chosen(_cases("weights")):
         with case.named():
             judge_min_sum(case, _min_sum, "triton")
 
@@ -196,10 +217,10 @@ def min_sum_real_sizes() -> None:
         check_min_sum(visual, _min_sum(visual, 130, None, None), 130, bound=bound(3584, "triton"))
 
 
-@check
+@check_by_dtype
 def min_sum_laws() -> None:
     """A row alone, in a batch, padded in front, ragged; seeds; fewer picks; strides; again."""
-    for dtype in DTYPES:
+    for dtype in chosen(DTYPES):
         visual = draw(40, 300, 512, dtype)
         whole = zk.min_sum(visual, 60)
         ragged = zk.min_sum_varlen(list(visual), 60)

@@ -24,13 +24,18 @@ TAIL = 4000
 
 @dataclass(frozen=True)
 class Job:
-    """A command and how long it may take; one that is `first` ends before others begin."""
+    """A command and how long it may take.
+
+    Those of one turn run before those of the next. A turn with one that is `alone`, because it is
+    timed, runs one after another.
+    """
 
     name: str
     command: Sequence[str]
     seconds: float
     variables: dict[str, str] = field(default_factory=dict)
-    first: bool = False
+    turn: int = 0
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,7 +141,7 @@ def run_all(
     workers: int = 1,
     done: Callable[[], None] = lambda: None,
 ) -> list[Outcome]:
-    """Run jobs until `end` (of `time.perf_counter`), `workers` at a time.
+    """Run jobs until `end` (of `time.perf_counter`), turn by turn, `workers` at a time.
 
     The file at `path` has `head` and the outcomes so far, in the order of the jobs, after every
     job; then `done` is called. What the file has of other jobs and the same commit stays in it. A
@@ -164,13 +169,14 @@ def run_all(
             say(f"{outcome.status:8} {outcome.seconds:7.1f} s  {job.name}  {''.join(last)[:150]}")
             done()
 
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for turn in (True, False):
-                for future in [pool.submit(one, job) for job in jobs if job.first == turn]:
+    for turn in sorted({job.turn for job in jobs}):
+        now = [job for job in jobs if job.turn == turn]
+        with ThreadPoolExecutor(1 if any(job.alone for job in now) else workers) as pool:
+            try:
+                for future in [pool.submit(one, job) for job in now]:
                     future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            stop_all()
-            raise
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                stop_all()
+                raise
     return [outcomes[name] for name in names]

@@ -12,28 +12,20 @@ from typing import Any
 GOALS = {
     "llava15-576x4096-k58-core23-vlm-bf16": 60,
     "llavanext-2880x4096-k288-core115-vlm-bf16": 300,
-    "video-16384x3584-k1638-core655-vlm-bf16": 1500,
     "llava15-576x4096-k58-core23-vlm-bf16-b32": 200,
+    "video-16384x3584-k1638-core655-vlm-bf16": 1500,
 }
 
 
 def summary(folder: Path) -> str:
     """All stages that have a file in `folder`."""
     lines = list(_head(folder))
-    for stage in ("correctness", "sanitizer"):
+    for stage in ("all", "correctness", "sanitizer", "timing"):
         jobs = _jobs(folder, stage)
         if jobs:
             lines += [f"{stage}: {_counts(jobs)}", *_failures(jobs), *_kernels(jobs), ""]
-    jobs = _jobs(folder, "timing")
-    if jobs:
-        lines += [
-            f"timing: {_counts(jobs)}",
-            *_failures(jobs),
-            "",
-            *_machine(jobs),
-            "",
-            *_table(jobs),
-        ]
+        if stage in ("all", "timing") and jobs:
+            lines += [*_machine(jobs), "", *_table(jobs), ""]
     jobs = _jobs(folder, "end_to_end")
     if jobs:
         lines += [f"end_to_end: {_counts(jobs)}", *_failures(jobs), *_answers(jobs)]

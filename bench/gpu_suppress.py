@@ -11,7 +11,7 @@ from torch import Tensor
 
 import zspa_kernels as zk
 from bench import gpu_check
-from bench.gpu_check import check, draw, same
+from bench.gpu_check import FIRST, check, check_by_dtype, chosen, draw, same
 from bench.method_readings import greedyprune, idselection
 from zspa_kernels.testing import MODELS, SPECIAL, special, tokens
 from zspa_kernels.testing.cases import DTYPES
@@ -41,17 +41,33 @@ def _suppress(visual: Tensor, scores: Tensor, k: int, mask: Tensor | None, limit
     same(got.cpu(), suppress64(visual, scores, k, threshold=limit, mask=mask), (limit, k))
 
 
-def _inputs(n: int, d: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+def _inputs(n: int, d: int) -> Iterator[tuple[int, Tensor, Tensor | None]]:
     for turn, kind in enumerate((*MODELS, *SPECIAL)):
-        visual, mask = (tokens(kind, n, d), None) if kind in MODELS else special(kind, n, d)
-        yield visual.to(DTYPES[turn % 3]), mask
+        dtype = DTYPES[turn % 3]
+        if chosen([dtype]):
+            visual, mask = (tokens(kind, n, d), None) if kind in MODELS else special(kind, n, d)
+            yield turn, visual.to(dtype), mask
 
 
 @check
+def first_suppress() -> None:
+    """Two calls, the first of all."""
+    for case in FIRST:
+        _suppress(case.visual, ratings(case.n), case.k_diverse, None, 0.7)
+
+
+@check
+def first_soft_suppress() -> None:
+    """Two calls, the first of all."""
+    for case in FIRST:
+        _soft(case.visual, ratings(case.n), case.k_diverse, None, SOFT[0])
+
+
+@check_by_dtype
 def suppress_cases() -> None:
     """All models and special inputs, few blocks and many: each pick is that of float64."""
     for n, d in CASES:
-        for turn, (visual, mask) in enumerate(_inputs(n, d)):
+        for turn, visual, mask in _inputs(n, d):
             for limit in (0.2, 0.9, -0.5)[: 1 + turn % 3]:
                 _suppress(visual, ratings(n, turn), (n // 3, n)[turn % 2], mask, limit)
 
@@ -74,10 +90,10 @@ def suppress_real_sizes() -> None:
         _suppress(visual, ratings(1296), 130, None, 0.7)
 
 
-@check
+@check_by_dtype
 def suppress_laws() -> None:
     """A row alone, in a batch, padded in front; fewer picks; strides; the same call again."""
-    for dtype in DTYPES:
+    for dtype in chosen(DTYPES):
         visual = draw(IMAGES, 300, 512, dtype)
         scores = torch.stack([ratings(300, seed) for seed in range(IMAGES)]).to(gpu_check.DEVICE)
         whole = zk.suppress(visual, scores, 150, threshold=0.5)
@@ -123,11 +139,11 @@ def _soft(
     same(got.cpu(), soft_suppress64(visual, scores, k, mask=mask, **given), (given, k))
 
 
-@check
+@check_by_dtype
 def soft_suppress_cases() -> None:
     """All models and special inputs, both rules, near tokens and all."""
     for n, d in CASES:
-        for turn, (visual, mask) in enumerate(_inputs(n, d)):
+        for turn, visual, mask in _inputs(n, d):
             _soft(visual, ratings(n, turn), (n // 3, n // 2)[turn % 2], mask, _options(turn, n))
 
 
@@ -140,13 +156,13 @@ def soft_suppress_real_sizes() -> None:
             _soft(visual, scores, 130, None, _options(turn, 1296))
 
 
-@check
+@check_by_dtype
 def soft_suppress_laws() -> None:
     """A row alone, in a batch, padded in front; fewer picks; strides; the same call again."""
-    for turn, dtype in enumerate(DTYPES):
+    for dtype in chosen(DTYPES):
         visual = draw(IMAGES, 300, 512, dtype)
         scores = torch.stack([ratings(300, seed) for seed in range(IMAGES)]).to(gpu_check.DEVICE)
-        given = _moved(_options(turn + 1, 300))
+        given = _moved(_options(1 + DTYPES.index(dtype), 300))
         many = {**given}
         if "positions" in given:
             many["positions"] = given["positions"].expand(IMAGES, -1, -1)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -206,7 +207,7 @@ def test_jobs_at_the_same_time_and_again(tmp_path: Path) -> None:
     )
     jobs = [Job(name, python("-c", meet, str(tmp_path), name), 20) for name in "abc"]
     touch = f"import pathlib; pathlib.Path({str(tmp_path / 'first')!r}).touch()"
-    jobs.append(Job("first", python("-c", touch), 20, first=True))
+    jobs = [replace(job, turn=1) for job in jobs] + [Job("first", python("-c", touch), 20)]
     counted: list[int] = []
 
     def done() -> None:
@@ -218,6 +219,17 @@ def test_jobs_at_the_same_time_and_again(tmp_path: Path) -> None:
     run_all([Job("b", python("-c", "1 / 0"), 20)], path, {}, time.perf_counter() + 60, said.append)
     kept = {job["name"]: job["status"] for job in json.loads(path.read_text())["jobs"]}
     assert kept == {"a": "passed", "b": "failed", "c": "passed", "first": "passed"}
+
+
+def test_what_is_timed_runs_alone(tmp_path: Path) -> None:
+    beside = (
+        "import pathlib, sys, time\n"
+        "mark = pathlib.Path(sys.argv[1]); mark.touch(exist_ok=False)\n"
+        "time.sleep(0.3); mark.unlink()"
+    )
+    jobs = [Job(n, python("-c", beside, str(tmp_path / "mark")), 20, alone=True) for n in "abc"]
+    outcomes = run_all(jobs, tmp_path / "x.json", {}, time.perf_counter() + 60, str, 3)
+    assert [outcome.status for outcome in outcomes] == ["passed"] * 3
 
 
 def test_a_stage_that_is_told_to_end_leaves_nothing_running(tmp_path: Path) -> None:
@@ -266,10 +278,11 @@ def test_a_part_of_a_stage(
     monkeypatch.setitem(gpu.JOBS, "correctness", lambda: iter(jobs))
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        assert gpu.main(["--out", str(tmp_path), "--only", "good*"]) == 1
-        assert gpu.main(["--out", str(tmp_path), "--only", "bad"]) == 0
+        stage = ("--stage", "correctness", "--out", str(tmp_path), "--only")
+        assert gpu.main([*stage, "good*"]) == 1
+        assert gpu.main([*stage, "bad"]) == 0
         with pytest.raises(SystemExit):
-            gpu.main(["--out", str(tmp_path), "--only", "other"])
+            gpu.main([*stage, "other"])
     finally:
         signal.signal(signal.SIGTERM, handler)
     assert "--only must match" in capsys.readouterr().err
@@ -310,9 +323,23 @@ def test_every_workload_has_a_job_and_a_name_of_its_own() -> None:
     assert set(gpu_report.GOALS) <= set(names)
     assert {w.tokens for w in registry.gpu_suite()} >= set(registry.MODELS)
     checks = [job.name for job in gpu.correctness()]
-    assert set(gpu.CHECKS) <= set(checks)
+    assert set(gpu.CHECKS) <= {name.split()[0] for name in checks}
+    assert set(gpu.CHECKS) >= gpu.BY_DTYPE
     assert set(gpu.SANITIZED) <= set(gpu.CHECKS)
     assert all(Path(job.command[0]) == Path(sys.executable) for job in gpu.correctness())
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_what_a_workload_needs_is_compiled_before() -> None:
+    """With random tokens, by the same call as in the workload."""
+    small = [registry.workload("small", core) for core in (0.4, 0.0)]
+    small.append(registry.ragged(registry.SMALL_RAGGED, 96, 0.4, against=(), seconds=0.1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu_timing, "gpu_suite", lambda: small)
+        assert [record["ready"] for record in gpu_timing.ready("small")] == [
+            work.name for work in small if work.shape == "small"
+        ]
+        assert gpu_timing.main("ready small") == 0
 
 
 class FakeReplay:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiles what the Triton launchers launch, for GPUs that need not be there, and reads the result.
 
-Run as a script it must see no TRITON_INTERPRET:
-`python python_tests/triton_aot.py TARGETS default|full DTYPE...` prints one JSON object a kernel.
+Run as a module it must see no TRITON_INTERPRET:
+`python -m python_tests.triton_aot TARGETS default|full DTYPE...` prints one JSON object a kernel.
 The launchers run on meta tensors with the launch itself replaced by a recorder, so every kernel is
 compiled with exactly the arguments and options the package uses.
 """
@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from python_tests.triton_races import races
 
 # Shared memory one program may use, in bytes.
 TARGETS = {"sm_80": 166912, "sm_90": 232448, "sm_100": 232448, "gfx942": 65536}
@@ -203,6 +205,8 @@ def compile_for(launch: Launch, target: str) -> dict[str, Any]:
         report |= _read_amd(assembly)
     else:
         report |= _read_cubin(compiled.asm["cubin"]) | _read_barriers(assembly)
+        tensors = [name for name, kind in src.signature.items() if kind != "constexpr"]
+        report["races"] = races(assembly, tensors)
         report["matrix"] = sorted(
             set(re.findall(r"wgmma\.mma_async|mma\.sync|tcgen05\.mma", assembly))
         )
@@ -220,26 +224,7 @@ def _read_barriers(ptx: str) -> dict[str, Any]:
         "given_up": len(re.findall(r"\btrap;", ptx)),
         # Through a cache that no barrier clears.
         "uncoherent": len(re.findall(r"ld\.global\.nc", ptx)),
-        "unagreed": _unagreed(ptx),
     }
-
-
-def _unagreed(ptx: str) -> int:
-    """Stores after a reduction inside each warp, with no barrier in between.
-
-    Where every warp reduces a copy that it has read for itself, a late one may read what such a
-    store wrote; the warps then differ in what follows from the result.
-    """
-    stores = 0
-    agreed = True
-    for line in ptx.splitlines():
-        if "redux.sync" in line:
-            agreed = False
-        elif "bar.sync" in line:
-            agreed = True
-        elif "st.global" in line and not agreed:
-            stores += 1
-    return stores
 
 
 def _read_cubin(cubin: bytes) -> dict[str, Any]:

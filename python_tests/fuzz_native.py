@@ -5,8 +5,8 @@
 
 What a call returns may depend on its arguments alone: repeated calls, with one thread and with
 three, must give equal bits, and so must all instruction sets where an op promises it. Indices must
-name tokens that may be chosen, each once. `make sanitize` runs this with a module that also watches
-memory.
+name tokens that may be chosen, each once. `make sanitize` runs this with modules that also watch
+memory and threads.
 """
 
 from __future__ import annotations
@@ -401,11 +401,13 @@ def check(seed: int) -> str:
 def main(
     seconds: Annotated[float, typer.Option(help="How long to go on.")] = 60.0,
     seed: Annotated[int, typer.Option(help="The first seed; the next call has the next.")] = 0,
-    sanitized: Annotated[bool, typer.Option(help="With the module of `make sanitize`.")] = False,
+    sanitized: Annotated[
+        str, typer.Option(help="With a module of `make sanitize`: memory or threads.")
+    ] = "",
 ) -> None:
     """Random calls of every native kernel; the first that is wrong ends the run, with its seed."""
     if sanitized:
-        sanitize.use()
+        sanitize.use(sanitized)
     first, began, gone = seed, time.monotonic(), 0.0
     with Progress() as progress:
         task = progress.add_task("", total=seconds)

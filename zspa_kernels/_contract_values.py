@@ -124,7 +124,7 @@ def option(op: str, name: str, value: object, allowed: tuple[str, ...]) -> None:
 
 
 def place(op: str, name: str, value: Any) -> torch.device:
-    """Return `value` as a device on which tensors can be made, here and now."""
+    """Return `value` as a device on which tensors can be made and hold values, here and now."""
     if not isinstance(value, str | torch.device):
         raise TypeError(f"{op}: {name} must be a torch.device or its name, got {say(value)}")
     try:
@@ -132,6 +132,8 @@ def place(op: str, name: str, value: Any) -> torch.device:
     except RuntimeError:
         rule = "a device's name, such as cpu or cuda:0"
         raise ValueError(f"{op}: {name} must be {rule}, got {value!r:.60}") from None
+    if found.type == "meta":
+        raise ValueError(f"{op}: {name} must be one that holds values, got {found}")
     if found.type != "cpu":
         try:
             torch.empty(0, device=found)

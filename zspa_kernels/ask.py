@@ -127,16 +127,19 @@ def ask(
     if max_new_tokens < 1:
         raise UsageError(f"--max-new-tokens must be at least 1, got {max_new_tokens}")
     _known(method, options or {})
-    place = _device(device)
+    where = _device(device)
     pixels = read(image)
     height, width = pixels.shape[:2]
     with contextlib.ExitStack() as stack:
         temporary = stack.enter_context(replacing(out, never=image)) if out else None
         start = time.perf_counter()
         progress("loading", None)
-        processor, loaded = load(model, place)
+        processor, loaded = load(model, where)
         load_s = time.perf_counter() - start
-        inputs = _inputs(processor, Image.fromarray(pixels), prompt).to(place)
+        try:
+            inputs = _inputs(processor, Image.fromarray(pixels), prompt).to(where)
+        except ValueError as error:  # a prompt with placeholders of its own
+            raise UsageError(f"--prompt {prompt!r:.60} with one picture: {_line(error)}") from error
         target = Target.of(loaded)
         try:
             handle = prune(loaded, methods.get(method, **(options or {})), processor=processor)
@@ -167,7 +170,7 @@ def ask(
         architecture=target.arch.name,
         parameters=sum(one.numel() for one in loaded.parameters()),
         dtype=str(loaded.dtype).removeprefix("torch."),
-        device=str(place),
+        device=str(where),
         load_s=load_s,
         picture=(width, height),
         report=handle.report,
@@ -206,9 +209,10 @@ def load(model: str, device: torch.device) -> tuple[Any, Any]:
 
 
 def _line(error: Exception) -> str:
-    """An error's text on one line, without the advice that does not fit there."""
+    """An error's text on one line; of others' errors without the advice that does not fit there."""
     text = " ".join(str(error).split())
-    return text if len(text) <= 300 else text[:297] + "..."
+    ours = isinstance(error, PruningError)
+    return text if ours or len(text) <= 300 else text[:297] + "..."
 
 
 def _device(name: str | None) -> torch.device:

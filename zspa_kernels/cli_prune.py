@@ -71,7 +71,7 @@ def prune(
                 progress=progress,
             )
     except DemoError as error:
-        typer.echo(f"zspa prune: {error}", err=True)
+        typer.echo(f"zspa prune: {str(error).removeprefix('prune: ')}", err=True)
         raise typer.Exit(error.exit_code) from None
     except ModuleNotFoundError as error:
         message = missing(error)

@@ -179,6 +179,21 @@ def test_register() -> None:
         zk.methods.get("tokens")
 
 
+def test_a_method_of_ones_own_with_inputs_takes_several_images() -> None:
+    class Attended(zk.methods.EachByItself):
+        about = zk.methods.About("Attended", "", (Input("attention", "[B, N]", ""),), (), "", "")
+
+        def select(self, visual: Tensor, prompt: Any = None, *, attention: Any = None) -> Any:
+            attention = self.about.require("attention", attention)
+            return zk.Selection(zk.primitives.topk(attention, 1), torch.ones(1) > 0)
+
+    images, attention = [torch.eye(3), torch.eye(2)], [torch.rand(3), torch.rand(2)]
+    picked = Attended().select_varlen(images, attention=attention)
+    assert [x.indices for x in picked] == [a.argmax() for a in attention]
+    with pytest.raises(TypeError, match=r"Attended: attention must be a tensor \[B, N\]"):
+        Attended().select_varlen(images)
+
+
 @pytest.mark.usefixtures("names")
 def test_a_class_that_is_defined_again_takes_its_place() -> None:
     """As a cell of a notebook does; any other class of that name in the registry is refused."""

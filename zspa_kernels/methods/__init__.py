@@ -13,7 +13,7 @@ from ._registry import About, Input, Method, about, available, get, register, un
 from .adaptprune import AdaptPrune
 from .all_in_relevance import AllInRelevance
 from .anchorprune import AnchorPrune
-from .base import MethodBase
+from .base import EachByItself, MethodBase
 from .cdpruner import CDPruner
 from .cenprune import CenPrune
 from .divprune import DivPrune
@@ -39,6 +39,7 @@ __all__ = [
     "CDPruner",
     "CenPrune",
     "DivPrune",
+    "EachByItself",
     "GreedyPrune",
     "IDSelection",
     "Input",

@@ -160,6 +160,17 @@ def test_other_architectures(
         assert picture.width > 600
 
 
+def test_options_of_a_method_are_given_by_name() -> None:
+    words = ["--keep", "9", "--option", "pooling=none_max", "--option", "core_ratio=0.5"]
+    result = call("--json", *words, "--option", "sorted=False")
+    assert result.exit_code == 0, result.output
+    report = expected(zk.ZSPAPrune(9, core_ratio=0.5, pooling="none_max", sorted=False))[1]
+    assert json.loads(result.stdout)["report"]["method"] == report.method
+    told = call("--method", "cdpruner", "--option", "space=llm")
+    assert told.exit_code == 0, told.output
+    assert "CDPruner(keep=0.1, space='llm'" in told.stdout
+
+
 def test_nothing_pruned_is_said() -> None:
     result = call("--keep", "1.0")
     assert result.exit_code == 0
@@ -207,6 +218,10 @@ FAILURE, USAGE = 1, 2
         ),
         (["--prompt", "an <image>"], USAGE, "--prompt 'an <image>' with one picture: "),
         (["--method", "fastv"], USAGE, "zspa prune: method must not need what LLaVA-1.5 cannot"),
+        (["--option", "pooling"], USAGE, "zspa prune: --option must be NAME=VALUE, got 'pooling'"),
+        (["--option", "=max"], USAGE, "zspa prune: --option must be NAME=VALUE, got '=max'"),
+        (["--option", "speed=3"], USAGE, "options of zspaprune must be among keep, core_ratio, "),
+        (["--option", "pooling=7"], USAGE, "pooling must be one of mean, max, none_mean, none_max"),
         (["--method", "cdpruner"], USAGE, "not collected from a model; `select` can be given it"),
         (["--device", "cuda:99"], USAGE, "--device must be a device that this machine and this"),
     ],

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from zspa_kernels.cli import missing
-from zspa_kernels.demo.errors import DemoError, share_or_count
+from zspa_kernels.demo.errors import DemoError, UsageError, share_or_count
 
 if TYPE_CHECKING:
     from zspa_kernels import ask
@@ -36,6 +37,13 @@ def prune(
         float | None,
         typer.Option(help="Share of those taken for relevance, where the method has one."),
     ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Any other option of the method, as its class takes it; once for each.",
+        ),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Length of the answer at most.")] = 64,
     full: Annotated[
         bool, typer.Option("--full", help="Answer without pruning as well, to compare.")
@@ -57,6 +65,7 @@ def prune(
         options: dict[str, Any] = {"keep": share_or_count(keep)}
         if core_ratio is not None:
             options["core_ratio"] = core_ratio
+        options.update(map(_option, option or ()))
         with _progress() as progress:
             answer = ask.ask(
                 model,
@@ -80,6 +89,17 @@ def prune(
         typer.echo(message, err=True)
         raise typer.Exit(1) from None
     print(answer.to_json() if as_json else _text(answer))
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """Name and value of `space=llm` or `alpha=0.5`: Python's own literals, else a string."""
+    name, given, value = text.partition("=")
+    if not given or not name.isidentifier():
+        raise UsageError(f"--option must be NAME=VALUE, got {text!r}")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
 
 
 @contextlib.contextmanager

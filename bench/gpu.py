@@ -33,6 +33,7 @@ from bench import gpu_report
 from bench.gpu_check import BY_DTYPE
 from bench.gpu_checks import CHECKS
 from bench.gpu_jobs import ROOT, Job, Outcome, python, run_all, write
+from bench.gpu_phases import OPS as PHASED
 from bench.registry import gpu_suite
 from zspa_kernels.testing.cases import DTYPES
 
@@ -116,6 +117,8 @@ def correctness() -> Iterator[Job]:
     soon = ["the_barrier_orders_memory", *(name for name in CHECKS if name.startswith("first_"))]
     for name in soon:
         yield Job(name, python("-m", "bench.gpu_checks", name), 300)
+    for op in PHASED:
+        yield Job(f"phases of {op}", python("-m", "bench.gpu_phases", op), 300, turn=1)
     for name in CHECKS:
         if name in BY_DTYPE:
             for dtype in (str(kind)[6:] for kind in DTYPES):

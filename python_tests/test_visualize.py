@@ -102,6 +102,29 @@ def test_light_says_what_does_not_fit(
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("image", "panels", "grid", "kind", "said"),
+    [
+        (
+            _photo(8, 8) / 255,
+            [],
+            (2, 2),
+            ValueError,
+            r"image must be uint8 .* got float64 \[8, 8, 3\]",
+        ),
+        (_photo(8, 8).transpose(2, 0, 1), [], (2, 2), ValueError, r"image must be .* \[3, 8, 8\]"),
+        (_photo(8, 8), [], 2, TypeError, r"grid must be \(rows, columns\), two ints, got 2"),
+        (_photo(8, 8), [], (2, 2.5), TypeError, r"grid must be .* got \(2, 2.5\)"),
+        (_photo(8, 8), [_selection([0], [])], (2, 2), TypeError, r"Panel\(.*\), got a Selection"),
+    ],
+)
+def test_compare_says_what_does_not_fit(
+    image: Any, panels: Any, grid: Any, kind: type[Exception], said: str
+) -> None:
+    with pytest.raises(kind, match=said):
+        compare(image, panels, grid)
+
+
 @pytest.mark.parametrize(("rows", "columns"), [(4, 4), (2, 8)])
 def test_compare_draws_each_selection_pixel_by_pixel(rows: int, columns: int) -> None:
     # Panels have 640 pixels along their longer side, or 1360 above one another: drawn as it is.

@@ -7,6 +7,7 @@ and a legend (needs Matplotlib and Pillow: `pip install "zspa_kernels[demo]"`).
 
 from __future__ import annotations
 
+import operator
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,6 +67,7 @@ def light(
         A new uint8 `[H, W, 3]` array.
 
     Raises:
+        TypeError: grid is not a pair of ints.
         ValueError: image, grid, or indices that do not fit together, or dim out of range.
 
     Example:
@@ -78,10 +80,7 @@ def light(
     """
     import numpy as np
 
-    pixels = np.asarray(image)
-    rows, columns = grid
-    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
-        raise ValueError(f"image must be uint8 [H, W, 3], got {pixels.dtype} {list(pixels.shape)}")
+    pixels, (rows, columns) = _checked(image, grid)
     if rows < 1 or columns < 1 or rows > pixels.shape[0] or columns > pixels.shape[1]:
         raise ValueError(f"grid {grid} does not fit an image of {list(pixels.shape[:2])} pixels")
     if not 0.0 <= dim <= 1.0:
@@ -102,6 +101,20 @@ def light(
     lit[edge & (kind_at == 2)] = CORE_COLOUR
     lit[edge & (kind_at == 1)] = DIVERSITY_COLOUR
     return lit
+
+
+def _checked(image: Any, grid: Any) -> tuple[Pixels, tuple[int, int]]:
+    """The image as an array of uint8 colours, and the grid as two ints."""
+    import numpy as np
+
+    pixels = np.asarray(image)
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+        raise ValueError(f"image must be uint8 [H, W, 3], got {pixels.dtype} {list(pixels.shape)}")
+    try:
+        rows, columns = map(operator.index, grid)
+    except (TypeError, ValueError):
+        raise TypeError(f"grid must be (rows, columns), two ints, got {grid!r:.60}") from None
+    return pixels, (rows, columns)
 
 
 def _kinds(selection: Selection | torch.Tensor, count: int) -> npt.NDArray[np.uint8]:
@@ -176,7 +189,7 @@ def compare(
         its own dpi, every patch covers a whole number of pixels.
 
     Raises:
-        ValueError: as for `light`.
+        TypeError, ValueError: as for `light`; something that is no `Panel`.
         ModuleNotFoundError: the extra is not installed.
 
     Example:
@@ -190,14 +203,18 @@ def compare(
     """
     try:
         import matplotlib.style
-        import numpy as np
         from matplotlib.figure import Figure
         from PIL import Image
     except ModuleNotFoundError as error:
         needed = f'{error.name} is not installed: pip install "zspa_kernels[demo]"'
         raise ModuleNotFoundError(needed, name=error.name) from error
 
-    pixels = np.asarray(image)
+    pixels, grid = _checked(image, grid)
+    for panel in panels:
+        if not isinstance(panel, Panel):
+            raise TypeError(
+                f"panels must be of Panel(selection, title), got a {type(panel).__name__}"
+            )
     place = _Layout.of(grid, len(panels), heading, note, region is not None)
     resized = Image.fromarray(pixels).resize((place.width, place.height), Image.Resampling.LANCZOS)
 

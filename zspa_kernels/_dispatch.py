@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 BACKENDS = ("reference", "cpp", "triton", "cuda")
 OPS = (
@@ -60,11 +61,29 @@ def why_not(backend: str, op: str, device: torch.device) -> str | None:
 
 
 def load(backend: str, op: str) -> Callable[..., Any]:
-    """The function of `backend` that computes `op`; backends are imported on first use."""
+    """The function of `backend` that computes `op`; backends are imported on first use.
+
+    What it takes as a batch, `[B, ...]`, it takes as one image as well, without that axis.
+    """
     stem = "sensitivity" if op.startswith("sensitivity") else op.removesuffix("_varlen")
     module = importlib.import_module(f"zspa_kernels.backends.{backend}.{stem}")
     function: Callable[..., Any] = getattr(module, op)
-    return function
+    # The native module has strides to say it with, and a view costs as much as a short kernel.
+    own_axes = backend == "cpp" or op.endswith("_varlen") or stem == "sensitivity"
+    return function if own_axes else _also_unbatched(function)
+
+
+def _also_unbatched(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` of batches, for one image as well: a batch of one, all of whose tensors are."""
+
+    @functools.wraps(function)
+    def call(visual: Tensor, *others: Any) -> Any:
+        if visual.ndim == 3:
+            return function(visual, *others)
+        result = function(*(x[None] if isinstance(x, Tensor) else x for x in (visual, *others)))
+        return result[0] if isinstance(result, Tensor) else tuple(x[0] for x in result)
+
+    return call
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from torch import Tensor
 from . import _dispatch
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+_Maybe = TypeVar("_Maybe", Tensor, Tensor | None)
 
 
 def undisturbed(implementation: _F) -> _F:
@@ -42,25 +43,11 @@ def backend_of(name: str, op: str, visual: Tensor) -> Callable[..., Any]:
     return _dispatch.named(name, op, visual.device)
 
 
-def dense(x: Tensor | None) -> Tensor | None:
+def dense(x: _Maybe) -> _Maybe:
     """Tokens with a last axis of stride 1, or of one channel, whose stride nobody asks for."""
     return x if x is None or x.stride(-1) == 1 else x.contiguous()
 
 
-def rows_of(x: Tensor | None) -> Tensor | None:
-    """Tokens as `[B, rows, D]`, with a last axis of stride 1."""
-    x = dense(x)
-    return x if x is None or x.ndim == 3 else x.unsqueeze(0)
-
-
-def matrix(x: Tensor | None) -> Tensor | None:
-    """A mask, weights or seeds as contiguous `[B, ...]`."""
-    if x is None:
-        return None
-    x = x.contiguous()
-    return x if x.ndim == 2 else x.unsqueeze(0)
-
-
-def vector(x: Tensor | None) -> Tensor | None:
-    """A bias or a diagonal, contiguous."""
+def contiguous(x: Tensor | None) -> Tensor | None:
+    """A mask, weights, seeds or a bias, if there are."""
     return None if x is None else x.contiguous()

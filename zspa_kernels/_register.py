@@ -24,7 +24,7 @@ from . import (
     _contract_suppress,
     _segments,
 )
-from ._implementation import backend_of, dense, matrix, rows_of, undisturbed, vector
+from ._implementation import backend_of, contiguous, dense, undisturbed
 from ._register_greedy import (
     dpp,
     dpp_varlen,
@@ -54,16 +54,16 @@ def select(
     _contract.select(visual, prompt, k_core, k_diverse, visual_mask, prompt_mask, pooling, sorted)
     run = backend_of(backend, "select", visual)
     indices: Tensor = run(
-        rows_of(visual),
-        rows_of(prompt),
+        dense(visual),
+        dense(prompt),
         k_core,
         k_diverse,
-        matrix(visual_mask),
-        matrix(prompt_mask),
+        contiguous(visual_mask),
+        contiguous(prompt_mask),
         pooling,
         sorted,
     )
-    return indices if visual.ndim == 3 else indices.squeeze(0)
+    return indices
 
 
 @undisturbed
@@ -78,10 +78,10 @@ def relevance_topk(
 ) -> tuple[Tensor, Tensor]:
     _contract.relevance_topk(visual, prompt, k, visual_mask, prompt_mask, pooling)
     run = backend_of(backend, "relevance_topk", visual)
-    indices, scores = run(
-        rows_of(visual), rows_of(prompt), k, matrix(visual_mask), matrix(prompt_mask), pooling
+    result: tuple[Tensor, Tensor] = run(
+        dense(visual), dense(prompt), k, contiguous(visual_mask), contiguous(prompt_mask), pooling
     )
-    return (indices, scores) if visual.ndim == 3 else (indices.squeeze(0), scores.squeeze(0))
+    return result
 
 
 @undisturbed
@@ -95,8 +95,9 @@ def diversity(
 ) -> Tensor:
     _contract.diversity(visual, k, seeds, weights, visual_mask)
     run = backend_of(backend, "diversity", visual)
-    indices: Tensor = run(rows_of(visual), k, matrix(seeds), matrix(weights), matrix(visual_mask))
-    return indices if visual.ndim == 3 else indices.squeeze(0)
+    given = contiguous(seeds), contiguous(weights), contiguous(visual_mask)
+    indices: Tensor = run(dense(visual), k, *given)
+    return indices
 
 
 @undisturbed
@@ -156,8 +157,8 @@ def sensitivity(
 ) -> Tensor:
     _contract_sensitivity.sensitivity(features, w1, b1, w2, activation, directions, radius)
     run = backend_of(backend, "sensitivity", features)
-    weights = (dense(w1), vector(b1), dense(w2), activation, dense(directions), radius)
-    return _scores(features, run(rows_of(features), *weights))
+    weights = (dense(w1), contiguous(b1), dense(w2), activation, dense(directions), radius)
+    return _scores(features, run(_batch(features), *weights))
 
 
 @undisturbed
@@ -172,7 +173,7 @@ def sensitivity_hidden(
     _contract_sensitivity.sensitivity_hidden(preactivation, w2, activation, shifts, radius)
     run = backend_of(backend, "sensitivity_hidden", preactivation)
     weights = (dense(w2), activation, dense(shifts), radius)
-    return _scores(preactivation, run(rows_of(preactivation), *weights))
+    return _scores(preactivation, run(_batch(preactivation), *weights))
 
 
 @undisturbed
@@ -187,8 +188,8 @@ def sensitivity_rms(
 ) -> Tensor:
     _contract_sensitivity.sensitivity_rms(features, w1, b1, factor, activation, diagonal)
     run = backend_of(backend, "sensitivity_rms", features)
-    weights = (dense(w1), vector(b1), dense(factor), activation, vector(diagonal))
-    return _scores(features, run(rows_of(features), *weights))
+    weights = (dense(w1), contiguous(b1), dense(factor), activation, contiguous(diagonal))
+    return _scores(features, run(_batch(features), *weights))
 
 
 @undisturbed
@@ -201,8 +202,14 @@ def sensitivity_rms_hidden(
 ) -> Tensor:
     _contract_sensitivity.sensitivity_rms_hidden(preactivation, factor, activation, diagonal)
     run = backend_of(backend, "sensitivity_rms_hidden", preactivation)
-    weights = (dense(factor), activation, vector(diagonal))
-    return _scores(preactivation, run(rows_of(preactivation), *weights))
+    weights = (dense(factor), activation, contiguous(diagonal))
+    return _scores(preactivation, run(_batch(preactivation), *weights))
+
+
+def _batch(tokens: Tensor) -> Tensor:
+    """Tokens as `[B, N, D]`, with a last axis of stride 1."""
+    tokens = dense(tokens)
+    return tokens if tokens.ndim == 3 else tokens.unsqueeze(0)
 
 
 def _scores(tokens: Tensor, scores: Tensor) -> Tensor:

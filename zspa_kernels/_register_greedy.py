@@ -8,7 +8,7 @@ import math
 from torch import Tensor
 
 from . import _contract_greedy, _contract_suppress, _segments
-from ._implementation import backend_of, dense, matrix, rows_of, undisturbed, vector
+from ._implementation import backend_of, contiguous, dense, undisturbed
 
 
 @undisturbed
@@ -21,8 +21,8 @@ def dpp(
 ) -> Tensor:
     _contract_greedy.dpp(visual, k, weights, visual_mask)
     run = backend_of(backend, "dpp", visual)
-    indices: Tensor = run(rows_of(visual), k, matrix(weights), matrix(visual_mask))
-    return indices if visual.ndim == 3 else indices.squeeze(0)
+    indices: Tensor = run(dense(visual), k, contiguous(weights), contiguous(visual_mask))
+    return indices
 
 
 @undisturbed
@@ -38,7 +38,7 @@ def dpp_varlen(
     _contract_greedy.dpp_varlen(visual, cu_seqlens, k, total_k, max_seqlen, weights)
     run = backend_of(backend, "dpp_varlen", visual)
     table = _segments.ragged_table(cu_seqlens, None, k, total_k, max_seqlen, visual.shape[0])
-    indices: Tensor = run(dense(visual), table, total_k, max_seqlen, vector(weights))
+    indices: Tensor = run(dense(visual), table, total_k, max_seqlen, contiguous(weights))
     return indices
 
 
@@ -57,11 +57,9 @@ def facility_location(
         visual, k, benefits, weights, visual_mask, temperature, scale
     )
     run = backend_of(backend, "facility_location", visual)
-    if benefits is not None:
-        benefits = benefits.contiguous() if visual.ndim == 3 else benefits.contiguous()[None]
-    masks = matrix(weights), matrix(visual_mask)
-    indices: Tensor = run(rows_of(visual), k, benefits, *masks, temperature, scale)
-    return indices if visual.ndim == 3 else indices.squeeze(0)
+    given = contiguous(benefits), contiguous(weights), contiguous(visual_mask)
+    indices: Tensor = run(dense(visual), k, *given, temperature, scale)
+    return indices
 
 
 @undisturbed
@@ -82,7 +80,7 @@ def facility_location_varlen(
     )
     run = backend_of(backend, "facility_location_varlen", visual)
     table = _segments.ragged_table(cu_seqlens, None, k, total_k, max_seqlen, visual.shape[0])
-    rows = vector(benefits), vector(weights)
+    rows = contiguous(benefits), contiguous(weights)
     indices: Tensor = run(dense(visual), table, total_k, max_seqlen, *rows, temperature, scale)
     return indices
 
@@ -97,8 +95,8 @@ def min_sum(
 ) -> Tensor:
     _contract_greedy.min_sum(visual, k, seeds, visual_mask)
     run = backend_of(backend, "min_sum", visual)
-    indices: Tensor = run(rows_of(visual), k, matrix(seeds), matrix(visual_mask))
-    return indices if visual.ndim == 3 else indices.squeeze(0)
+    indices: Tensor = run(dense(visual), k, contiguous(seeds), contiguous(visual_mask))
+    return indices
 
 
 @undisturbed
@@ -129,8 +127,9 @@ def suppress(
 ) -> Tensor:
     _contract_suppress.suppress(visual, scores, k, threshold, fill, visual_mask)
     run = backend_of(backend, "suppress", visual)
-    indices: Tensor = run(rows_of(visual), matrix(scores), k, threshold, fill, matrix(visual_mask))
-    return indices if visual.ndim == 3 else indices.squeeze(0)
+    mask = contiguous(visual_mask)
+    indices: Tensor = run(dense(visual), contiguous(scores), k, threshold, fill, mask)
+    return indices
 
 
 @undisturbed
@@ -150,11 +149,9 @@ def soft_suppress(
         visual, scores, k, sharpness, rule, positions, spread, reach, visual_mask
     )
     run = backend_of(backend, "soft_suppress", visual)
-    if positions is not None:
-        positions = positions.contiguous() if visual.ndim == 3 else positions.contiguous()[None]
     limits = [math.inf if x is None else x for x in (spread, reach)]
     indices: Tensor = run(
-        *(rows_of(visual), matrix(scores), k, sharpness, rule),
-        *(positions, *limits, matrix(visual_mask)),
+        *(dense(visual), contiguous(scores), k, sharpness, rule),
+        *(contiguous(positions), *limits, contiguous(visual_mask)),
     )
-    return indices if visual.ndim == 3 else indices.squeeze(0)
+    return indices

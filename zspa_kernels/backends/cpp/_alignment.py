@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..._native import module
-from ._arguments import address, batch
+from ._arguments import address, batch, words
 
 
 def alignment(
@@ -15,15 +15,10 @@ def alignment(
 ) -> Tensor:
     """float64 `[B, N]` of tokens `[B, N, D]` and text `[B, M, D]`."""
     out = torch.empty(visual.shape[:2], dtype=torch.float64, device=visual.device)
-    words, dtype, _, M, _, batch_stride, row_stride = batch(prompt)
     module().alignment(
         *batch(visual),
         address(visual_mask),
-        words,
-        dtype,
-        M,
-        batch_stride,
-        row_stride,
+        *words(prompt),
         address(prompt_mask),
         torch.get_num_threads(),
         out.data_ptr(),

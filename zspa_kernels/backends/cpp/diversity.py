@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..._native import module
-from ._arguments import address, batch, packed
+from ._arguments import address, batch, packed, slots
 
 
 def diversity(
@@ -18,15 +18,18 @@ def diversity(
     visual_mask: Tensor | None,
     stats: Tensor | None = None,
 ) -> Tensor:
-    """Picks of `[B, N, D]`; `stats` int64 [3] receives (passes, dots, dots of the seed)."""
-    indices = torch.empty((visual.shape[0], k), dtype=torch.int64, device=visual.device)
+    """Picks of `[B, N, D]` or `[N, D]`.
+
+    `stats` int64 [3] receives (passes, dots, dots of the seed).
+    """
+    indices = slots(visual, k)
     module().diversity(
         *batch(visual),
         0,
         address(visual_mask),
         k,
         address(seeds),
-        0 if seeds is None else seeds.shape[1],
+        0 if seeds is None else seeds.shape[-1],
         address(weights),
         indices.numel(),
         torch.get_num_threads(),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..._native import module
-from ._arguments import address, batch, packed
+from ._arguments import address, batch, packed, slots
 
 
 def dpp(
@@ -17,8 +17,8 @@ def dpp(
     visual_mask: Tensor | None,
     stats: Tensor | None = None,
 ) -> Tensor:
-    """Picks of `[B, N, D]`; `stats` int64 [3] receives (passes, dots, 0)."""
-    indices = torch.empty((len(visual), k), dtype=torch.int64, device=visual.device)
+    """Picks of `[B, N, D]` or `[N, D]`; `stats` int64 [3] receives (passes, dots, 0)."""
+    indices = slots(visual, k)
     module().dpp(
         *batch(visual),
         0,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..._native import module
-from ._arguments import address, batch, packed
+from ._arguments import address, batch, packed, slots
 
 
 def facility_location(
@@ -20,9 +20,9 @@ def facility_location(
     scale: float,
     stats: Tensor | None = None,
 ) -> Tensor:
-    """Picks of `[B, N, D]`; `stats` int64 [3] receives (0, dots, 0)."""
-    indices = torch.empty((len(visual), k), dtype=torch.int64, device=visual.device)
-    rows = 0 if benefits is None else benefits.shape[1]
+    """Picks of `[B, N, D]` or `[N, D]`; `stats` int64 [3] receives (0, dots, 0)."""
+    indices = slots(visual, k)
+    rows, tokens = 0 if benefits is None else benefits.shape[-2], visual.shape[-2]
     module().facility_location(
         *batch(visual),
         0,
@@ -30,8 +30,8 @@ def facility_location(
         k,
         address(benefits),
         rows,
-        rows * visual.shape[1],
-        visual.shape[1],
+        rows * tokens,
+        tokens,
         address(weights),
         temperature,
         scale,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..._native import module
-from ._arguments import address, batch, packed
+from ._arguments import address, batch, packed, slots
 
 
 def min_sum(
@@ -17,15 +17,15 @@ def min_sum(
     visual_mask: Tensor | None,
     stats: Tensor | None = None,
 ) -> Tensor:
-    """Picks of `[B, N, D]`; `stats` int64 [3] receives (passes, dots, 0)."""
-    indices = torch.empty((len(visual), k), dtype=torch.int64, device=visual.device)
+    """Picks of `[B, N, D]` or `[N, D]`; `stats` int64 [3] receives (passes, dots, 0)."""
+    indices = slots(visual, k)
     module().min_sum(
         *batch(visual),
         0,
         address(visual_mask),
         k,
         address(seeds),
-        0 if seeds is None else seeds.shape[1],
+        0 if seeds is None else seeds.shape[-1],
         indices.numel(),
         torch.get_num_threads(),
         indices.data_ptr(),

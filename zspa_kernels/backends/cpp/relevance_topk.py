@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..._native import module
-from ._arguments import DTYPES, POOLINGS, address, batch
+from ._arguments import POOLINGS, address, batch, slots, words
 
 
 def relevance_topk(
@@ -18,18 +18,12 @@ def relevance_topk(
     prompt_mask: Tensor | None,
     pooling: str,
 ) -> tuple[Tensor, Tensor]:
-    """(indices [B, k], scores [B, N]) of `[B, N, D]`."""
-    B, N, _ = visual.shape
-    indices = torch.empty((B, k), dtype=torch.int64, device=visual.device)
-    scores = torch.empty((B, N), dtype=torch.float32, device=visual.device)
+    """(indices [B, k], scores [B, N]) of `[B, N, D]`, or those of `[N, D]`."""
+    indices, scores = slots(visual, k), slots(visual, visual.shape[-2], torch.float32)
     module().relevance_topk(
         *batch(visual),
         address(visual_mask),
-        prompt.data_ptr(),
-        DTYPES[prompt.dtype],
-        prompt.shape[1],
-        prompt.stride(0),
-        prompt.stride(1),
+        *words(prompt),
         address(prompt_mask),
         POOLINGS[pooling],
         k,

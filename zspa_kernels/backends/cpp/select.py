@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..._native import module
-from ._arguments import DTYPES, POOLINGS, address, batch, packed
+from ._arguments import DTYPES, POOLINGS, address, batch, packed, slots, words
 
 # Address, dtype, M, strides of an absent prompt.
 _NO_PROMPT = (0, 0, 0, 0, 0)
@@ -24,14 +24,12 @@ def select(
     sorted: bool,
     stats: Tensor | None = None,
 ) -> Tensor:
-    """Indices `[B, k_core + k_diverse]` of `[B, N, D]`; `stats` as in `diversity`."""
-    indices = torch.empty(
-        (visual.shape[0], k_core + k_diverse), dtype=torch.int64, device=visual.device
-    )
-    text = _NO_PROMPT
-    if prompt is not None:
-        stride_b, stride_m, _ = prompt.stride()
-        text = (address(prompt), DTYPES[prompt.dtype], prompt.shape[1], stride_b, stride_m)
+    """Indices `[B, k_core + k_diverse]` of `[B, N, D]`, or those of `[N, D]`.
+
+    `stats` as in `diversity`.
+    """
+    indices = slots(visual, k_core + k_diverse)
+    text = _NO_PROMPT if prompt is None else words(prompt)
     module().select(
         *batch(visual),
         0,

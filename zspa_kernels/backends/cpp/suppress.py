@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..._native import module
-from ._arguments import address, batch
+from ._arguments import address, batch, slots
 
 
 def suppress(
@@ -19,8 +19,11 @@ def suppress(
     visual_mask: Tensor | None,
     stats: Tensor | None = None,
 ) -> Tensor:
-    """Picks of `[B, N, D]` by scores `[B, N]`; `stats` int64 [3] receives (blocks, dots, 0)."""
-    indices = torch.empty((len(visual), k), dtype=torch.int64, device=visual.device)
+    """Picks of `[B, N, D]` or `[N, D]` by scores likewise.
+
+    `stats` int64 [3] receives (blocks, dots, 0).
+    """
+    indices = slots(visual, k)
     wide = scores.double()
     module().suppress(
         *batch(visual),

@@ -5,6 +5,7 @@
 
 #include "cpu/alignment.h"
 #include "cpu/centred.h"
+#include "cpu/combined.h"
 #include "cpu/merging.h"
 #include "cpu/parallel.h"
 #include "cpu/topk.h"
@@ -165,6 +166,13 @@ void ascending(uintptr_t picks, int64_t S, int64_t K, int64_t N, uintptr_t indic
                          at<uint8_t>(found) + s * K);
 }
 
+void combined(uintptr_t core, int64_t S, int64_t R, uintptr_t picks, int64_t P, int64_t k,
+              bool ascending, uintptr_t indices, uintptr_t in_core) {
+  for (int64_t s = 0; s < S; ++s)
+    zspa::cpu::combined(at<const int64_t>(core) + s * R, R, at<const int64_t>(picks) + s * P, P, k,
+                        ascending, at<int64_t>(indices) + s * k, at<uint8_t>(in_core) + s * k);
+}
+
 void top_k_and_spaced(uintptr_t scores, int64_t S, int64_t N, uintptr_t mask, int64_t k,
                       int64_t spaced, bool ascending, uintptr_t indices, uintptr_t top) {
   for (int64_t s = 0; s < S; ++s)
@@ -188,5 +196,6 @@ void zspa::bind_primitives(py::module_& m) {
   m.def("merge", &call_merge, unlocked);
   m.def("topk", &call_topk, unlocked);
   m.def("ascending", &ascending, unlocked);
+  m.def("combined", &combined, unlocked);
   m.def("top_k_and_spaced", &top_k_and_spaced, unlocked);
 }

@@ -26,6 +26,7 @@ import zspa_kernels as zk
 from python_tests import sanitize
 from zspa_kernels import _native, primitives
 from zspa_kernels._activations import NAMES
+from zspa_kernels.primitives.scores import combined
 from zspa_kernels.testing import MODELS, tokens
 from zspa_kernels.testing.cases import DTYPES
 
@@ -323,12 +324,23 @@ def composition(draw: Draw) -> Call:
     x, mask = draw.rows(B, N, D, draw.dtype()), draw.mask(B, N)
     attention, share = draw.values(B, N), draw.pick.random()
     keep, ordered = max(1, k), draw.chance()
-    kind = draw.pick.choice(["centred", "distinctiveness", "visionzip", "anchorprune"])
+    kind = draw.pick.choice(["centred", "distinctiveness", "visionzip", "anchorprune", "combined"])
     draw.said.append(kind)
     if kind == "centred":
         return lambda: primitives.centred(x, visual_mask=mask), Same.ISA
     if kind == "distinctiveness":
         return lambda: primitives.distinctiveness(x, visual_mask=mask), Same.ISA
+    if kind == "combined":
+        each_once = torch.rand(B, N, generator=draw.generator).argsort(-1)
+        each_once = each_once.masked_fill(draw.where(B, N, share), -1)
+        core, later = each_once[:, :k], each_once[:, k:]
+        wanted = draw.pick.randint(0, N)
+
+        def combine() -> object:
+            picks, in_core = combined(core, later, wanted, ordered)
+            return judged(picks, x, None), in_core
+
+        return combine, Same.ALWAYS
     if kind == "visionzip":
         zipped = zk.methods.VisionZip(keep, contextual=share, sorted=ordered)
 

@@ -186,6 +186,11 @@ def test_every_slot_is_written(require_backend: Require) -> None:
     native.ascending(picks.data_ptr(), 1, 4, 5, out.data_ptr(), flags.data_ptr())
     assert (out.tolist(), flags.tolist()) == ([2, 4, -1, -1], [True, True, False, False])
     out, flags = torch.full((4,), 7), torch.ones(4, dtype=torch.bool)
+    native.combined(
+        *(picks.data_ptr(), 1, 4, picks.data_ptr(), 0, 4, True), out.data_ptr(), flags.data_ptr()
+    )
+    assert (out.tolist(), flags.tolist()) == ([2, 4, 9, -1], [True, True, True, False])
+    out, flags = torch.full((4,), 7), torch.ones(4, dtype=torch.bool)
     rating = torch.tensor([1.0, torch.nan, 3.0])
     native.top_k_and_spaced(
         *(rating.data_ptr(), 1, 3, 0, 4, 3, True), out.data_ptr(), flags.data_ptr()
@@ -201,3 +206,28 @@ def test_ordered(plainly: Callable[..., Any]) -> None:
             scores.ordered(picks, 30), plainly(scores.ordered, picks, 30), strict=True
         ):
             same_bits(ours, plain)
+
+
+def test_combined(plainly: Callable[..., Any]) -> None:
+    draw = torch.Generator().manual_seed(0)
+    share = torch.tensor([[0.0], [0.5], [0.9], [1.0]])  # of -1 in each row
+    for R, P in ((0, 9), (4, 9), (9, 9), (9, 0), (1, 1), (0, 0)):
+        # Different ones, up to the largest that a token can have.
+        both = 2**31 - 1 - torch.rand(4, 40, generator=draw).argsort(-1)[:, : R + P]
+        both = both.masked_fill(torch.rand(4, R + P, generator=draw) < share, -1)
+        both[1, :R] = -1
+        core, picks = both[:, :R], both[:, R:]
+        for k in (k for k in {0, 1, R, P, R + P} if k <= R + P):
+            for ascending in (True, False):
+                call = (core, picks, k, ascending)
+                ours = scores.combined(*call)
+                for x, plain in zip(ours, plainly(scores.combined, *call), strict=True):
+                    same_bits(x, plain)
+                for b, row in enumerate(both.tolist()):
+                    right = [(i, t < R) for t, i in enumerate(row) if i >= 0][:k]
+                    right = sorted(right) if ascending else right
+                    right += [(-1, False)] * (k - len(right))
+                    assert list(zip(*(x[b].tolist() for x in ours), strict=True)) == right
+                    alone = scores.combined(core[b], picks[b], k, ascending)
+                    for x, whole in zip(alone, ours, strict=True):
+                        same_bits(x, whole[b])

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -41,6 +41,41 @@ def test_a_backend_without_a_reason_loads(backend: str, op: str) -> None:
         assert callable(_dispatch.load(backend, op))
     else:
         assert reason
+
+
+def _batches() -> dict[str, tuple[Any, ...]]:
+    """The arguments of the ops of a batch, `[2, 6, 4]`, none left out."""
+    draw = torch.Generator().manual_seed(1)
+    visual, mask = torch.randn(2, 6, 4, generator=draw), torch.arange(12).view(2, 6) % 5 != 1
+    words, heard = torch.randn(2, 3, 4, generator=draw), torch.arange(6).view(2, 3) != 4
+    weights, seeds = torch.rand(2, 6, generator=draw), torch.tensor([[0], [2]])
+    places, benefits = torch.rand(2, 2, 6, 2, generator=draw).unbind(0)
+    return {
+        "select": (visual, words, 2, 3, mask, heard, "mean", False),
+        "relevance_topk": (visual, words, 4, mask, heard, "none_max"),
+        "diversity": (visual, 4, seeds, weights, mask),
+        "dpp": (visual, 4, weights, mask),
+        "facility_location": (visual, 4, benefits.mT.contiguous(), weights, mask, 0.5, 2.0),
+        "min_sum": (visual, 4, seeds, mask),
+        "suppress": (visual, weights, 4, 0.3, True, mask),
+        "soft_suppress": (visual, weights, 4, 2.0, "scale", places, 0.5, 0.7, mask),
+    }
+
+
+@pytest.mark.parametrize("op", [op for op in _dispatch.OPS if op in _batches()])
+@pytest.mark.parametrize("backend", ["reference", "cpp", "triton"])
+def test_an_image_is_a_batch_of_one(
+    backend: str, op: str, require_backend: Callable[..., None]
+) -> None:
+    require_backend(backend)
+    run, arguments = _dispatch.load(backend, op), _batches()[op]
+    whole = run(*arguments)
+    alone = run(*(x[1] if isinstance(x, torch.Tensor) else x for x in arguments))
+    if op != "relevance_topk":
+        whole, alone = (whole,), (alone,)
+    for both, one in zip(whole, alone, strict=True):
+        assert one.shape == both.shape[1:]
+        assert torch.equal(one, both[1])
 
 
 @pytest.mark.parametrize("op", _dispatch.OPS)

@@ -169,6 +169,37 @@ def test_anchorprune_counts_novelty_exactly() -> None:
     assert silent.indices[0] == 3, "the most important token, as nothing was asked"
 
 
+def test_anchorprune_of_what_clip_says_nothing_about() -> None:
+    """A patch without direction is the last; an image that was asked nothing has no anchor.
+
+    A token of infinite or negative attention is none.
+    """
+    visual, image, text = (
+        draw("visual", (2, N, 8)),
+        draw("image", (2, N, 10)),
+        draw("text", (2, 3, 10)),
+    )
+    image[:, 4] = 0.0
+    attention, asked = draw("attention", (2, N)).abs(), torch.tensor([[True] * 3, [False] * 3])
+    attention[0, 6], attention[0, 7] = torch.inf, -1.0
+    method = AnchorPrune(9, sorted=False)
+    given = {"image_embeds": image, "text_embeds": text, "attention": attention}
+    picked = method.select(visual, prompt_mask=asked, **given)
+    rated = scores(picked)
+    assert rated[0].argsort(stable=True)[:3].tolist() == [6, 7, 4]
+    assert rated[0, 4] == -1.0
+    assert (rated[0, 6:8] == -torch.inf).all()
+    assert (rated[1, torch.arange(N) != 4] == 0.0).all()
+    assert picked.core_mask.any(-1).tolist() == [True, False]
+    assert picked.indices[1, 0] == attention[1].argmax()
+    for b in range(2):
+        own = {name: x[b] for name, x in given.items()}
+        alone = method.select(visual[b], prompt_mask=asked[b], **own)
+        assert torch.equal(alone.indices, picked.indices[b])
+        assert torch.equal(alone.core_mask, picked.core_mask[b])
+        assert torch.equal(scores(alone), rated[b])
+
+
 @pytest.mark.parametrize("name", CASES + ODD)
 def test_scope(name: str) -> None:
     visual, mask = case(name)

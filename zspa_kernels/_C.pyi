@@ -285,6 +285,18 @@ def topk(
     found: int,
     /,
 ) -> None: ...
+def combined(
+    core: int,
+    S: int,
+    R: int,
+    picks: int,
+    P: int,
+    k: int,
+    ascending: bool,
+    indices: int,
+    in_core: int,
+    /,
+) -> None: ...
 def until_novel(
     features: int,
     dtype: int,

@@ -24,13 +24,15 @@ def undisturbed(implementation: _F) -> _F:
         # The device is asked for without a check: whether `visual` is a tensor is the contract's.
         device = "cuda" if getattr(visual, "is_cuda", False) else "cpu"
         grad, autocast = torch.is_grad_enabled(), torch.is_autocast_enabled(device)
-        torch._C._set_grad_enabled(False)
+        if grad:
+            torch._C._set_grad_enabled(False)
         if autocast:
             torch.set_autocast_enabled(device, False)
         try:
             return implementation(visual, *args, **kwargs)
         finally:
-            torch._C._set_grad_enabled(grad)
+            if grad:
+                torch._C._set_grad_enabled(True)
             if autocast:
                 torch.set_autocast_enabled(device, True)
 

@@ -76,27 +76,18 @@ def standing(x: Tensor, mask: Tensor | None) -> Tensor:
     return api.relevance_topk(x, nothing, 0, visual_mask=mask)[1]
 
 
-def selection(
-    picks: Tensor,
-    visual: Tensor,
-    sort: bool,
-    core: Tensor | None = None,
-    scores: Tensor | None = None,
-) -> Selection:
-    """The selection of `picks` `[B, K]`, in their order or ascending.
+def selection(picks: Tensor, visual: Tensor, sort: bool, scores: Tensor | None = None) -> Selection:
+    """The selection of `picks` `[B, K]`, in their order or ascending, without core.
 
     Args:
         picks: in the order of picking, then -1.
         visual: the tokens.
         sort: whether indices ascend.
-        core: bool `[B, N]`, tokens chosen by a score of their own.
         scores: what every token was rated by.
     """
     n = visual.shape[-2]
-    indices, inside = ordered(picks, n) if sort else (picks, picks >= 0)
-    if core is None or n == 0:
-        return Selection(indices, torch.zeros_like(inside), scores)
-    return Selection(indices, core.gather(-1, indices.clamp_min(0)) & inside, scores)
+    indices = ordered(picks, n)[0] if sort else picks
+    return Selection(indices, torch.zeros_like(indices, dtype=torch.bool), scores)
 
 
 def selections(

@@ -13,11 +13,10 @@ from .. import _contract_primitives as _rules
 from .. import _contract_values as _values
 from .. import api
 from ..primitives import topk
-from ..primitives._image import SHORTEST, lengths
-from ..primitives.scores import members
+from ..primitives.scores import combined
 from ..primitives.similarity import until_novel, valid_rows
 from ..types import Selection
-from ._compose import ATTENTION, FEATURES, check_options, per_token, selection
+from ._compose import ATTENTION, FEATURES, check_options, per_token
 from ._registry import PROMPT, VISUAL, About, Input, register
 from .base import EachByItself
 from .cdpruner import SPACES
@@ -128,41 +127,46 @@ class AnchorPrune(EachByItself):
             tokens. Without a valid row of text there is no anchor, and the first pick has the
             largest importance.
         """
-        _rules.visual("AnchorPrune", visual, visual_mask)
         if self.space == "llm":
             image, text, pooling = visual, self.about.require("prompt", prompt), "none_max"
         else:
             image = self.about.require("image_embeds", image_embeds)
             text, pooling = self.about.require("text_embeds", text_embeds), "none_mean"
+            # Minus the cosine; a patch without direction stays the last. The op refuses the rest.
+            text = -text if text.is_floating_point() else text
+        weights = per_token(self.about, "attention", attention, visual, visual_mask)
+        if image is not visual:
             _rules.features("AnchorPrune", "image_embeds", image, visual)
-        weights = per_token(self.about, "attention", attention, visual)
         space = visual
         if features is not None:
             space = self.about.require("features", features)
             _rules.features("AnchorPrune", "features", space, visual)
-        _, scores = api.relevance_topk(
-            image, text, 0, visual_mask=visual_mask, prompt_mask=prompt_mask, pooling=pooling
-        )
-        valid = scores.isfinite() & weights.isfinite() & (weights >= 0)
-        valid = valid & valid_rows(visual, visual_mask)
-        if space is not visual:
-            valid = valid & valid_rows(space, None)
-        if self.space == "clip":
-            scores = (-scores).masked_fill(lengths(image.detach()) < SHORTEST, -1.0)
-        scores = scores.masked_fill(~valid, -torch.inf)
         n = visual.shape[-2]
         k = api.num_keep(n, self.keep, self.rounding)
+        # Of an image that was asked nothing, the most relevant token is none.
+        first, scores = api.relevance_topk(
+            image,
+            text,
+            min(k, 1),
+            visual_mask=visual_mask,
+            prompt_mask=prompt_mask,
+            pooling=pooling,
+        )
+        valid = (scores > -torch.inf) & (weights >= 0) & (weights < torch.inf)
+        for rows in (visual, features):
+            if rows is not None and rows is not image:
+                valid = valid & valid_rows(rows, visual_mask)
+        scores = torch.where(valid, scores, -torch.inf)
         least = min(k, max(1, round(self.least * k)))
         anchor = topk(scores, max(least, int(self.cap * k)))
-        asked = valid_rows(text, prompt_mask).any(-1, keepdim=True)
-        anchor = torch.where(asked, anchor, -1)
-        anchor = until_novel(image.detach(), anchor, least, self.novelty, self.patience)
-        picks = self._expand(space.detach(), k, anchor, weights.masked_fill(~valid, torch.nan))
-        chosen = torch.cat((anchor, picks), -1)
-        order = (chosen < 0).int().sort(dim=-1, stable=True).indices[..., :k]
-        return selection(chosen.gather(-1, order), visual, self.sorted, members(anchor, n), scores)
+        anchor = torch.where(first < 0, -1, anchor)
+        anchor = until_novel(image, anchor, least, self.novelty, self.patience)
+        picks = self._expand(space.detach(), k, anchor, weights, valid)
+        return Selection(*combined(anchor, picks, k, self.sorted), scores)
 
-    def _expand(self, space: Tensor, k: int, anchor: Tensor, weights: Tensor) -> Tensor:
+    def _expand(
+        self, space: Tensor, k: int, anchor: Tensor, weights: Tensor, valid: Tensor
+    ) -> Tensor:
         """int64 `[B, k]`: more than are needed beside an anchor."""
         if self.compat:
             # A seed at a right angle to every token: no token is farther than that.
@@ -170,5 +174,6 @@ class AnchorPrune(EachByItself):
             space = torch.nn.functional.pad(space, (0, 1, 0, 1))
             space[..., n, -1] = 1.0
             weights = torch.nn.functional.pad(weights, (0, 1), value=1.0)
+            valid = torch.nn.functional.pad(valid, (0, 1), value=True)
             anchor = torch.nn.functional.pad(anchor, (0, 1), value=n)
-        return api.diversity(space, k, seeds=anchor, weights=weights)
+        return api.diversity(space, k, seeds=anchor, weights=weights, visual_mask=valid)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import _contract_primitives as _contract
 from .. import _contract_values as _values
+from ..backends.cpp import _combined
 from ..backends.cpp import _topk as _cpp
 from ._image import native
 
@@ -174,6 +175,27 @@ def spaced(
     indices = torch.where(order.values < n, order.indices, -1)[..., :k]
     inside = indices >= 0
     return indices, best.gather(-1, indices.clamp_min(0)) & inside if n else inside
+
+
+def combined(core: Tensor, picks: Tensor, k: int, sorted: bool) -> tuple[Tensor, Tensor]:
+    """The first `k` tokens of `core` `[B, R]` and then of `picks` `[B, P]`, which share none.
+
+    -1 is no token, wherever it stands; `k <= R + P`.
+
+    Returns:
+        int64 `[B, k]`, in this order or ascending, then -1; and bool `[B, k]`, which are of `core`.
+    """
+    if native(core, picks):
+        return _combined.combined(core, picks, k, sorted)
+    both = torch.cat((core, picks), -1)
+    place = (both < 0).int().sort(dim=-1, stable=True).indices[..., :k]
+    indices = both.gather(-1, place)
+    in_core = (place < core.shape[-1]) & (indices >= 0)
+    if sorted:
+        last = torch.iinfo(torch.int64).max
+        place = indices.masked_fill(indices < 0, last).sort(dim=-1).indices
+        indices, in_core = indices.gather(-1, place), in_core.gather(-1, place)
+    return indices, in_core
 
 
 def members(picks: Tensor, n: int) -> Tensor:

@@ -150,7 +150,6 @@ def _mean(visual: Tensor, valid: Tensor) -> Tensor:
     return total / valid.sum(-1, keepdim=True).clamp_min(1)
 
 
-@undisturbed
 def until_novel(image: Tensor, ranked: Tensor, least: int, novelty: float, patience: int) -> Tensor:
     """`ranked` `[B, R]` up to the novel token that ends the anchor, then -1."""
     limit = round((1.0 - novelty) * 2.0**40) * 2.0**-40  # exact cosines are multiples of this
@@ -158,6 +157,11 @@ def until_novel(image: Tensor, ranked: Tensor, least: int, novelty: float, patie
         ends = ranked.clone(memory_format=torch.contiguous_format)
         _merging.until_novel(as_batch(image), ends, least, limit, patience)
         return ends
+    return _until_novel(image, ranked, least, limit, patience)
+
+
+@undisturbed
+def _until_novel(image: Tensor, ranked: Tensor, least: int, limit: float, patience: int) -> Tensor:
     rows = [(image, ranked)] if ranked.ndim == 1 else list(zip(image, ranked, strict=True))
     size = torch.zeros(len(rows), dtype=torch.int64, device=ranked.device)
     for b, (tokens, order) in enumerate(rows):

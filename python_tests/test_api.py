@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 import zspa_kernels as zk
+from zspa_kernels import _contract
+from zspa_kernels._contract_values import say
 
 
 def draw(*shape: int) -> Tensor:
@@ -162,6 +164,25 @@ def test_split_core(k: int, ratio: float, expected: int) -> None:
 def test_split_core_errors(k: Any, ratio: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match=r"^split_core: (k|core_ratio) must .*, got "):
         zk.split_core(k, ratio)
+
+
+def test_values_in_messages_are_short_and_never_those_of_a_tensor() -> None:
+    for value, text in (
+        (None, "None"),
+        (draw(2, 3), "Tensor [2, 3]"),
+        ([draw(2, 3), np.ones(4)], "list [Tensor [2, 3], ndarray [4]]"),
+        ((1, 2, 3, 4), "tuple (1, 2, 3, ...)"),
+        ([[[[7]]]], "list [[[[...]]]]"),
+        ({1: 1, 2: 2, 3: 3}, "dict {1: 1, 2: 2, ...}"),
+        ({1, 2, 3, 4}, "set {1, 2, 3, ...}"),
+    ):
+        assert say(value) == text
+
+
+def test_the_range_of_tokens() -> None:
+    """Kernels count the tokens of a segment in 32 bits."""
+    most = torch.ones(1, 4).expand(2**31 - 1, 4)
+    assert _contract.relevance_topk(most, most, 5) == (5,)
 
 
 # ---- select -------------------------------------------------------------------------------------

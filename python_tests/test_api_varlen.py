@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import zspa_kernels as zk
 
@@ -132,6 +133,8 @@ def test_one_call_of_the_op(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 VISUAL = torch.cat(IMAGES)
+with FakeTensorMode():  # which has every device
+    ELSEWHERE = torch.empty(4, D, device="cuda")
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"visual": None}, TypeError, "visual must be a tensor or a sequence of tensors, got None"),
     ({"visual": "ab"}, TypeError, "visual must be a tensor or a sequence of tensors, got str"),
@@ -143,6 +146,11 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"visual": [x.to("meta") for x in IMAGES]}, ValueError, "visual[0] must be on a device"),
     ({"visual": [*IMAGES[:3], draw(4, D).to("meta")]}, ValueError, "visual[3] must be on a dev"),
     ({"visual": [x.to_sparse() for x in IMAGES]}, ValueError, "visual[0] must be a dense strided"),
+    (
+        {"visual": [*IMAGES[:3], ELSEWHERE]},
+        ValueError,
+        "visual[3] must be on cpu, got cuda:0",
+    ),
     ({"visual": [x.double() for x in IMAGES]}, TypeError, "visual must be float32, float16 or"),
     ({"visual": VISUAL}, TypeError, "lengths must be given for packed visual, got None"),
     ({"visual": VISUAL, "lengths": 26}, TypeError, "lengths must be a sequence of ints, got int"),
@@ -201,6 +209,14 @@ def test_select_varlen_errors(
         zk.select_varlen(**arguments)
     assert caught.type is error
     assert str(caught.value).startswith(f"select_varlen: {text}")
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_packed_tokens_are_no_nested_tensor() -> None:
+    nested = torch.nested.as_nested_tensor([*IMAGES])
+    text = "^select_varlen: visual must be a dense strided tensor, got a nested tensor"
+    with pytest.raises(ValueError, match=text):
+        zk.select_varlen(nested, lengths=LENGTHS, keep=1)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from zspa_kernels.testing import (
     tokens,
     topk64,
 )
+from zspa_kernels.testing.cases import Case
 
 # --- an oracle for the oracle: fractions, lists, no shortcuts -------------------------------------
 
@@ -316,6 +317,20 @@ def test_check_relevance_topk_rejects() -> None:
     rejected(_exchange(right, 0, 1), scores, "index 0")
     rejected(_exchange(right, 17, 18), scores, "index 17")
     rejected(right, scores.double(), "must be float32")
+    rejected(right, scores[:-1], r"scores must be float32 \[20\], got torch.float32 \(19,\)")
+    rejected(right[:-1], scores, r"indices must be int64 \[20\], got torch.int64 \(19,\)")
+    rejected(right.int(), scores, r"indices must be int64 \[20\], got torch.int32")
+
+
+def test_what_is_no_case_for_the_oracle() -> None:
+    with pytest.raises(ValueError, match=r"oracle: visual must be \[N, D\], got shape \(2, 3, 4\)"):
+        diversity64(torch.ones(2, 3, 4), 1)
+    with pytest.raises(ValueError, match=r"oracle: pooling must be one of .*, got 'sum'"):
+        relevance64(torch.ones(3, 4), torch.ones(2, 4), pooling="sum")
+    case = Case("exact", 9, 16, 1, 2, pooling="max")
+    text = r"^exact-float32-9x16-1[+]2-pooling:max: wrong$"
+    with pytest.raises(AssertionError, match=text), case.named():
+        raise AssertionError("wrong")
 
 
 def test_check_sorted_rejects() -> None:

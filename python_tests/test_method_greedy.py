@@ -113,6 +113,29 @@ def test_cdpruner_compat_scales_over_the_call() -> None:
     own = scores(CDPruner(5).select(visual, **given))
     assert (own.amin(-1) == 0).all()
     assert (own.amax(-1) == 1).all()
+    # Tokens that are not there do not scale the others.
+    mask = (relevance > relevance.min()) & (relevance < relevance.max())
+    got = scores(CDPruner(5, compat=True).select(visual, visual_mask=mask, **given))
+    left = relevance[mask]
+    right = (left - left.min() + 1e-6) / (left.max() - left.min())
+    assert torch.allclose(got[mask], right, atol=1e-5)
+    assert got[~mask].isnan().all()
+    nothing = {"image_embeds": image[:, :0], "text_embeds": text}
+    assert scores(CDPruner(5, compat=True).select(visual[:, :0], **nothing)).shape == (2, 0)
+
+
+def test_image_embeddings_that_have_no_direction_or_are_not_finite() -> None:
+    """In CLIP's space: cosine 0 with every word, or no token."""
+    visual, text = tokens("iid", 6, D), torch.tensor([[1.0, 0.0]])
+    image = torch.tensor(
+        [[1.0, 1.0], [0.0, 0.0], [1.0, 0.0], [torch.nan, 0.0], [-1.0, 0.0], [9, 9]]
+    )
+    picked = CDPruner(6, sorted=False).select(visual, image_embeds=image, text_embeds=text)
+    half = (1.0 - 0.5**0.5) / 2
+    got = scores(picked)[[0, 1, 2, 4, 5]]
+    assert torch.allclose(got, torch.tensor([half, 0.5, 0.0, 1.0, half]), atol=1e-6)
+    assert scores(picked)[3].isnan()
+    assert sorted(kept(picked.indices)) == [0, 1, 2, 4, 5]
 
 
 @pytest.mark.parametrize("name", CASES + ODD)

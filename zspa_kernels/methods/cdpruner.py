@@ -169,7 +169,7 @@ class CDPruner(MethodBase):
             image, text, 0, visual_mask=visual_mask, prompt_mask=prompt_mask, pooling="none_mean"
         )
         rank = standing(image, None)
-        valid = scores.isfinite() & rank.isfinite()
+        valid = scores.isfinite()
         if self.space == "clip":
             valid &= standing(visual, visual_mask).isfinite()
         scores = scores.masked_fill(rank == -1.0, 0.0)  # no direction: cosine 0 with everything

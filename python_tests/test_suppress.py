@@ -148,9 +148,13 @@ def test_scores_of_any_size_are_suppressed_alike(backend: str, require_backend: 
         right = zk.soft_suppress(visual, scores, 20, **run)
         for size in (2.0**-120, 2.0**100):
             same_bits(zk.soft_suppress(visual, scores * size, 20, **run), right)
+            oracle = soft_suppress64(visual, scores * size, 20, sharpness=20.0, rule=rule)
+            assert oracle.tolist() == right.tolist()
         for tiny in (torch.zeros(20), torch.full((20,), 5e-324, dtype=torch.float64)):
-            got = zk.soft_suppress(tokens("iid", 1, 8).expand(20, 8), tiny, 20, **run)
-            assert got.tolist() == list(range(20))
+            same = tokens("iid", 1, 8).expand(20, 8)
+            got = zk.soft_suppress(same, tiny, 20, **run)
+            oracle = soft_suppress64(same, tiny, 20, sharpness=20.0, rule=rule)
+            assert got.tolist() == oracle.tolist() == list(range(20))
 
 
 @each_backend

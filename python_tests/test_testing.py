@@ -28,6 +28,10 @@ from zspa_kernels.testing import (
     topk64,
 )
 from zspa_kernels.testing.cases import Case
+from zspa_kernels.testing.coverage import check_facility_location, facility_location64
+from zspa_kernels.testing.determinantal import check_dpp, dpp64
+from zspa_kernels.testing.dispersion import check_min_sum, min_sum64
+from zspa_kernels.testing.oracle import Geometry, relevance_of
 
 # --- an oracle for the oracle: fractions, lists, no shortcuts -------------------------------------
 
@@ -320,6 +324,50 @@ def test_check_relevance_topk_rejects() -> None:
     rejected(right, scores[:-1], r"scores must be float32 \[20\], got torch.float32 \(19,\)")
     rejected(right[:-1], scores, r"indices must be int64 \[20\], got torch.int64 \(19,\)")
     rejected(right.int(), scores, r"indices must be int64 \[20\], got torch.int32")
+
+
+def test_exact_scores_are_rounded_once() -> None:
+    visual, words = tokens("exact", 20, 16), prompt("exact", 4, 16)
+    scores = relevance64(visual, words).float()
+    right = topk64(scores, 20)
+    check_relevance_topk(visual, words, 20, right, scores, bound=0.0)
+    token = int(scores.abs().sub(0.25).abs().argmin())
+    assert 0.2 < abs(float(scores[token])) < 0.5
+    for _ in range(8):
+        scores[token] = scores[token].nextafter(torch.tensor(0.0))
+    with pytest.raises(AssertionError, match=f"score of token {token}"):
+        check_relevance_topk(visual, words, 20, topk64(scores, 20), scores, bound=0.0)
+
+
+def test_what_rounding_leaves_of_a_mean_is_allowed() -> None:
+    """Words of length 3 and 2 in opposite directions: their mean is 0.5 long, its parts 2.5."""
+    geometry = Geometry(torch.tensor([[1.0, 1.0], [0.0, 0.0]]), None)
+    words = torch.tensor([[3.0, 0.0], [-2.0, 0.0]])
+    for bound_, pooling, width in (
+        (1e-6, "mean", 1e-6 + 5 * 2.0**-23),
+        (1e-6, "max", 1e-6),
+        (1e-6, "none_mean", 1e-6),
+        (0.0, "mean", 0.0),
+    ):
+        allowed = relevance_of(geometry, words, None, pooling, bound_).width
+        assert allowed.tolist() == pytest.approx([width, 0.0], rel=1e-12)
+
+
+@pytest.mark.parametrize("op", ["dpp", "min_sum", "facility_location"])
+def test_greedy_judges_want_the_first_of_identical_rows(op: str) -> None:
+    oracle, check = {
+        "dpp": (dpp64, check_dpp),
+        "min_sum": (min_sum64, check_min_sum),
+        "facility_location": (facility_location64, check_facility_location),
+    }[op]
+    visual = tokens("vlm", 12, 16)
+    visual[7] = visual[3]
+    right = oracle(visual, 12)
+    check(visual, right, 12, bound=1e-6)
+    places = [right.tolist().index(i) for i in (3, 7)]
+    assert places == sorted(places)
+    with pytest.raises(AssertionError, match="is token 7, which ties with token 3: the lowest"):
+        check(visual, _exchange(right, *places), 12, bound=1e-6)
 
 
 def test_what_is_no_case_for_the_oracle() -> None:

@@ -120,6 +120,10 @@ def test_cdpruner_compat_scales_over_the_call() -> None:
     right = (left - left.min() + 1e-6) / (left.max() - left.min())
     assert torch.allclose(got[mask], right, atol=1e-5)
     assert got[~mask].isnan().all()
+    own_space = CDPruner(5, space="llm", compat=True)
+    got = scores(own_space.select(visual, draw("words", (2, 4, D)), visual_mask=mask))
+    assert got[mask].min() < 1e-4
+    assert got[mask].max() == pytest.approx(1.0, abs=1e-4)
     nothing = {"image_embeds": image[:, :0], "text_embeds": text}
     assert scores(CDPruner(5, compat=True).select(visual[:, :0], **nothing)).shape == (2, 0)
 
@@ -262,6 +266,9 @@ def test_mmtok(name: str) -> None:
             )
             picks = kept(picked.indices)
             assert len(picks) == min(k, len(allowed))
+            given = scores(picked).tolist()
+            assert all(given[i] == 0.0 for i in range(N) if i not in allowed)
+            assert sum(given) == pytest.approx(1.0 if allowed else 0.0, abs=1e-5)
             if not allowed:
                 continue
             rows = word_rows(visual, words[real], allowed, heat)

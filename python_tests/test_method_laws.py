@@ -72,6 +72,29 @@ def test_padding_changes_nothing(name: str) -> None:
     got = method.select(**wide, visual_mask=mask)
     assert torch.equal(got.indices, place[right.indices])
     assert torch.equal(got.core_mask, right.core_mask)
+    if got.scores is not None and right.scores is not None:
+        assert torch.equal(got.scores[place], right.scores)
+
+
+@pytest.mark.parametrize(
+    ("name", "space"),
+    [
+        *((name, None) for name in ("allinrelevance", "mmtok", "trimtokenator", "zspaprune")),
+        *((name, space) for name in ("anchorprune", "cdpruner") for space in ("clip", "llm")),
+    ],
+)
+def test_masked_words_are_not_there(name: str, space: str | None) -> None:
+    """In the text that a method reads: the prompt, or what CLIP makes of it."""
+    given = inputs(name, B, N, D)
+    text = "text_embeds" if space == "clip" else "prompt"
+    few = given[text]
+    wide = few.new_full((B, 2 * few.shape[1], few.shape[2]), 7.0)
+    wide[:, ::2] = few
+    mask = (torch.arange(wide.shape[1]) % 2 == 0).expand(B, -1)
+    method = zk.methods.get(name, keep=9, **({"space": space} if space else {}))
+    right = method.select(**given)
+    same(method.select(**{**given, text: wide}, prompt_mask=mask), right)
+    assert not torch.equal(method.select(**{**given, text: wide}).indices, right.indices)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -95,6 +95,9 @@ def test_trimtokenator(name: str) -> None:
         stay = round(align * valid) if isinstance(align, float) else align
         method = TrimTokenator(k, align, sorted=False)
         picked = method.select(visual, words, visual_mask=mask, prompt_mask=real)
+        rated = zk.primitives.alignment(visual, words, visual_mask=mask, prompt_mask=real)
+        assert picked.scores is not None
+        assert torch.equal(picked.scores, rated.float())
         left = remaining(visual, words, max(k, stay), mask, real)
         check_todre(visual, picked.indices.tolist(), k, left, cosine=error(name))
     nothing = TrimTokenator(9, sorted=False).select(
@@ -148,17 +151,17 @@ def test_adaptprune(name: str) -> None:
         places[0, 1], places[N - 1, 0] = torch.nan, torch.inf
     valid = (visual.double().square().sum(-1) <= 2.0**80) & attention.isfinite() & (attention >= 0)
     valid = (valid if mask is None else valid & mask) & places.isfinite().all(-1)
-    for k, sigma, center in ((1, 0.05, 1.0), (9, 0.05, 1.0), (N, 0.05, 1.0), (N, 0.5, torch.inf)):
+    for k, sigma, center in ((1, 0.05, 1.0), (9, 0.05, 1.0), (N, 0.05, 0.4), (N, 0.5, torch.inf)):
         method = AdaptPrune(k, sigma, distance_limit=3.0, center_sigma=center, sorted=False)
         given = {"attention": attention, "positions": places, "keys": keys}
         picked = method.select(visual, visual_mask=mask, **given)
         space = visual if keys is None else keys
         own = places[valid].double()
         rated = attention.double()
-        if len(own) and center == 1.0:
+        if len(own) and center < torch.inf:
             half = (own.amax(0) - own.amin(0)) / 2
             apart = (places - (own.amax(0) + own.amin(0)) / 2) / half.clamp_min(0.25)
-            rated = rated * (-0.5 * apart.square().sum(-1)).exp()
+            rated = rated * (-0.5 / center**2 * apart.square().sum(-1)).exp()
         right = soft_suppression(space, rated, k, 0.5 / sigma**2, "scale", places, 1.5, 3.0, valid)
         assert picked.indices.tolist() == right
 
@@ -179,6 +182,7 @@ def test_tome(name: str) -> None:
             assert (owner == slot).nonzero()[:, 0].tolist() == sorted(groups[head])
         assert int((owner >= 0).sum()) == sum(map(len, groups.values()))
         if k:
+            assert not merging.weights[owner < 0].any()
             means = torch.zeros(k, 3, dtype=torch.float64)
             for slot, head in enumerate(sorted(groups)):
                 means[slot] = visual[groups[head]].double().mean(0)

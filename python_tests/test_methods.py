@@ -39,6 +39,11 @@ def test_zspaprune(sort: bool) -> None:
         assert picked.core_mask.tolist() == [[True] * 4 + [False] * 6] * B
 
 
+def test_the_core_of_zspaprune_is_that_of_select() -> None:
+    picked = zk.ZSPAPrune(keep=9).select(VISUAL, PROMPT)
+    assert torch.equal(picked.indices, zk.select(VISUAL, PROMPT, keep=9))
+
+
 def test_zspaprune_without_a_prompt_is_divprune() -> None:
     picked = zk.ZSPAPrune(keep=0.25, core_ratio=0.4).select(VISUAL)
     assert torch.equal(picked.indices, zk.DivPrune(keep=0.25).select(VISUAL).indices)

@@ -85,6 +85,78 @@ def test_an_input_that_is_missing_is_named(name: str) -> None:
             method.select(visual, **given, **{x.name: 3})
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_inputs_of_a_token_have_its_shape_and_any_float_dtype(name: str) -> None:
+    given = scenes.inputs(name, 2, 6, 5)
+    method: Any = zk.methods.get(name, keep=3)
+    if name == "zooprune":
+        del given["features"]  # for a projector
+    title = zk.methods.about(name).title
+    select = getattr(method, "assign", method.select)  # merging takes what selecting leaves alone
+    for key in set(scenes.per_token(name)) & set(given) - {"visual"}:
+        x = given[key]
+        with pytest.raises(ValueError, match=rf"^{title}: {key} must .*, got \[2, 5"):
+            select(**{**given, key: x[:, 1:]})
+        if x.ndim == 2:
+            for dtype in (torch.bfloat16, torch.float16, torch.float64):
+                narrow = x.to(dtype)
+                got = select(**{**given, key: narrow})
+                right = select(**{**given, key: narrow.float()})
+                got, right = (getattr(x, "selection", x) for x in (got, right))
+                assert torch.equal(got.indices, right.indices)
+                if got.scores is not None and right.scores is not None:
+                    assert got.scores.dtype is torch.float32
+                    assert torch.equal(got.scores, right.scores)
+        elif key != "positions":
+            with pytest.raises(ValueError, match=rf"^{title}: {key} must have C >= 1, got \[2, 6"):
+                select(**{**given, key: x[..., :0]})
+
+
+#: What the papers or their code use; a preset's is in its name.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "adaptprune": {
+        "similarity_sigma": 0.05,
+        "distance_sigma": 1.5,
+        "distance_limit": 5.0,
+        "center_sigma": 1.0,
+    },
+    "allinrelevance": {"pooling": "mean"},
+    "anchorprune": {"space": "clip", "least": 10 / 64, "cap": 0.5, "novelty": 0.2, "patience": 3},
+    "cdpruner": {"space": "clip", "emphasis": None},
+    "cenprune": {"process": "distance"},
+    "greedyprune": {"threshold": 0.9, "fill": True},
+    "idselection": {"gamma": 20.0},
+    "mmtok": {
+        "text_temperature": 0.02,
+        "vision_temperature": 0.2,
+        "balance": 0.5,
+        "rounding": "floor",
+    },
+    "scope": {"alpha": 0.5},
+    "scoredtopk": {"preset": None},
+    "trimtokenator": {"align": 0.8},
+    "visionzip": {"contextual": 10 / 64},
+    "zooprune": {
+        "score": "closed_form",
+        "rank": None,
+        "directions": 64,
+        "seed": 0,
+        "radius": 0.01,
+        "rounding": "floor",
+    },
+    "zspaprune": {"core_ratio": 0.2, "pooling": "mean"},
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_defaults(name: str) -> None:
+    method: Any = zk.methods.get(name, keep=1)
+    expected = {"sorted": True, "rounding": "round", "compat": False, **DEFAULTS.get(name, {})}
+    for field in dataclasses.fields(method):
+        if field.init and field.name not in ("keep", "preset", "projector"):
+            assert getattr(method, field.name) == expected[field.name], field.name
+
+
 def test_get_makes_what_the_class_makes() -> None:
     assert zk.methods.get("divprune", keep=0.1) == zk.DivPrune(keep=0.1)
     assert zk.methods.get("zspaprune", keep=9, core_ratio=0.4) == zk.ZSPAPrune(9, 0.4)
@@ -166,6 +238,8 @@ def test_register() -> None:
     with pytest.raises(ValueError, match=r"register: name must be none of .*nothing.*, got 'noth"):
         zk.methods.register("nothing", zk.DivPrune)
     assert zk.methods.register("half", lambda: zk.DivPrune(0.5))() == zk.DivPrune(0.5)
+    zk.methods.register("loose", lambda *rest, **options: zk.DivPrune(*rest, **options))
+    assert zk.methods.get("loose", keep=0.5) == zk.DivPrune(0.5)
     facts = zk.methods.about("divprune")
     zk.methods.register("facts", Nothing, facts)
     assert zk.methods.about("facts") is facts

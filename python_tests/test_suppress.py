@@ -127,8 +127,8 @@ def test_soft_in_small_blocks(rule: str, monkeypatch: pytest.MonkeyPatch) -> Non
     """Few tokens compared at a time, and many of them stale: the same picks, and a prefix each."""
     monkeypatch.setattr("zspa_kernels.backends.reference.soft_suppress._BLOCK", 3)
     monkeypatch.setattr("zspa_kernels.backends.reference.soft_suppress._FRESH", 4)
-    for model in ("vlm", "iid", "exact", "clusters"):
-        visual = tokens(model, 40, 16)
+    for model in ("vlm", "iid", "exact", "clusters", "zero_rows"):
+        visual, _ = case(model, 40, 16, torch.float32)
         for scores in (torch.arange(40) % 5 / 4, torch.ones(40)):
             right = soft_suppression(visual, scores, 40, 2.0, rule)
             for k in (0, 7, 40):
@@ -155,6 +155,18 @@ def test_scores_of_any_size_are_suppressed_alike(backend: str, require_backend: 
             got = zk.soft_suppress(same, tiny, 20, **run)
             oracle = soft_suppress64(same, tiny, 20, sharpness=20.0, rule=rule)
             assert got.tolist() == oracle.tolist() == list(range(20))
+
+
+@each_backend
+def test_scores_tie_within_a_step_of_the_largest(backend: str, require_backend: Require) -> None:
+    require_backend(backend, "soft_suppress")
+    for rule, size in (("subtract", 1.0), ("subtract", 2.0**-90), ("scale", 1.0)):
+        for steps, first in ((0.4, 0), (1.6, 1)):
+            scores = size * (1.0 + steps * 2.0**-40 * torch.tensor([0, 1, -1]).double())
+            run = {"sharpness": 20.0, "rule": rule}
+            got = zk.soft_suppress(torch.eye(3), scores, 1, **run, backend=backend)
+            assert got.tolist() == soft_suppress64(torch.eye(3), scores, 1, **run).tolist()
+            assert got.item() == first, (rule, steps)
 
 
 @each_backend

@@ -101,7 +101,7 @@ class CenPrune(MethodBase):
         k = api.num_keep(visual.shape[-2], self.keep, self.rounding)
         pick = api.diversity if self.process == "distance" else api.dpp
         middle = centred(visual, visual_mask=visual_mask)
-        picks = pick(middle, k, weights=weights, visual_mask=visual_mask)
+        picks = pick(middle, k, weights=weights)  # those of masked tokens are NaN
         return selection(picks, visual, self.sorted, scores=weights)
 
     def select_varlen(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import _contract_values as _values
 from .. import api
+from .._counts import DEFAULT_CORE_RATIO
 from ..types import Selection
 from ._compose import check_options, kept_of_each
 from ._registry import PROMPT, VISUAL, About, register
@@ -54,7 +55,7 @@ class ZSPAPrune(MethodBase):
     )
 
     keep: float
-    core_ratio: float = 0.2
+    core_ratio: float = DEFAULT_CORE_RATIO
     pooling: str = "mean"
     sorted: bool = True
 

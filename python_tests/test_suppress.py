@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -167,6 +168,17 @@ def test_scores_tie_within_a_step_of_the_largest(backend: str, require_backend: 
             got = zk.soft_suppress(torch.eye(3), scores, 1, **run, backend=backend)
             assert got.tolist() == soft_suppress64(torch.eye(3), scores, 1, **run).tolist()
             assert got.item() == first, (rule, steps)
+
+
+@each_backend
+def test_a_zero_row_beside_a_near_tie(backend: str, require_backend: Require) -> None:
+    """A quarter of the first score is taken from the last: in float32 as much as the row's."""
+    require_backend(backend, "soft_suppress")
+    visual = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]])
+    for more, order in ((1e-9, [0, 1, 2]), (-1e-9, [0, 2, 1])):
+        scores = torch.tensor([2.0, 0.5 + more, 1.0], dtype=torch.float64)
+        got = zk.soft_suppress(visual, scores, 3, sharpness=math.log(4.0), backend=backend)
+        assert got.tolist() == order
 
 
 @each_backend

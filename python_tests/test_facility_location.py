@@ -160,6 +160,17 @@ def test_a_repeated_row_is_covered(backend: str, require_backend: Require) -> No
 
 
 @each_backend
+def test_segments_without_benefits_or_weights(backend: str, require_backend: Require) -> None:
+    require_backend(backend, "facility_location")
+    images, counts = [tokens("vlm", n, 9, n) for n in (5, 1, 8)], [2, 1, 6]
+    for given in ({}, {"temperature": 0.3}, {"weights": [x[:, 0].abs() for x in images]}):
+        got = zk.facility_location_varlen(images, counts, **given, backend=backend)
+        for i, (image, k) in enumerate(zip(images, counts, strict=True)):
+            own = {name: x[i] if isinstance(x, list) else x for name, x in given.items()}
+            same_bits(got[i], zk.facility_location(image, k, **own, backend=backend))
+
+
+@each_backend
 def test_batches_strides_and_segments(backend: str, require_backend: Require) -> None:
     """A row alone, in a batch, strided, padded with masked tokens, and as a segment: equal bits."""
     require_backend(backend, "facility_location")

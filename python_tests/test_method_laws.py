@@ -154,6 +154,9 @@ def test_half_precision_strides_and_gradients(name: str) -> None:
     before = {x: value.clone() for x, value in given.items()}
     strided = {x: torch.stack((value, value), -1)[..., 0] for x, value in given.items()}
     same(method.select(**strided), right)
+    mask = torch.arange(B * N).view(B, N) % 5 != 0
+    wide = torch.stack((mask, ~mask), -1)[..., 0]
+    same(method.select(**given, visual_mask=wide), method.select(**given, visual_mask=mask))
     leaves = {x: value.requires_grad_() for x, value in given.items()}
     picked = method.select(**leaves)
     same(picked, right)

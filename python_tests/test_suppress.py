@@ -115,6 +115,20 @@ def test_at_the_threshold(backend: str, require_backend: Require) -> None:
     assert alone.tolist() == list(range(30))
 
 
+@each_backend
+def test_at_the_threshold_of_earlier_blocks(backend: str, require_backend: Require) -> None:
+    """Many rows at one half with each other, and a limit that float32 has on the wrong side."""
+    require_backend(backend, "suppress")
+    pairs = torch.combinations(torch.arange(24))
+    n = len(pairs)
+    rows = torch.zeros(n, 24).scatter_(1, pairs, 1.0) * (1 + torch.arange(n)[:, None] / 7)
+    scores = torch.arange(n).flip(0).float()
+    for limit, count in ((0.5, n), (0.49999999, 12)):
+        got = zk.suppress(rows, scores, n, threshold=limit, fill=False, backend=backend)
+        assert int((got >= 0).sum()) == count
+        same_bits(got, suppress64(rows, scores, n, threshold=limit, fill=False))
+
+
 def test_hard_in_small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zspa_kernels.backends.reference.suppress._SCAN", 4)
     visual, scores = tokens("vlm", 40, 16), torch.arange(40) % 5 / 4

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import random
 from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
@@ -355,11 +356,12 @@ def test_what_rounding_leaves_of_a_mean_is_allowed() -> None:
 
 @pytest.mark.parametrize("op", ["dpp", "min_sum", "facility_location"])
 def test_greedy_judges_want_the_first_of_identical_rows(op: str) -> None:
-    oracle, check = {
+    judges: dict[str, tuple[Any, Any]] = {
         "dpp": (dpp64, check_dpp),
         "min_sum": (min_sum64, check_min_sum),
         "facility_location": (facility_location64, check_facility_location),
-    }[op]
+    }
+    oracle, check = judges[op]
     visual = tokens("vlm", 12, 16)
     visual[7] = visual[3]
     right = oracle(visual, 12)

@@ -184,12 +184,17 @@ def block_norms(
 
 
 @triton.jit
-def order_key(value, index):
-    """(value, index) as one int64: smaller value first, then lower index; -0.0 equals +0.0."""
+def order_bits(value):
+    """float32 as int32 in the same order; -0.0 equals +0.0."""
     value = tl.where(value == 0.0, 0.0, value)
     bits = value.to(tl.int32, bitcast=True)
-    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    return (bits.to(tl.int64) << 32) | index.to(tl.int64)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def order_key(value, index):
+    """(value, index) as one int64: smaller value first, then lower index; -0.0 equals +0.0."""
+    return (order_bits(value).to(tl.int64) << 32) | index.to(tl.int64)
 
 
 @triton.jit

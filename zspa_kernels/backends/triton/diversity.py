@@ -135,6 +135,7 @@ def _diversity_greedy_kernel(
     SPLIT: tl.constexpr,
     FINISHED: tl.constexpr,
     VOTES: tl.constexpr,
+    COPIES: tl.constexpr,
     HIP: tl.constexpr,
     REVERSED: tl.constexpr,
 ):
@@ -188,7 +189,7 @@ def _diversity_greedy_kernel(
                 if me == 0:
                     phases.chain(
                         m, w, columns, count, edge, gram, picks, control, indices + slot, base,
-                        slots, BLOCK,
+                        slots, BLOCK, COPIES,
                     )  # fmt: skip
                 meetings += 1
                 meet(arrivals, meetings * programs, HIP)  # all picks are there
@@ -317,6 +318,7 @@ def greedy(
     )
     options = constants(cfg, size)
     options |= {"FINISHED": min(cfg.finished, size.programs), "VOTES": cfg.votes}
+    options["COPIES"] = cfg.warps
     if device.type == "cpu":
         greedy_in_steps(diversity_step, launch, groups * programs, device, *arguments, **options)
     else:

@@ -102,7 +102,7 @@ def config(d: int, itemsize: int, hip: bool = False) -> Config:
             Group(programs=128, width=8, own=own, split=True),
         ),
         # By a model, not a measurement: an H200, 1.1 us a barrier, 8 us a tile of 4096 channels by
-        # latency and the rate of L2 (whatever number of them runs side by side), 0.4 us a pick
+        # latency and the rate of L2 (whatever number of them runs side by side), 0.3 us a pick
         # from 128 lanes, 0.5 us from 1024 with the row in L2. 576 tokens, 23 given and 35 picked:
         # a pass of the blocked greedy is 4 barriers, a Gram block and an update, 18 us beside its
         # picks, so 1 or 2 passes and the first update are 42 to 60 us, of which 4 to 9 barriers

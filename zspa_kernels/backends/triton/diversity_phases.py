@@ -12,10 +12,11 @@ import triton
 import triton.language as tl
 
 from ._candidates import lanes_in_order
-from ._common import INF, order_key
+from ._common import INF, order_bits
 from ._group import (
     DONE,
     FOLD,
+    LAST_ROW,
     NEAR,
     OPEN,
     PICKED,
@@ -24,6 +25,8 @@ from ._group import (
     nothing_selected,
     own_rows,
 )
+
+STEPS = tl.constexpr(4)  # picks after which warps agree whether to go on
 
 
 @triton.jit
@@ -111,34 +114,61 @@ def chain(
     base,
     slots,
     BLOCK: tl.constexpr,
+    COPIES: tl.constexpr,
 ):
     """Picks among the candidates while a pick beats every other row. One program a group.
 
     `edge`: no row outside the candidates has a smaller key.
+
+    Each warp has a copy of all candidates and finds the best by itself. So a pick waits for a row
+    of `gram` and two minima inside a warp, and for other warps only every STEPS picks.
     """
-    lane = tl.arange(0, BLOCK)
+    copy = tl.arange(0, COPIES)
+    own = (copy == 0)[:, None]  # the copy that is written
+    lane = tl.arange(0, BLOCK)[None, :] + copy[:, None] * 0  # [COPIES, BLOCK]
     ok = lane < count
     i = tl.load(columns + lane, mask=ok, other=0)
     m = tl.load(nearest + i, mask=ok, other=INF)
     w = None
     if weights is not None:
         w = tl.load(weights + i, mask=ok, other=0.0)
-    code, edge = lanes_in_order(columns, i, ok, edge, BLOCK)
+    one = tl.arange(0, BLOCK)
+    other = tl.load(columns + one, mask=one < count, other=0)
+    code, edge = lanes_in_order(columns, other, one < count, edge, BLOCK)
+    code = code[None, :] + copy[:, None] * 0
     done = tl.load(control + DONE)
-    n = 0
-    best = tl.min(order_key(cost(m, w), code), 0)
-    while (best < edge) & (done + n < slots):
-        at = (best & (BLOCK - 1)).to(tl.int32)
-        c = tl.load(gram + at * BLOCK + lane, mask=ok, other=-INF)
-        pick = tl.load(columns + at)
-        tl.store(indices + done + n, base + pick)
-        tl.store(picks + n, pick)
-        n += 1
-        m = tl.where(lane == at, INF, tl.maximum(m, c))
-        best = tl.min(order_key(cost(m, w), code), 0)
-    tl.store(nearest + i, INF, mask=ok & (m == INF))
-    tl.store(control + PICKED, n)
-    tl.store(control + DONE, done + n)
+    n = copy * 0
+    turn = lane * 0 - 1  # when a candidate was picked
+    more = 1
+    value, who = lowest(cost(m, w), code)
+    while more > 0:
+        for _step in tl.static_range(STEPS):
+            best = (value.to(tl.int64) << 32) | who.to(tl.int64)
+            goes_on = (best < edge) & (done + n < slots)  # [COPIES]
+            at = (who & (BLOCK - 1))[:, None]
+            row = gram + at * BLOCK + lane
+            c = tl.load(row, mask=ok & goes_on[:, None], other=-INF)  # [COPIES, BLOCK]
+            picked = (lane == at) & goes_on[:, None]
+            turn = tl.where(picked, n[:, None], turn)
+            n += goes_on.to(tl.int32)
+            m = tl.where(picked, INF, tl.maximum(m, c))
+            value, who = lowest(cost(m, w), code)
+        best = (value.to(tl.int64) << 32) | who.to(tl.int64)
+        more = tl.max(((best < edge) & (done + n < slots)).to(tl.int32), 0)
+    tl.store(indices + done + turn, base + i, mask=own & (turn >= 0))
+    tl.store(picks + turn, i, mask=own & (turn >= 0))
+    tl.store(nearest + i, INF, mask=own & ok & (m == INF))
+    tl.store(control + PICKED + copy * 0, n, mask=copy == 0)
+    # `more` is 0; Triton 3.6 and 3.7 cannot compile a loop of which a value is not used behind it.
+    tl.store(control + DONE + copy * 0, done + n + more, mask=copy == 0)
+
+
+@triton.jit
+def lowest(value, code):
+    """(bits of the value, code) of the smallest key of each row: `order_key` in two halves."""
+    bits = order_bits(value)
+    least = tl.min(bits, 1)
+    return least, tl.min(tl.where(bits == least[:, None], code, LAST_ROW), 1)
 
 
 @triton.jit

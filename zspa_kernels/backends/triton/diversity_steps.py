@@ -52,6 +52,7 @@ def diversity_step(
     SPLIT: tl.constexpr,
     FINISHED: tl.constexpr,
     VOTES: tl.constexpr,
+    COPIES: tl.constexpr,
     HIP: tl.constexpr,
     REVERSED: tl.constexpr,
 ):
@@ -111,7 +112,7 @@ def diversity_step(
     if PHASE == "chain" and stage == GRAM:
         phases.chain(
             m, w, columns, count, tl.load(known + EDGE), gram, picks, control, indices + slot,
-            base, slots, BLOCK,
+            base, slots, BLOCK, COPIES,
         )  # fmt: skip
     if PHASE == "settle":
         folded = tl.load(known + FOLDED).to(tl.int32)

@@ -47,6 +47,13 @@ def test_many_passes_pick_what_one_at_a_time_does(model: str, runs: Runs) -> Non
     assert runs.rounds[0] >= 8  # 16 candidates a pass, and the seed before
 
 
+def test_ties_with_tokens_outside_the_block(runs: Runs) -> None:
+    """Cosines of few values, all exact: the lowest index decides, in the block or not."""
+    visual = torch.stack([tokens("exact", 96, 16, seed=seed) for seed in range(3)])
+    for one, got in zip(visual, diversity.diversity(visual, 40, None, None, None), strict=True):
+        check_diversity(one, got, 40, bound=0.0)
+
+
 def test_weights_and_more_seeds_than_columns(runs: Runs) -> None:
     n, d, k = 90, 33, 20
     visual, weights = tokens("vlm", n, d, seed=2), _weights(n)

@@ -79,6 +79,12 @@ def test_topk(data: st.DataObject) -> None:
         assert topk(scores, k, **named, sorted=True).tolist() == ascending
 
 
+def test_ascending_leaves_out_what_is_no_index() -> None:
+    picks = torch.tensor([[4, 0, -1, 7, 2], [3, -9, 1, 5, 4]])
+    for chosen in (picks, picks.int()):  # the native kernel takes int64
+        assert ascending(chosen, 4).tolist() == [[0, 2, -1, -1, -1], [1, 3, -1, -1, -1]]
+
+
 def test_match_at_a_tie() -> None:
     """Ten pairs of rows of every length at 60 degrees, each at a right angle to all others."""
     pair = torch.tensor([[1.0, 1, 0], [1, 0, 1]])

@@ -290,6 +290,6 @@ def ordered(indices: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """`ascending`, and bool `[B, K]`: which of them are tokens."""
     if indices.ndim in (1, 2) and indices.dtype is torch.int64 and native(indices):
         return _cpp.ascending(indices, n)
-    values = indices.masked_fill(indices < 0, n).sort(dim=-1).values
+    values = indices.masked_fill((indices < 0) | (indices > n), n).sort(dim=-1).values
     values = values.masked_fill(values == n, -1)
     return values, values >= 0

@@ -302,8 +302,9 @@ def test_what_a_method_of_ones_own_returns_is_checked(
         def select(self, visual: Tensor, prompt: Tensor) -> Any:
             return returned
 
-    with pytest.raises(zk.hf.UnsupportedMethodError, match=f"^prune: .*{text}"):
-        zk.hf.prune_inputs(tiny.model, tiny.inputs(), Fixed())
+    refused = pytest.raises(zk.hf.UnsupportedMethodError, match=f"^prune: .*{text}")
+    with refused, zk.hf.prune(tiny.model, Fixed()):
+        generate(tiny.model, tiny.inputs(), max_new_tokens=1)
 
 
 def test_one_selection_for_each_image(tiny: vlms.Tiny) -> None:
@@ -311,8 +312,10 @@ def test_one_selection_for_each_image(tiny: vlms.Tiny) -> None:
         def select_varlen(self, visual: Sequence[Tensor], prompt: Sequence[Tensor]) -> Any:
             return [zk.Selection(FIVE, NONE)] * (len(visual) + 1)
 
-    with pytest.raises(zk.hf.UnsupportedMethodError, match=r"Few\.select_varlen must return a seq"):
-        zk.hf.prune_inputs(tiny.model, tiny.inputs(), Few())
+    wanted = r"Few\.select_varlen must return a seq"
+    refused = pytest.raises(zk.hf.UnsupportedMethodError, match=wanted)
+    with refused, zk.hf.prune(tiny.model, Few()):
+        generate(tiny.model, tiny.inputs(), max_new_tokens=1)
 
 
 # ---- a model that understands colours ------------------------------------------------------------

@@ -40,7 +40,7 @@ def ragged_table(
     S = k_diverse.shape[0]
     if not cu_seqlens.is_cpu or _native.reason() is not None:
         return _table_of_tensors(cu_seqlens, k_core, k_diverse, total_k, max_seqlen, num_rows)
-    table = torch.empty((S, 5), dtype=torch.int64, device=cu_seqlens.device)
+    table = cu_seqlens.new_empty(S, 5, dtype=torch.int64)
     offsets, diverse = cu_seqlens.contiguous(), k_diverse.contiguous()
     core = None if k_core is None else k_core.contiguous()
     _native.module().ragged_table(
@@ -81,7 +81,7 @@ def prompt_spans(spans: Tensor | None, num_segments: int, prompt: Tensor) -> Ten
     Without spans every segment uses the whole prompt; a span that ends before it starts is empty.
     """
     if prompt.is_cpu and _native.reason() is None:
-        out = torch.empty((num_segments, 2), dtype=torch.int64, device=prompt.device)
+        out = prompt.new_empty(num_segments, 2, dtype=torch.int64)
         spans = None if spans is None else spans.contiguous()
         _native.module().prompt_spans(
             *_integers(spans), num_segments, prompt.shape[0], out.data_ptr()

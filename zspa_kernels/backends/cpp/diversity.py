@@ -41,7 +41,7 @@ def diversity(
 
 def diversity_varlen(visual: Tensor, table: Tensor, total_k: int, weights: Tensor | None) -> Tensor:
     """Picks of every segment of packed tokens `[T, D]`."""
-    indices = torch.empty((total_k,), dtype=torch.int64, device=visual.device)
+    indices = slots(visual, total_k)
     module().diversity(
         *packed(visual, table),
         0,

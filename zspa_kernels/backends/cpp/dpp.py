@@ -37,7 +37,7 @@ def dpp_varlen(
     visual: Tensor, table: Tensor, total_k: int, max_seqlen: int, weights: Tensor | None
 ) -> Tensor:
     """Picks of every segment of packed tokens `[T, D]`."""
-    indices = torch.empty((total_k,), dtype=torch.int64, device=visual.device)
+    indices = slots(visual, total_k)
     module().dpp(
         *packed(visual, table),
         0,

@@ -54,7 +54,7 @@ def facility_location_varlen(
     scale: float,
 ) -> Tensor:
     """Picks of every segment of packed tokens `[T, D]`; benefits `[M, T]`."""
-    indices = torch.empty((total_k,), dtype=torch.int64, device=visual.device)
+    indices = slots(visual, total_k)
     module().facility_location(
         *packed(visual, table),
         0,

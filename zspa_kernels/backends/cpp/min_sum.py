@@ -36,7 +36,7 @@ def min_sum(
 
 def min_sum_varlen(visual: Tensor, table: Tensor, total_k: int, max_seqlen: int) -> Tensor:
     """Picks of every segment of packed tokens `[T, D]`."""
-    indices = torch.empty((total_k,), dtype=torch.int64, device=visual.device)
+    indices = slots(visual, total_k)
     module().min_sum(
         *packed(visual, table),
         0,

@@ -59,7 +59,7 @@ def select_varlen(
     sorted: bool,
 ) -> Tensor:
     """Indices `[total_k]` into packed tokens `[T, D]`, segment by segment."""
-    indices = torch.empty((total_k,), dtype=torch.int64, device=visual.device)
+    indices = slots(visual, total_k)
     text = _NO_PROMPT
     if prompt is not None:
         text = (address(prompt), DTYPES[prompt.dtype], prompt.shape[0], 0, prompt.stride(0))

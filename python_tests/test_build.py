@@ -210,6 +210,7 @@ def test_the_description_shows_nothing_that_is_only_in_the_repository(source_tre
     targets = re.findall(r"\]\((.*?)\)", text)
     assert len(targets) == (ROOT / "README.md").read_text().count("](https://")
     assert all(target.startswith("https://") for target in targets)
+    assert not re.search(r"^!", text, re.MULTILINE), "what is left of a picture"
 
 
 def test_old_setuptools_is_named(source_tree: Path) -> None:

@@ -119,7 +119,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "_contract_primitives": ("_contract", "_contract_values"),
     "primitives": (
-        *("_contract_primitives", "_contract_values", "_native", "api", "types"),
+        *("_contract_primitives", "_contract_values", "_implementation", "_native", "api", "types"),
         *("backends._blas", "backends.cpp", "backends.reference"),
     ),
     "hf": ("types",),

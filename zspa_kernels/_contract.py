@@ -23,11 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._contract_values import at_least, axes, integers, option, place, say, tensor
+from ._contract_values import FLOATS, at_least, axes, integers, option, place, say, tensor
 
 POOLINGS = ("mean", "max", "none_mean", "none_max")
 
-_FLOATS = frozenset((torch.float32, torch.float16, torch.bfloat16))
 _TOKEN_LIMIT = 2**31  # kernels count the tokens of a segment in 32 bits
 
 Shape = tuple[int, ...]
@@ -213,13 +212,13 @@ _BOOL = (torch.bool,)
 
 def _tokens(op: str, name: str, x: Tensor) -> None:
     tensor(op, name, x)
-    if x.dtype not in _FLOATS:
+    if x.dtype not in FLOATS:
         raise TypeError(f"{op}: {name} must be float32, float16 or bfloat16, got {x.dtype}")
 
 
 def place_of_tokens(op: str, device: Any, dtype: Any) -> torch.device:
     """Return `device`, on which tokens of this `dtype` can be made."""
-    if not isinstance(dtype, torch.dtype) or dtype not in _FLOATS:
+    if not isinstance(dtype, torch.dtype) or dtype not in FLOATS:
         raise TypeError(f"{op}: dtype must be float32, float16 or bfloat16, got {dtype!r:.60}")
     return place(op, "device", device)
 

@@ -19,9 +19,9 @@ from ._contract import (
     _visual,
     count,
 )
-from ._contract_values import at_least, axes, brief, integer, integers, real, tensor
+from ._contract_values import FLOATS, at_least, axes, brief, integer, integers, real, tensor
 
-FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_ANY_FLOAT = (*FLOATS, torch.float64)
 
 
 def visual(op: str, x: Tensor, mask: Tensor | None = None, k: int | None = None) -> Shape:
@@ -48,19 +48,19 @@ def visual_and_prompt(
 
 def per_token(op: str, name: str, x: Tensor, like: Tensor) -> None:
     """Floats `[B, N]`, one for each token of `like` `[B, N, D]`."""
-    _companion(op, name, x, like, FLOATS, like.shape[:-1])
+    _companion(op, name, x, like, _ANY_FLOAT, like.shape[:-1])
 
 
 def positions(op: str, name: str, x: Tensor, like: Tensor) -> None:
     """Places `[B, N, 2]`, one for each token of `like` `[B, N, D]`."""
-    _companion(op, name, x, like, (*FLOATS[:3], *_INTS), (*like.shape[:-1], 2))
+    _companion(op, name, x, like, (*FLOATS, *_INTS), (*like.shape[:-1], 2))
 
 
 def features(op: str, name: str, x: Tensor, like: Tensor) -> None:
     """Vectors `[B, N, C]`, one for each token of `like` `[B, N, D]`."""
     tensor(op, name, x)
     width = x.shape[-1] if x.ndim else 0
-    _companion(op, name, x, like, FLOATS[:3], (*like.shape[:-1], width))
+    _companion(op, name, x, like, FLOATS, (*like.shape[:-1], width))
     if (width < 1) is True:
         raise ValueError(f"{op}: {name} must have C >= 1, got {axes(x)}")
 
@@ -68,7 +68,7 @@ def features(op: str, name: str, x: Tensor, like: Tensor) -> None:
 def scores(op: str, x: Tensor, k: int, mask: Tensor | None = None) -> None:
     """Floats `[B, N]` or `[N]`, their mask, and how many of them to take."""
     tensor(op, "scores", x)
-    if x.dtype not in FLOATS:
+    if x.dtype not in _ANY_FLOAT:
         raise TypeError(f"{op}: scores must be floating point, got {x.dtype}")
     if x.ndim not in (1, 2):
         raise ValueError(f"{op}: scores must be [N] or [B, N], got {axes(x)}")
@@ -115,7 +115,7 @@ def rows(op: str, x: Tensor, owner: Tensor, k: int, weights: Tensor | None) -> N
     """Rows `[B, N, ...]`, the slot of each in `[0, k)`, and weights."""
     tensor(op, "x", x)
     tensor(op, "owner", owner)
-    if x.dtype not in FLOATS:
+    if x.dtype not in _ANY_FLOAT:
         raise TypeError(f"{op}: x must be floating point, got {x.dtype}")
     if owner.dtype is not torch.int64:
         raise TypeError(f"{op}: owner must be int64, got {owner.dtype}")
@@ -125,4 +125,4 @@ def rows(op: str, x: Tensor, owner: Tensor, k: int, weights: Tensor | None) -> N
         raise ValueError(f"{op}: owner must be on {x.device} like x, got {owner.device}")
     at_least(op, "k", integer(op, "k", k), 0)
     if weights is not None:
-        _companion(op, "weights", weights, x, FLOATS, tuple(owner.shape))
+        _companion(op, "weights", weights, x, _ANY_FLOAT, tuple(owner.shape))

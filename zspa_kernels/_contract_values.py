@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)  # what tokens and weights may be
+
 
 def tensor(op: str, name: str, x: object) -> None:
     """`x` must be a tensor with an ordinary (dense, strided) memory layout."""

@@ -87,8 +87,7 @@ class SensitivityPlan:
         if rank is not None:
             rank = _values.integer(_OP, "rank", rank)
             _values.at_least(_OP, "rank", rank, 0)
-        floats = (torch.float32, torch.float16, torch.bfloat16)
-        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype in floats):
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype in _values.FLOATS):
             rule = "None, torch.float32, torch.float16 or torch.bfloat16"
             raise TypeError(f"{_OP}: dtype must be {rule}, got {dtype!r:.60}")
         if directions is not None:

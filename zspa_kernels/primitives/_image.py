@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from .._implementation import contiguous
 from .._native import reason
 from ..backends._blas import full_float32
 from ..backends.cpp import _centred
@@ -23,7 +24,7 @@ __all__ = [
     "SHORTEST",
     "Image",
     "as_batch",
-    "dense",
+    "contiguous",
     "images",
     "lengths",
     "native",
@@ -74,11 +75,6 @@ def native(*tensors: Tensor | None, float64: bool = False) -> bool:
         if not _has_values(x) or x.is_neg() or (x.dtype is torch.float64 and not float64):
             return False
     return True
-
-
-def dense(mask: Tensor | None) -> Tensor | None:
-    """A mask whose values lie one after another."""
-    return None if mask is None else mask.contiguous()
 
 
 def lengths(x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from .. import _contract_primitives as _contract
 from .. import _contract_values as _values
 from ..backends.cpp import merging as _cpp
 from ..types import Selection
-from ._image import Image, as_batch, dense, images, native, padded, undisturbed
+from ._image import Image, as_batch, contiguous, images, native, padded, undisturbed
 from .scores import members
 
 _CHUNK = 2**20  # elements of a temporary
@@ -65,7 +65,7 @@ def assign(features: Tensor, kept: Tensor, *, mask: Tensor | None = None) -> Ten
     _contract.indices("assign", "kept", kept, features)
     if native(features, kept, mask):
         slots = kept.contiguous() if kept.ndim == 2 else kept.contiguous().unsqueeze(0)
-        own = _cpp.assign(as_batch(features), slots, dense(mask))
+        own = _cpp.assign(as_batch(features), slots, contiguous(mask))
         return own if features.ndim == 3 else own[0]
     owner = torch.full(features.shape[:-1], -1, dtype=torch.int64, device=features.device)
     for b, image in enumerate(images(features, mask)):
@@ -209,7 +209,7 @@ def match(features: Tensor, k: int, *, mask: Tensor | None = None) -> tuple[Tens
     k = _values.integer("match", "k", k)
     _contract.vectors("match", features, mask, k)
     if native(features, mask):
-        heads, own = _cpp.match(as_batch(features), k, dense(mask))
+        heads, own = _cpp.match(as_batch(features), k, contiguous(mask))
         return (heads, own) if features.ndim == 3 else (heads[0], own[0])
     owner = torch.full(features.shape[:-1], -1, dtype=torch.int64, device=features.device)
     picks = []

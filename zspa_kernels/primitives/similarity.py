@@ -11,7 +11,17 @@ from .. import api
 from ..backends.cpp import _alignment, _centred
 from ..backends.cpp import merging as _merging
 from ..backends.reference._common import row_sum
-from ._image import LONGEST, ROWS, SHORTEST, Image, as_batch, dense, lengths, native, undisturbed
+from ._image import (
+    LONGEST,
+    ROWS,
+    SHORTEST,
+    Image,
+    as_batch,
+    contiguous,
+    lengths,
+    native,
+    undisturbed,
+)
 
 
 @undisturbed
@@ -36,7 +46,7 @@ def centred(visual: Tensor, *, visual_mask: Tensor | None = None) -> Tensor:
     """
     _contract.visual("centred", visual, visual_mask)
     if native(visual, visual_mask):
-        result = _centred.centred(as_batch(visual), dense(visual_mask))
+        result = _centred.centred(as_batch(visual), contiguous(visual_mask))
         return result if visual.ndim == 3 else result[0]
     valid = valid_rows(visual, visual_mask)
     mean = _mean(visual, valid).float().unsqueeze(-2)
@@ -69,7 +79,7 @@ def distinctiveness(visual: Tensor, *, visual_mask: Tensor | None = None) -> Ten
     """
     _contract.visual("distinctiveness", visual, visual_mask)
     if native(visual, visual_mask):
-        result = _centred.distinctiveness(as_batch(visual), dense(visual_mask))
+        result = _centred.distinctiveness(as_batch(visual), contiguous(visual_mask))
         return result if visual.ndim == 3 else result[0]
     _, mean = api.relevance_topk(
         visual, visual, 0, visual_mask=visual_mask, prompt_mask=visual_mask, pooling="none_mean"
@@ -116,7 +126,7 @@ def alignment(
     _contract.visual_and_prompt("alignment", visual, prompt, visual_mask, prompt_mask)
     if native(visual, prompt, visual_mask, prompt_mask):
         result = _alignment.alignment(
-            as_batch(visual), as_batch(prompt), dense(visual_mask), dense(prompt_mask)
+            as_batch(visual), as_batch(prompt), contiguous(visual_mask), contiguous(prompt_mask)
         )
         return result if visual.ndim == 3 else result[0]
     valid, real = valid_rows(visual, visual_mask), valid_rows(prompt, prompt_mask)

@@ -154,6 +154,27 @@ def test_soft_in_small_blocks(rule: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @each_backend
+@pytest.mark.parametrize("rule", RULES)
+def test_what_takes_less_than_half_a_step_leaves_a_tie(
+    backend: str, rule: str, require_backend: Require
+) -> None:
+    """Two equal scores, wherever they lie between two steps; the pick before lowers the first."""
+    require_backend(backend, "soft_suppress")
+    visual = torch.tensor([[1.0, 0, 0, 0], [1, 1, 1, 1], [0, 1, 0, 0]])  # cosines 1/2 and 0
+    scores = torch.full((32, 3), 2.0, dtype=torch.float64)
+    scores[:, 1:] = torch.linspace(0.3, 1.1, 32, dtype=torch.float64)[:, None]
+    for lost, order in ((0.2, [0, 1, 2]), (0.8, [0, 2, 1])):  # steps
+        sharp = -4.0 * math.log(lost * 2.0**-40)
+        got = zk.soft_suppress(
+            visual.expand(32, 3, 4), scores, 3, sharpness=sharp, rule=rule, backend=backend
+        )
+        for row, own in zip(got.tolist(), scores, strict=True):
+            assert row == order
+            assert soft_suppression(visual, own, 3, sharp, rule) == order
+            assert soft_suppress64(visual, own, 3, sharpness=sharp, rule=rule).tolist() == order
+
+
+@each_backend
 def test_scores_of_any_size_are_suppressed_alike(backend: str, require_backend: Require) -> None:
     require_backend(backend, "soft_suppress")
     visual = tokens("vlm", 20, 8)

@@ -105,8 +105,8 @@ def soft_suppress(
 
     Returns:
         int64 `[B, k]` in the order of taking, then -1. Zero rows neither suppress nor are
-        suppressed. Scores that differ by less than 2**-40 of the largest one (`"scale"`: of
-        themselves) tie.
+        suppressed. Scores are whole steps of 2**-40 of the largest one (`"scale"`: of their
+        logarithms), rounded at the start and wherever two are compared; those on one step tie.
 
     Raises:
         TypeError, ValueError, NotImplementedError, ImportError: as in `select`; options out of

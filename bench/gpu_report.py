@@ -25,7 +25,8 @@ def summary(folder: Path) -> str:
         if jobs:
             lines += [f"{stage}: {_counts(jobs)}", *_failures(jobs), *_kernels(jobs), ""]
         if stage in ("all", "timing") and jobs:
-            lines += [*_machine(jobs), "", *_table(jobs), ""]
+            machine = [*_machine(jobs)]
+            lines += [*machine, *[""][: len(machine)], *_table(jobs), ""]
     jobs = _jobs(folder, "end_to_end")
     if jobs:
         lines += [f"end_to_end: {_counts(jobs)}", *_failures(jobs), *_answers(jobs)]
@@ -107,6 +108,9 @@ def _machine(jobs: list[dict[str, Any]]) -> Iterator[str]:
 
 def _table(jobs: list[dict[str, Any]]) -> Iterator[str]:
     """Microseconds; ratios are to verified baselines of the same process."""
+    if not any("workload" in record for job in jobs for record in job["data"]):
+        yield "no workload was timed"
+        return
     yield (
         f"{'workload':54} {'graph':>8} {'cold':>8} {'eager':>8} {'goal':>6} "
         f"{'x Gram graph':>13} {'x loop eager':>13}"
@@ -134,6 +138,9 @@ def _table(jobs: list[dict[str, Any]]) -> Iterator[str]:
 
 def _answers(jobs: list[dict[str, Any]]) -> Iterator[str]:
     """Milliseconds of whole answers; the share is of selection in the time to the first token."""
+    if not any(job["data"] for job in jobs):
+        yield "no answer was timed"
+        return
     yield (
         f"{'model, attention':34} {'contender':24} {'tokens':>6} {'answer':>8} {'first':>8} "
         f"{'encoder':>8} {'select':>7} {'share':>7} {'prefill':>8} {'a token':>8} {'peak MiB':>8}"

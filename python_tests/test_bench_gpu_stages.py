@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from bench import gpu, gpu_check, gpu_checks, gpu_greedy, gpu_report, registry
+from bench import gpu, gpu_check, gpu_checks, gpu_greedy, gpu_jobs, gpu_report, registry
+from bench.gpu_jobs import Outcome
 from zspa_kernels.testing.cases import DTYPES
 
 
@@ -36,3 +39,13 @@ def test_a_check_of_one_dtype_leaves_the_others_out(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     assert gpu_checks.main("seen", "bfloat16") == gpu_checks.main("seen") == 0
     assert gpu_check.DTYPE is None
+
+
+def test_where_nothing_was_timed_the_summary_says_so(tmp_path: Path) -> None:
+    for stage in ("timing", "end_to_end"):
+        failed = Outcome("first", "failed", tail="no device")
+        gpu_jobs.write(tmp_path / f"{stage}.json", {"jobs": [vars(failed)]})
+    assert gpu_report.summary(tmp_path) == (
+        "timing: 1 failed\n  first: failed: no device\n\nno workload was timed\n\n"
+        "end_to_end: 1 failed\n  first: failed: no device\nno answer was timed\n"
+    )

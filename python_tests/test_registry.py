@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,11 @@ def names() -> Iterator[None]:
     yield
     for name in set(zk.methods.available()) - set(METHODS):
         zk.methods.unregister(name)
+
+
+def test_a_type_checker_knows_every_published_name() -> None:
+    assert typing.get_args(zk.methods.Published) == METHODS
+    assert all(isinstance(zk.methods.get(name, keep=1), zk.MethodBase) for name in METHODS)
 
 
 @pytest.mark.parametrize("name", METHODS)

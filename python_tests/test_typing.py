@@ -62,6 +62,18 @@ zk.diversity_varlen(packed, 1, lengths=lengths, weights=weights)  # type: ignore
 
 assert_type(zk.methods.get("divprune", keep=2).select(packed).indices, Tensor)
 assert_type(zk.DivPrune(keep=2).select_varlen(images), list[zk.Selection])
+
+
+def prune(model: object, name: str) -> None:
+    published, any_one = zk.methods.get("fastv", keep=2), zk.methods.get(name, keep=2)
+    assert_type(published(model), zk.hf.PruneHandle)
+    assert_type(published.select_varlen(images), list[zk.Selection])
+    assert_type(zk.hf.prune(model, any_one), zk.hf.PruneHandle)
+    if isinstance(any_one, zk.MethodBase):
+        assert_type(any_one(model), zk.hf.PruneHandle)
+    published.chosen  # type: ignore[attr-defined]
+    published()  # type: ignore[call-arg]
+    any_one(model)  # type: ignore[operator]
 """
 
 

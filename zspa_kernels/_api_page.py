@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -93,8 +93,9 @@ def _section(heading: str, more: str, entries: list[str]) -> str:
 
 def _entry(prefix: str, module: ModuleType, name: str) -> str:
     thing = getattr(module, name)
-    if not callable(thing):
-        return f"- `{prefix}.{name}`: {', '.join(f'`{key}`' for key in thing)}."
+    names = get_args(thing) or (() if callable(thing) else thing)
+    if names:
+        return f"- `{prefix}.{name}`: {', '.join(f'`{key}`' for key in names)}."
     file = Path(inspect.getsourcefile(thing) or "").relative_to(_ROOT)
     first = (inspect.getdoc(thing) or "").partition("\n")[0]
     line = f"- [`{prefix}.{name}`](../{file}): {first}"

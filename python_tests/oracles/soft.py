@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Soft suppression: the highest score first, and lower scores for what is like it.
 
-ID-Selection subtracts, AdaptPrune scales and looks at places as well. Scores begin on a grid and are
-compared on it: of two that began alike, one that lost less than half a step ties with the other.
+ID-Selection subtracts, AdaptPrune scales and looks at places as well. Scores begin on a grid and
+are compared on it: of two that began alike, one that lost less than half a step ties.
 """
 
 from __future__ import annotations

@@ -9,7 +9,18 @@ Example:
     tensor([0, 2])
 """
 
-from ._registry import About, Input, Method, about, available, get, register, unregister
+from ._registry import (
+    About,
+    Input,
+    Method,
+    Published,
+    PublishedMethod,
+    about,
+    available,
+    get,
+    register,
+    unregister,
+)
 from .adaptprune import AdaptPrune
 from .all_in_relevance import AllInRelevance
 from .anchorprune import AnchorPrune
@@ -47,6 +58,8 @@ __all__ = [
     "Method",
     "MethodBase",
     "Preset",
+    "Published",
+    "PublishedMethod",
     "ScoredTopK",
     "ToDRE",
     "ToMe",

@@ -7,12 +7,15 @@ import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
 
 from torch import Tensor
 
 from .._contract_values import say
 from ..types import Selection
+
+if TYPE_CHECKING:
+    from ..hf import PruneHandle
 
 _NAME = re.compile(r"[a-z][a-z0-9]*")
 
@@ -94,6 +97,45 @@ class Method(Protocol):
         """Chooses tokens: `select(visual, prompt, *, visual_mask, prompt_mask, ...)`."""
 
 
+class PublishedMethod(Method, Protocol):
+    """What a type checker knows of the methods under `Published` names: they also prune models."""
+
+    @property
+    def select_varlen(self) -> Callable[..., list[Selection]]:
+        """Chooses tokens of images of different lengths; see `MethodBase`."""
+
+    def __call__(self, model: Any, **options: Any) -> PruneHandle:
+        """Prune a transformers model; see `hf.prune`."""
+
+
+#: Names of the methods of this package.
+Published = Literal[
+    "adaptprune",
+    "allinrelevance",
+    "anchorprune",
+    "cdpruner",
+    "cenprune",
+    "divprune",
+    "fastervlm",
+    "fastv",
+    "greedyprune",
+    "idselection",
+    "mmtok",
+    "scope",
+    "scoredtopk",
+    "todre",
+    "tome",
+    "topv",
+    "trimtokenator",
+    "vflowopt",
+    "visiondrop",
+    "visionzip",
+    "vitcop",
+    "zooprune",
+    "zspaprune",
+]
+
+
 @dataclass(frozen=True)
 class _Entry:
     make: Callable[..., Any]
@@ -114,6 +156,10 @@ def available() -> tuple[str, ...]:
     return tuple(sorted(_entries))
 
 
+@overload
+def get(name: Published, **options: Any) -> PublishedMethod: ...
+@overload
+def get(name: str, **options: Any) -> Method: ...
 def get(name: str, **options: Any) -> Method:
     """Make the method called `name`.
 
@@ -122,7 +168,8 @@ def get(name: str, **options: Any) -> Method:
         **options: of the method, as its class takes them; all published ones take `keep`.
 
     Returns:
-        The method; its `select` chooses tokens.
+        The method; its `select` chooses tokens. A published one prunes a model when it is called
+        with it; under a name that was registered it need not: `hf.prune(model, method)` takes any.
 
     Raises:
         TypeError: `name` is no string, the method has no such option, or what was registered makes

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PTX as instructions of the machine: registers and constants are slots, labels are places."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+SHARED_START = 1 << 10  # kShared of machine.h
+
+_PARAMETER = re.compile(r"\w+_param_(\d+)")
+_NUMBER = re.compile(r"-?(?:0x[0-9a-fA-F]+|\d+)U?")
+
+
+@dataclass
+class Instruction:
+    """One instruction: a name the machine knows, and slots."""
+
+    name: str
+    arguments: list[int]
+    predicate: int = -1
+    negated: bool = False
+    immediate: int = 0
+    where: str = ""
+
+
+@dataclass
+class Code:
+    """A kernel.
+
+    Attributes:
+        instructions: in order.
+        initial: the first value of every slot, as 64 bits.
+        parameters: the slot of each parameter, by its number.
+        threads: of a program.
+    """
+
+    instructions: list[Instruction] = field(default_factory=list)
+    initial: list[int] = field(default_factory=list)
+    parameters: dict[int, int] = field(default_factory=dict)
+    special: dict[str, int] = field(default_factory=dict)
+    threads: int = 0
+
+
+class Decoder:
+    """Reads the PTX of one kernel."""
+
+    def __init__(self, ptx: str) -> None:
+        self.code = Code()
+        self.slots: dict[str, int] = {}
+        threads = re.search(r"\.reqntid (\d+)", ptx)
+        if threads is None:
+            raise ValueError("the kernel does not say how many threads it has")
+        self.code.threads = int(threads[1])
+        self.files = dict(re.findall(r'^\s*\.file\s+(\d+) "([^"]+)"', ptx, re.MULTILINE))
+        for name in ("%tid.x", "%ctaid.x", "%nctaid.x"):
+            self.code.special[name] = self._slot(name)
+        start = ptx.index("\n{\n")
+        end = ptx.rindex("\n}\n", start, ptx.index(".file", start))
+        self._read(ptx[start + 3 : end])
+
+    def _read(self, body: str) -> None:
+        places: dict[str, int] = {}
+        jumps: list[tuple[Instruction, str]] = []
+        where = ""
+        for line in body.splitlines():
+            text = line.split("//")[0].strip()
+            if found := re.match(r"\.loc\s+(\d+)\s+(\d+)", text):
+                where = f"{self.files[found[1]].rsplit('/', 1)[-1]}:{found[2]}"
+                continue
+            if found := re.match(r"(\$\w+):$", text):
+                places[found[1]] = len(self.code.instructions)
+                continue
+            # The scope of a register does not matter: inline assembly has names of its own.
+            if re.match(r"^\{\s*\.reg", text):
+                text = text.removeprefix("{").removesuffix("}")
+            for statement in text.split(";"):
+                statement = statement.strip()
+                if statement in ("", "{", "}") or statement.startswith("."):
+                    continue
+                instruction, label = self._instruction(statement)
+                instruction.where = where
+                self.code.instructions.append(instruction)
+                if label:
+                    jumps.append((instruction, label))
+        for instruction, label in jumps:
+            instruction.immediate = places[label]
+
+    def _instruction(self, statement: str) -> tuple[Instruction, str]:
+        predicate, negated = -1, False
+        if found := re.match(r"@(!?)(%p\d+)\s+", statement):
+            predicate, negated = self._slot(found[2]), bool(found[1])
+            statement = statement[found.end() :]
+        name, _, rest = statement.partition(" ") if " " in statement else statement.partition("\t")
+        name = name.split("\t")[0]
+        rest = statement[len(name) :].strip()
+        done = Instruction(name, [], predicate, negated)
+        if name in ("bra", "bra.uni"):
+            done.name = "bra"
+            return done, rest
+        if name.startswith("ld.param"):
+            done.name = "mov.u64"
+            destination, source = rest.split(",")
+            number = _PARAMETER.search(source)
+            if number is None:
+                raise ValueError(f"not understood: {statement}")
+            parameter = self.code.parameters.setdefault(int(number[1]), self._slot(number[0]))
+            done.arguments = [self._slot(destination.strip()), parameter]
+            return done, ""
+        operands = re.findall(r"\{[^}]*\}|\[[^\]]*\]|[^,\s][^,]*", rest)
+        if name.startswith("mov.") and operands[0].startswith("{"):
+            done.name = "unpack." + name.split(".")[1]
+        elif name.startswith("mov.") and operands[1].startswith("{"):
+            done.name = "pack." + name.split(".")[1]
+        elif name.startswith("wgmma.mma_async") and operands[1].startswith("{"):
+            done.name = "held." + name
+        offsets = []
+        for operand in operands:
+            if operand.startswith("{"):
+                done.arguments += [self._operand(part) for part in operand[1:-1].split(",")]
+            elif operand.startswith("["):
+                base, _, offset = operand[1:-1].partition("+")
+                done.arguments.append(self._operand(base))
+                offsets.append(int(offset.strip() or "0", 0))
+            else:
+                done.arguments.append(self._operand(operand))
+        done.immediate = offsets[0] if offsets else 0
+        if name.startswith("cp.async.c") and len(offsets) == 2:
+            if len(done.arguments) == 3:  # everything is read
+                done.arguments.append(done.arguments[2])
+            done.arguments.append(offsets[1])
+        return done, ""
+
+    def _operand(self, text: str) -> int:
+        text = text.strip()
+        if found := re.fullmatch(r"0[fd]([0-9A-F]+)", text):
+            return self._constant(int(found[1], 16))
+        if _NUMBER.fullmatch(text):
+            return self._constant(int(text.removesuffix("U"), 0) & (2**64 - 1))
+        if text == "global_smem":
+            return self._constant(SHARED_START)
+        return self._slot(text)
+
+    def _constant(self, bits: int) -> int:
+        slot = self._slot(f"constant {bits}")
+        self.code.initial[slot] = bits
+        return slot
+
+    def _slot(self, name: str) -> int:
+        if name not in self.slots:
+            self.slots[name] = len(self.code.initial)
+            # What nobody wrote is a value that shows.
+            self.code.initial.append(0x7FF7DEAD7FB7DEAD)
+        return self.slots[name]
+
+
+def decode(ptx: str) -> Code:
+    """The instructions of the only kernel in `ptx`.
+
+    Raises:
+        ValueError: it has a form that is not understood.
+    """
+    return Decoder(ptx).code

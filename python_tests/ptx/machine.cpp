@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+// How the machine runs, and what Python calls.
+#include "machine.h"
+
+#include <random>
+
+namespace ptx {
+
+void Machine::start_clocks() {
+  const size_t n = programs.size() * size_t(warps_each);
+  clocks_.assign(n, Clock(n, 0));
+  for (size_t i = 0; i < n; ++i) clocks_[i][i] = 1;
+  released_.clear();
+}
+
+void Machine::run(uint64_t seed, int64_t limit) {
+  start_clocks();
+  std::mt19937_64 draw(seed);
+  const int64_t last = steps + limit;
+  std::vector<Warp*> able;
+  for (;;) {
+    able.clear();
+    bool left = false;
+    for (Program& program : programs)
+      for (Warp& warp : program.warps) {
+        left |= !warp.done;
+        if (!warp.done && !warp.waits) able.push_back(&warp);
+      }
+    if (!left) return;
+    if (able.empty()) throw Fault("all warps wait");
+    Warp& warp = *able[draw() % able.size()];
+    // Mostly short turns, now and then one so long that the others fall far behind.
+    for (int64_t turn = int64_t(1) << (draw() % 11); turn > 0 && !warp.done && !warp.waits; --turn)
+      step(warp);
+    if (steps > last) throw Fault("the launch does not end");
+  }
+}
+
+void Machine::step(Warp& warp) {
+  // Lanes that are behind go first, so that those which went different ways meet again.
+  const int64_t at = std::min_element(warp.groups.begin(), warp.groups.end())->first;
+  uint32_t lanes = 0;
+  for (const auto& [next, part] : warp.groups)
+    if (next == at) lanes |= part;
+  const auto here = [&](const auto& group) { return group.first == at; };
+  warp.groups.erase(std::remove_if(warp.groups.begin(), warp.groups.end(), here),
+                    warp.groups.end());
+  if (at >= int64_t(code.size())) throw Fault("the program runs beyond its end");
+  const Instruction& i = code[size_t(at)];
+  now = at;
+  ++steps;
+  uint32_t active = lanes;
+  if (i.predicate >= 0) {
+    const uint64_t* predicate = warp.at(i.predicate);
+    for (int l = 0; l < kLanes; ++l)
+      if (as<bool>(predicate[l]) == bool(i.negated)) active &= ~(1u << l);
+  }
+  if (i.op < kControls) {
+    control(warp, i, lanes, active);
+  } else {
+    if (active) table()[size_t(i.op)].handler(*this, warp, i, active);
+    warp.groups.push_back({at + 1, lanes});
+  }
+}
+
+void Machine::control(Warp& warp, const Instruction& i, uint32_t lanes, uint32_t active) {
+  const auto onward = [&](int64_t next, uint32_t part) {
+    if (part) warp.groups.push_back({next, part});
+  };
+  switch (Control(i.op)) {
+    case kBranch:
+      onward(i.immediate, active);
+      onward(now + 1, lanes & ~active);
+      return;
+    case kBarrier:
+      if (active != kAll) throw Fault("only a part of a warp reaches a barrier");
+      onward(now + 1, lanes);
+      arrive(warp);
+      return;
+    case kReturn:
+      onward(now + 1, lanes & ~active);
+      warp.done = warp.groups.empty();
+      for (const Warp& other : programs[size_t(warp.program)].warps)
+        if (warp.done && other.waits) throw Fault("a warp ends while others wait at a barrier");
+      return;
+    default:
+      if (active) throw Fault("trap");
+      onward(now + 1, lanes);
+  }
+}
+
+void Machine::arrive(Warp& warp) {
+  auto& warps = programs[size_t(warp.program)].warps;
+  warp.waits = true;
+  for (const Warp& other : warps) {
+    if (other.done) throw Fault("a warp waits at a barrier for one that has ended");
+    if (!other.waits) return;
+  }
+  Clock all(clocks_.size(), 0);
+  for (const Warp& other : warps) join(all, clocks_[size_t(other.index)]);
+  for (Warp& other : warps) {
+    clocks_[size_t(other.index)] = all;
+    ++clocks_[size_t(other.index)][size_t(other.index)];
+    other.waits = false;
+  }
+}
+
+}  // namespace ptx
+
+extern "C" {
+
+struct Launch {
+  const int64_t* code;  // rows: op, predicate, negated, immediate, first argument, end
+  const int64_t* arguments;
+  const uint64_t* initial;  // first value of every slot
+  const uint64_t* tensors;  // rows: address, bytes
+  int64_t* races;           // rows: two instructions (-1: any of another program), shared
+  char* text;
+  int64_t instructions, slots, num_tensors, most_races, text_size;
+  int64_t tid, ctaid;  // slots
+  int64_t programs, warps, shared, together, seed, limit;
+  int64_t num_races, steps, where;  // results
+};
+
+int op_of(const char* name) {
+  const auto& all = ptx::table();
+  for (size_t i = 0; i < all.size(); ++i)
+    if (name == std::string(all[i].name)) return int(i);
+  return -1;
+}
+
+// Runs the programs of a launch, all at once (`together`) or one after another. Returns 1 where it
+// failed: then `text` says how and `where` at which instruction.
+int run_launch(Launch* launch) {
+  ptx::Machine machine;
+  for (int64_t n = 0; n < launch->instructions; ++n) {
+    const int64_t* row = launch->code + 6 * n;
+    machine.code.push_back(
+        {row[0], row[1], row[2], row[3], launch->arguments + row[4], launch->arguments + row[5]});
+  }
+  machine.shared_bytes = launch->shared;
+  machine.warps_each = launch->warps;
+  const int64_t at_once = launch->together ? launch->programs : 1;
+  for (int64_t n = 0; n < launch->num_tensors; ++n)
+    machine.tensors.emplace_back(launch->tensors[2 * n], launch->tensors[2 * n + 1], 4, 0,
+                                 int(at_once * launch->warps), !launch->together);
+  int failed = 0;
+  try {
+    for (int64_t first = 0; first < launch->programs; first += at_once) {
+      machine.programs.clear();
+      for (int64_t p = first; p < first + at_once; ++p)
+        machine.add_program(p, launch->initial, launch->slots, launch->tid, launch->ctaid);
+      for (auto& shadow : machine.tensors) shadow.forget();
+      machine.run(uint64_t(launch->seed + first), launch->limit);
+    }
+  } catch (const std::exception& error) {
+    failed = 1;
+    std::strncpy(launch->text, error.what(), size_t(launch->text_size - 1));
+  }
+  launch->num_races = 0;
+  for (const auto& [one, other, shared] : machine.races) {
+    if (launch->num_races == launch->most_races) break;
+    int64_t* row = launch->races + 3 * launch->num_races++;
+    row[0] = one, row[1] = other, row[2] = shared;
+  }
+  launch->steps = machine.steps;
+  launch->where = machine.now;
+  return failed;
+}
+}

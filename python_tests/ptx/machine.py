@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Launches Triton kernels on the machine of this folder."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import struct
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from python_tests import triton_aot
+
+from .decode import decode
+
+FOLDER = Path(__file__).parent
+LIMIT = 2_000_000_000  # instructions of a launch
+
+
+class MachineError(AssertionError):
+    """A kernel did what a GPU may not do."""
+
+
+class Launch(ctypes.Structure):
+    """`Launch` of machine.cpp."""
+
+    _fields_ = [  # noqa: RUF012
+        *((name, ctypes.c_void_p) for name in ("code", "arguments", "initial", "tensors", "races")),
+        ("text", ctypes.c_char_p),
+        *(
+            (name, ctypes.c_int64)
+            for name in (
+                *("instructions", "slots", "num_tensors", "most_races", "text_size"),
+                *("tid", "ctaid", "programs", "warps", "shared", "together", "seed", "limit"),
+                *("num_races", "steps", "where"),
+            )
+        ),
+    ]
+
+
+@functools.cache
+def library() -> Any:
+    """The machine, compiled for this process."""
+    path = Path(tempfile.mkdtemp()) / "machine.so"
+    flags = ["-std=c++17", "-O2", "-march=native", "-shared", "-fPIC"]
+    sources = [str(source) for source in sorted(FOLDER.glob("*.cpp"))]
+    subprocess.run(["g++", *flags, *sources, "-o", str(path)], check=True)
+    return ctypes.CDLL(str(path))
+
+
+@functools.cache
+def op_of(name: str) -> int:
+    """The number of an instruction.
+
+    Raises:
+        ValueError: the machine does not know it.
+    """
+    number = int(library().op_of(name.encode()))
+    if number < 0:
+        raise ValueError(f"the machine has no instruction {name}")
+    return number
+
+
+class Kernel:
+    """A compiled kernel, ready to run.
+
+    Args:
+        ptx: of the kernel.
+        shared: bytes of shared memory of a program.
+    """
+
+    def __init__(self, ptx: str, shared: int) -> None:
+        self.code = decode(ptx)
+        self.shared = shared
+        rows, arguments = [], []
+        for i in self.code.instructions:
+            first = len(arguments)
+            arguments += i.arguments
+            where = i.predicate, int(i.negated), i.immediate
+            rows.append((op_of(i.name), *where, first, len(arguments)))
+        self.rows = np.array(rows, np.int64)
+        self.arguments = np.array(arguments, np.int64)
+
+    def run(
+        self, programs: int, values: list[Any], together: bool, seed: int
+    ) -> tuple[int, list[str]]:
+        """Run a launch.
+
+        Args:
+            programs: how many.
+            values: of the parameters: tensors, numbers.
+            together: all programs at once.
+            seed: of the order of warps.
+
+        Returns:
+            How many instructions were run, and the pairs of accesses that nothing orders.
+
+        Raises:
+            MachineError: the launch failed.
+        """
+        code = self.code
+        initial = np.array(code.initial, np.uint64)
+        initial[code.special["%nctaid.x"]] = programs
+        for number, slot in code.parameters.items():  # those behind `values` are Triton's
+            initial[slot] = _bits(values[number]) if number < len(values) else 0
+        storages = [v.untyped_storage() for v in values if isinstance(v, Tensor)]
+        memory = {s.data_ptr(): s.nbytes() for s in storages}
+        tensors = np.array(list(memory.items()), np.uint64)
+        races = np.zeros((1000, 3), np.int64)
+        text = ctypes.create_string_buffer(200)
+        launch = Launch(
+            **{
+                name: array.ctypes.data
+                for name, array in (
+                    *(("code", self.rows), ("arguments", self.arguments), ("initial", initial)),
+                    *(("tensors", tensors), ("races", races)),
+                )
+            },
+            text=ctypes.cast(text, ctypes.c_char_p),
+            instructions=len(self.rows),
+            slots=len(initial),
+            num_tensors=len(tensors),
+            most_races=len(races),
+            text_size=len(text),
+            tid=code.special["%tid.x"],
+            ctaid=code.special["%ctaid.x"],
+            programs=programs,
+            warps=code.threads // 32,
+            shared=self.shared,
+            together=together,
+            seed=seed,
+            limit=LIMIT,
+        )
+        if library().run_launch(ctypes.byref(launch)):
+            i = code.instructions[launch.where]
+            raise MachineError(f"{text.value.decode()}: {i.name} of {i.where}")
+        pairs = {
+            f"{'shared' if shared else 'global'}: {self._place(one)}, {self._place(other)}"
+            for one, other, shared in races[: launch.num_races].tolist()
+        }
+        return launch.steps, sorted(pairs)
+
+    def _place(self, number: int) -> str:
+        if number < 0:
+            return "another program"
+        i = self.code.instructions[number]
+        return f"{i.name} {i.where}"
+
+
+def _bits(value: Any) -> int:
+    if isinstance(value, Tensor):
+        return value.data_ptr()
+    if isinstance(value, float):
+        return int.from_bytes(struct.pack("<f", value), "little")
+    return int(value) & (2**64 - 1)
+
+
+class Launcher:
+    """`_common.launch` on the machine.
+
+    Args:
+        target: the compute capability that is compiled for, 80 or 90.
+        seed: of the order of warps.
+    """
+
+    def __init__(self, target: int, seed: int = 0) -> None:
+        self.target, self.seed = target, seed
+        self.races: set[str] = set()
+        self.steps: dict[str, int] = {}
+
+    def __call__(
+        self,
+        kernel: Any,
+        programs: int,
+        device: torch.device,
+        *args: Any,
+        together: bool = False,
+        **options: Any,
+    ) -> None:
+        import triton
+        from triton.backends.compiler import GPUTarget
+
+        if programs == 0:
+            return
+        launch = triton_aot.Launch(kernel, args, options | {"launch_cooperative_grid": together})
+        src = triton_aot.source(launch)
+        target = GPUTarget("cuda", self.target, 32)
+        compiled = triton.compile(src, target=target, options=launch.options)
+        given = dict(zip(kernel.arg_names, args, strict=False)) | options
+        values = [given[name] for name, kind in src.signature.items() if kind != "constexpr"]
+        ready = _kernel(compiled.asm["ptx"], compiled.metadata.shared)
+        steps, races = ready.run(programs, values, together, self.seed)
+        name = kernel.__name__
+        self.steps[name] = self.steps.get(name, 0) + steps
+        self.races |= {f"{name}: {race}" for race in races}
+
+
+@functools.cache
+def _kernel(ptx: str, shared: int) -> Kernel:
+    return Kernel(ptx, shared)

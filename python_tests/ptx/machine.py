@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 import struct
 import subprocess
 import tempfile
@@ -20,6 +21,7 @@ from python_tests import triton_aot
 from .decode import decode
 
 FOLDER = Path(__file__).parent
+BUILD = FOLDER.parents[1] / "build"
 LIMIT = 2_000_000_000  # instructions of a launch
 
 
@@ -46,11 +48,18 @@ class Launch(ctypes.Structure):
 
 @functools.cache
 def library() -> Any:
-    """The machine, compiled for this process."""
-    path = Path(tempfile.mkdtemp()) / "machine.so"
-    flags = ["-std=c++17", "-O2", "-march=native", "-shared", "-fPIC"]
-    sources = [str(source) for source in sorted(FOLDER.glob("*.cpp"))]
-    subprocess.run(["g++", *flags, *sources, "-o", str(path)], check=True)
+    """The machine, compiled when its sources have changed."""
+    sources = sorted(path for path in FOLDER.iterdir() if path.suffix in (".h", ".cpp"))
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
+    path = BUILD / f"ptx_machine_{digest}.so"
+    if not path.exists():
+        BUILD.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=BUILD) as folder:
+            made = Path(folder) / path.name
+            flags = ["-std=c++17", "-O2", "-march=native", "-shared", "-fPIC"]
+            units = [str(source) for source in sources if source.suffix == ".cpp"]
+            subprocess.run(["g++", *flags, *units, "-o", str(made)], check=True)
+            made.rename(path)
     return ctypes.CDLL(str(path))
 
 

@@ -17,7 +17,7 @@ PY := $(CURDIR)/.venv/bin/python
 endif
 BASE_PYTHON ?= python3
 CLANG_FORMAT = $(PY) -c 'import clang_format; clang_format.clang_format()'
-SOURCES = $(shell find csrc -name '*.h' -o -name '*.cpp')
+SOURCES = $(shell find csrc python_tests -name '*.h' -o -name '*.cpp')
 
 # Import names a target needs from an environment given by PYTHON=.
 NEEDS := setuptools pybind11

@@ -53,7 +53,7 @@ def races(ptx: str, tensors: list[str]) -> list[str]:
             same_statement = steps[at][1:] == steps[then][1:]
             if (kind, other) == ("reads", "reads") or (kind == other and same_statement):
                 continue
-            first, second = (_function(steps[s].file, steps[s].line) for s in (at, then))
+            first, second = (function_at(steps[s].file, steps[s].line) for s in (at, then))
             pairs |= {f"{tensors[o]}: {first} {kind}, {second} {other}" for o in origin & place}
     return sorted(pairs)
 
@@ -135,7 +135,7 @@ def _functions(file: str) -> list[tuple[int, int, str]]:
     ]
 
 
-def _function(file: str, line: int) -> str:
+def function_at(file: str, line: int) -> str:
     """The function a line of source is in."""
     names = [name for first, last, name in _functions(file) if first <= line <= last]
     return names[-1] if names else f"line {line}"

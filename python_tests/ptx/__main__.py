@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m python_tests.ptx TARGET CHECK [DTYPE]`: a check of `bench.gpu_checks` on the machine.
+"""`python -m python_tests.ptx TARGET CHECKS [DTYPE]`: checks of `bench.gpu_checks` on the machine.
 
 The kernels are compiled for the target (80 or 90) as for a GPU, and their PTX is run. Triton must
-not interpret. Prints one JSON object: what was run, how many instructions, what raced.
+not interpret. Prints a JSON object a check: what was run, how many instructions, what raced.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import sys
@@ -17,8 +18,7 @@ from torch import Tensor
 
 from .machine import Launcher
 
-#: Programs that share an image.
-PROGRAMS = 3
+PROGRAMS = 3  # that share an image
 STEMS = (
     *("diversity", "diversity_whole", "dpp", "facility_location", "facility_location_matrix"),
     *("min_sum", "relevance_topk", "select", "sensitivity", "soft_suppress", "suppress"),
@@ -35,50 +35,50 @@ def allocate(device: torch.device, plan: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def use(launcher: Launcher) -> None:
-    """Let the Triton backend run on the machine, and `zk` run the Triton backend."""
-    import importlib
-
+    """Let `zk` run the Triton backend, and that the machine, for the rest of this process."""
     from zspa_kernels import _dispatch
-    from zspa_kernels.backends.triton import _scratch
 
-    _scratch.allocate = allocate
     _dispatch._AUTO["cpu"] = ("triton",)
     _dispatch._triton_refuses = lambda device: None
+    modules: dict[str, Any] = {
+        stem: importlib.import_module(f"zspa_kernels.backends.triton.{stem}")
+        for stem in (*STEMS, "_scratch")
+    }
+    modules["_scratch"].allocate = allocate
+    modules["diversity"].INTERPRETED_PROGRAMS = PROGRAMS
     for stem in STEMS:
-        module: Any = importlib.import_module(f"zspa_kernels.backends.triton.{stem}")
-        module.launch = launcher
-        kernel = getattr(module, f"_{stem}_greedy_kernel", None)
-        if kernel is None:
-            continue
-
-        def at_once(
-            step: Any,
-            launch: Any,
-            programs: int,
-            device: Any,
-            *args: Any,
-            kernel: Any = kernel,
-            phases: Any = None,
-            once: Any = None,
-            **options: Any,
-        ) -> int:
-            launch(kernel, programs, device, *args, together=True, **options)
-            return 0
-
-        module.greedy_in_steps = at_once
-    importlib.import_module("zspa_kernels.backends.triton.diversity").INTERPRETED_PROGRAMS = PROGRAMS
+        modules[stem].launch = launcher
+        if hasattr(modules[stem], "greedy_in_steps"):
+            kernel = getattr(modules[stem], f"_{stem}_greedy_kernel")
+            modules[stem].greedy_in_steps = at_once(kernel)
 
 
-def main(target: str, name: str, dtype: str | None = None) -> int:
-    """Run one check."""
+def at_once(kernel: Any) -> Any:
+    """`greedy_in_steps` as the one launch it stands for."""
+
+    def greedy(
+        step: Any, launch: Any, programs: int, device: Any, *args: Any, **options: Any
+    ) -> int:
+        for name in ("phases", "once"):
+            options.pop(name, None)
+        launch(kernel, programs, device, *args, together=True, **options)
+        return 0
+
+    return greedy
+
+
+def main(target: str, names: str, dtype: str | None = None) -> int:
+    """Run checks, separated by commas."""
     from bench import gpu_check, gpu_checks
 
-    launcher = Launcher(int(target))
-    use(launcher)
     gpu_check.DEVICE = "cpu"
     torch.cuda.synchronize = lambda device=None: None
-    gpu_checks.main(name, dtype)
-    print(json.dumps({"check": name, "steps": launcher.steps, "races": sorted(launcher.races)}))
+    for name in names.split(","):
+        launcher = Launcher(int(target))
+        use(launcher)
+        gpu_checks.main(name, dtype)
+        done = {"check": name, "steps": launcher.steps, "races": sorted(launcher.races)}
+        print(json.dumps(done), flush=True)
     return 0
 
 

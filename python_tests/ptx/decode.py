@@ -6,6 +6,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from python_tests.triton_races import function_at
+
 SHARED_START = 1 << 10  # kShared of machine.h
 
 _PARAMETER = re.compile(r"\w+_param_(\d+)")
@@ -21,7 +23,14 @@ class Instruction:
     predicate: int = -1
     negated: bool = False
     immediate: int = 0
-    where: str = ""
+    file: str = ""
+    line: int = 0
+
+    @property
+    def place(self) -> str:
+        """The function it was made from, and what it does there."""
+        verb = "writes" if self.name.startswith(("st", "cp.async")) else "reads"
+        return f"{function_at(self.file, self.line)} {verb}"
 
 
 @dataclass
@@ -32,6 +41,7 @@ class Code:
         instructions: in order.
         initial: the first value of every slot, as 64 bits.
         parameters: the slot of each parameter, by its number.
+        special: the slots of what differs between threads and programs.
         threads: of a program.
     """
 
@@ -62,11 +72,11 @@ class Decoder:
     def _read(self, body: str) -> None:
         places: dict[str, int] = {}
         jumps: list[tuple[Instruction, str]] = []
-        where = ""
-        for line in body.splitlines():
-            text = line.split("//")[0].strip()
+        file, line = "", 0
+        for row in body.splitlines():
+            text = row.split("//")[0].strip()
             if found := re.match(r"\.loc\s+(\d+)\s+(\d+)", text):
-                where = f"{self.files[found[1]].rsplit('/', 1)[-1]}:{found[2]}"
+                file, line = self.files[found[1]], int(found[2])
                 continue
             if found := re.match(r"(\$\w+):$", text):
                 places[found[1]] = len(self.code.instructions)
@@ -79,21 +89,24 @@ class Decoder:
                 if statement in ("", "{", "}") or statement.startswith("."):
                     continue
                 instruction, label = self._instruction(statement)
-                instruction.where = where
+                instruction.file, instruction.line = file, line
                 self.code.instructions.append(instruction)
                 if label:
                     jumps.append((instruction, label))
         for instruction, label in jumps:
             instruction.immediate = places[label]
+        meetings = where_ways_meet(self.code.instructions)
+        for at, instruction in enumerate(self.code.instructions):
+            if instruction.name == "bra":
+                instruction.arguments = [meetings[at]]
 
     def _instruction(self, statement: str) -> tuple[Instruction, str]:
         predicate, negated = -1, False
         if found := re.match(r"@(!?)(%p\d+)\s+", statement):
             predicate, negated = self._slot(found[2]), bool(found[1])
             statement = statement[found.end() :]
-        name, _, rest = statement.partition(" ") if " " in statement else statement.partition("\t")
-        name = name.split("\t")[0]
-        rest = statement[len(name) :].strip()
+        name, *others = statement.split(maxsplit=1)
+        rest = others[0] if others else ""
         done = Instruction(name, [], predicate, negated)
         if name in ("bra", "bra.uni"):
             done.name = "bra"
@@ -152,6 +165,62 @@ class Decoder:
             # What nobody wrote is a value that shows.
             self.code.initial.append(0x7FF7DEAD7FB7DEAD)
         return self.slots[name]
+
+
+def where_ways_meet(code: list[Instruction]) -> list[int]:
+    """Of each instruction the first one that all ways from it to the end have in common.
+
+    `len(code)` is the end. These are the immediate postdominators, by the algorithm of Cooper,
+    Harvey and Kennedy ("A simple, fast dominance algorithm").
+    """
+    end = len(code)
+    onward = []
+    for at, i in enumerate(code):
+        ways = [i.immediate] if i.name == "bra" else [end] if i.name == "ret" else [at + 1]
+        if i.predicate >= 0 and i.name in ("bra", "ret"):
+            ways.append(at + 1)
+        onward.append(ways)
+    order = _postorder(onward, end)  # by which an instruction comes before what leads to it
+    rank = {at: n for n, at in enumerate(order)}
+    meets = {end: end}
+    changed = True
+    while changed:
+        changed = False
+        for at in order:
+            if at == end:
+                continue
+            ways = [way for way in onward[at] if way in meets]
+            best = ways[0]
+            for way in ways[1:]:
+                while best != way:
+                    while rank[way] > rank[best]:
+                        way = meets[way]
+                    while rank[best] > rank[way]:
+                        best = meets[best]
+            changed |= meets.get(at) != best
+            meets[at] = best
+    return [meets.get(at, end) for at in range(end)]
+
+
+def _postorder(onward: list[list[int]], end: int) -> list[int]:
+    """Instructions in reverse postorder of the ways back from the end."""
+    back: list[list[int]] = [[] for _ in range(end + 1)]
+    for at, ways in enumerate(onward):
+        for way in ways:
+            back[way].append(at)
+    seen = {end}
+    order: list[int] = []
+    stack = [(end, iter(back[end]))]
+    while stack:
+        at, ways_back = stack[-1]
+        way = next((w for w in ways_back if w not in seen), -1)
+        if way < 0:
+            order.append(at)
+            stack.pop()
+        else:
+            seen.add(way)
+            stack.append((way, iter(back[way])))
+    return order[::-1]
 
 
 def decode(ptx: str) -> Code:

@@ -37,55 +37,52 @@ void Machine::run(uint64_t seed, int64_t limit) {
 }
 
 void Machine::step(Warp& warp) {
-  // Lanes that are behind go first, so that those which went different ways meet again.
-  const int64_t at = std::min_element(warp.groups.begin(), warp.groups.end())->first;
-  uint32_t lanes = 0;
-  for (const auto& [next, part] : warp.groups)
-    if (next == at) lanes |= part;
-  const auto here = [&](const auto& group) { return group.first == at; };
-  warp.groups.erase(std::remove_if(warp.groups.begin(), warp.groups.end(), here),
-                    warp.groups.end());
-  if (at >= int64_t(code.size())) throw Fault("the program runs beyond its end");
-  const Instruction& i = code[size_t(at)];
-  now = at;
+  const Path path = warp.paths.back();
+  if (path.next >= int64_t(code.size())) throw Fault("the program runs beyond its end");
+  const Instruction& i = code[size_t(path.next)];
+  now = path.next;
   ++steps;
-  uint32_t active = lanes;
+  uint32_t active = path.lanes;
   if (i.predicate >= 0) {
     const uint64_t* predicate = warp.at(i.predicate);
     for (int l = 0; l < kLanes; ++l)
       if (as<bool>(predicate[l]) == bool(i.negated)) active &= ~(1u << l);
   }
-  if (i.op < kControls) {
-    control(warp, i, lanes, active);
-  } else {
-    if (active) table()[size_t(i.op)].handler(*this, warp, i, active);
-    warp.groups.push_back({at + 1, lanes});
-  }
+  warp.paths.back().next = now + 1;
+  if (i.op < kControls)
+    control(warp, i, path, active);
+  else if (active)
+    table()[size_t(i.op)].handler(*this, warp, i, active);
+  while (!warp.paths.empty() &&
+         (warp.paths.back().lanes == 0 || warp.paths.back().next == warp.paths.back().until))
+    warp.paths.pop_back();
+  warp.done = warp.paths.empty();
 }
 
-void Machine::control(Warp& warp, const Instruction& i, uint32_t lanes, uint32_t active) {
-  const auto onward = [&](int64_t next, uint32_t part) {
-    if (part) warp.groups.push_back({next, part});
-  };
+void Machine::control(Warp& warp, const Instruction& i, const Path& path, uint32_t active) {
   switch (Control(i.op)) {
-    case kBranch:
-      onward(i.immediate, active);
-      onward(now + 1, lanes & ~active);
+    case kBranch: {
+      const uint32_t others = path.lanes & ~active;
+      if (others == 0) warp.paths.back().next = i.immediate;
+      if (others == 0 || active == 0) return;
+      const int64_t meeting = i.args[0];
+      warp.paths.back().next = meeting;
+      if (meeting != now + 1) warp.paths.push_back({now + 1, others, meeting});
+      if (meeting != i.immediate) warp.paths.push_back({i.immediate, active, meeting});
       return;
+    }
     case kBarrier:
       if (active != kAll) throw Fault("only a part of a warp reaches a barrier");
-      onward(now + 1, lanes);
       arrive(warp);
       return;
     case kReturn:
-      onward(now + 1, lanes & ~active);
-      warp.done = warp.groups.empty();
+      for (Path& other : warp.paths) other.lanes &= ~active;
+      if (warp.paths.front().lanes != 0) return;
       for (const Warp& other : programs[size_t(warp.program)].warps)
-        if (warp.done && other.waits) throw Fault("a warp ends while others wait at a barrier");
+        if (other.waits) throw Fault("a warp ends while others wait at a barrier");
       return;
     default:
       if (active) throw Fault("trap");
-      onward(now + 1, lanes);
   }
 }
 

@@ -73,12 +73,19 @@ struct Queue {
   }
 };
 
+// Lanes that run together, until they meet others of a branch at instruction `until`.
+struct Path {
+  int64_t next;
+  uint32_t lanes;
+  int64_t until;
+};
+
 struct Warp {
   int index;      // among all warps of the machine
   int program;    // of the machine
   int64_t block;  // of the launch
   std::vector<uint64_t> registers;
-  std::vector<std::pair<int64_t, uint32_t>> groups;  // (next instruction, lanes)
+  std::vector<Path> paths;  // the last one runs; those below wait for it
   bool waits = false, done = false;
   Queue copies, products;
 
@@ -150,7 +157,7 @@ class Machine {
       warp.index = at * int(warps_each) + w;
       warp.program = at;
       warp.block = block;
-      warp.groups = {{0, kAll}};
+      warp.paths = {{0, kAll, -1}};
       warp.registers.resize(size_t(slots) * kLanes);
       for (int64_t s = 0; s < slots; ++s) std::fill_n(warp.at(s), kLanes, initial[s]);
       for (int l = 0; l < kLanes; ++l) warp.at(tid)[l] = uint64_t(w * kLanes + l);
@@ -263,7 +270,7 @@ class Machine {
 
   void start_clocks();
   void step(Warp& warp);
-  void control(Warp& warp, const Instruction& i, uint32_t lanes, uint32_t active);
+  void control(Warp& warp, const Instruction& i, const Path& path, uint32_t active);
   void arrive(Warp& warp);
 
   std::vector<Clock> clocks_;  // [warp, what it has seen of each warp]

@@ -9,8 +9,9 @@ import hashlib
 import struct
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +23,6 @@ from .decode import decode
 
 FOLDER = Path(__file__).parent
 BUILD = FOLDER.parents[1] / "build"
-LIMIT = 2_000_000_000  # instructions of a launch
 
 
 class MachineError(AssertionError):
@@ -32,7 +32,7 @@ class MachineError(AssertionError):
 class Launch(ctypes.Structure):
     """`Launch` of machine.cpp."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         *((name, ctypes.c_void_p) for name in ("code", "arguments", "initial", "tensors", "races")),
         ("text", ctypes.c_char_p),
         *(
@@ -76,6 +76,14 @@ def op_of(name: str) -> int:
     return number
 
 
+class Run(NamedTuple):
+    """What a launch did: instructions, pairs of accesses that nothing orders, why it stopped."""
+
+    steps: int
+    races: set[str]
+    fault: str
+
+
 class Kernel:
     """A compiled kernel, ready to run.
 
@@ -87,7 +95,8 @@ class Kernel:
     def __init__(self, ptx: str, shared: int) -> None:
         self.code = decode(ptx)
         self.shared = shared
-        rows, arguments = [], []
+        rows: list[tuple[int, ...]] = []
+        arguments: list[int] = []
         for i in self.code.instructions:
             first = len(arguments)
             arguments += i.arguments
@@ -96,9 +105,7 @@ class Kernel:
         self.rows = np.array(rows, np.int64)
         self.arguments = np.array(arguments, np.int64)
 
-    def run(
-        self, programs: int, values: list[Any], together: bool, seed: int
-    ) -> tuple[int, list[str]]:
+    def run(self, programs: int, values: list[Any], together: bool, seed: int, limit: int) -> Run:
         """Run a launch.
 
         Args:
@@ -106,12 +113,7 @@ class Kernel:
             values: of the parameters: tensors, numbers.
             together: all programs at once.
             seed: of the order of warps.
-
-        Returns:
-            How many instructions were run, and the pairs of accesses that nothing orders.
-
-        Raises:
-            MachineError: the launch failed.
+            limit: instructions.
         """
         code = self.code
         initial = np.array(code.initial, np.uint64)
@@ -144,22 +146,20 @@ class Kernel:
             shared=self.shared,
             together=together,
             seed=seed,
-            limit=LIMIT,
+            limit=limit,
         )
+        fault = ""
         if library().run_launch(ctypes.byref(launch)):
             i = code.instructions[launch.where]
-            raise MachineError(f"{text.value.decode()}: {i.name} of {i.where}")
+            fault = f"{text.value.decode()}: {i.name} of {Path(i.file).name}:{i.line}"
         pairs = {
             f"{'shared' if shared else 'global'}: {self._place(one)}, {self._place(other)}"
             for one, other, shared in races[: launch.num_races].tolist()
         }
-        return launch.steps, sorted(pairs)
+        return Run(launch.steps, pairs, fault)
 
     def _place(self, number: int) -> str:
-        if number < 0:
-            return "another program"
-        i = self.code.instructions[number]
-        return f"{i.name} {i.where}"
+        return "another program" if number < 0 else self.code.instructions[number].place
 
 
 def _bits(value: Any) -> int:
@@ -176,10 +176,18 @@ class Launcher:
     Args:
         target: the compute capability that is compiled for, 80 or 90.
         seed: of the order of warps.
+        change: of the PTX of a kernel, by its name; tests plant faults.
+        limit: instructions of a launch.
     """
 
-    def __init__(self, target: int, seed: int = 0) -> None:
-        self.target, self.seed = target, seed
+    def __init__(
+        self,
+        target: int,
+        seed: int = 0,
+        change: Callable[[str, str], str] = lambda kernel, ptx: ptx,
+        limit: int = 2_000_000_000,
+    ) -> None:
+        self.target, self.seed, self.change, self.limit = target, seed, change, limit
         self.races: set[str] = set()
         self.steps: dict[str, int] = {}
 
@@ -203,11 +211,13 @@ class Launcher:
         compiled = triton.compile(src, target=target, options=launch.options)
         given = dict(zip(kernel.arg_names, args, strict=False)) | options
         values = [given[name] for name, kind in src.signature.items() if kind != "constexpr"]
-        ready = _kernel(compiled.asm["ptx"], compiled.metadata.shared)
-        steps, races = ready.run(programs, values, together, self.seed)
         name = kernel.__name__
-        self.steps[name] = self.steps.get(name, 0) + steps
-        self.races |= {f"{name}: {race}" for race in races}
+        ready = _kernel(self.change(name, compiled.asm["ptx"]), compiled.metadata.shared)
+        run = ready.run(programs, values, together, self.seed, self.limit)
+        self.steps[name] = self.steps.get(name, 0) + run.steps
+        self.races |= {f"{name}: {race}" for race in run.races}
+        if run.fault:
+            raise MachineError(run.fault)
 
 
 @functools.cache

@@ -72,7 +72,8 @@ void store_shared(Machine& m, Warp& w, const Instruction& i, uint32_t lanes) {
   }
 }
 
-inline void add_release(Machine& m, Warp& w, const Instruction& i, uint32_t lanes) {
+template <bool RELEASE>
+void add_atomic(Machine& m, Warp& w, const Instruction& i, uint32_t lanes) {
   EACH_LANE(l) {
     const uint64_t address = global_address(w, i, 1, l);
     Shadow* shadow;
@@ -82,7 +83,7 @@ inline void add_release(Machine& m, Warp& w, const Instruction& i, uint32_t lane
     const uint32_t sum = value + uint32_t(w.at(i.args[2])[l]);
     std::memcpy(p, &sum, 4);
     w.at(i.args[0])[l] = value;
-    m.release(w, address);
+    if (RELEASE) m.release(w, address);
   }
 }
 

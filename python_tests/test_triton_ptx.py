@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compiled Triton kernels, run instruction by instruction where there is no GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from python_tests.ptx.faults import HARMLESS
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("g++") is None, reason="g++ is not installed: it compiles the machine"
+)
+
+ROOT = Path(__file__).parents[1]
+FIRST = ",".join(
+    f"first_{op}"
+    for op in (
+        *("relevance_topk", "diversity", "select", "dpp", "min_sum", "facility_location"),
+        *("suppress", "soft_suppress"),
+    )
+)
+
+
+def machine(module: str, *arguments: str) -> list[Any]:
+    """What a module of `python_tests.ptx` prints, run without Triton's interpreter."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def test_each_op_runs_on_the_machine() -> None:
+    reports = machine("python_tests.ptx", "90", FIRST, "bfloat16")
+    assert [report["check"] for report in reports] == FIRST.split(",")
+    for report in reports:
+        assert all(report["steps"].values())
+        races = {race.split(": ", 1)[1] for race in report["races"]}
+        assert races <= HARMLESS, report
+
+
+def test_planted_faults_show() -> None:
+    (found,) = machine("python_tests.ptx.faults", "90")
+    outside, ordered = "a global access is outside every tensor", "a race in global memory"
+    unaligned = "a global access is not aligned"
+    assert found.pop("none") == []
+    for fault, shown in {
+        "an arrival before others have written": ordered,
+        "an arrival that orders nothing": ordered,
+        "a poll that orders nothing": ordered,
+        "an arrival that does not count": "the launch does not end",
+        "no barrier in a program": "a race in shared memory",
+        "a store beyond the tensor": outside,
+        "a store that is not aligned": unaligned,
+        "a copy that is not waited for": "wrong picks",
+        "a barrier of half a warp": "only a part of a warp reaches a barrier",
+    }.items():
+        assert shown in found.pop(fault), fault
+    assert not found

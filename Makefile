@@ -5,7 +5,7 @@
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help check ready build demo format lint types test sanitize aot hf-matrix trees bench clean
+.PHONY: help check ready build demo format lint types test sanitize aot ptx hf-matrix trees bench clean
 .NOTPARALLEL:
 
 ifdef PYTHON
@@ -23,7 +23,7 @@ SOURCES = $(shell find csrc python_tests -name '*.h' -o -name '*.cpp')
 NEEDS := setuptools pybind11
 demo: NEEDS += torch typer rich skimage matplotlib
 bench: NEEDS += torch typer rich matplotlib cpuinfo
-lint types test sanitize aot hf-matrix format: NEEDS += torch triton numpy typer rich skimage matplotlib transformers pytest \
+lint types test sanitize aot ptx hf-matrix format: NEEDS += torch triton numpy typer rich skimage matplotlib transformers pytest \
   pytest_benchmark hypothesis ruff mypy clang_format
 
 help:
@@ -32,6 +32,7 @@ help:
 	@echo 'make build   the native module, in place'
 	@echo 'make lint    ruff and clang-format     make format  apply them     make types   mypy'
 	@echo 'make aot     compile every Triton kernel for every target (minutes)'
+	@echo 'make ptx     run the compiled Triton kernels, instruction by instruction, without a GPU (an hour)'
 	@echo 'make sanitize   the native kernels under the sanitizers of the compiler (minutes)'
 	@echo 'make hf-matrix   the tests of pruned models on several versions of transformers (minutes)'
 	@echo 'make bench   the benchmarks'
@@ -59,6 +60,9 @@ format: ready
 
 aot: build
 	@$(PY) -m pytest python_tests/test_triton_aot.py -m aot_full
+
+ptx: build
+	@$(PY) -m pytest python_tests/test_triton_ptx.py -m ptx_full
 
 sanitize: ready
 	@$(PY) -m python_tests.sanitize

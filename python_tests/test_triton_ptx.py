@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from bench import gpu_checks  # noqa: F401  (enters all checks into CHECKS)
+from bench.gpu_check import BY_DTYPE, CHECKS
 from python_tests.ptx.faults import HARMLESS
 
 pytest.importorskip("triton", reason="Triton is not installed")
@@ -22,6 +24,13 @@ pytestmark = pytest.mark.skipif(
 )
 
 ROOT = Path(__file__).parents[1]
+# What needs CUDA itself, or hours.
+ELSEWHERE = {
+    *("the_barrier_orders_memory", "no_synchronisation", "graphs", "capture_of_a_cold_kernel"),
+    *("streams", "second_device", "compiled", "no_square_matrix", "facility_location_turns"),
+    *("more_than_two_to_the_31_elements", "law_ambient_state", "errors", "law_repetition"),
+    *(name for name in CHECKS if name.endswith("real_sizes")),
+}
 FIRST = ",".join(
     f"first_{op}"
     for op in (
@@ -45,13 +54,32 @@ def machine(module: str, *arguments: str) -> list[Any]:
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
-def test_each_op_runs_on_the_machine() -> None:
-    reports = machine("python_tests.ptx", "90", FIRST, "bfloat16")
-    assert [report["check"] for report in reports] == FIRST.split(",")
+def passes(target: str, checks: str, *dtype: str) -> None:
+    reports = machine("python_tests.ptx", target, checks, *dtype)
+    assert [report["check"] for report in reports] == checks.split(",")
     for report in reports:
-        assert all(report["steps"].values())
+        assert report["steps"]
         races = {race.split(": ", 1)[1] for race in report["races"]}
         assert races <= HARMLESS, report
+
+
+def test_each_op_runs_on_the_machine() -> None:
+    passes("90", FIRST, "bfloat16")
+
+
+@pytest.mark.ptx_full
+@pytest.mark.parametrize("target", ["80", "90"])
+@pytest.mark.parametrize(
+    "check",
+    [
+        (name, dtype)
+        for name in sorted(CHECKS.keys() - ELSEWHERE)
+        for dtype in (("bfloat16", "float16", "float32") if name in BY_DTYPE else ("",))
+    ],
+    ids="-".join,
+)
+def test_every_check_passes_on_the_machine(target: str, check: tuple[str, str]) -> None:
+    passes(target, *filter(None, check))
 
 
 def test_planted_faults_show() -> None:

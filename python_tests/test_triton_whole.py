@@ -17,13 +17,23 @@ from zspa_kernels.backends.triton import diversity, diversity_config, diversity_
 from zspa_kernels.testing import bound, check_diversity, tokens
 
 SMALL = {"norm_block_n": 16, "block": 32, "rows": 16, "cols": 16, "block_k": 16, "chunk": 32}
+SEVERAL = {"whole_alone": 0, "whole_warps": 4, "whole_span": 4}  # warps, and tokens of a thread
 #: Fault -> (what stands in diversity_whole.py, what is put there).
 FAULTS = {
-    "picked again": ("INF, tl.maximum(m, c))", "m, tl.maximum(m, c))"),
-    "another row of the matrix": ("square + j * N + i", "square + j + i"),
-    "ties to the highest index": ("order_key(cost(m, w), i)", "order_key(cost(m, w), LANES - i)"),
+    "picked again": ("j[None, :], INF, c)", "j[None, :], -INF, c)"),
+    "another row of the matrix": ("square + pick * padded(N)", "square + pick"),
+    "ties to the highest index": (
+        "tl.min(tl.min(who, 0), 1)",
+        "tl.max(tl.max(who % LAST_ROW, 0), 1)",
+    ),
+    "the threads' first tokens only": ("tl.min(value, 0)", "tl.max(value, 0)"),
+    "the first warp only": ("tl.min(key[None, :], 1)", "tl.max(key[None, :], 1)"),
+    "places without a token are picked": (
+        "mask=i < N, other=-1.0))\n    w",
+        "mask=i < N, other=1.0))\n    w",
+    ),
     "one tile of the seed": ("range(tiles)", "range(1)"),
-    "the seed's tiles of the first image": ("* tiles + tile) * N", "* 0 + tile) * N"),
+    "the seed's tiles of the first image": ("* tiles + tile) * pad", "* 0 + tile) * pad"),
     "the last seeds forgotten": ("s0 + step < count_seeds, other", "s0 + step < 5, other"),
     "padding among seeds wraps": ("inside = (j >= 0)", "inside = (j >= -9)"),
     "core slots are filled again": ("in_slots != 0, filled, 0)", "in_slots != 0, 0, 0)"),
@@ -88,8 +98,8 @@ def test_few_tokens_pick_what_the_blocked_greedy_does(change: Callable[..., None
     change(False)
     want = _runs()
     assert bool((want[0][:, -4:] == -1).all())
-    for reverse in (False, True):
-        change(True, reverse=reverse)
+    for fields in ({}, {"reverse": True, **SEVERAL}):
+        change(True, **fields)
         for got, expected in zip(_runs(), want, strict=True):
             assert torch.equal(got, expected)
 
@@ -98,6 +108,7 @@ def _judge() -> None:
     visual = _batch()
     for seeds, weights in ((None, None), (_seeds(), None), (None, _weights(2, 35))):
         picks = diversity.diversity(visual, 9, seeds, weights, None)
+        assert weights is not None or (11 in picks[1] and 30 not in picks[1])  # its twin
         for b in range(2):
             given = {
                 name: None if value is None else value[b]
@@ -118,7 +129,7 @@ def test_faults(
     tmp_path: Path,
 ) -> None:
     """The judge accepts the kernels and rejects them with a fault."""
-    change(True)
+    change(True, **(SEVERAL if fault == "the first warp only" else {}))
     if fault is None:
         return _judge()
     text = Path(diversity_whole.__file__).read_text()
@@ -147,4 +158,5 @@ def test_which_batches_take_the_matrix() -> None:
     assert diversity_config.whole(single, 576, 1, 132)
     assert not diversity_config.whole(single, 1024, 1, 132)
     for rows in (1, 256, 257, 1024):
-        assert rows <= diversity_config.whole_lanes(rows) <= half.whole_rows
+        rounds, warps = diversity_config.whole_lanes(half, rows)
+        assert rows <= rounds * warps * half.whole_span <= half.whole_rows

@@ -52,7 +52,9 @@ class Config:
     # Few tokens: the whole matrix of cosines, then one program an image picks (diversity_whole).
     whole_rows: int  # at most so many tokens
     whole_tiles: int  # at most so many tiles a multiprocessor
-    whole_warps: int  # of the program that picks
+    whole_alone: int  # at most so many tokens have a program of one warp that picks
+    whole_warps: int  # of the program that picks, where there are more
+    whole_span: int  # tokens that a warp reads at a time, 16 bytes a thread
     hip: bool
     reverse: bool = False  # run the grid back to front; for tests of program order
 
@@ -112,8 +114,12 @@ def config(d: int, itemsize: int, hip: bool = False) -> Config:
         whole_rows=1024,
         # Tiles of float32 have a quarter of the area, and two programs fit beside each other.
         whole_tiles=2 if units else 4,
-        # 1024 keys of 64 bits are 8 a thread of 128; more warps make the minimum dearer.
-        whole_warps=4,
+        # Two barriers a pick where warps exchange what they found, none where there is one warp.
+        # For sm_90 a pick of one warp is 89 instructions with 256 tokens, 139 with 512, 234 with
+        # 1024; of eight warps 80 each, with four tokens a thread.
+        whole_alone=512,
+        whole_warps=4 if hip else 8,
+        whole_span=256 if hip else 128,
         hip=hip,
     )
 
@@ -124,9 +130,14 @@ def whole(cfg: Config, rows: int, segments: int, multiprocessors: int) -> bool:
     return rows <= cfg.whole_rows and tiles <= cfg.whole_tiles * multiprocessors
 
 
-def whole_lanes(rows: int) -> int:
-    """Lanes of the program that picks: two kernels for all sizes."""
-    return 256 if rows <= 256 else 1024
+def whole_lanes(cfg: Config, rows: int) -> tuple[int, int]:
+    """(times that each thread of the program that picks reads of a row, its warps).
+
+    Three kernels for all sizes.
+    """
+    warps = 1 if rows <= cfg.whole_alone else cfg.whole_warps
+    lanes = max(256, 1 << (rows - 1).bit_length())
+    return max(1, lanes // (warps * cfg.whole_span)), warps
 
 
 def norm_programs(cfg: Config, rows: int, segments: int) -> int:

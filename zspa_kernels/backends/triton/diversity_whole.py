@@ -4,7 +4,9 @@
 Algorithm   : the greedy of `diversity` one pick at a time. A matrix kernel computes the cosines of
               all pairs of an image and, for DivPrune's seed, the largest one of each token in each
               tile; then one program an image keeps every token's largest cosine to the selection in
-              registers, and a pick costs it a minimum over the tokens and a row of the matrix.
+              registers, and a pick costs it a minimum over the tokens and a row of the matrix. Up
+              to 512 tokens the program is one warp, so a pick waits for no other; beyond, warps
+              meet twice a pick.
 Inputs      : as for `diversity`, padded batches only
 Outputs     : as for `diversity`, the same picks: tiles and their products are the same
 Work        : 2 N^2 D flops, N^2 floats written once and K rows of them read; 2 launches, 0 syncs
@@ -22,8 +24,8 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _scratch
-from ._common import INF, KEY_END, Segments, launch, order_key, program, row_strides
-from ._group import cost, nothing_selected, seed_list
+from ._common import INF, KEY_END, Segments, launch, order_bits, program, row_strides
+from ._group import LAST_ROW, cost, nothing_selected, seed_list
 from ._products import chunked_dots, cosines
 from .diversity_config import Config, registers, whole_lanes
 
@@ -48,7 +50,8 @@ def _diversity_matrix_kernel(
 ):
     """matrix[segment][selected][compared], and its maxima largest[segment][tile][selected].
 
-    Both halves of the symmetric matrix are computed, each as the blocked greedy computes it.
+    Both halves of the symmetric matrix are computed, each as the blocked greedy computes it. A
+    token's entry with itself is +inf, for what is selected is not picked; no maximum counts it.
     """
     down = tl.cdiv(N, ROWS)
     seg, tile = program(down * tl.cdiv(N, COLS), REVERSED)
@@ -62,16 +65,32 @@ def _diversity_matrix_kernel(
     y = origin + (j.to(tl.int64) * stride_n)[:, None]
     dots = chunked_dots(x, inv_i > 0.0, y, inv_j > 0.0, 0, D, D, ROWS, COLS, BLOCK_K, CHUNK)
     c = cosines(dots, i, inv_i, j, inv_j)  # [ROWS, COLS]
-    at = matrix + ((seg * N + j) * N)[None, :] + i[:, None]
-    tl.store(at, c, mask=(i < N)[:, None] & (j < N)[None, :])
-    tl.store(largest + (seg * down + tile % down) * N + j, tl.max(c, 0), mask=j < N)
+    at = largest + (seg * down + tile % down) * padded(N) + j
+    tl.store(at, tl.max(c, 0), mask=j < padded(N))
+    at = matrix + ((seg * N + j) * padded(N))[None, :] + i[:, None]
+    c = tl.where(i[:, None] == j[None, :], INF, c)
+    tl.store(at, c, mask=(i < padded(N))[:, None] & (j < N)[None, :])
 
 
 @triton.jit
-def with_pick(m, square, j, i, N, ok):
-    """Every token's largest cosine `m` once row `j` of the matrix is selected, which has +inf."""
-    c = tl.load(square + j * N + i, mask=(i < N) & ok, other=-INF)
-    return tl.where((i == j) & ok, INF, tl.maximum(m, c))
+def padded(N):
+    """Places of a row of N floats: rows start at multiples of 16 bytes, and are read so."""
+    return 4 * tl.cdiv(N, 4)
+
+
+@triton.jit
+def lowest(value, i):
+    """The smallest key (value, index) of `value` [ROUNDS, WARPS, SPAN] at the tokens `i`.
+
+    A thread compares what it holds, then a warp what its threads found: in 32 bits, for which
+    there is an instruction. Last come the warps, if there are several: as a row, whose columns are
+    lanes, so that they exchange keys once and each warp finds the smallest by itself.
+    """
+    bits = tl.min(order_bits(tl.min(value, 0)), 1)  # [WARPS]
+    least = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+    who = tl.where(value == least[None, :, None], i, LAST_ROW)
+    key = (bits.to(tl.int64) << 32) | tl.min(tl.min(who, 0), 1).to(tl.int64)
+    return tl.min(tl.min(key[None, :], 1), 0)
 
 
 @triton.jit(do_not_specialize=["N", "num_seeds", "k_core", "k_diverse", "tiles", "in_slots"])
@@ -88,17 +107,20 @@ def _diversity_picks_kernel(
     k_diverse,
     tiles,
     in_slots,
-    LANES: tl.constexpr,
+    ROUNDS: tl.constexpr,
+    WARPS: tl.constexpr,
+    SPAN: tl.constexpr,
     REVERSED: tl.constexpr,
 ):
-    """All picks of an image, one after another, a lane a token."""
+    """All picks of an image, one after another."""
     seg, _ = program(1, REVERSED)
     first = tl.cast(seg, tl.int64) * N
     slots = k_core + k_diverse
     slot = tl.cast(seg, tl.int64) * slots
     own_seeds, count_seeds = seed_list(seeds, seg, num_seeds, in_slots, slot, k_core)
-    square = matrix + first * N
-    i = tl.arange(0, LANES)
+    square = matrix + first * padded(N)
+    part = tl.arange(0, ROUNDS)[:, None] * WARPS + tl.arange(0, WARPS)[None, :]
+    i = (part * SPAN)[:, :, None] + tl.arange(0, SPAN)[None, None, :]  # [ROUNDS, WARPS, SPAN]
     m = nothing_selected(tl.load(inv_norm + first + i, mask=i < N, other=-1.0))
     w = None
     if weights is not None:
@@ -112,7 +134,8 @@ def _diversity_picks_kernel(
             inside = (j >= 0) & (j < N)
             inv_j = tl.load(inv_norm + first + j, mask=inside, other=-1.0)
             valid += (inv_j >= 0.0).to(tl.int32)
-            m = with_pick(m, square, j, i, N, inside)
+            row = square + j * padded(N) + i
+            m = tl.maximum(m, tl.load(row, mask=(i < padded(N)) & inside, other=-INF))
     tl.debug_barrier()  # all threads have read the seeds: their slots may be written
     done = tl.where(in_slots != 0, filled, 0)
     value = cost(m, w)
@@ -121,23 +144,25 @@ def _diversity_picks_kernel(
             value = cost(tl.where(m < INF, 0.0, m), w)
         else:
             for tile in range(tiles):
-                at = largest + (tl.cast(seg, tl.int64) * tiles + tile) * N + i
-                value = tl.maximum(value, tl.load(at, mask=i < N, other=-INF))
-    best = tl.min(order_key(value, i), 0)
+                at = largest + (tl.cast(seg, tl.int64) * tiles + tile) * padded(N) + i
+                value = tl.maximum(value, tl.load(at, mask=i < padded(N), other=-INF))
+    best = lowest(value, i)
     while (best < KEY_END) & (done < slots):
         pick = best & 0xFFFFFFFF
         tl.store(indices + slot + done, pick)
         done += 1
-        m = with_pick(m, square, pick, i, N, pick >= 0)
-        best = tl.min(order_key(cost(m, w), i), 0)
+        row = square + pick * padded(N) + i
+        m = tl.maximum(m, tl.load(row, mask=i < padded(N), other=-INF))
+        best = lowest(cost(m, w), i)
 
 
 def plan(cfg: Config, segments: Segments) -> _scratch.Plan:
     """The scratch memory that `picks` takes, but for the inverse norms."""
     n, tiles = segments.rows, -(-segments.rows // cfg.rows)
+    places = 4 * -(-n // 4)  # `padded`
     return {
-        "matrix": (torch.float32, (segments.count, n, n)),
-        "largest": (torch.float32, (segments.count, tiles, n)),
+        "matrix": (torch.float32, (segments.count, n, places)),
+        "largest": (torch.float32, (segments.count, tiles, places)),
     }
 
 
@@ -167,6 +192,7 @@ def picks(
         num_warps=cfg.warps,
         num_stages=cfg.stages,
     )
+    rounds, warps = whole_lanes(cfg, n)
     launch(
         _diversity_picks_kernel,
         segments.count,
@@ -174,8 +200,10 @@ def picks(
         *(scratch["inv_norm"], weights, indices if seeds is None else seeds, indices),
         *(scratch["matrix"], scratch["largest"], n, 0 if seeds is None else seeds.shape[1]),
         *(segments.k_core, segments.k_diverse, tiles, int(after_core)),
-        LANES=whole_lanes(n),
+        ROUNDS=rounds,
+        WARPS=warps,
+        SPAN=cfg.whole_span,
         REVERSED=cfg.reverse,
-        num_warps=cfg.whole_warps,
+        num_warps=warps,
         **registers(cfg.hip),
     )

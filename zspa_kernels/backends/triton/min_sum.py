@@ -86,6 +86,7 @@ def _min_sum_greedy_kernel(
     COLUMNS: tl.constexpr,
     OWN_ROWS: tl.constexpr,
     AHEAD: tl.constexpr,
+    COPIES: tl.constexpr,
     SUM_ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
     NORM_ROWS: tl.constexpr,
@@ -144,7 +145,7 @@ def _min_sum_greedy_kernel(
                 if me == 0:
                     phases.foresee(
                         s, m, columns, count, gram, picks, foreseen, control, done, slots,
-                        BLOCK, COLUMNS,
+                        BLOCK, COLUMNS, COPIES,
                     )  # fmt: skip
                 meetings += 1
                 meet(arrivals, meetings * programs, HIP)  # the forecast is there
@@ -228,6 +229,7 @@ def _greedy(
         "COLUMNS": cfg.forecast,
         "OWN_ROWS": cfg.own_rows,
         "AHEAD": cfg.ahead,
+        "COPIES": cfg.warps,
         "SUM_ROWS": cfg.sum_rows,
         "CHANNELS": cfg.channels,
         "NORM_ROWS": cfg.norm_block_n,

@@ -15,8 +15,10 @@ import triton
 import triton.language as tl
 
 from ._candidates import PART, lanes_in_order
-from ._common import INF, KEY_END, order_key, row_sums
+from ._common import INF, row_sums
 from ._group import DONE, FOLD, KEY_LAST, OPEN, PICKED, STOP, own_places, own_rows
+from .diversity_phases import STEPS
+from .diversity_phases import lowest as smallest
 
 # The sum of a zero row: behind all others, and no cosine changes it.
 BEHIND = tl.constexpr(2.0**100)
@@ -24,6 +26,7 @@ BEHIND = tl.constexpr(2.0**100)
 # order nor masked rows in between show in a bit. Cut off, each is wrong by less than a unit.
 UNIT = tl.constexpr(2.0**-30)
 PER_UNIT = tl.constexpr(2.0**30)
+INF_BITS = tl.constexpr(0x7F800000)  # `order_bits` of what cannot be picked
 
 
 @triton.jit
@@ -265,30 +268,47 @@ def absorb(
 @triton.jit
 def foresee(
     sums, costs, columns, count, gram, picks, foreseen, control, done, slots,
-    BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
+    BLOCK: tl.constexpr, COLUMNS: tl.constexpr, COPIES: tl.constexpr,
 ):  # fmt: skip
     """The next picks if no row but the candidates could be picked. One program a group.
 
     Sums are exact, but compared in float32: one comparison of keys a pick. A forecast may be wrong.
+    Each warp has a copy of all candidates, as in the chain of `diversity`.
     """
-    lane = tl.arange(0, BLOCK)
+    copy = tl.arange(0, COPIES)
+    own = (copy == 0)[:, None]  # the copy that is written
+    lane = tl.arange(0, BLOCK)[None, :] + copy[:, None] * 0  # [COPIES, BLOCK]
     ok = lane < count
+    four = lane < 4 * tl.cdiv(count, 4)  # tiles have filled these, so 16 bytes can be read at once
     i = tl.load(columns + lane, mask=ok, other=0)
-    code, _ = lanes_in_order(columns, i, ok, tl.full([], 0, tl.int64), BLOCK)
     s = tl.load(sums + i, mask=ok, other=INF)
     m = tl.load(costs + i, mask=ok, other=INF)
+    one = tl.arange(0, BLOCK)
+    other = tl.load(columns + one, mask=one < count, other=0)
+    code, _ = lanes_in_order(columns, other, one < count, tl.full([], 0, tl.int64), BLOCK)
+    code = code[None, :] + copy[:, None] * 0
     most = tl.minimum(slots - done - 1, COLUMNS)
-    n = 0
-    best = tl.min(order_key(m, code), 0)
-    while (best < KEY_END) & (n < most):
-        at = (best & (BLOCK - 1)).to(tl.int32)
-        c = tl.load(gram + at * BLOCK + lane, mask=ok, other=0.0)
-        tl.store(picks + n, tl.load(columns + at))
-        tl.store(foreseen + n + lane * 0, s, mask=lane == at)
-        n += 1
-        # A candidate's entry with itself, or with a zero row, is -inf.
-        c = tl.where(c > -INF, c, 0.0).to(tl.float64)
-        s = tl.where(lane == at, INF, s + c)
-        best = tl.min(order_key(s.to(tl.float32), code), 0)
-    tl.store(control + PICKED, n)
+    n = copy * 0
+    turn = lane * 0 - 1  # when a candidate was picked
+    then = s  # its sum then
+    more = 1
+    value, who = smallest(m, code)
+    while more > 0:
+        for _step in tl.static_range(STEPS):
+            goes_on = (value < INF_BITS) & (n < most)  # [COPIES]
+            at = (who & (BLOCK - 1))[:, None]
+            row = gram + at * BLOCK + lane
+            c = tl.load(row, mask=four & goes_on[:, None], other=-INF)  # [COPIES, BLOCK]
+            picked = (lane == at) & goes_on[:, None]
+            turn = tl.where(picked, n[:, None], turn)
+            then = tl.where(picked, s, then)
+            n += goes_on.to(tl.int32)
+            # A candidate's entry with itself, or with a zero row, is -inf.
+            s = tl.where(picked, INF, s + tl.where(c > -INF, c, 0.0).to(tl.float64))
+            value, who = smallest(s.to(tl.float32), code)
+        more = tl.max(((value < INF_BITS) & (n < most)).to(tl.int32), 0)
+    tl.store(picks + turn, i, mask=own & (turn >= 0))
+    tl.store(foreseen + turn, then, mask=own & (turn >= 0))
+    # `more` is 0; Triton 3.6 and 3.7 cannot compile a loop of which a value is not used behind it.
+    tl.store(control + PICKED + copy * 0, n + more, mask=copy == 0)
     tl.store(control + DONE, done)

@@ -60,6 +60,7 @@ def min_sum_step(
     COLUMNS: tl.constexpr,
     OWN_ROWS: tl.constexpr,
     AHEAD: tl.constexpr,
+    COPIES: tl.constexpr,
     SUM_ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
     NORM_ROWS: tl.constexpr,
@@ -127,8 +128,9 @@ def min_sum_step(
         tiles.scale(inv, columns, count, gram, D, me, programs, BLOCK, CHUNK, SPLIT)
     if PHASE == "chain" and stage == GRAM:
         phases.foresee(
-            s, m, columns, count, gram, picks, foreseen, control, done, slots, BLOCK, COLUMNS
-        )
+            s, m, columns, count, gram, picks, foreseen, control, done, slots,
+            BLOCK, COLUMNS, COPIES,
+        )  # fmt: skip
     if PHASE == "settle":
         if stage == GRAM:
             stage, count, _done = accept(picks, control, columns, slots, BLOCK)

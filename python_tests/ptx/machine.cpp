@@ -139,8 +139,8 @@ int run_launch(Launch* launch) {
   machine.warps_each = launch->warps;
   const int64_t at_once = launch->together ? launch->programs : 1;
   for (int64_t n = 0; n < launch->num_tensors; ++n)
-    machine.tensors.emplace_back(launch->tensors[2 * n], launch->tensors[2 * n + 1], 4, 0,
-                                 int(at_once * launch->warps), !launch->together);
+    machine.tensors.emplace_back(launch->tensors[2 * n], launch->tensors[2 * n + 1], 4,
+                                 !launch->together);
   int failed = 0;
   try {
     for (int64_t first = 0; first < launch->programs; first += at_once) {

@@ -100,27 +100,28 @@ struct Shadow {
     int64_t where = -1;    // the instruction
   };
   struct Read {
-    uint32_t clock = 0;
-    int32_t where = -1;
+    int reader;
+    uint32_t clock;
+    int64_t where;
   };
   uint64_t base = 0, bytes = 0;
-  int granule = 4, first = 0, actors = 0;  // warps [first, first + actors)
+  int granule = 4;
   std::vector<Cell> cells;
-  std::vector<Read> reads;                    // [granule, actor]
+  std::vector<std::vector<Read>> reads;       // of each granule, since it was written
   std::vector<int64_t> by_writer, by_reader;  // block, where blocks do not meet; kNone, kSeveral
   static constexpr int64_t kNone = -1, kSeveral = -2;
 
-  Shadow(uint64_t base, uint64_t bytes, int granule, int first, int actors, bool apart)
-      : base(base), bytes(bytes), granule(granule), first(first), actors(actors) {
+  Shadow(uint64_t base, uint64_t bytes, int granule, bool apart)
+      : base(base), bytes(bytes), granule(granule) {
     cells.resize(size_t((bytes + uint64_t(granule) - 1) / uint64_t(granule)));
-    reads.resize(cells.size() * size_t(actors));
+    reads.resize(cells.size());
     if (apart) by_writer = by_reader = std::vector<int64_t>(cells.size(), kNone);
   }
 
   // The same memory in the eyes of the next block.
   void forget() {
     std::fill(cells.begin(), cells.end(), Cell{});
-    std::fill(reads.begin(), reads.end(), Read{});
+    for (auto& read : reads) read.clear();
   }
   bool holds(uint64_t address, uint64_t size) const {
     return address >= base && address + size <= base + bytes;
@@ -148,10 +149,9 @@ class Machine {
   void add_program(int64_t block, const uint64_t* initial, int64_t slots, int64_t tid,
                    int64_t ctaid) {
     const int at = int(programs.size());
-    programs.push_back(
-        {std::vector<char>(size_t(shared_bytes), char(0xff)),
-         {},
-         Shadow(kShared, uint64_t(shared_bytes), 1, at * int(warps_each), int(warps_each), false)});
+    programs.push_back({std::vector<char>(size_t(shared_bytes), char(0xff)),
+                        {},
+                        Shadow(kShared, uint64_t(shared_bytes), 1, false)});
     for (int w = 0; w < warps_each; ++w) {
       Warp warp{};
       warp.index = at * int(warps_each) + w;
@@ -197,8 +197,11 @@ class Machine {
     const auto& seen = clocks_[size_t(warp.index)];
     for_cells(shadow, address, size, [&](size_t c) {
       if (unordered(warp, shadow.cells[c])) note(shadow.cells[c].where, where, shadow);
-      shadow.reads[c * size_t(shadow.actors) + size_t(warp.index - shadow.first)] = {
-          seen[size_t(warp.index)], int32_t(where)};
+      auto& reads = shadow.reads[c];
+      const auto same = [&](const auto& read) { return read.reader == warp.index; };
+      auto own = std::find_if(reads.begin(), reads.end(), same);
+      if (own == reads.end()) own = reads.insert(own, {warp.index, 0, 0});
+      own->clock = seen[size_t(warp.index)], own->where = where;
       if (shadow.by_reader.empty()) return;
       if (!mine(shadow.by_writer[c], warp)) note(-1, where, shadow);
       shadow.by_reader[c] = mine(shadow.by_reader[c], warp) ? warp.block : Shadow::kSeveral;
@@ -213,11 +216,10 @@ class Machine {
       auto& cell = shadow.cells[c];
       if (unordered(warp, cell) && (changes || cell.where != where))
         note(cell.where, where, shadow);
-      for (int a = 0; a < shadow.actors; ++a) {
-        const auto& read = shadow.reads[c * size_t(shadow.actors) + size_t(a)];
-        if (shadow.first + a != warp.index && read.clock > seen[size_t(shadow.first + a)])
+      for (const auto& read : shadow.reads[c])
+        if (read.reader != warp.index && read.clock > seen[size_t(read.reader)])
           note(read.where, where, shadow);
-      }
+      shadow.reads[c].clear();
       cell = {warp.index, seen[size_t(warp.index)], where};
       if (shadow.by_writer.empty()) return;
       if (!mine(shadow.by_writer[c], warp) || !mine(shadow.by_reader[c], warp))

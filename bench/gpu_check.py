@@ -18,6 +18,10 @@ DEVICE = "cuda"
 #: The only dtype of tokens that is looked at; None: all of them.
 DTYPE: torch.dtype | None = None
 
+#: Images of a batch, and repetitions of a call; where a machine of its own runs the kernels, fewer.
+IMAGES = 40
+TURNS = 20
+
 CHECKS: dict[str, Callable[[], None]] = {}
 #: Checks of which each dtype can be a process of its own: most of their time goes into compiling.
 BY_DTYPE: set[str] = set()

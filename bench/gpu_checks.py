@@ -173,13 +173,13 @@ def law_core_then_diversity() -> None:
 @check
 def law_rows() -> None:
     """A row alone, in a batch (other groups of programs), padded, and as a ragged segment."""
-    visual = draw(40, 300, 512)
+    visual = draw(gpu_check.IMAGES, 300, 512)
     whole = zk.diversity(visual, 40)
     ragged = zk.diversity_varlen(list(visual), 40)
     padded = torch.cat((visual, visual.flip(1)), 1)
-    mask = torch.arange(600, device=gpu_check.DEVICE).expand(40, 600) < 300
+    mask = torch.arange(600, device=gpu_check.DEVICE).expand(gpu_check.IMAGES, 600) < 300
     same(zk.diversity(padded, 40, visual_mask=mask), whole, "padded")
-    for b in range(0, 40, 7):
+    for b in range(0, gpu_check.IMAGES, 7):
         same(zk.diversity(visual[b], 40), whole[b], f"alone {b}")
         same(ragged[b], whole[b], f"ragged {b}")
 

@@ -92,21 +92,21 @@ def dpp_real_sizes() -> None:
 def dpp_laws() -> None:
     """A row alone, in a batch, padded, ragged; fewer picks; other strides; the same call again."""
     for dtype in chosen(DTYPES):
-        visual = draw(40, 300, 512, dtype)
-        weights = torch.rand(40, 300, device=gpu_check.DEVICE)
+        visual = draw(gpu_check.IMAGES, 300, 512, dtype)
+        weights = torch.rand(gpu_check.IMAGES, 300, device=gpu_check.DEVICE)
         whole = zk.dpp(visual, 60, weights=weights)
         ragged = zk.dpp_varlen(list(visual), 60, weights=list(weights))
         padded = torch.cat((visual, visual.flip(1)), 1)
-        mask = torch.arange(600, device=gpu_check.DEVICE).expand(40, 600) < 300
+        mask = torch.arange(600, device=gpu_check.DEVICE).expand(gpu_check.IMAGES, 600) < 300
         twice = torch.cat((weights, weights), 1)
         same(zk.dpp(padded, 60, weights=twice, visual_mask=mask), whole, "padded")
-        for b in range(0, 40, 7):
+        for b in range(0, gpu_check.IMAGES, 7):
             alone = zk.dpp(visual[b], 60, weights=weights[b])
             same(alone, whole[b], f"alone {b}")
             same(ragged[b], whole[b], f"ragged {b}")
             same(zk.dpp(visual[b], 13, weights=weights[b]), whole[b, :13], f"fewer {b}")
         view = visual.transpose(1, 2).contiguous().transpose(1, 2)
-        for turn in range(20):
+        for turn in range(gpu_check.TURNS):
             same(zk.dpp(view, 60, weights=weights), whole, turn)
 
 
@@ -146,25 +146,25 @@ def facility_location_real_sizes() -> None:
 def facility_location_laws() -> None:
     """A row alone, in a batch, padded in front, ragged; fewer picks; the same call again."""
     for dtype in chosen(DTYPES):
-        visual = draw(40, 150, 256, dtype)
-        weights = torch.rand(40, 150, device=gpu_check.DEVICE)
-        words = torch.rand(40, 3, 150, device=gpu_check.DEVICE) / 150
+        visual = draw(gpu_check.IMAGES, 150, 256, dtype)
+        weights = torch.rand(gpu_check.IMAGES, 150, device=gpu_check.DEVICE)
+        words = torch.rand(gpu_check.IMAGES, 3, 150, device=gpu_check.DEVICE) / 150
         options: dict[str, Any] = {"temperature": 0.2 if dtype == torch.float16 else 0.0}
         given = {"benefits": words, "weights": weights, **options}
         whole = zk.facility_location(visual, 40, **given)
         split = {"benefits": list(words), "weights": list(weights), **options}
         ragged = zk.facility_location_varlen(list(visual), 40, **split)
         padded = torch.cat((visual.flip(1), visual), 1)
-        mask = torch.arange(300, device=gpu_check.DEVICE).expand(40, 300) >= 150
+        mask = torch.arange(300, device=gpu_check.DEVICE).expand(gpu_check.IMAGES, 300) >= 150
         twice = {"benefits": torch.cat((words, words), 2), "weights": torch.cat([weights] * 2, 1)}
         behind = zk.facility_location(padded, 40, visual_mask=mask, **twice, **options)
         same(behind - 150, whole, "padded")
-        for b in range(0, 40, 7):
+        for b in range(0, gpu_check.IMAGES, 7):
             one = {"benefits": words[b], "weights": weights[b], **options}
             same(zk.facility_location(visual[b], 40, **one), whole[b], f"alone {b}")
             same(ragged[b], whole[b], f"ragged {b}")
             same(zk.facility_location(visual[b], 13, **one), whole[b, :13], f"fewer {b}")
-        for turn in range(20):
+        for turn in range(gpu_check.TURNS):
             same(zk.facility_location(visual, 40, **given), whole, turn)
 
 
@@ -221,19 +221,19 @@ def min_sum_real_sizes() -> None:
 def min_sum_laws() -> None:
     """A row alone, in a batch, padded in front, ragged; seeds; fewer picks; strides; again."""
     for dtype in chosen(DTYPES):
-        visual = draw(40, 300, 512, dtype)
+        visual = draw(gpu_check.IMAGES, 300, 512, dtype)
         whole = zk.min_sum(visual, 60)
         ragged = zk.min_sum_varlen(list(visual), 60)
         padded = torch.cat((visual.flip(1), visual), 1)
-        mask = torch.arange(600, device=gpu_check.DEVICE).expand(40, 600) >= 300
+        mask = torch.arange(600, device=gpu_check.DEVICE).expand(gpu_check.IMAGES, 600) >= 300
         same(zk.min_sum(padded, 60, visual_mask=mask) - 300, whole, "padded")
         same(zk.min_sum(visual, 11, seeds=whole[:, :49]), whole[:, 49:], "seeds")
-        for b in range(0, 40, 7):
+        for b in range(0, gpu_check.IMAGES, 7):
             same(zk.min_sum(visual[b], 60), whole[b], f"alone {b}")
             same(ragged[b], whole[b], f"ragged {b}")
             same(zk.min_sum(visual[b], 13), whole[b, :13], f"fewer {b}")
         view = visual.transpose(1, 2).contiguous().transpose(1, 2)
-        for turn in range(20):
+        for turn in range(gpu_check.TURNS):
             same(zk.min_sum(view, 60), whole, turn)
 
 

@@ -21,8 +21,6 @@ from zspa_kernels.testing.suppression import soft_suppress64, suppress64
 CASES = ((50, 33), (420, 130), (1300, 1000))
 #: Of which pairs make tokens at the threshold.
 AXES = 24
-#: Images of which laws are asked.
-IMAGES = 40
 #: Images, N, D and K of a timed call.
 SIZES = ((1, 576, 4096, 58), (1, 2880, 4096, 288), (32, 576, 4096, 58))
 
@@ -94,19 +92,21 @@ def suppress_real_sizes() -> None:
 def suppress_laws() -> None:
     """A row alone, in a batch, padded in front; fewer picks; strides; the same call again."""
     for dtype in chosen(DTYPES):
-        visual = draw(IMAGES, 300, 512, dtype)
-        scores = torch.stack([ratings(300, seed) for seed in range(IMAGES)]).to(gpu_check.DEVICE)
+        visual = draw(gpu_check.IMAGES, 300, 512, dtype)
+        scores = torch.stack([ratings(300, seed) for seed in range(gpu_check.IMAGES)]).to(
+            gpu_check.DEVICE
+        )
         whole = zk.suppress(visual, scores, 150, threshold=0.5)
         padded, twice = torch.cat((visual.flip(1), visual), 1), torch.cat((scores, scores), 1)
-        mask = torch.arange(600, device=gpu_check.DEVICE).expand(IMAGES, 600) >= 300
+        mask = torch.arange(600, device=gpu_check.DEVICE).expand(gpu_check.IMAGES, 600) >= 300
         behind = zk.suppress(padded, twice, 150, threshold=0.5, visual_mask=mask)
         same(behind - 300, whole, "padded")
-        for b in range(0, IMAGES, 7):
+        for b in range(0, gpu_check.IMAGES, 7):
             same(zk.suppress(visual[b], scores[b], 150, threshold=0.5), whole[b], f"alone {b}")
             few = zk.suppress(visual[b], scores[b], 13, threshold=0.5)
             same(few, whole[b, :13], f"fewer {b}")
         view = visual.transpose(1, 2).contiguous().transpose(1, 2)
-        for turn in range(20):
+        for turn in range(gpu_check.TURNS):
             same(zk.suppress(view, scores.double(), 150, threshold=0.5), whole, turn)
 
 
@@ -160,19 +160,21 @@ def soft_suppress_real_sizes() -> None:
 def soft_suppress_laws() -> None:
     """A row alone, in a batch, padded in front; fewer picks; strides; the same call again."""
     for dtype in chosen(DTYPES):
-        visual = draw(IMAGES, 300, 512, dtype)
-        scores = torch.stack([ratings(300, seed) for seed in range(IMAGES)]).to(gpu_check.DEVICE)
+        visual = draw(gpu_check.IMAGES, 300, 512, dtype)
+        scores = torch.stack([ratings(300, seed) for seed in range(gpu_check.IMAGES)]).to(
+            gpu_check.DEVICE
+        )
         given = _moved(_options(1 + DTYPES.index(dtype), 300))
         many = {**given}
         if "positions" in given:
-            many["positions"] = given["positions"].expand(IMAGES, -1, -1)
+            many["positions"] = given["positions"].expand(gpu_check.IMAGES, -1, -1)
         whole = zk.soft_suppress(visual, scores, 90, **many)
         padded, twice = torch.cat((visual.flip(1), visual), 1), torch.cat((scores, scores), 1)
         behind = {name: torch.cat((x, x), 1) for name, x in many.items() if name == "positions"}
-        mask = torch.arange(600, device=gpu_check.DEVICE).expand(IMAGES, 600) >= 300
+        mask = torch.arange(600, device=gpu_check.DEVICE).expand(gpu_check.IMAGES, 600) >= 300
         got = zk.soft_suppress(padded, twice, 90, **{**many, **behind}, visual_mask=mask)
         same(got - 300, whole, "padded")
-        for b in range(0, IMAGES, 7):
+        for b in range(0, gpu_check.IMAGES, 7):
             same(zk.soft_suppress(visual[b], scores[b], 90, **given), whole[b], f"alone {b}")
             few = zk.soft_suppress(visual[b], scores[b], 13, **given)
             same(few, whole[b, :13], f"fewer {b}")

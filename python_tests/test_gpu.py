@@ -72,7 +72,7 @@ def test_the_checks_of_suppression_pass_and_fail(
     monkeypatch.setattr(gpu_check, "DEVICE", "cpu")
     monkeypatch.setattr(gpu_suppress, "CASES", ((50, 33), (80, 70)))
     monkeypatch.setattr(gpu_suppress, "AXES", 9)
-    monkeypatch.setattr(gpu_suppress, "IMAGES", 3)
+    monkeypatch.setattr(gpu_check, "IMAGES", 3)
     monkeypatch.setattr(gpu_suppress, "DTYPES", (torch.bfloat16,) * 3)
     of_op = {"suppress": ("cases", "at_the_threshold", "laws"), "soft_suppress": ("cases", "laws")}
     names = [f"{op}_{name}" for name in of_op[op]]

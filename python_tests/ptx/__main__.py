@@ -71,7 +71,7 @@ def main(target: str, names: str, dtype: str | None = None) -> int:
     """Run checks, separated by commas."""
     from bench import gpu_check, gpu_checks
 
-    gpu_check.DEVICE = "cpu"
+    gpu_check.DEVICE, gpu_check.IMAGES, gpu_check.TURNS = "cpu", 8, 1
     torch.cuda.synchronize = lambda device=None: None
     for name in names.split(","):
         launcher = Launcher(int(target))

@@ -100,7 +100,18 @@ def test_nothing_to_select() -> None:
     assert zk.select_varlen([], keep=0.5) == []
     assert zk.diversity_varlen([], 3) == []
     assert in_packed(draw(0, D), lengths=[], keep=0.5).shape == (0,)
+    assert in_packed(draw(0, D), prompt=[], lengths=[], keep=0.5).shape == (0,)
+    assert zk.diversity_varlen(draw(0, D), [], lengths=[]).shape == (0,)
     assert_same(zk.select_varlen([draw(0, D)], SHARED, keep=0.5), [torch.empty(0).long()])
+
+
+@pytest.mark.parametrize("pooling", ["max", "none_mean", "none_max"])
+def test_pooling_is_that_of_each_image(pooling: str) -> None:
+    options: dict[str, Any] = {"keep": 1.0, "core_ratio": 1.0, "sorted": False, "pooling": pooling}
+    own = each([*PROMPTS], **options)
+    assert_same(zk.select_varlen(IMAGES, PROMPTS, **options), own)
+    by_mean = each([*PROMPTS], **{**options, "pooling": "mean"})
+    assert any(not torch.equal(a, b) for a, b in zip(own, by_mean, strict=True))
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -120,16 +131,20 @@ def test_diversity_is_the_images_one_by_one(weighted: bool) -> None:
 
 
 def test_one_call_of_the_op(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told the longest image: scratch memory follows from that."""
     calls = []
-    real: Callable[..., Tensor] = torch.ops.zspa.select_varlen
+    for op in ("select_varlen", "dpp_varlen"):
+        real: Callable[..., Tensor] = getattr(torch.ops.zspa, op)
 
-    def run(*arguments: Any) -> Tensor:
-        calls.append(arguments)
-        return real(*arguments)
+        def run(*arguments: Any, real: Callable[..., Tensor] = real) -> Tensor:
+            calls.append(arguments)
+            return real(*arguments)
 
-    monkeypatch.setattr(torch.ops.zspa, "select_varlen", run)
+        monkeypatch.setattr(torch.ops.zspa, op, run)
     zk.select_varlen(IMAGES, PROMPTS, keep=0.5)
-    assert len(calls) == 1
+    zk.dpp_varlen(IMAGES, 1)
+    (selected, spanned) = calls
+    assert selected[7] == spanned[4] == max(LENGTHS)
 
 
 VISUAL = torch.cat(IMAGES)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import zspa_kernels as zk
 from zspa_kernels._activations import NAMES
+from zspa_kernels._sensitivity import SCORES, Scorer
 from zspa_kernels.projectors import Projector, read_projector
 from zspa_kernels.testing.sensitivity import TORCH_ACTIVATIONS, jacobian_sensitivity
 
@@ -30,6 +31,17 @@ class Act(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(x)
+
+
+class Swish(nn.Module):
+    """With a slope that is learned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.beta = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(self.beta * x)
 
 
 class RMSNorm(nn.Module):
@@ -199,6 +211,62 @@ def test_a_linear_projector_is_constant() -> None:
     for score in ("closed_form", "linearised", "zeroth_order"):
         found = zk.sensitivity(module, x, score=score)
         assert found.isnan().tolist() == [False, False, True, False, False]
+    u = torch.eye(D)[:3] * torch.tensor([[1.0], [2.0], [5.0]])
+    found = zk.sensitivity(module, x, score="linearised", directions=u)
+    torch.testing.assert_close(found[0], (u @ read_projector(module).w1.T).norm(dim=1).mean())
+    closed = zk.sensitivity(module, x)[0]
+    torch.testing.assert_close(closed, read_projector(module).w1.norm() / D**0.5)
+
+
+def test_defaults_are_those_that_are_documented() -> None:
+    module, x = build("LLaVA"), features("LLaVA")
+    named = {"directions": zk.unit_directions(64, D, seed=0), "radius": 0.01}
+    found = zk.sensitivity(module, x, score="zeroth_order")
+    assert torch.equal(found, zk.sensitivity(module, x, score="zeroth_order", **named))
+    assert torch.equal(zk.sensitivity(module, x), zk.sensitivity(module, x, score="closed_form"))
+
+
+def test_a_projector_that_was_read_is_as_good_as_its_module() -> None:
+    module, x = build("Qwen2.5-VL"), features("Qwen2.5-VL").requires_grad_()
+    for score in SCORES:
+        found = zk.sensitivity(read_projector(module), x, score=score)
+        assert torch.equal(found, zk.sensitivity(module, x, score=score))
+        assert not found.requires_grad
+
+
+def test_backends_are_asked_for_by_name() -> None:
+    module, x = build("LLaVA"), features("LLaVA")
+    plan = zk.SensitivityPlan(torch.ones(3, D), None, torch.ones(2, 3), "gelu")
+    for projector, score in (
+        (module, "closed_form"),
+        (module, "linearised"),
+        (plan, "closed_form"),
+    ):
+        with pytest.raises(NotImplementedError, match="backend 'cuda' cannot run"):
+            zk.sensitivity(projector, x, score=score, backend="cuda")
+    with pytest.raises(NotImplementedError, match="backend 'cuda' cannot run"):
+        plan(preactivation=torch.ones(2, 3), backend="cuda")
+    for name, score in (("LLaVA", "norm"), ("Linear", "linearised")):  # no op, hence no backend
+        with pytest.raises(ValueError, match="sensitivity: backend must be one of auto, "):
+            zk.sensitivity(build(name), x, score=score, backend="fast")
+
+
+def test_for_many_calls_the_second_layer_is_made_short() -> None:
+    """The lengths of its outputs, less the bias, stay; for one call making it would cost more."""
+    module = nn.Sequential(nn.Linear(D, 5), nn.GELU(), nn.Linear(5, 30))
+    x = features("LLaVA")
+    once, often = (
+        Scorer.of("sensitivity", module, "linearised", None, 3, 0, 0.01, reuse).projector
+        for reuse in (False, True)
+    )
+    assert once is not None
+    assert once.w2 is not None
+    assert torch.equal(once.w2, module[2].weight)
+    assert often is not None
+    assert often.w2 is not None
+    assert often.w2.shape == (5, 5)
+    lengths = (module(x) - module[2].bias).norm(dim=-1)
+    torch.testing.assert_close(often.outputs(x).norm(dim=-1), lengths)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -214,6 +282,7 @@ def test_activations_are_recognised_by_what_they_compute(name: str) -> None:
         (nn.SiLU(), "silu"),
         (nn.ReLU(), "relu"),
         (nn.Identity(), "identity"),
+        (Swish(), "silu"),
     ],
 )
 def test_activations_of_torch(module: nn.Module, name: str) -> None:
@@ -259,9 +328,14 @@ def softmax() -> nn.Module:
     return Llava(nn.Softmax(dim=-1))
 
 
-def broken() -> nn.Module:
+class Pair(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, x
+
+
+def broken(layer: str, name: str) -> nn.Module:
     module = Llava(nn.GELU())
-    module.linear_1.weight.data[0, 0] = torch.nan
+    getattr(getattr(module, layer), name).data[..., 0] = torch.nan
     return module
 
 
@@ -293,7 +367,14 @@ BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: Llava(nn.PReLU()), ValueError, "quick_gelu, silu, relu, identity, got PReLU"),
     (softmax, ValueError, "got Softmax"),
     (lambda: Llava(nn.ReLU6()), ValueError, "silu, relu, identity, got ReLU6"),
-    (broken, ValueError, "weight must be finite, got 1 elements that are not"),
+    (lambda: Llava(Pair()), ValueError, "silu, relu, identity, got Pair"),
+    *(
+        (lambda a=layer, b=name: broken(a, b), ValueError, f"{name} must be finite, got {n} elem")
+        for layer, name, n in (
+            *(("linear_1", "weight", H), ("linear_1", "bias", 1)),
+            *(("linear_2", "weight", O), ("linear_2", "bias", 1)),
+        )
+    ),
     (quantised, TypeError, "weight must be float32, float16 or bfloat16, got torch.uint8"),
     (
         lambda: Llava(nn.GELU()).to("meta"),
@@ -326,6 +407,7 @@ def test_features_that_do_not_fit() -> None:
     for name, bad, text in (
         ("Qwen2.5-VL", x[:3], r"features must be \[..., T, C\] that merge to D=24, got \[3, 6\]"),
         ("Qwen2.5-VL", x[:, :5], r"features must be \[..., T, C\] that merge to D=24"),
+        ("Qwen2.5-VL", x[:, :0], r"features must be \[..., T, C\] that merge to D=24"),
         ("Qwen2.5-VL", x[:, :3].repeat(2, 1), r"features must have C=6, got \[40, 3\]"),
         ("LLaVA", x, r"features must have D=24 channels, got \[20, 6\]"),
         ("Linear", x, r"features must have D=24 channels, got \[20, 6\]"),
@@ -354,6 +436,9 @@ def test_bad_options() -> None:
     ):
         with pytest.raises(kind, match=f"(sensitivity|SensitivityPlan): {text}"):
             zk.sensitivity(module, x, **options)
+    for u, text in ((x[:, :5], r"be \[m, D=24\], got \[5, 5\]"), (x[:0], "have m >= 1")):
+        with pytest.raises(ValueError, match=f"sensitivity: directions must {text}"):
+            zk.sensitivity(build("Linear"), x, score="linearised", directions=u)
     with pytest.raises(ValueError, match="projector must be a module for score 'norm', got a Sens"):
         zk.sensitivity(plan, x, score="norm")
 
@@ -362,7 +447,7 @@ def test_reading_leaves_the_module_alone() -> None:
     module = build("Qwen2.5-VL").train()
     before = {k: v.clone() for k, v in module.state_dict().items()}
     state = torch.get_rng_state()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
         read_projector(module)
     assert torch.equal(torch.get_rng_state(), state)
     assert module.training
@@ -375,3 +460,9 @@ def test_a_layer_that_is_used_twice_is_both_layers() -> None:
     found = read_projector(nn.Sequential(layer, nn.GELU(), layer))
     assert found.w2 is not None
     assert torch.equal(found.w1, found.w2)
+
+
+def test_a_part_that_was_left_out_is_none() -> None:
+    module = Llava(nn.GELU())
+    module.register_module("dropout", None)
+    assert read_projector(module).activation == "gelu"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import zspa_kernels as zk
 from zspa_kernels._activations import NAMES
-from zspa_kernels.sensitivity_plan import _leading_factor, compact_output
+from zspa_kernels.sensitivity_plan import _leading_factor, _orthonormal, compact_output
 from zspa_kernels.testing.sensitivity import jacobian_sensitivity, projector
 
 
@@ -130,6 +130,20 @@ def test_few_rows_beside_a_diagonal_are_found() -> None:
     assert float((form - near).norm() / form.norm()) < 0.0025
 
 
+def test_negative_eigenvalues_off_the_diagonal_take_no_row() -> None:
+    """Many more of the largest size than a basis has columns, all below 0."""
+    block = 1.5 * torch.eye(3, dtype=torch.float64) - 0.5
+    factor, _ = _leading_factor(torch.block_diag(*[block] * 40), 4)
+    assert float(factor.norm()) > 1.0
+
+
+def test_a_basis_is_orthonormal_to_the_last_bits() -> None:
+    for exponent in (0.0, 1.0, 2.0):  # the last is beyond what products can tell apart
+        x = draw(60, 8).double() * 10.0 ** (-exponent * torch.arange(8))
+        basis = _orthonormal(x)
+        assert torch.allclose(basis.T @ basis, torch.eye(8).double(), rtol=0, atol=1e-14)
+
+
 def test_calls_copy_no_matrix() -> None:
     """A factor or a W2 whose rows are not contiguous would be copied in every call."""
     w = weights()
@@ -160,7 +174,9 @@ def test_trained_weights_of_half_precision() -> None:
     w1, b1, w2 = (torch.nn.Parameter(t.bfloat16()) for t in w)
     half = w1, b1, w2
     plan = zk.SensitivityPlan(*half, "gelu")
-    assert not plan.factor.requires_grad
+    assert plan.b1 is not None
+    for given in (plan.w1, plan.b1, plan.factor, compact_output(w2)):
+        assert not given.requires_grad
     scores = plan(x)
     assert not scores.requires_grad
     assert error(scores, exact(half, x, "gelu").detach()) < 1e-2
@@ -250,6 +266,9 @@ def test_bad_directions() -> None:
     for m, d, kind in ((0, 3, ValueError), (2, 0, ValueError), (2.5, 3, TypeError)):
         with pytest.raises(kind, match=r"unit_directions: [md] must be"):
             zk.unit_directions(m, d)
+    for seed in (1.5, None, True):
+        with pytest.raises(TypeError, match="unit_directions: seed must be an int, got"):
+            zk.unit_directions(2, 3, seed)
 
 
 def test_repr_says_what_was_left_out() -> None:
@@ -262,3 +281,5 @@ def test_a_projector_of_zeros_answers_with_zeros() -> None:
     plan = zk.SensitivityPlan(torch.ones(4, 3), None, torch.zeros(2, 4), "gelu")
     assert (plan.discarded, plan.residual) == (0.0, 0.0)
     assert plan(torch.ones(5, 3)).tolist() == [0.0] * 5
+    few = zk.SensitivityPlan(torch.ones(4, 3), None, torch.zeros(2, 4), "gelu", 2)
+    assert few(torch.ones(5, 3)).tolist() == [0.0] * 5

@@ -16,7 +16,7 @@ def call(op: str, backend: str, arguments: tuple[Any, ...], pooling: str = "mean
 
     `pooling` is checked here as well: the dispatcher rejects what is no string in its own words.
     """
-    _values.option(op, "backend", backend, ("auto", *_dispatch.BACKENDS))
+    check_backend(op, backend)
     _values.option(op, "pooling", pooling, _contract.POOLINGS)
     if backend == "auto":
         return getattr(torch.ops.zspa, op)(*arguments)
@@ -27,3 +27,8 @@ def call(op: str, backend: str, arguments: tuple[Any, ...], pooling: str = "mean
     # What the dispatcher does first: a tensor that stands for its negative becomes that.
     arguments = tuple(x.resolve_neg() if isinstance(x, torch.Tensor) else x for x in arguments)
     return getattr(_register, op)(*arguments, backend=backend)
+
+
+def check_backend(op: str, backend: str) -> None:
+    """`backend` must be a name that there is; whether that backend can run is `_dispatch`'s."""
+    _values.option(op, "backend", backend, ("auto", *_dispatch.BACKENDS))

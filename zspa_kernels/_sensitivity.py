@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from . import _contract_sensitivity
 from . import _contract_values as _values
-from ._call import call
+from ._call import call, check_backend
 from .projectors import Projector, read_projector
 from .sensitivity_plan import SensitivityPlan, compact_output, unit_directions
 
@@ -45,7 +45,7 @@ def sensitivity(
         directions: `[m, D]`, used as given, or how many random unit vectors.
         seed: of those; see `unit_directions`.
         radius: of the perturbation, at least 0.
-        backend: see `select`.
+        backend: see `select`; `"norm"` and a single Linear need none.
 
     Returns:
         float32 `[B, N]` or `[N]`. NaN for tokens with NaN, Inf or a length beyond 2**40. One value
@@ -70,6 +70,7 @@ def sensitivity(
         >>> sensitivity(projector, torch.tensor([[3.0, 3.0], [3.0, -3.0]]))
         tensor([1.0000, 0.7071])
     """
+    check_backend("sensitivity", backend)
     scorer = Scorer.of("sensitivity", projector, score, rank, directions, seed, radius)
     return scorer(features, backend)
 
@@ -158,4 +159,4 @@ class Scorer:
 def row_lengths(x: Tensor) -> Tensor:
     """Length of every row in float32, NaN for invalid ones."""
     length: Tensor = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)
-    return length.masked_fill(~(length <= 2.0**40), torch.nan)
+    return length.masked_fill(length > 2.0**40, torch.nan)

@@ -112,7 +112,7 @@ def read_projector(projector: nn.Module | Projector, op: str = "sensitivity") ->
     if not isinstance(projector, nn.Module):
         raise TypeError(f"{op}: projector must be a torch.nn.Module, got {type(projector)!r:.60}")
     parts = list(_leaves(projector))
-    norm = parts.pop(0) if parts and _is_norm(parts[0]) else None
+    norm = parts.pop(0) if _is_norm(parts[0]) else None
     linear = [isinstance(part, nn.Linear) for part in parts]
     if linear not in ([True], [True, False, True]) or _has_own_parameters(projector):
         got = " of ".join([type(projector).__name__, ", ".join(_names(projector)) or "no parts"])

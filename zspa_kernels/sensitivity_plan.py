@@ -282,10 +282,8 @@ def _losses(form: Tensor, factor: Tensor, diagonal: Tensor | None) -> tuple[floa
     """(share of the trace outside the factor, relative norm of what is in neither)."""
     trace = float(form.trace())
     size = float(form.norm())
-    if trace == 0.0:
+    if trace == 0.0 or diagonal is None:
         return 0.0, 0.0
-    if diagonal is None:
-        return max(0.0, 1.0 - float(factor.square().sum()) / trace), 0.0
     rest = form - factor.T @ factor
     discarded = max(0.0, float(rest.trace()) / trace)
     rest.diagonal().sub_(diagonal)

@@ -7,6 +7,7 @@ not interpret. Prints a JSON object a check: what was run, how many instructions
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import math
@@ -19,6 +20,7 @@ from torch import Tensor
 from .machine import Launcher
 
 PROGRAMS = 3  # that share an image
+SIZES = (150, 400)  # tokens of what each op is asked first
 STEMS = (
     *("diversity", "diversity_whole", "dpp", "facility_location", "facility_location_matrix"),
     *("min_sum", "relevance_topk", "select", "sensitivity", "soft_suppress", "suppress"),
@@ -69,9 +71,14 @@ def at_once(kernel: Any) -> Any:
 
 def main(target: str, names: str, dtype: str | None = None) -> int:
     """Run checks, separated by commas."""
-    from bench import gpu_check, gpu_checks
+    from bench import gpu_check
 
     gpu_check.DEVICE, gpu_check.IMAGES, gpu_check.TURNS = "cpu", 8, 1
+    gpu_check.FIRST = tuple(
+        dataclasses.replace(case, n=n) for case, n in zip(gpu_check.FIRST, SIZES, strict=True)
+    )
+    from bench import gpu_checks  # its modules take FIRST as it is now
+
     torch.cuda.synchronize = lambda device=None: None
     for name in names.split(","):
         launcher = Launcher(int(target))

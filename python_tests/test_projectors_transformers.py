@@ -171,7 +171,9 @@ def test_activations_of_configurations(name: str) -> None:
     if name in ACTIVATIONS:
         assert read_projector(module).activation == ACTIVATIONS[name]
     else:
-        with pytest.raises(ValueError, match="sensitivity: projector must have one of the activ"):
+        with pytest.raises(
+            ValueError, match="read_projector: projector must have one of the activ"
+        ):
             read_projector(module)
 
 
@@ -194,5 +196,5 @@ def test_a_linear_connector_is_read_without_its_shuffle() -> None:
     ],
 )
 def test_other_projectors_are_refused_by_name(name: str, kind: str) -> None:
-    with pytest.raises(ValueError, match=f"sensitivity: projector must .* got {kind}"):
+    with pytest.raises(ValueError, match=f"read_projector: projector must .* got {kind}"):
         read_projector(vision(name, kind))

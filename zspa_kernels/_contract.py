@@ -253,8 +253,16 @@ def _visual(
     return batch, n
 
 
-def _prompt(op: str, visual: Tensor, prompt: Tensor, mask: Tensor | None) -> None:
-    _tokens(op, "prompt", prompt)
+def _prompt(
+    op: str,
+    visual: Tensor,
+    prompt: Tensor,
+    mask: Tensor | None,
+    name: str = "prompt",
+    like: str = "visual",
+) -> None:
+    """Check the text `name` beside the tokens `like`, and its mask."""
+    _tokens(op, name, prompt)
     have, want = prompt.shape, visual.shape
     if (
         len(have) != len(want)
@@ -263,12 +271,12 @@ def _prompt(op: str, visual: Tensor, prompt: Tensor, mask: Tensor | None) -> Non
     ):
         batch = f"B={want[0]}, " if len(want) == 3 else ""
         raise ValueError(
-            f"{op}: prompt must be [{batch}M, D={want[-1]}] like visual, got {axes(prompt)}"
+            f"{op}: {name} must be [{batch}M, D={want[-1]}] like {like}, got {axes(prompt)}"
         )
     if (have[-2] >= _TOKEN_LIMIT) is True:
-        raise ValueError(f"{op}: prompt must have M < 2**31 tokens, got {axes(prompt)}")
+        raise ValueError(f"{op}: {name} must have M < 2**31 tokens, got {axes(prompt)}")
     if prompt.device != visual.device:
-        raise ValueError(f"{op}: prompt must be on {visual.device}, got {prompt.device}")
+        raise ValueError(f"{op}: {name} must be on {visual.device}, got {prompt.device}")
     if mask is not None:
         _companion(op, "prompt_mask", mask, visual, _BOOL, have[:-1])
 

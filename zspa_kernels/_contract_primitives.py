@@ -46,6 +46,12 @@ def visual_and_prompt(
     _prompt(op, x, prompt, prompt_mask)
 
 
+def embeddings(op: str, image: Tensor, text: Tensor, like: Tensor) -> None:
+    """Embeddings of patches `[B, N, C]`, one for each token of `like`, and of text `[B, M, C]`."""
+    features(op, "image_embeds", image, like)
+    _prompt(op, image, text, None, "text_embeds", "image_embeds")
+
+
 def per_token(op: str, name: str, x: Tensor, like: Tensor) -> None:
     """Floats `[B, N]`, one for each token of `like` `[B, N, D]`."""
     _companion(op, name, x, like, _ANY_FLOAT, like.shape[:-1])

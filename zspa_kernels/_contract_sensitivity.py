@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ._activations import NAMES as ACTIVATIONS
-from ._contract import _TOKEN_LIMIT, Shape, _tokens
+from ._contract import _TOKEN_LIMIT, Shape, _holds_values, _tokens
 from ._contract_values import axes, option, say, tensor
 
 
@@ -101,6 +101,19 @@ def projector(
     return d, hidden
 
 
+def features(op: str, x: Tensor, w1: Tensor) -> None:
+    """Rules of a projector's features, but for their shape, beside its weights `w1`."""
+    _tokens(op, "features", x)
+    _holds_values(op, "features", x)
+    _beside(op, "features", x, w1)
+
+
+def movable(op: str, name: str, x: Tensor) -> None:
+    """`x` can be brought to another device."""
+    tensor(op, name, x)
+    _holds_values(op, name, x)
+
+
 def directions(op: str, x: Tensor, w1: Tensor) -> None:
     """Rules of directions beside the weights `w1` `[H, D]`."""
     _matrix(op, "directions", x, w1, "m", "D", w1.shape[-1])
@@ -129,8 +142,7 @@ def length(op: str, name: str, value: Any) -> float:
 def _rows(op: str, name: str, x: Tensor) -> Shape:
     """Check tokens `[N, D]` or `[B, N, D]`; return their shape without D."""
     _tokens(op, name, x)
-    if x.is_meta:
-        raise ValueError(f"{op}: {name} must be on a device that holds values, got a meta tensor")
+    _holds_values(op, name, x)
     shape = x.shape
     if len(shape) not in (2, 3):
         raise ValueError(f"{op}: {name} must be [N, D] or [B, N, D], got {axes(x)}")

@@ -3,17 +3,39 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import numbers
 import operator
 import reprlib
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)  # what tokens and weights may be
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def naming(op: str) -> Callable[[_F], _F]:
+    """Decorates `op`: errors of the functions it calls name what the user called, and not them."""
+
+    def decorate(function: _F) -> _F:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return function(*args, **kwargs)
+            except (TypeError, ValueError, NotImplementedError, ImportError) as error:
+                inner, colon, rest = str(error).partition(": ")
+                if colon and inner.isidentifier():
+                    error.args = (f"{op}: {rest}",)
+                raise
+
+        return call  # type: ignore[return-value]
+
+    return decorate
 
 
 def tensor(op: str, name: str, x: object) -> None:

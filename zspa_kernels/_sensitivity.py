@@ -17,6 +17,7 @@ from .sensitivity_plan import SensitivityPlan, compact_output, unit_directions
 SCORES = ("closed_form", "zeroth_order", "linearised", "norm")
 
 
+@_values.naming("sensitivity")
 def sensitivity(
     projector: nn.Module | Projector | SensitivityPlan,
     features: Tensor,
@@ -119,6 +120,7 @@ class Scorer:
             m = _values.integer(op, "directions", directions)
             _values.at_least(op, "directions", m, 1)
             directions = unit_directions(m, read.w1.shape[1], seed)
+        _contract_sensitivity.movable(op, "directions", directions)
         directions = directions.to(read.w1.device)
         _contract_sensitivity.directions(op, directions, read.w1)
         if reuse and read.w2 is not None:
@@ -129,6 +131,7 @@ class Scorer:
         """Scores `[B, N]` of the projector's features."""
         if self.projector is None:
             return self._planned(features, backend)
+        _contract_sensitivity.features(self.op, features, self.projector.w1)
         with torch.no_grad():
             if self.score == "norm":
                 return row_lengths(self.projector.outputs(features, self.op))

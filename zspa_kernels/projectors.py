@@ -62,7 +62,7 @@ class Projector:
     norm: Callable[[Tensor], Tensor] | None = None
     norm_width: int = 0
 
-    def inputs(self, features: Tensor, op: str = "sensitivity") -> Tensor:
+    def inputs(self, features: Tensor, op: str = "Projector") -> Tensor:
         """What the first layer is given, `[B, N, D]` or `[N, D]`, for the projector's features."""
         _values.tensor(op, "features", features)
         D, shape = self.w1.shape[1], list(features.shape)
@@ -84,7 +84,7 @@ class Projector:
         """The same with another second layer, without its bias."""
         return replace(self, w2=w2, b2=None)
 
-    def outputs(self, features: Tensor, op: str = "sensitivity") -> Tensor:
+    def outputs(self, features: Tensor, op: str = "Projector") -> Tensor:
         """P of the projector's features, `[B, N, O]` or `[N, O]`."""
         x = nn.functional.linear(self.inputs(features, op), self.w1, self.b1)
         if self.w2 is None:
@@ -92,7 +92,7 @@ class Projector:
         return nn.functional.linear(ACTIVATIONS[self.activation].value(x), self.w2, self.b2)
 
 
-def read_projector(projector: nn.Module | Projector, op: str = "sensitivity") -> Projector:
+def read_projector(projector: nn.Module | Projector, op: str = "read_projector") -> Projector:
     """Read a projector's layers out of its module; imports no model library.
 
     Args:

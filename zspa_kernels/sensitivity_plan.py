@@ -114,6 +114,7 @@ class SensitivityPlan:
         self.factor = factor.to(dtype or product_dtype(w1)).contiguous()
         self.diagonal = None if rest is None else rest.float()
 
+    @_values.naming(_OP)
     def __call__(
         self,
         features: Tensor | None = None,

@@ -109,13 +109,15 @@ def kept_of_each(
     Raises:
         TypeError, ValueError: `visual` is no sequence of tensors `[n, D]` that go together.
     """
-    # A batch is a sequence of images as well.
-    _alike(about.title, "visual", list(visual) if isinstance(visual, Tensor) else visual, 2)
+    if isinstance(visual, Tensor) and visual.ndim:  # a batch is a sequence of images as well
+        visual = list(visual)
+    _alike(about.title, "visual", visual, 2)
     return [api.num_keep(len(x), keep, rounding) for x in visual]
 
 
 def _images(about: About, visual: object) -> None:
-    if isinstance(visual, str) or not isinstance(visual, Sequence | Tensor):
+    images = isinstance(visual, Sequence) and not isinstance(visual, str)
+    if not images and not (isinstance(visual, Tensor) and visual.ndim):
         got = _values.say(visual)
         raise TypeError(f"{about.title}: visual must be a sequence of tensors, got {got}")
 

@@ -10,6 +10,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from .. import _contract, api
+from .. import _contract_values as _values
 from ..primitives._image import readable
 from ..primitives.scores import ordered
 from ..types import Selection
@@ -53,6 +54,7 @@ class AllInRelevance(MethodBase):
     def __post_init__(self) -> None:
         check_options(self.about, self)
 
+    @_values.naming("AllInRelevance")
     def select(
         self,
         visual: Tensor,
@@ -94,6 +96,7 @@ class AllInRelevance(MethodBase):
         # Both end in the same number of -1, except that `core` is all -1 without a prompt.
         return Selection(indices, core >= 0, scores)
 
+    @_values.naming("AllInRelevance")
     def select_varlen(
         self, visual: Sequence[Tensor], prompt: Sequence[Tensor] | None = None
     ) -> list[Selection]:

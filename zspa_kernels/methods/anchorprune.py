@@ -96,6 +96,7 @@ class AnchorPrune(EachByItself):
         patience = _values.integer("AnchorPrune", "patience", self.patience)
         _values.at_least("AnchorPrune", "patience", patience, 1)
 
+    @_values.naming("AnchorPrune")
     def select(
         self,
         visual: Tensor,
@@ -132,11 +133,10 @@ class AnchorPrune(EachByItself):
         else:
             image = self.about.require("image_embeds", image_embeds)
             text, pooling = self.about.require("text_embeds", text_embeds), "none_mean"
-            # Minus the cosine; a patch without direction stays the last. The op refuses the rest.
-            text = -text if text.is_floating_point() else text
         weights = per_token(self.about, "attention", attention, visual, visual_mask)
-        if image is not visual:
-            _rules.features("AnchorPrune", "image_embeds", image, visual)
+        if self.space == "clip":
+            _rules.embeddings("AnchorPrune", image, text, visual)
+            text = -text  # minus the cosine; a patch without direction stays the last
         space = visual
         if features is not None:
             space = self.about.require("features", features)

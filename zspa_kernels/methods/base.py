@@ -97,6 +97,10 @@ class EachByItself(MethodBase):
 
     about: ClassVar[About]
 
+    @property
+    def _facts(self) -> About:
+        return self.about
+
     def select_varlen(
         self,
         visual: Sequence[Tensor],
@@ -117,7 +121,7 @@ class EachByItself(MethodBase):
             TypeError, ValueError: an input is no sequence, or has not one entry an image.
         """
         names = {"prompt": prompt, **inputs}
-        given = [of_each(self.about, name, x, visual) for name, x in names.items()]
+        given = [of_each(self._facts, name, x, visual) for name, x in names.items()]
         # One row an image: prompt, then the inputs in their order.
         rows = zip(visual, *given, strict=True)
         method: Any = self
@@ -138,7 +142,7 @@ def select_by_counts(
     """One ragged call of `select`; which picks are core follows from their order."""
     picks = api.select_varlen(
         list(visual),
-        list(prompt) if isinstance(prompt, Tensor) else prompt,
+        list(prompt) if isinstance(prompt, Tensor) and prompt.ndim else prompt,
         k_core=list(k_core),
         k_diverse=list(k_diverse),
         pooling=pooling,

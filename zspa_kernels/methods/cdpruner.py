@@ -95,6 +95,7 @@ class CDPruner(MethodBase):
         """CLIP's embeddings in its space only."""
         return self.about.inputs if self.space == "clip" else (VISUAL, PROMPT)
 
+    @_values.naming("CDPruner")
     def select(
         self,
         visual: Tensor,
@@ -123,6 +124,7 @@ class CDPruner(MethodBase):
         picks = api.dpp(visual, k, weights=weights, visual_mask=visual_mask)
         return selection(picks, visual, self.sorted, scores=weights)
 
+    @_values.naming("CDPruner")
     def select_varlen(
         self,
         visual: Sequence[Tensor],
@@ -164,7 +166,7 @@ class CDPruner(MethodBase):
         else:
             image = self.about.require("image_embeds", image_embeds)
             text = self.about.require("text_embeds", text_embeds)
-            _contract.features("CDPruner", "image_embeds", image, visual)
+            _contract.embeddings("CDPruner", image, text, visual)
         _, scores = api.relevance_topk(
             image, text, 0, visual_mask=visual_mask, prompt_mask=prompt_mask, pooling="none_mean"
         )

@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from .. import _contract_values as _values
 from .. import api
 from ..types import Selection
 from ._compose import check_options, kept_of_each
@@ -51,6 +52,7 @@ class DivPrune(MethodBase):
     def __post_init__(self) -> None:
         check_options(self.about, self)
 
+    @_values.naming("DivPrune")
     def select(
         self,
         visual: Tensor,
@@ -67,6 +69,7 @@ class DivPrune(MethodBase):
         indices = api.select(visual, keep=self.keep, visual_mask=visual_mask, sorted=self.sorted)
         return Selection(indices, torch.zeros_like(indices, dtype=torch.bool))
 
+    @_values.naming("DivPrune")
     def select_varlen(
         self, visual: Sequence[Tensor], prompt: Sequence[Tensor] | None = None
     ) -> list[Selection]:

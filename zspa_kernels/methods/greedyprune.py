@@ -9,6 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from .. import _contract_primitives as _contract
+from .. import _contract_values as _values
 from .. import api
 from ..primitives import suppress
 from ..types import Selection
@@ -67,6 +68,7 @@ class GreedyPrune(EachByItself):
         check_options(self.about, self)
         _contract.number("GreedyPrune", "threshold", self.threshold, -1.0, 1.0)
 
+    @_values.naming("GreedyPrune")
     def select(
         self,
         visual: Tensor,

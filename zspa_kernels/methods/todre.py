@@ -10,6 +10,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from .. import _contract_primitives as _contract
+from .. import _contract_values as _values
 from .. import api
 from ..types import Selection
 from ._compose import check_options, kept_of_each, selection
@@ -71,6 +72,7 @@ class ToDRE(MethodBase):
         k = api.num_keep(visual.shape[-2], self.keep)
         return selection(api.min_sum(visual, k, visual_mask=visual_mask), visual, self.sorted)
 
+    @_values.naming("ToDRE")
     def select_varlen(
         self,
         visual: Sequence[Tensor],

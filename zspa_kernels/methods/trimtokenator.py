@@ -60,6 +60,7 @@ class TrimTokenator(EachByItself):
         check_options(self.about, self)
         _values.share_or_count("TrimTokenator", "align", self.align)
 
+    @_values.naming("TrimTokenator")
     def select(
         self,
         visual: Tensor,

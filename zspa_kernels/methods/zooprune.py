@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _contract, api
+from .. import _contract_primitives as _rules
 from .. import _contract_values as _values
 from .._sensitivity import SCORES, Scorer, row_lengths
 from ..primitives import ascending, min_max, quotas
@@ -82,6 +83,7 @@ class ZOOPrune(MethodBase):
     sorted: bool = True
     _scorer: Scorer | None = field(init=False, default=None, repr=False)
 
+    @_values.naming("ZOOPrune")
     def __post_init__(self) -> None:
         check_options(self.about, self)
         _values.option("ZOOPrune", "score", self.score, SCORES)
@@ -98,6 +100,7 @@ class ZOOPrune(MethodBase):
             )
             object.__setattr__(self, "_scorer", scorer)
 
+    @_values.naming("ZOOPrune")
     def select(
         self,
         visual: Tensor,
@@ -160,10 +163,12 @@ class ZOOPrune(MethodBase):
         """Whether sensitivities come from what the projector is given."""
         return self.score != "norm"
 
+    @_values.naming("ZOOPrune")
     def rate(self, features: Tensor) -> Tensor:
         """Sensitivities float32 `[B, N]` from the projector's inputs `[B, T, C]`."""
         return self._sensitivities(features)
 
+    @_values.naming("ZOOPrune")
     def select_varlen(
         self,
         visual: Sequence[Tensor],
@@ -199,10 +204,7 @@ class ZOOPrune(MethodBase):
         self, visual: Tensor, features: Tensor | None, sensitivity: Tensor | None
     ) -> Tensor:
         if sensitivity is not None:
-            if not isinstance(sensitivity, Tensor) or not sensitivity.is_floating_point():
-                raise TypeError(
-                    f"ZOOPrune: sensitivity must be a float tensor, got {sensitivity!r:.60}"
-                )
+            _rules.per_token("ZOOPrune", "sensitivity", sensitivity, visual)
             return sensitivity.detach().float()
         if self.score == "norm":
             return row_lengths(visual.detach())

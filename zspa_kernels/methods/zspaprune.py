@@ -63,6 +63,7 @@ class ZSPAPrune(MethodBase):
         check_options(self.about, self)
         _values.ratio("ZSPAPrune", "core_ratio", self.core_ratio)
 
+    @_values.naming("ZSPAPrune")
     def select(
         self,
         visual: Tensor,
@@ -99,6 +100,7 @@ class ZSPAPrune(MethodBase):
         in_core = (indices.unsqueeze(-1) == core.unsqueeze(-2)).any(-1)
         return Selection(indices, in_core & (indices >= 0), scores)
 
+    @_values.naming("ZSPAPrune")
     def select_varlen(
         self, visual: Sequence[Tensor], prompt: Sequence[Tensor] | None = None
     ) -> list[Selection]:

@@ -45,7 +45,9 @@ def undisturbed(function: _F) -> _F:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         x = args[0] if args else next(iter(kwargs.values()), None)
-        device = x.device if isinstance(x, Tensor) else torch.device("cpu")
+        device = torch.device("cpu")
+        if isinstance(x, Tensor) and not x.is_meta:
+            device = x.device
         # Making the context of autocast costs more than the rest.
         autocast = torch.is_autocast_enabled(device.type)
         quiet = torch.autocast(device.type, enabled=False) if autocast else nullcontext()

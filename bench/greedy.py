@@ -136,7 +136,7 @@ def pairs(n: int, d: int, k: int, model: str, dtype: torch.dtype) -> Iterator[Pa
     )
 
     mmtok = MMTok(k, sorted=False)
-    benefits = mmtok._words(visual, words, torch.zeros(n), None)
+    benefits, _ = mmtok._words(visual, words)
 
     def plain_mmtok() -> Tensor:
         unit = normalize(wide, dim=-1)

@@ -26,22 +26,43 @@ void for_each_image(uintptr_t x, int dtype, int64_t S, int64_t N, int64_t D, int
                              row_stride * size});
 }
 
+// The texts of a batch.
+struct Words {
+  uintptr_t data;
+  int dtype;
+  int64_t M, batch_stride, row_stride;
+  uintptr_t mask;
+
+  zspa::cpu::Prompt of(int64_t s, int64_t D) const {
+    const int64_t size = zspa::size_of(DType(dtype));
+    return {at<const char>(data) + s * batch_stride * size,  DType(dtype), M, D, row_stride * size,
+            mask ? at<const uint8_t>(mask) + s * M : nullptr};
+  }
+};
+
 void call_alignment(uintptr_t visual, int dtype, int64_t S, int64_t N, int64_t D,
                     int64_t batch_stride, int64_t row_stride, uintptr_t mask, uintptr_t prompt,
                     int prompt_dtype, int64_t M, int64_t prompt_batch_stride,
                     int64_t prompt_row_stride, uintptr_t prompt_mask, int threads, uintptr_t out) {
-  const int64_t size = zspa::size_of(DType(prompt_dtype));
+  const Words words{prompt, prompt_dtype, M, prompt_batch_stride, prompt_row_stride, prompt_mask};
   for_each_image(visual, dtype, S, N, D, batch_stride, row_stride,
                  [&](int64_t s, const zspa::cpu::Tokens& tokens) {
-                   const zspa::cpu::Prompt words{
-                       at<const char>(prompt) + s * prompt_batch_stride * size,
-                       DType(prompt_dtype),
-                       M,
-                       D,
-                       prompt_row_stride * size,
-                       prompt_mask ? at<const uint8_t>(prompt_mask) + s * M : nullptr};
                    zspa::cpu::alignment(tokens, mask ? at<const uint8_t>(mask) + s * N : nullptr,
-                                        words, threads, at<double>(out) + s * N);
+                                        words.of(s, D), threads, at<double>(out) + s * N);
+                 });
+}
+
+void call_word_cosines(uintptr_t visual, int dtype, int64_t S, int64_t N, int64_t D,
+                       int64_t batch_stride, int64_t row_stride, uintptr_t mask, uintptr_t prompt,
+                       int prompt_dtype, int64_t M, int64_t prompt_batch_stride,
+                       int64_t prompt_row_stride, uintptr_t prompt_mask, int threads,
+                       uintptr_t cosines, uintptr_t valid, uintptr_t real) {
+  const Words words{prompt, prompt_dtype, M, prompt_batch_stride, prompt_row_stride, prompt_mask};
+  for_each_image(visual, dtype, S, N, D, batch_stride, row_stride,
+                 [&](int64_t s, const zspa::cpu::Tokens& tokens) {
+                   zspa::cpu::word_cosines(tokens, mask ? at<const uint8_t>(mask) + s * N : nullptr,
+                                           words.of(s, D), threads, at<float>(cosines) + s * M * N,
+                                           at<uint8_t>(valid) + s * N, at<uint8_t>(real) + s * M);
                  });
 }
 
@@ -186,6 +207,7 @@ void top_k_and_spaced(uintptr_t scores, int64_t S, int64_t N, uintptr_t mask, in
 void zspa::bind_primitives(py::module_& m) {
   const auto unlocked = py::call_guard<py::gil_scoped_release>();
   m.def("alignment", &call_alignment, unlocked);
+  m.def("word_cosines", &call_word_cosines, unlocked);
   m.def("centred", &call_centred, unlocked);
   m.def("distinctiveness", &call_distinctiveness, unlocked);
   m.def("lengths", &call_lengths, unlocked);

@@ -105,6 +105,28 @@ def test_distinctiveness(dtype: torch.dtype, plainly: Callable[..., Any]) -> Non
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("count", [0, 1, 37])
+def test_word_cosines(dtype: torch.dtype, count: int, plainly: Callable[..., Any]) -> None:
+    """The bits of one call a word, in one pass over the tokens for every 16 words."""
+    visual, mask = images(dtype)
+    words = torch.stack([prompt("vlm", count, 33, seed) for seed in (2, 3)])
+    real = torch.ones(2, count, dtype=torch.bool)
+    if count > 1:
+        words[0, 1], words[0, 2, 0], real[1, 3:20] = 0.0, torch.inf, False
+    for given, own in ((None, None), (mask, real)):
+        ours = similarity.word_cosines(visual, words, given, own)
+        theirs = plainly(similarity.word_cosines, visual, words, given, own)
+        same_bits(ours[1], theirs[1])
+        same_bits(ours[2], theirs[2])
+        counts = ours[2].unsqueeze(-1)
+        same_bits(ours[0].where(counts, 0.0), theirs[0].where(counts, 0.0))
+        masks = (None, None) if given is None or own is None else (given[0], own[0])
+        alone = similarity.word_cosines(visual[0], words[0], *masks)
+        for one, both in zip(alone, ours, strict=True):
+            same_bits(one, both[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_alignment(dtype: torch.dtype, require_backend: Require) -> None:
     require_backend("cpp")
     visual, mask = images(dtype)

@@ -134,6 +134,27 @@ def alignment(
     out: int,
     /,
 ) -> None: ...
+def word_cosines(
+    visual: int,
+    dtype: int,
+    S: int,
+    N: int,
+    D: int,
+    batch_stride: int,
+    row_stride: int,
+    mask: int,
+    prompt: int,
+    prompt_dtype: int,
+    M: int,
+    prompt_batch_stride: int,
+    prompt_row_stride: int,
+    prompt_mask: int,
+    threads: int,
+    cosines: int,
+    valid: int,
+    real: int,
+    /,
+) -> None: ...
 def centred(
     visual: int,
     dtype: int,

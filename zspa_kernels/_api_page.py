@@ -96,7 +96,7 @@ def _entry(prefix: str, module: ModuleType, name: str) -> str:
     names = get_args(thing) or (() if callable(thing) else thing)
     if names:
         return f"- `{prefix}.{name}`: {', '.join(f'`{key}`' for key in names)}."
-    file = Path(inspect.getsourcefile(thing) or "").relative_to(_ROOT)
+    file = Path(inspect.getsourcefile(inspect.unwrap(thing)) or "").relative_to(_ROOT)
     first = (inspect.getdoc(thing) or "").partition("\n")[0]
     line = f"- [`{prefix}.{name}`](../{file}): {first}"
     return line + "".join(f"\\\n  `{name}{arguments}`" for arguments in _arguments(thing))

@@ -15,7 +15,7 @@
 namespace zspa::cpu {
 namespace {
 
-constexpr int64_t kRowsPerTask = 64;
+constexpr int64_t kRowsPerTask = 64;     // a quarter beside many vectors: few tokens are work then
 constexpr int64_t kVectorsPerPass = 16;  // prompt vectors beside a row in L1 and L2
 
 // Prompt tokens that count, and their inverse norms.
@@ -62,11 +62,11 @@ float norm_scale(const std::vector<float>& vector) {
   return squares < kZeroRow ? 0.0f : 1.0f / std::sqrt(squares);
 }
 
-// Norms of all tokens and, for the given prompt vectors v, scores = max over v of
-// dot(token, v) * (inv * scale[v]), folded into `scores`.
+// Norms of all tokens, and write(i, dots) with the products of token i and the given vectors.
+template <class Write>
 void token_pass(const Tokens& tokens, const uint8_t* mask,
-                const std::vector<std::vector<float>>& vectors, const std::vector<float>& scale,
-                int threads, float* inv, float* scores) {
+                const std::vector<std::vector<float>>& vectors, int threads, float* inv,
+                const Write& write) {
   const Kernels& kernel = kernels();
   const int count = int(vectors.size());
   std::vector<std::vector<float>> ordered(vectors.size());
@@ -76,29 +76,45 @@ void token_pass(const Tokens& tokens, const uint8_t* mask,
     kernel.order(tokens.dtype, vectors[v].data(), tokens.D, ordered[v].data());
     pointers[v] = ordered[v].data();
   }
-  const int64_t tasks = (tokens.N + kRowsPerTask - 1) / kRowsPerTask;
+  const int64_t rows = count > 4 ? kRowsPerTask / 4 : kRowsPerTask;
+  const int64_t tasks = (tokens.N + rows - 1) / rows;
   // A pass over the tokens waits for memory: a multiply-add costs several times that of a product.
   const int64_t work = tokens.N * tokens.D * (count + 1) * 4;
   parallel_for(threads_for(work, threads), tasks, [&](int64_t task, int) {
-    const int64_t begin = task * kRowsPerTask;
-    const int64_t end = std::min(begin + kRowsPerTask, tokens.N);
+    const int64_t begin = task * rows, end = std::min(begin + rows, tokens.N);
     for (int64_t i = begin; i < end; ++i) {
       float squares, dots[kVectorsPerPass];
       kernel.row_pass(tokens.dtype, tokens.row(i), tokens.D, pointers, count, &squares, dots);
       inv[i] = mask && !mask[i] ? kMaskedOut : inverse_norm(squares);
-      if (!scores) continue;
-      for (int v = 0; v < count; ++v)
-        scores[i] = std::max(scores[i], dots[v] * (inv[i] * scale[size_t(v)]));
-      if (inv[i] == kMaskedOut) scores[i] = -kInf;
-      if (inv[i] == kNoDirection) scores[i] = -1.0f;
+      write(i, dots);
     }
   });
+}
+
+// The same with scores = max over the vectors v of dot(token, v) * (inv * scale[v]), folded into
+// `scores`.
+void score_pass(const Tokens& tokens, const uint8_t* mask,
+                const std::vector<std::vector<float>>& vectors, const std::vector<float>& scale,
+                int threads, float* inv, float* scores) {
+  token_pass(tokens, mask, vectors, threads, inv, [&](int64_t i, const float* dots) {
+    for (size_t v = 0; v < vectors.size(); ++v)
+      scores[i] = std::max(scores[i], dots[v] * (inv[i] * scale[v]));
+    if (inv[i] == kMaskedOut) scores[i] = -kInf;
+    if (inv[i] == kNoDirection) scores[i] = -1.0f;
+  });
+}
+
+// A row of the prompt in float32.
+std::vector<float> widened(const Prompt& prompt, int64_t m) {
+  std::vector<float> row(size_t(prompt.D), 0.0f);
+  kernels().fold(Fold::sum, prompt.dtype, prompt.row(m), 1.0f, 0, prompt.D, row.data());
+  return row;
 }
 
 }  // namespace
 
 void inverse_norms(const Tokens& tokens, const uint8_t* mask, int threads, float* inv) {
-  token_pass(tokens, mask, {}, {}, threads, inv, nullptr);
+  token_pass(tokens, mask, {}, threads, inv, [](int64_t, const float*) {});
 }
 
 bool relevance(const Tokens& tokens, const uint8_t* mask, const Prompt& prompt, Pooling pooling,
@@ -106,30 +122,56 @@ bool relevance(const Tokens& tokens, const uint8_t* mask, const Prompt& prompt, 
   const ValidPrompt valid = valid_tokens(prompt);
   if (valid.rows.empty()) {
     std::fill(scores, scores + tokens.N, 0.0f);
-    token_pass(tokens, mask, {}, {}, threads, inv, scores);
+    score_pass(tokens, mask, {}, {}, threads, inv, scores);
     return false;
   }
   std::fill(scores, scores + tokens.N, -kInf);
   if (pooling != Pooling::none_max) {
     const std::vector<float> pooled = pool(prompt, valid, pooling, threads);
     const float scale = pooling == Pooling::none_mean ? 1.0f : norm_scale(pooled);
-    token_pass(tokens, mask, {pooled}, {scale}, threads, inv, scores);
+    score_pass(tokens, mask, {pooled}, {scale}, threads, inv, scores);
     return true;
   }
   const int64_t M = int64_t(valid.rows.size());
   for (int64_t first = 0; first < M; first += kVectorsPerPass) {
     const int64_t last = std::min(first + kVectorsPerPass, M);
     std::vector<std::vector<float>> vectors;
-    for (int64_t v = first; v < last; ++v) {
-      std::vector<float> row(size_t(prompt.D), 0.0f);
-      kernels().fold(Fold::sum, prompt.dtype, prompt.row(valid.rows[size_t(v)]), 1.0f, 0, prompt.D,
-                     row.data());
-      vectors.push_back(std::move(row));
-    }
+    for (int64_t v = first; v < last; ++v)
+      vectors.push_back(widened(prompt, valid.rows[size_t(v)]));
     const std::vector<float> scale(valid.inv.begin() + first, valid.inv.begin() + last);
-    token_pass(tokens, mask, vectors, scale, threads, inv, scores);
+    score_pass(tokens, mask, vectors, scale, threads, inv, scores);
   }
   return true;
+}
+
+void word_cosines(const Tokens& tokens, const uint8_t* mask, const Prompt& prompt, int threads,
+                  float* cosines, uint8_t* valid, uint8_t* real) {
+  threads = usable_threads(threads);
+  const ValidPrompt words = valid_tokens(prompt);
+  const int64_t N = tokens.N, M = int64_t(words.rows.size());
+  std::vector<float> inv(static_cast<size_t>(N));
+  std::fill(real, real + prompt.M, uint8_t(0));
+  std::fill(cosines, cosines + prompt.M * N, 0.0f);
+  int64_t first = 0;
+  do {  // once without words, too: which tokens are valid is asked for
+    const int64_t last = std::min(first + kVectorsPerPass, M);
+    std::vector<std::vector<float>> vectors;
+    std::vector<float> scale;
+    for (int64_t v = first; v < last; ++v) {
+      const int64_t m = words.rows[size_t(v)];
+      real[m] = 1;
+      vectors.push_back(widened(prompt, m));
+      scale.push_back(norm_scale(vectors.back()));
+    }
+    token_pass(tokens, mask, vectors, threads, inv.data(), [&](int64_t i, const float* dots) {
+      const bool out = inv[size_t(i)] == kMaskedOut;
+      for (int64_t v = first; v < last; ++v)
+        cosines[words.rows[size_t(v)] * N + i] =
+            out ? -kInf : dots[v - first] * (inv[size_t(i)] * scale[size_t(v - first)]);
+      valid[i] = !out;
+    });
+    first = last;
+  } while (first < M);
 }
 
 }  // namespace zspa::cpu

@@ -27,4 +27,10 @@ void inverse_norms(const Tokens& tokens, const uint8_t* mask, int threads, float
 bool relevance(const Tokens& tokens, const uint8_t* mask, const Prompt& prompt, Pooling pooling,
                int threads, float* inv, float* scores);
 
+// Cosines with each word of the prompt by itself, `cosines` [M, N]: 0 where either has no direction,
+// -inf for masked out tokens. `valid` [N] and `real` [M] say which tokens and words are not masked out;
+// the cosines of other words are 0.
+void word_cosines(const Tokens& tokens, const uint8_t* mask, const Prompt& prompt, int threads,
+                  float* cosines, uint8_t* valid, uint8_t* real);
+
 }  // namespace zspa::cpu

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import _contract_primitives as _contract
 from .. import api
+from ..primitives.similarity import word_cosines
 from ..types import Selection
 from ._compose import (
     FEATURES,
@@ -21,7 +22,6 @@ from ._compose import (
     of_each,
     selection,
     selections,
-    standing,
 )
 from ._registry import PROMPT, VISUAL, About, register
 from .base import MethodBase
@@ -151,33 +151,25 @@ class MMTok(MethodBase):
         if features is not None:
             space = self.about.require("features", features)
             _contract.features("MMTok", "features", space, visual)
-        rank = standing(visual, visual_mask)
+        share, valid = self._words(visual, prompt, visual_mask, prompt_mask)
         # No word at all is a row of zeros, as masked words are: the balance counts in either case.
-        benefits = _with_rows(self._words(visual, prompt, rank, prompt_mask), 1)
-        return space, benefits, rank.isfinite()
+        return space, _with_rows(share, 1), valid
 
     def _words(
-        self, visual: Tensor, prompt: Tensor, rank: Tensor, prompt_mask: Tensor | None
-    ) -> Tensor:
-        """What each token gives to each word, float32 `[B, M, N]`; an image's add up to 1."""
-        real = standing(prompt.detach(), prompt_mask).isfinite()
-        shape = (*prompt.shape[:-1], visual.shape[-2])
-        images, words = visual.detach(), prompt.detach().unsqueeze(-2)
-        if visual.ndim == 2:
-            images, words = images[None], words[None]
-        # Words as a batch that shares one image: a matrix product has other bits in another batch.
-        cosines = [
-            api.relevance_topk(image.expand(len(own), *image.shape), own, 0)[1]
-            for image, own in zip(images, words, strict=True)
-        ]
-        if not cosines:
-            return prompt.new_zeros(shape, dtype=torch.float32)
-        cosine = torch.stack(cosines).view(shape)
-        cosine = cosine.masked_fill((rank == -1.0).unsqueeze(-2), 0.0)
-        cosine = cosine.masked_fill((rank == -torch.inf).unsqueeze(-2), -torch.inf).double()
-        share = torch.softmax(cosine / self.text_temperature, -1).nan_to_num(0.0)
+        self,
+        visual: Tensor,
+        prompt: Tensor,
+        visual_mask: Tensor | None = None,
+        prompt_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """What each token gives to each word, float32 `[B, M, N]`, and which tokens are valid.
+
+        What an image gives adds up to 1.
+        """
+        cosine, valid, real = word_cosines(visual, prompt, visual_mask, prompt_mask)
+        share = torch.softmax(cosine.double() / self.text_temperature, -1).nan_to_num(0.0)
         share = share / real.sum(-1).clamp_min(1)[..., None, None]
-        return torch.where(real.unsqueeze(-1), share, 0.0).float()
+        return torch.where(real.unsqueeze(-1), share, 0.0).float(), valid
 
 
 def _with_rows(benefits: Tensor, count: int) -> Tensor:

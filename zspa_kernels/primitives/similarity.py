@@ -10,6 +10,7 @@ from .. import _contract_primitives as _contract
 from .. import api
 from ..backends.cpp import _alignment, _centred
 from ..backends.cpp import merging as _merging
+from ..backends.cpp import relevance_topk as _relevance
 from ..backends.reference._common import row_sum
 from ._image import (
     LONGEST,
@@ -144,6 +145,39 @@ def _nearness(visual: Tensor, twice: Tensor) -> Tensor:
     # Parts of about the same size: a sum of one long row alone might be shared among threads.
     parts = visual.tensor_split(1 + visual.shape[-2] // ROWS, dim=-2)
     return torch.cat([(twice - part.double()).mul_(part).sum(-1) for part in parts], dim=-1)
+
+
+def word_cosines(
+    visual: Tensor,
+    prompt: Tensor,
+    visual_mask: Tensor | None = None,
+    prompt_mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cosines of all words with all tokens, valid tokens, and words that are not masked out.
+
+    Returns:
+        float32 `[B, M, N]`: the relevance to each word by itself; 0 where either has no direction,
+        -inf for invalid tokens, anything for words that do not count. Bool `[B, N]` and `[B, M]`.
+    """
+    visual, prompt = visual.detach(), prompt.detach()
+    if native(visual, prompt, visual_mask, prompt_mask):
+        result = _relevance.word_cosines(
+            as_batch(visual), as_batch(prompt), contiguous(visual_mask), contiguous(prompt_mask)
+        )
+        return result if visual.ndim == 3 else (result[0][0], result[1][0], result[2][0])
+    images = visual if visual.ndim == 3 else visual[None]
+    words = prompt if prompt.ndim == 3 else prompt[None]
+    # Words as a batch that shares one image: a matrix product has other bits in another batch.
+    each = [
+        api.relevance_topk(image.expand(len(own), *image.shape), own.unsqueeze(1), 0)[1]
+        for image, own in zip(images, words, strict=True)
+    ]
+    shape = (*prompt.shape[:-1], visual.shape[-2])
+    cosine = torch.stack(each).view(shape) if each else prompt.new_zeros(shape, dtype=torch.float32)
+    valid, real = valid_rows(visual, visual_mask), valid_rows(prompt, prompt_mask)
+    pointed = lengths(visual) >= SHORTEST
+    cosine = torch.where(pointed.unsqueeze(-2), cosine, 0.0)
+    return cosine.masked_fill(~valid.unsqueeze(-2), -torch.inf), valid, real
 
 
 def valid_rows(x: Tensor, mask: Tensor | None) -> Tensor:

@@ -32,3 +32,26 @@ def relevance_topk(
         scores.data_ptr(),
     )
     return indices, scores
+
+
+def word_cosines(
+    visual: Tensor, prompt: Tensor, visual_mask: Tensor | None, prompt_mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(cosines [B, M, N], valid tokens [B, N], real words [B, M]) of `[B, N, D]` and `[B, M, D]`.
+
+    For primitives.
+    """
+    (B, N, _), M = visual.shape, prompt.shape[1]
+    cosines = visual.new_empty(B, M, N, dtype=torch.float32)
+    valid, real = slots(visual, N, torch.bool), slots(visual, M, torch.bool)
+    module().word_cosines(
+        *batch(visual),
+        address(visual_mask),
+        *words(prompt),
+        address(prompt_mask),
+        torch.get_num_threads(),
+        cosines.data_ptr(),
+        valid.data_ptr(),
+        real.data_ptr(),
+    )
+    return cosines, valid, real

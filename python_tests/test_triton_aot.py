@@ -108,12 +108,12 @@ def _waits(report: dict[str, Any]) -> list[str]:
     faults = []
     if not report["together"]:
         faults.append("is not launched with all programs resident")
-    if report["target"].startswith("sm_"):
-        counts = {report[name] for name in ("arrivals", "announced", "polls", "given_up")}
-        if len(counts) != 1 or counts == {0}:
-            faults.append("does not announce, poll and give up at each barrier")
-        if report["uncoherent"]:
-            faults.append("may read old values")
+    names = ("arrivals", "announced", "polls", "given_up", "seen")  # the last one of PTX only
+    counts = {report[name] for name in names if name in report}
+    if len(counts) != 1 or counts == {0}:
+        faults.append("does not announce, poll, wait and give up at each barrier")
+    if report.get("uncoherent"):
+        faults.append("may read old values")
     return faults
 
 

@@ -13,7 +13,7 @@ from bench import gpu_seed
 from python_tests.triton_small import GROUPS, Runs
 from python_tests.triton_together import RaceError, World
 from zspa_kernels._segments import ragged_table
-from zspa_kernels.backends.triton import diversity, diversity_config
+from zspa_kernels.backends.triton import _common, _scratch, diversity, diversity_config
 from zspa_kernels.testing import bound, check_diversity, tokens
 
 
@@ -138,14 +138,27 @@ def test_a_smaller_table_of_proposals_would_not_bound() -> None:
 def _mixed() -> list[Tensor]:
     images = [tokens(model, 40, 40, seed=6) for model in ("iid", "exact")]
     visual = torch.stack([*images, _frames(2, 20, 40)])
-    starts, k = torch.tensor([0, 40, 47, 120]), torch.tensor([9, 2, 25])
+    starts, k = torch.tensor([3, 40, 47, 120]), torch.tensor([9, 2, 25])
     table = ragged_table(starts, None, k, 36, 120, 120)
-    seeds = torch.arange(0, 40, 2).expand(3, 20).contiguous()
+    seeds = torch.arange(0, 40, 2).repeat(3, 1)
+    seeds[0, 3], seeds[1, 18] = 40, 55  # no tokens of these images
     return [
         diversity.diversity(visual, 6, None, None, None),
         diversity.diversity(visual, 8, seeds, None, None),
         diversity.diversity_varlen(visual.flatten(0, 1), table, 36, _weights(120)),
+        _after_core(visual[:, :20]),
     ]
+
+
+def _after_core(visual: Tensor) -> Tensor:
+    """Core slots that are full in part, not at all, or with a token that does not count."""
+    visual, indices = visual.clone(), torch.full((3, 6), -1)
+    visual[2, 9] = torch.nan
+    indices[0, :2], indices[2, 0] = torch.tensor([4, 11]), 9
+    segments = _common.Segments(3, 20, 3, 3)
+    scratch = _scratch.allocate(visual.device, diversity.greedy_plan(visual, segments))
+    diversity.greedy(visual, segments, indices, None, None, None, scratch, after_core=True)
+    return indices
 
 
 def test_no_barrier_can_be_spared(runs: Runs) -> None:

@@ -185,11 +185,11 @@ def test_turns_meet_anew(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _mixed() -> list[Tensor]:
     visual = torch.stack([tokens(model, 16, 20, seed=6) for model in ("iid", "exact", "video")])
-    starts, k = torch.tensor([0, 16, 19, 48]), torch.tensor([5, 2, 8])
-    table = ragged_table(starts, None, k, 15, 29, 48)
+    starts, k = torch.tensor([3, 16, 19, 48]), torch.tensor([5, 2, 4])
+    table = ragged_table(starts, None, k, 11, 29, 48)
     return [
         run(visual, 5, _uniform(3, 3, 16), None, None, 0.0, 1.0),
-        varlen(visual.flatten(0, 1), table, 15, 29, None, _uniform(48), 0.2, 1.0),
+        varlen(visual.flatten(0, 1), table, 11, 29, _uniform(3, 48), _uniform(48), 0.2, 1.0),
     ]
 
 

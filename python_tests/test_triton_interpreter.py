@@ -32,8 +32,10 @@ from zspa_kernels.backends.triton import (
     relevance_topk_config,
     select,
     select_config,
+    sensitivity,
     soft_suppress,
     suppress,
+    suppress_config,
 )
 from zspa_kernels.testing.tokens import tokens
 
@@ -338,7 +340,11 @@ def test_rows_beyond_two_to_the_31_elements(monkeypatch: pytest.MonkeyPatch) -> 
         given = (n, None, None, None, 0.0, 1.0)
         assert torch.equal(covers(x, *given), covers(dense, *given))
         rated = (dense[..., 0], n, 0.0, True, None)
-        assert torch.equal(suppress.suppress(x, *rated), suppress.suppress(dense, *rated))
+        for slack in (suppress_config.slack, lambda _: 2.0):  # of all pairs: float64 decides
+            with monkeypatch.context() as patch:
+                patch.setattr(suppress, "slack", slack)
+                assert torch.equal(suppress.suppress(x, *rated), suppress.suppress(dense, *rated))
+        assert torch.equal(min_sum.min_sum(x, n, None, None), min_sum.min_sum(dense, n, None, None))
         soft, everywhere = soft_suppress.soft_suppress, (None, torch.inf, torch.inf, None)
         weak = (dense[..., 0], n, 9.0, "subtract", *everywhere)
         assert torch.equal(soft(x, *weak), soft(dense, *weak))
@@ -347,6 +353,12 @@ def test_rows_beyond_two_to_the_31_elements(monkeypatch: pytest.MonkeyPatch) -> 
     words, spans = tokens("iid", 3, d, seed=2), torch.tensor([[0, 2], [1, 3]])
     picks = select.select_varlen(visual, table, words, spans, 4, "mean", False)
     assert torch.equal(picks, select.select_varlen(near, table, words, spans, 4, "mean", False))
+    shifts = tokens("iid", 3, d, seed=3)
+    forms = sensitivity.sensitivity_rms_hidden
+    assert torch.equal(forms(x, visual, "gelu", None), forms(dense, near, "gelu", None))
+    responses = sensitivity.sensitivity_hidden
+    far, want = (responses(*both, "gelu", shifts, 0.01) for both in ((x, visual), (dense, near)))
+    assert torch.equal(far, want)
 
 
 # --- host -----------------------------------------------------------------------------------------

@@ -95,10 +95,24 @@ def test_scores_of_any_size(rule: str, runs: Runs) -> None:
     same = tokens("iid", 1, 8).expand(9, 8)
     for scores in (torch.zeros(9), torch.full((9,), 5e-324, dtype=torch.float64)):
         assert _one(same, scores, 9, rule=rule).tolist() == list(range(9))
+    signs = torch.tensor([1.0, -1.0, 0.0] * 3)  # a factor has none to take from
+    assert (_one(same, signs, 9, rule=rule) < 0).sum() == (3 if rule == "scale" else 0)
     visual, scores = tokens("vlm", 9, 8), torch.linspace(1.0, 2.0, 9, dtype=torch.float64)
     picks = [_one(visual, scores * size, 6, rule=rule) for size in (1.0, 2.0**-900, 2.0**900)]
     assert torch.equal(picks[0], picks[1])
     assert torch.equal(picks[0], picks[2])
+
+
+@pytest.mark.parametrize("rule", ["subtract", "scale"])
+def test_what_takes_less_than_half_a_step_leaves_a_tie(rule: str, runs: Runs) -> None:
+    """Two equal scores, wherever they lie between two steps; the pick before lowers the first."""
+    visual = torch.tensor([[1.0, 0, 0, 0], [1, 1, 1, 1], [0, 1, 0, 0]])  # cosines 1/2 and 0
+    scores = torch.full((4, 3), 2.0, dtype=torch.float64)
+    scores[:, 1:] = torch.linspace(0.3, 1.1, 4, dtype=torch.float64)[:, None]
+    for lost, order in ((0.2, [0, 1, 2]), (0.8, [0, 2, 1])):  # steps
+        sharp = -4.0 * math.log(lost * 2.0**-40)
+        picks = _run(visual.expand(4, 3, 4), scores, 3, rule=rule, sharpness=sharp)
+        assert picks.tolist() == [order] * 4
 
 
 def test_options_at_their_ends(runs: Runs) -> None:
@@ -183,6 +197,7 @@ def test_the_barrier_cannot_be_spared(runs: Runs) -> None:
     scores = torch.arange(36).view(3, 12).remainder(5) / 4
 
     def work() -> list[Tensor]:
-        return [_run(visual, scores, 7, rule="scale")]
+        near: dict[str, Any] = {"positions": _places(12).expand(3, 12, 2), "spread": 1.5}
+        return [_run(visual, scores, 7, rule="scale"), _run(visual, scores, 5, reach=2.0, **near)]
 
     runs.every_barrier_is_needed(soft_suppress._soft_suppress_greedy_kernel, work, count=1)

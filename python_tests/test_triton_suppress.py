@@ -71,12 +71,13 @@ def test_many_blocks_decide_as_float64(kind: str, dtype: torch.dtype, runs: Runs
 
 
 def test_scores_are_compared_in_float64(runs: Runs) -> None:
-    """Where only the last bits of float64 differ, and where only the index does."""
-    visual, n = tokens("iid", 20, 8), 20
+    """Where only the last bits of float64 differ, and where only the index does; whole blocks."""
+    visual, n = tokens("iid", 32, 8), 32
     scores = 1.0 + torch.arange(n, dtype=torch.float64).flip(0).remainder(7) * 2.0**-52
     _one(visual, scores, n, 1.0)
-    _one(visual, -scores, n, 1.0)
-    _one(visual, torch.tensor([0.0, -0.0] * 10), n, 1.0)
+    _one(visual, -scores, n, 0.2)  # what is left out follows behind the last block
+    _one(visual, torch.tensor([0.0, -0.0] * 16), 16, 1.0)
+    assert runs.rounds == [2, 2, 1]
 
 
 @pytest.mark.parametrize("few", [True, False])
@@ -157,10 +158,12 @@ def test_rows_are_alone_in_a_batch_and_fewer_are_the_first(runs: Runs) -> None:
 
 
 def test_no_barrier_can_be_spared(runs: Runs) -> None:
+    """Pairs of `exact` tokens are open; what the first block takes fills more than one tile."""
     visual = torch.stack([tokens(model, 24, 20, seed=6) for model in ("iid", "exact", "video")])
     scores = torch.arange(72).view(3, 24).remainder(5) / 4
+    runs.fields["cols"] = 8
 
     def work() -> list[Tensor]:
-        return [suppress.suppress(visual, scores, 20, 0.3, True, None)]
+        return [suppress.suppress(visual, scores, 16, 0.375, True, None)]
 
     runs.every_barrier_is_needed(suppress._suppress_greedy_kernel, work, count=4)

@@ -203,7 +203,7 @@ def compile_for(launch: Launch, target: str) -> dict[str, Any]:
     assembly = compiled.asm["amdgcn" if hip else "ptx"]
     report["tf32"] = len(re.findall(r"tf32|xf32", assembly))
     if hip:
-        report |= _read_amd(assembly)
+        report |= _read_amd(assembly) | _read_amd_barriers(assembly)
     else:
         report |= _read_cubin(compiled.asm["cubin"]) | _read_barriers(assembly)
         tensors = [name for name, kind in src.signature.items() if kind != "constexpr"]
@@ -218,10 +218,13 @@ def _read_barriers(ptx: str) -> dict[str, Any]:
     """How programs of a group wait for each other, and how they read what others wrote."""
     # All threads have arrived when one announces it.
     announced = r"bar\.sync[^\n]*\n(?:(?!bar\.sync|ld\.global|st\.global)[^\n]*\n){0,12}[^\n]*"
+    # All threads wait for the one that has seen the others' arrivals.
+    seen = r"ld\.global\.gpu\.acquire[^\n]*\n(?:(?!.*(?:ld|st)\.global)[^\n]*\n)*?[^\n]*bar\.sync"
     return {
         "arrivals": len(re.findall(r"atom\.global\.gpu\.release", ptx)),
         "announced": len(re.findall(announced + r"atom\.global\.gpu\.release", ptx)),
         "polls": len(re.findall(r"ld\.global\.gpu\.acquire", ptx)),
+        "seen": len(re.findall(seen, ptx)),
         "given_up": len(re.findall(r"\btrap;", ptx)),
         # Through a cache that no barrier clears.
         "uncoherent": len(re.findall(r"ld\.global\.nc", ptx)),
@@ -256,6 +259,22 @@ def _read_amd(assembly: str) -> dict[str, Any]:
         "registers": number("vgpr_count"),
         "spill": number("vgpr_spill_count") + number("private_segment_fixed_size"),
         "matrix": sorted(set(re.findall(r"v_mfma_\w+", assembly))),
+    }
+
+
+def _read_amd_barriers(assembly: str) -> dict[str, Any]:
+    """The same as `_read_barriers`. There a program's barrier waits for no store by itself."""
+    lines = (line.strip() for line in assembly.splitlines())
+    code = "".join(f"{line}\n" for line in lines if re.match(r"[a-z]\w+( |$)", line))
+    between = r"(?:(?!s_barrier|(?:global|flat|buffer)_(?:load|store|atomic))[^\n]*\n)*"
+    stored = rf"s_waitcnt vmcnt\(0\)\nv_mov_b32[^\n]*\n{between}s_barrier\n"
+    release = r"buffer_wbl2 sc1\n(?:[sv]_\w+[^\n]*\n)*?global_atomic_add"
+    acquire = r"global_load_dword [^\n]*\ns_waitcnt[^\n]*\nbuffer_inv sc1"
+    return {
+        "arrivals": len(re.findall(release, code)),
+        "announced": len(re.findall(f"{stored}{between}global_atomic_add", code)),
+        "polls": len(re.findall(acquire, code)),
+        "given_up": len(re.findall(r"^s_trap", code, re.MULTILINE)),
     }
 
 

@@ -357,8 +357,8 @@ def test_rows_beyond_two_to_the_31_elements(monkeypatch: pytest.MonkeyPatch) -> 
     forms = sensitivity.sensitivity_rms_hidden
     assert torch.equal(forms(x, visual, "gelu", None), forms(dense, near, "gelu", None))
     responses = sensitivity.sensitivity_hidden
-    far, want = (responses(*both, "gelu", shifts, 0.01) for both in ((x, visual), (dense, near)))
-    assert torch.equal(far, want)
+    away, close = (responses(*both, "gelu", shifts, 0.01) for both in ((x, visual), (dense, near)))
+    assert torch.equal(away, close)
 
 
 # --- host -----------------------------------------------------------------------------------------

@@ -96,12 +96,13 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "types": ("_gather",),
     "_dispatch": ("_native",),
     "_implementation": ("_dispatch",),
+    "_vmap": (),
     "_register_greedy": (
         *("_contract_greedy", "_contract_suppress", "_implementation", "_segments"),
     ),
     "_register": (
         *("_contract", "_contract_greedy", "_contract_sensitivity", "_contract_suppress"),
-        *("_implementation", "_register_greedy", "_segments"),
+        *("_implementation", "_register_greedy", "_segments", "_vmap"),
     ),
     "_call": ("_contract", "_contract_values", "_dispatch", "_register"),
     "_varlen": ("_call", "_contract", "_contract_values", "_counts"),

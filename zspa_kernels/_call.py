@@ -10,6 +10,8 @@ import torch
 from . import _contract, _dispatch, _register
 from . import _contract_values as _values
 
+_is_mapped = torch._C._functorch.is_batchedtensor
+
 
 def call(op: str, backend: str, arguments: tuple[Any, ...], pooling: str = "mean") -> Any:
     """Run `op` through PyTorch's dispatcher, or directly on a named backend.
@@ -24,6 +26,8 @@ def call(op: str, backend: str, arguments: tuple[Any, ...], pooling: str = "mean
         raise NotImplementedError(
             f"{op}: backend must be 'auto' under torch.compile and torch.export, got {backend!r}"
         )
+    if any(isinstance(x, torch.Tensor) and _is_mapped(x) for x in arguments):
+        raise NotImplementedError(f"{op}: backend must be 'auto' under torch.vmap, got {backend!r}")
     # What the dispatcher does first: a tensor that stands for its negative becomes that.
     arguments = tuple(x.resolve_neg() if isinstance(x, torch.Tensor) else x for x in arguments)
     return getattr(_register, op)(*arguments, backend=backend)

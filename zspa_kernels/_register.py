@@ -35,6 +35,7 @@ from ._register_greedy import (
     soft_suppress,
     suppress,
 )
+from ._vmap import batching_rule
 
 # ---- implementations ----------------------------------------------------------------------------
 
@@ -355,6 +356,18 @@ _OPS: dict[str, tuple[str, Callable[..., Any], Callable[..., Any]]] = {
     ),
 }
 
+# Ops every tensor of which has a batch axis. The others are called once for each example, by torch.
+_BATCHED: dict[str, Callable[..., Any]] = {
+    "select": _contract.select,
+    "relevance_topk": _contract.relevance_topk,
+    "diversity": _contract.diversity,
+    "dpp": _contract_greedy.dpp,
+    "facility_location": _contract_greedy.facility_location,
+    "min_sum": _contract_greedy.min_sum,
+    "suppress": _contract_suppress.suppress,
+    "soft_suppress": _contract_suppress.soft_suppress,
+}
+
 # CompositeExplicitAutograd is every other device and layout: the contract's or _dispatch's error
 # is raised there instead of PyTorch's. Nested tensors are not part of it.
 _KEYS = ("CPU", "CUDA", "CompositeExplicitAutograd", "NestedTensorCPU", "NestedTensorCUDA")
@@ -369,6 +382,8 @@ def _register() -> torch.library.Library:
         # Outputs have no derivative: nothing is recorded, so nothing runs at this key.
         library.impl(name, torch.library.fallthrough_kernel, "Autograd")
         torch.library.register_fake(f"zspa::{name}", fake, lib=library)
+    for name, contract in _BATCHED.items():
+        torch.library.register_vmap(f"zspa::{name}", batching_rule(name, contract), lib=library)
     return library
 
 

@@ -16,6 +16,8 @@ Common to all of them:
 * Calls work under `torch.compile(fullgraph=True)`, `torch.export` and CUDA-graph capture, with
   `backend="auto"`. Naming a backend is for tests and measurements, in eager mode.
   `torch.jit.trace` makes tensors of sizes: under it counts work (`k`, `k_core`), `keep` does not.
+* `torch.vmap` makes a batch of what it maps over, and thus one call, but for the ragged functions
+  and `sensitivity`, which torch calls once for each example.
 
 Errors are raised before any work: TypeError for a wrong kind or dtype (and None where a value is
 required), ValueError for a wrong rank, shape, range, device, layout or option, NotImplementedError

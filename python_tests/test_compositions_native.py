@@ -75,8 +75,10 @@ def test_centred(dtype: torch.dtype, plainly: Callable[..., Any]) -> None:
             assert ((ours[b][valid[b]] - right).abs() <= error * (1 + 1e-6)).all()
             own = None if given is None else given[b]
             same_numbers(centred(visual[b], visual_mask=own), ours[b])
-        plain = plainly(centred, visual, visual_mask=given)[valid]
-        assert ((plain - ours[valid]).abs() <= 2.0**-22 * visual[valid].float().abs().max()).all()
+        plain = plainly(centred, visual, visual_mask=given)
+        assert plain.dtype is torch.float32
+        assert torch.equal(plain.isnan(), ours.isnan())
+        assert (((plain - ours)[valid]).abs() <= 2.0**-22 * visual[valid].float().abs().max()).all()
 
 
 def test_what_rounding_leaves_of_the_mean_is_nothing(plainly: Callable[..., Any]) -> None:
@@ -86,6 +88,8 @@ def test_what_rounding_leaves_of_the_mean_is_nothing(plainly: Callable[..., Any]
         visual = torch.tensor([[1.0], [1.0 + 2 * distance]])
         assert centred(visual)[:, 0].tolist() == [-left, left]
         assert plainly(centred, visual)[:, 0].tolist() == [-left, left]
+    visual = torch.tensor([[1.0 - unit], [1.0 + unit]])  # the bound itself
+    assert centred(visual).tolist() == plainly(centred, visual).tolist() == [[0.0], [0.0]]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -127,8 +131,7 @@ def test_word_cosines(dtype: torch.dtype, count: int, plainly: Callable[..., Any
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_alignment(dtype: torch.dtype, require_backend: Require) -> None:
-    require_backend("cpp")
+def test_alignment(dtype: torch.dtype, plainly: Callable[..., Any]) -> None:
     visual, mask = images(dtype)
     words = torch.stack([prompt("vlm", 5, 33, seed) for seed in (2, 3)]).to(dtype)
     words[0, 1, 4] = torch.inf
@@ -141,6 +144,8 @@ def test_alignment(dtype: torch.dtype, require_backend: Require) -> None:
         real = words[b, heard[b] & words[b].isfinite().all(-1)].double()
         right = -(visual[b].double()[:, None] - real).square().sum(-1).mean(-1)
         torch.testing.assert_close(ours[b][valid[b]], right[valid[b]], rtol=1e-12, atol=1e-10)
+    plain = plainly(alignment, visual, words, visual_mask=mask, prompt_mask=heard)
+    torch.testing.assert_close(plain, ours, rtol=1e-12, atol=1e-10)
     silent = alignment(visual, words, visual_mask=mask, prompt_mask=torch.zeros_like(heard))
     assert (silent[valid] == 0).all()
     assert (silent[~valid] == -torch.inf).all()
@@ -182,7 +187,16 @@ def test_until_novel(plainly: Callable[..., Any]) -> None:
             same_bits(ours, plainly(*call))
             same_bits(similarity.until_novel(batch[0], ranked[0], *call[3:]), ours[0])
             ends.add(int((ours[0] >= 0).sum()))
+            turned = similarity.until_novel(batch, ranked.T.contiguous().T, *call[3:])
+            same_bits(turned, ours)
     assert len(ends) > 5
+
+
+def test_a_cosine_at_the_limit_is_near(plainly: Callable[..., Any]) -> None:
+    """7 / 25: its multiple of 2**-40 lies below it, and so does its float32 cosine."""
+    rows, ranked = torch.tensor([[1.0, 0.0], [7.0, 24.0], [-1.0, 0.0]]), torch.arange(3)
+    call = (similarity.until_novel, rows, ranked, 1, 0.72, 1)
+    assert call[0](*call[1:]).tolist() == plainly(*call).tolist() == [0, 1, 2]
 
 
 def test_until_novel_counts_every_rank(plainly: Callable[..., Any]) -> None:

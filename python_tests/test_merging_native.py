@@ -12,7 +12,7 @@ from torch import Tensor
 
 from python_tests.runners import same_bits, strided_views, threads
 from zspa_kernels import _native
-from zspa_kernels.primitives import alignment, assign, match, merge, merging
+from zspa_kernels.primitives import alignment, assign, match, merge, merging, topk
 from zspa_kernels.testing import MODELS, SPECIAL, special, tokens
 from zspa_kernels.testing.cases import DTYPES
 
@@ -117,6 +117,19 @@ def test_traced_and_differentiated_calls_are_for_torch() -> None:
     assert features.grad is not None
     with torch.no_grad():
         assert not merge(features, owner, 7).requires_grad
+    # One of the arguments is enough.
+    rows, alone = features.detach(), owner[0]
+    for name, call in {
+        "mask": lambda x: topk(rows[0, :, 0], 5, mask=x),
+        "visual_mask": lambda x: alignment(rows[0], rows[1], visual_mask=x),
+        "prompt_mask": lambda x: alignment(rows[0], rows[1], prompt_mask=x),
+        "weights": lambda x: merge(rows[0], alone, 7, weights=x.float()),
+        "owner": lambda x: merge(rows[0], torch.where(x, alone, -1), 7),
+    }.items():
+        given = torch.rand(3, 12, generator=torch.Generator().manual_seed(0)) > 0.3
+        found = torch.func.vmap(call)(given)
+        right = torch.stack([call(x) for x in given])
+        assert torch.allclose(found, right), name
 
 
 def test_alignment_has_one_value(native_isa: str) -> None:

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import pytest
@@ -17,6 +20,7 @@ from python_tests.oracles.todre import check_todre
 from python_tests.oracles.tome import tome
 from python_tests.scenes import integer_tokens
 from zspa_kernels.primitives import (
+    _image,
     alignment,
     ascending,
     assign,
@@ -24,9 +28,12 @@ from zspa_kernels.primitives import (
     distinctiveness,
     match,
     merge,
+    merging,
     min_max,
     min_sum,
     quotas,
+    scores,
+    similarity,
     soft_suppress,
     suppress,
     topk,
@@ -35,6 +42,25 @@ from zspa_kernels.primitives._image import Image
 
 X = torch.eye(4)
 S = torch.ones(4)
+
+
+@contextlib.contextmanager
+def path(name: str) -> Iterator[None]:
+    """With the native kernels, where they are built, or by the operations of torch."""
+    with pytest.MonkeyPatch.context() as patch:
+        if name == "torch":
+            for module in (_image, merging, scores, similarity):
+                patch.setattr(module, "native", lambda *x, **y: False)
+        yield
+
+
+PATHS = ("native", "torch")
+
+
+@pytest.fixture(params=PATHS)
+def either(request: pytest.FixtureRequest) -> Iterator[None]:
+    with path(request.param):
+        yield
 
 
 @given(integer_tokens(), st.data())
@@ -48,13 +74,15 @@ def test_min_sum(visual: Tensor, data: st.DataObject) -> None:
 @given(integer_tokens(), st.data())
 def test_match(keys: Tensor, data: st.DataObject) -> None:
     k = data.draw(st.integers(1, len(keys)))
-    indices, owner = match(keys, k)
     groups = tome(keys, k)
-    assert indices.tolist() == sorted(groups)
-    assert owner.tolist() == [
-        next(slot for slot, head in enumerate(sorted(groups)) if i in groups[head])
-        for i in range(len(keys))
-    ]
+    for name in PATHS:
+        with path(name):
+            indices, owner = match(keys, k)
+        assert indices.tolist() == sorted(groups)
+        assert owner.tolist() == [
+            next(slot for slot, head in enumerate(sorted(groups)) if i in groups[head])
+            for i in range(len(keys))
+        ]
 
 
 @given(st.data())
@@ -70,21 +98,24 @@ def test_topk(data: st.DataObject) -> None:
     first = data.draw(st.integers(0, n))
     second = data.draw(st.integers(0, n - first))
     k = first + second
-    for division in (None, [first, second, 0]):
+    for name, division in product(PATHS, (None, [first, second, 0])):
         given = (mask, force, segments if division else None, division)
         right = scoredtopk(scores, k, *given)
         named = dict(zip(("mask", "force_keep", "segments", "quotas"), given, strict=True))
-        assert topk(scores, k, **named).tolist() == right
         ascending = sorted(right, key=lambda i: i if i >= 0 else n)
-        assert topk(scores, k, **named, sorted=True).tolist() == ascending
+        with path(name):
+            assert topk(scores, k, **named).tolist() == right
+            assert topk(scores, k, **named, sorted=True).tolist() == ascending
 
 
+@pytest.mark.usefixtures("either")
 def test_ascending_leaves_out_what_is_no_index() -> None:
     picks = torch.tensor([[4, 0, -1, 7, 2], [3, -9, 1, 5, 4]])
     for chosen in (picks, picks.int()):  # the native kernel takes int64
         assert ascending(chosen, 4).tolist() == [[0, 2, -1, -1, -1], [1, 3, -1, -1, -1]]
 
 
+@pytest.mark.usefixtures("either")
 def test_match_at_a_tie() -> None:
     """Ten pairs of rows of every length at 60 degrees, each at a right angle to all others."""
     pair = torch.tensor([[1.0, 1, 0], [1, 0, 1]])
@@ -102,6 +133,7 @@ def test_twins() -> None:
         assert Image(rows.to(dtype)).twin.tolist() == [0, 1, 0, 3, 1]
 
 
+@pytest.mark.usefixtures("either")
 def test_assign_prefers_the_own_slot_and_the_lowest() -> None:
     rows = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 0.0], [torch.nan, 0.0]])
     assert assign(rows, torch.tensor([1, 0, -1, 2])).tolist() == [1, 0, 3, 0, -1]
@@ -131,6 +163,7 @@ def test_merge_is_differentiable_and_leaves_out_what_nobody_owns() -> None:
     assert merge(torch.zeros(2, 3, 0), torch.zeros(2, 3, dtype=torch.int64), 4).shape == (2, 4, 0)
 
 
+@pytest.mark.usefixtures("either")
 def test_alignment_and_distinctiveness_of_odd_rows() -> None:
     visual = torch.tensor([[3.0, 4.0], [torch.nan, 0.0], [0.0, 0.0]])
     got = alignment(visual, torch.tensor([[1.0, 0.0], [torch.inf, 0.0]]))
@@ -144,6 +177,34 @@ def test_alignment_and_distinctiveness_of_odd_rows() -> None:
     assert distinctiveness(visual[:1]).tolist() == [0.0]
     assert centred(visual)[1].isnan().all()
     assert centred(visual)[[0, 2]].tolist() == [[1.5, 2.0], [-1.5, -2.0]]
+    assert visual[[0, 2]].tolist() == [[3.0, 4.0], [0.0, 0.0]]
+    for kept in (alignment(visual, visual), distinctiveness(visual), centred(visual)[:, 0]):
+        assert kept.dtype is (torch.float64 if kept[1] == -torch.inf else torch.float32)
+    # The longest valid row, and one beyond; one just too short for a direction.
+    ends = torch.tensor([[2.0**40, 0.0], [2.0**41, 0.0], [2.0**-41, 0.0]])
+    assert alignment(ends, visual[2:]).tolist() == [-(2.0**80), -torch.inf, -(2.0**-82)]
+    assert centred(ends).isnan().any(-1).tolist() == [False, True, False]
+    assert distinctiveness(ends)[[0, 2]].tolist() == [0.0, -1.0]
+    # The float32 mean of cosines of equal rows is a little above 1.
+    equal = torch.tensor([[1.5409960746765137, -0.293428897857666, -2.1787893772125244]] * 2)
+    assert distinctiveness(equal).tolist() == [-1.0, -1.0]
+    # Nobody to take a mean of.
+    nobody = torch.zeros(3, dtype=torch.bool)
+    assert centred(visual, visual_mask=nobody).isnan().all()
+    assert distinctiveness(visual, visual_mask=nobody).isnan().all()
+    assert alignment(visual, visual, visual_mask=nobody).tolist() == [-torch.inf] * 3
+
+
+def test_scores_are_scaled_where_they_differ() -> None:
+    every = torch.ones(3, dtype=torch.bool)
+    close = torch.tensor([1.0, 1.005, 9.0])
+    assert min_max(close, close < 9.0)[:2].tolist() == [0.0, 1.0]
+    assert min_max(torch.tensor([3.0, 3.0, 3.002]), every).tolist() == [1.0] * 3
+    assert min_max(torch.tensor([3.0, 3.0, 3.0]), every, 0.0).tolist() == [1.0] * 3
+    for sign in (1.0, -1.0):  # the range is 5 / 6 of the largest magnitude
+        assert min_max(torch.tensor([0.5, 3.0, 3.0]) * sign, every, 1.0).tolist() == [1.0] * 3
+    assert min_max(torch.tensor([1.0, 2.0, 9.0]), ~every).isnan().all()
+    assert min_max(torch.zeros(2, 0), torch.ones(2, 0, dtype=torch.bool)).shape == (2, 0)
 
 
 BAD = [
@@ -167,6 +228,8 @@ BAD = [
     (topk, (S, 1.5), {}, TypeError, "topk: k must be an int, got float 1.5"),
     (topk, (S, True), {}, TypeError, "topk: k must be an int, got bool True"),
     (topk, (S, 1), {"mask": S}, TypeError, "topk: mask must be bool, got torch.float32"),
+    (topk, (S, 1), {"force_keep": S}, TypeError, "topk: force_keep must be bool, got torch.float"),
+    (topk, (S, 1), {"sorted": 1}, TypeError, "topk: sorted must be a bool, got int 1"),
     (topk, (S, 1), {"quotas": [1]}, ValueError, "topk: segments must be given, as segments and"),
     (topk, (S, 1), {"segments": S.int()}, ValueError, "topk: quotas must be given, as segments"),
     (topk, (S, 1), {"segments": S.int(), "quotas": [2]}, ValueError, "quotas must add up to k=1"),

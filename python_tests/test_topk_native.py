@@ -43,6 +43,10 @@ def test_the_largest(
         for n in (1, 96, 400):
             scores = numbers(kind, n).to(dtype)
             mask, force = torch.arange(n) % 7 != 3, torch.arange(n) % 11 == 10
+            for forced in (None, force):
+                picks, found = scores_.chosen(scores, n, mask, forced, None, None, False)
+                same_bits(picks, topk(scores, n, mask=mask, force_keep=forced))
+                same_bits(found, picks >= 0)
             for k in sorted({0, 1, n // 9, n - 1, n}):
                 for options in ({}, {"mask": mask}, {"mask": mask, "force_keep": force}):
                     right = scoredtopk(scores, k, **options)
@@ -54,6 +58,12 @@ def test_the_largest(
                 plain = [topk(scores, n // 2, mask=mask, sorted=x) for x in (False, True)]
             same_bits(plain[0], topk(scores, n // 2, mask=mask))
             same_bits(plain[1], topk(scores, n // 2, mask=mask, sorted=True))
+
+
+def test_segments_and_quotas_go_together() -> None:
+    rating = torch.tensor([1.0, 3.0, 2.0])
+    with pytest.raises(ValueError, match="topk: quotas must be given"):
+        scores_.chosen(rating, 1, None, None, torch.tensor([0, 0, 1]), None, False)
 
 
 def test_laws(require_backend: Require) -> None:

@@ -151,7 +151,8 @@ def merge(x: Tensor, owner: Tensor, k: int, *, weights: Tensor | None = None) ->
     wide = torch.promote_types(x.dtype, torch.float32)
     if weights is None:
         counts = torch.zeros(total * k + 1, dtype=wide, device=x.device)
-        counts.index_add_(0, slot, torch.ones_like(slot, dtype=wide))
+        # Not in place, which vmap over `owner` alone could not do.
+        counts = counts.index_add(0, slot, torch.ones_like(slot, dtype=wide))
         weights = counts.reciprocal()[slot].reshape(owner.shape)
     trailing = x.shape[owner.ndim :]
     factors = weights.to(wide).reshape(-1, 1)

@@ -51,7 +51,7 @@ def centred(visual: Tensor, *, visual_mask: Tensor | None = None) -> Tensor:
         return result if visual.ndim == 3 else result[0]
     valid = valid_rows(visual, visual_mask)
     mean = _mean(visual, valid).float().unsqueeze(-2)
-    result = visual - mean if visual.dtype is torch.float32 else visual.float().sub_(mean)
+    result = visual - mean
     # What is left of a token that is the mean is the rounding of a subtraction.
     noise = 2.0**-23 * torch.linalg.vector_norm(mean, dim=-1)
     result.masked_fill_((lengths(result) <= noise).unsqueeze(-1), 0.0)
@@ -87,7 +87,7 @@ def distinctiveness(visual: Tensor, *, visual_mask: Tensor | None = None) -> Ten
     )
     valid = mean > -torch.inf
     count = valid.sum(-1, keepdim=True)
-    others = (mean * count - 1.0) / (count - 1).clamp_min(1)
+    others = (mean * count - 1.0) / (count - 1)
     others = torch.where(lengths(visual) < SHORTEST, 1.0, others.clamp(-1.0, 1.0))
     others = torch.where(count == 1, 0.0, others)
     return (-others).masked_fill(~valid, torch.nan)
@@ -132,7 +132,7 @@ def alignment(
         return result if visual.ndim == 3 else result[0]
     valid, real = valid_rows(visual, visual_mask), valid_rows(prompt, prompt_mask)
     words = prompt.double().masked_fill(~real.unsqueeze(-1), 0.0)
-    count = real.sum(-1, keepdim=True).clamp_min(1)
+    count = real.sum(-1, keepdim=True)
     mean = (words.sum(-2) / count).unsqueeze(-2)
     spread = row_sum(words.square()).sum(-1, keepdim=True) / count
     scores = _nearness(visual, 2.0 * mean) - spread
@@ -182,7 +182,7 @@ def word_cosines(
 
 def valid_rows(x: Tensor, mask: Tensor | None) -> Tensor:
     """Bool `[B, N]`: rows of `x` `[B, N, C]` that the ops do not take for masked out."""
-    valid = lengths(x.detach()) <= LONGEST
+    valid = lengths(x) <= LONGEST
     return valid if mask is None else valid & mask
 
 
@@ -191,7 +191,7 @@ def _mean(visual: Tensor, valid: Tensor) -> Tensor:
     total = torch.zeros((), dtype=torch.float64, device=visual.device)
     for part, real in zip(visual.split(ROWS, -2), valid.split(ROWS, -1), strict=True):
         total = total + part.double().masked_fill_(~real.unsqueeze(-1), 0.0).sum(-2)
-    return total / valid.sum(-1, keepdim=True).clamp_min(1)
+    return total / valid.sum(-1, keepdim=True)
 
 
 def until_novel(image: Tensor, ranked: Tensor, least: int, novelty: float, patience: int) -> Tensor:

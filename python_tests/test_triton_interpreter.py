@@ -483,9 +483,12 @@ def test_each_block_has_a_program_or_shares_one() -> None:
     assert relevance_topk_config.programs(cfg, 33, 4, 16) == 3
     assert relevance_topk_config.programs(cfg, 10**6, 4, 16) == cfg.programs // 4
     assert relevance_topk_config.programs(cfg, 10**6, 10**6, 16) == 1
+    assert [relevance_topk_config.stream_programs(cfg, n, 1) for n in (0, 9, 3168, 3169)] == [
+        *(1, 3, 792, 199)
+    ]
     norms = diversity_config.config(64, 2)
     assert diversity_config.norm_programs(norms, 0, 4) == 1
-    assert diversity_config.norm_programs(norms, 33, 4) == 3
+    assert diversity_config.norm_programs(norms, 33, 4) == 9
     assert diversity_config.norm_programs(norms, 10**6, 4) == norms.norm_programs // 4
     assert select_config.programs(select_config.config(), 65, 2) == 3
 

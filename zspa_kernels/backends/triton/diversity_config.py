@@ -69,8 +69,8 @@ def config(d: int, itemsize: int, hip: bool = False) -> Config:
     deep = min(width, 64 if half else 32 if units else 16)
     own = 16  # keys of 64 bits: what leaves the kernels without spills on sm_90
     return Config(
-        norm_block_n=16,
-        norm_block_k=min(width, 256),
+        norm_block_n=4,
+        norm_block_k=min(width, 1024),
         norm_warps=4,
         norm_programs=4096,
         block=128,

@@ -44,7 +44,7 @@ from ._common import (
     segment,
     unit_scale,
 )
-from .relevance_topk_config import Config, config, programs
+from .relevance_topk_config import Config, config, programs, stream_programs
 
 
 @triton.jit(do_not_specialize=["N", "programs"])
@@ -113,8 +113,8 @@ def _relevance_topk_pool_kernel(
         start = float("-inf")
     total = tl.full([BLOCK_D], start, tl.float32)
     n = tl.full([BLOCK_D], 0, tl.int32)
-    for m0 in range(0, length, 4):
-        for step in tl.static_range(4):  # four independent loads at a time
+    for m0 in range(0, length, 8):
+        for step in tl.static_range(8):  # eight independent loads at a time
             m = m0 + step + lane * 0  # [BLOCK_D], all the same token
             inv = tl.load(inv_norm + first + m, mask=m < length, other=-1.0)
             ok = inv >= 0.0
@@ -304,7 +304,7 @@ def score(
         num_warps=cfg.pool_warps,
     )
     if pooled is not None:
-        each = programs(cfg, n, segments.count, cfg.block_n)
+        each = stream_programs(cfg, n, segments.count)
         launch(
             _relevance_topk_score_kernel,
             segments.count * each,
@@ -340,7 +340,7 @@ def _norms(
     cfg: Config, tokens: Tensor, mask: Tensor | None, segments: Segments, inv_norm: Tensor
 ) -> None:
     """Fill `inv_norm` with the inverse norms of `tokens`."""
-    each = programs(cfg, segments.rows, segments.count, cfg.block_n)
+    each = stream_programs(cfg, segments.rows, segments.count)
     launch(
         _relevance_topk_norm_kernel,
         segments.count * each,

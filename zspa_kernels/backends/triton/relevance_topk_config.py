@@ -35,6 +35,9 @@ class Config:
     rank_rows: int
     rank_columns: int
     rank_warps: int
+    # Programs of the stream, and blocks of each where there would be more.
+    two_rounds: int
+    several: int
     # Programs a launch aims at; a ragged segment shorter than the longest leaves some idle.
     programs: int
     reverse: bool = False  # run the grid back to front; for tests of program order
@@ -52,10 +55,11 @@ def config(d: int, itemsize: int, mixed: bool = False, hip: bool = False) -> Con
     """
     width = 1 << max(4, (d - 1).bit_length())  # the power of two that holds a row; tl.dot needs 16
     return Config(
-        # 16 x 256 sums of squares and dots are 64 registers a thread of 128; a row of 256 is 512
-        # bytes of bfloat16, whole 128-byte lines; several such programs share a multiprocessor.
-        block_n=16,
-        block_k=min(width, 256),
+        # 4 x 1024 sums of squares and dots are 64 registers a thread of 128, which has 4 loads of
+        # bfloat16 on their way. Nothing else is on its way in a program, so a row of 4096 waits 4
+        # times, not 16 as with 16 x 256, and 576 rows have 144 programs, not 36.
+        block_n=4,
+        block_k=min(width, 1024),
         warps=4,
         # One warpgroup needs 64 rows; 8 warps, because 4 spill where float32 does without matrix
         # units. With 64 rows Triton 3.6 and 3.7 multiply float32 values that were half-precision
@@ -76,9 +80,21 @@ def config(d: int, itemsize: int, mixed: bool = False, hip: bool = False) -> Con
         rank_rows=32,
         rank_columns=128,
         rank_warps=4,
-        # An H200 holds 132 x 8 such programs at a time; four rounds even out the last one.
+        # An H200 holds 132 x 3 programs that score at a time (138 registers for sm_90). Beyond two
+        # rounds of them a program takes several blocks: it reads the pooled prompt from L2 for the
+        # first of them and from L1 for the others, and what is most of the time is bandwidth.
+        two_rounds=792,
+        several=4,
+        # Four rounds of the smaller programs, 132 x 8 at a time, even out the last one.
         programs=4096,
     )
+
+
+def stream_programs(cfg: Config, rows: int, segments: int) -> int:
+    """Programs a segment of the stream over the tokens."""
+    blocks = -(-rows // cfg.block_n)
+    each = 1 if segments * blocks <= cfg.two_rounds else cfg.several
+    return programs(cfg, rows, segments, cfg.block_n * each)
 
 
 def programs(cfg: Config, rows: int, segments: int, block: int) -> int:

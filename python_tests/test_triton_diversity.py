@@ -66,6 +66,17 @@ def test_weights_and_more_seeds_than_columns(runs: Runs) -> None:
         check_diversity(visual, got, k, seeds=given, weights=weights, bound=bound(d, "triton"))
 
 
+@pytest.mark.parametrize("few", [0, 1024])
+def test_a_seed_without_a_direction_is_one(few: int, runs: Runs) -> None:
+    """It is like no token, so the lowest index comes first, and not DivPrune's seed."""
+    runs.fields["whole_rows"] = few
+    visual, seeds = tokens("vlm", 20, 24, seed=1), torch.tensor([7])
+    visual[7] = 0.0
+    got = diversity.diversity(visual[None], 4, seeds[None], None, None)[0]
+    assert got[0] == 0
+    check_diversity(visual, got, 4, seeds=seeds, bound=bound(24, "triton"))
+
+
 def test_groups_of_any_size_pick_the_same(runs: Runs) -> None:
     """Proposals, candidates, split Gram blocks, program order: none may show in the picks."""
     visual = torch.stack([tokens(model, 36, 40, seed=4) for model in ("vlm", "exact")])

@@ -99,6 +99,15 @@ def test_at_the_threshold(few: bool, runs: Runs) -> None:
     assert got.tolist() == [list(range(21))]
 
 
+def test_a_pair_at_a_threshold_below_0_is_settled_alone(runs: Runs) -> None:
+    """Where pairs are settled four at a time and one is open, three are none."""
+    runs.fields["pairs"] = 4
+    rows = torch.tensor([1.0, 1.0, 0.0]).repeat(18, 1)
+    rows[16], rows[17] = -rows[16], torch.tensor([-1.0, 0.0, 1.0])
+    got = suppress.suppress(rows[None], -torch.arange(18.0)[None], 3, -0.5, False, None)
+    assert got.tolist() == [[0, 16, -1]]
+
+
 def test_what_is_open_does_not_matter(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     """All pairs in float64, or only those that need it: the same picks."""
     visual, scores = tokens("vlm", 40, 24), _scores(40)
@@ -164,6 +173,7 @@ def test_no_barrier_can_be_spared(runs: Runs) -> None:
     runs.fields["cols"] = 8
 
     def work() -> list[Tensor]:
-        return [suppress.suppress(visual, scores, 16, 0.375, True, None)]
+        one = (visual[2:], scores[2:], 24)  # what the last block leaves out fills slots
+        return [suppress.suppress(*x, 0.375, True, None) for x in ((visual, scores, 16), one)]
 
     runs.every_barrier_is_needed(suppress._suppress_greedy_kernel, work, count=4)

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -133,6 +135,21 @@ def test_the_grid_is_never_more_than_resident() -> None:
                 size = diversity_config.group(cfg, programs)
                 assert programs <= size.programs <= cfg.block
                 assert programs * size.width >= min(cfg.block, rows) // 2
+
+
+def test_launches_are_sized_by_the_multiprocessors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the device that runs them: more programs than it has would never all be resident."""
+    count, gpu = SimpleNamespace(multi_processor_count=20), torch.device("cuda", 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", {gpu: count}.__getitem__)
+    cfg, segments = diversity_config.config(4096, 2), _common.Segments(3, 576, 0, 9)
+    monkeypatch.setattr(diversity, "multiprocessors", _common.multiprocessors.__wrapped__)
+    assert diversity.group_grid(cfg, segments, gpu) == (3, 6)
+    assert not diversity.few_tokens(cfg, segments, gpu)
+    meta = torch.device("meta")
+    assert diversity.group_grid(cfg, segments, meta) == (3, 44)
+    assert diversity.few_tokens(cfg, segments, meta)
+    table = torch.empty(3, 5, dtype=torch.int64, device=meta)
+    assert not diversity.few_tokens(cfg, replace(segments, table=table), meta)
 
 
 def test_a_smaller_table_of_proposals_would_not_bound() -> None:

@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[1]
 ELSEWHERE = {
     *("the_barrier_orders_memory", "no_synchronisation", "graphs", "capture_of_a_cold_kernel"),
     *("streams", "second_device", "compiled", "no_square_matrix", "facility_location_turns"),
+    "soft_suppress_laws",
     *("more_than_two_to_the_31_elements", "law_ambient_state", "errors", "law_repetition"),
     *(name for name in CHECKS if name.endswith("real_sizes")),
 }

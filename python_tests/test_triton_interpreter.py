@@ -479,16 +479,13 @@ def test_order_of_sums_depends_on_channels_and_dtype_only() -> None:
 
 def test_each_block_has_a_program_or_shares_one() -> None:
     cfg = relevance_topk_config.config(64, 2)
-    assert relevance_topk_config.programs(cfg, 0, 4, 16) == 1
-    assert relevance_topk_config.programs(cfg, 33, 4, 16) == 3
-    assert relevance_topk_config.programs(cfg, 10**6, 4, 16) == cfg.programs // 4
-    assert relevance_topk_config.programs(cfg, 10**6, 10**6, 16) == 1
-    assert [relevance_topk_config.stream_programs(cfg, n, 1) for n in (0, 9, 3168, 3169)] == [
-        *(1, 3, 792, 199)
-    ]
+    assert [relevance_topk_config.programs(cfg, n, 4, 16) for n in (0, 33)] == [1, 3]
+    for segments, most in ((4, cfg.programs // 4), (10**6, 1)):
+        assert relevance_topk_config.programs(cfg, 10**6, segments, 16) == most
+    stream = relevance_topk_config.stream_programs
+    assert (stream(cfg, 3168, 1), stream(cfg, 3169, 1)) == (792, 199)
     norms = diversity_config.config(64, 2)
-    assert diversity_config.norm_programs(norms, 0, 4) == 1
-    assert diversity_config.norm_programs(norms, 33, 4) == 9
+    assert [diversity_config.norm_programs(norms, n, 4) for n in (0, 33)] == [1, 9]
     assert diversity_config.norm_programs(norms, 10**6, 4) == norms.norm_programs // 4
     assert select_config.programs(select_config.config(), 65, 2) == 3
 

@@ -100,7 +100,7 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], Proof]] = {
     "centred: mean over all": (
         (
             "primitives.similarity",
-            "total / valid.sum(-1, keepdim=True).clamp_min(1)",
+            "total / valid.sum(-1, keepdim=True)",
             "total / len(valid)",
         ),
         of(CEN, "masked"),
@@ -114,7 +114,7 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], Proof]] = {
         ODD_ROWS,
     ),
     "distinctiveness: counts itself": (
-        ("primitives.similarity", "(mean * count - 1.0) / (count - 1).clamp_min(1)", "mean"),
+        ("primitives.similarity", "(mean * count - 1.0) / (count - 1)", "mean"),
         ODD_ROWS,
     ),
     "distinctiveness: sign": (
@@ -134,7 +134,11 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], Proof]] = {
         ODD_ROWS,
     ),
     "alignment: prompt mask ignored": (
-        ("primitives.similarity", "valid_rows(prompt, prompt_mask)", "valid_rows(prompt, None)"),
+        (
+            "primitives.similarity",
+            "valid_rows(prompt, prompt_mask)\n    words = prompt.double",
+            "valid_rows(prompt, None)\n    words = prompt.double",
+        ),
         of(TRIM, "vlm"),
     ),
     "alignment: half the product": (

@@ -116,7 +116,7 @@ def config(d: int, itemsize: int, hip: bool = False) -> Config:
         whole_tiles=2 if units else 4,
         # Two barriers a pick where warps exchange what they found, none where there is one warp.
         # For sm_90 a pick of one warp is 89 instructions with 256 tokens, 139 with 512, 234 with
-        # 1024; of eight warps 80 each, with four tokens a thread.
+        # 1024. Each of eight warps has a part of that, four tokens a thread.
         whole_alone=512,
         whole_warps=4 if hip else 8,
         whole_span=256 if hip else 128,

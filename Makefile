@@ -32,7 +32,7 @@ help:
 	@echo 'make build   the native module, in place'
 	@echo 'make lint    ruff and clang-format     make format  apply them     make types   mypy'
 	@echo 'make aot     compile every Triton kernel for every target (minutes)'
-	@echo 'make ptx     run the compiled Triton kernels, instruction by instruction, without a GPU (hours)'
+	@echo 'make ptx     run the compiled Triton kernels, instruction by instruction, without a GPU (long)'
 	@echo 'make sanitize   the native kernels under the sanitizers of the compiler (minutes)'
 	@echo 'make hf-matrix   the tests of pruned models on several versions of transformers (minutes)'
 	@echo 'make bench   the benchmarks'

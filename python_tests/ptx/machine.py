@@ -187,6 +187,10 @@ class Launcher:
         change: Callable[[str, str], str] = lambda kernel, ptx: ptx,
         limit: int = 2_000_000_000,
     ) -> None:
+        import triton
+
+        # Triton's own cache may have the PTX of another checkout, which names files of that one.
+        triton.knobs.cache.dir = str(BUILD / "ptx_cache")
         self.target, self.seed, self.change, self.limit = target, seed, change, limit
         self.races: set[str] = set()
         self.steps: dict[str, int] = {}

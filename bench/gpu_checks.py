@@ -185,6 +185,30 @@ def law_rows() -> None:
 
 
 @check_by_dtype
+def law_pairs() -> None:
+    """A cosine has the same bits whichever of its tokens is the row of a tile, wherever both are.
+
+    The matrix of few tokens has each pair once; in the opposite order it comes the other way round.
+    """
+    from zspa_kernels.backends.triton import _scratch, diversity
+    from zspa_kernels.backends.triton._common import Segments
+
+    def matrix(visual: Tensor) -> Tensor:
+        segments = Segments(2, visual.shape[1], 0, 1)
+        picks = torch.full((2, 1), -1, device=visual.device)
+        with mock.patch.object(diversity, "few_tokens", return_value=True):
+            scratch = _scratch.allocate(visual.device, diversity.greedy_plan(visual, segments))
+            diversity.greedy(visual, segments, picks, None, None, None, scratch, False)
+        return scratch["matrix"]
+
+    for dtype in chosen(DTYPES):
+        visual = draw(2, 192, 1100, dtype)  # whole blocks, so that pairs of blocks stay such pairs
+        cosines = matrix(visual)
+        assert torch.equal(cosines, cosines.mT), dtype
+        assert torch.equal(matrix(visual.flip(1)), cosines.flip(1, 2)), dtype
+
+
+@check_by_dtype
 def law_seeds() -> None:
     """Picks continued from seeds are the rest of the picks: a Gram block and an update agree."""
     for dtype in chosen(DTYPES):

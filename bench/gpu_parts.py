@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -16,7 +17,9 @@ from zspa_kernels import split_core
 from zspa_kernels.testing import prompt, tokens
 
 #: Tokens of an image for which both ways are timed, and images of a batch.
-FEW = ((256, 1), (576, 1), (576, 4), (1024, 1))
+FEW = ((256, 1), (576, 1), (576, 5), (1024, 1), (576, 32))
+#: The other number of stages the tiles of the matrix are timed with.
+STAGES = 4
 
 
 def _best(call: Callable[[], object]) -> float:
@@ -47,11 +50,25 @@ def _both(visual: Tensor, given: int, k: int) -> dict[str, Any]:
         return diversity.diversity(visual, k, seeds if given else None, None, None)
 
     found, times = [], {}
-    for name, choice in (("matrix", True), ("blocks", False)):
-        with mock.patch.object(diversity, "few_tokens", return_value=choice):
+    ways = {"matrix": (True, {}), "stages": (True, {"whole_stages": STAGES}), "blocks": (False, {})}
+    for name, (choice, fields) in ways.items():
+        with configured(**fields), mock.patch.object(diversity, "few_tokens", return_value=choice):
             found.append(call())
             times[name] = _best(call)
-    return {**times, "status": "verified"} if torch.equal(*found) else {"status": "wrong"}
+    agree = all(torch.equal(found[0], other) for other in found[1:])
+    return {**times, "status": "verified"} if agree else {"status": "wrong"}
+
+
+def configured(**fields: Any) -> Any:
+    """A context in which the configuration of `diversity` has other values."""
+    from zspa_kernels.backends.triton import diversity, diversity_config
+
+    config = diversity_config.config
+
+    def changed(*args: Any, **kwargs: Any) -> diversity_config.Config:
+        return dataclasses.replace(config(*args, **kwargs), **fields)
+
+    return mock.patch.object(diversity, "config", changed)
 
 
 def parts(names: tuple[str, ...] = ("llava15", "llavanext")) -> Iterator[dict[str, Any]]:

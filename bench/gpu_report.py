@@ -89,7 +89,8 @@ def _machine(jobs: list[dict[str, Any]]) -> Iterator[str]:
         elif "few" in record:
             figure = "no figure: the ways differ"
             if record["status"] == "verified":
-                figure = f"matrix {record['matrix']:7.1f} us, blocks {record['blocks']:7.1f} us"
+                names = {"matrix": "matrix", "stages": "other stages", "blocks": "blocks"}
+                figure = ", ".join(f"{name} {record[key]:7.1f} us" for key, name in names.items())
             yield f"{record['few']:24} {figure}"
         elif "part" in record:
             yield f"{record['part']:24} {record['us']:7.1f} us"

@@ -239,18 +239,12 @@ def picks() -> Iterator[dict[str, Any]]:
 
 
 def _pick_ns(n: int, field: str, warps: int) -> float:
-    from zspa_kernels.backends.triton import diversity, diversity_config
+    from zspa_kernels.backends.triton import diversity
 
-    config = diversity_config.config
     visual = torch.randn(1, n, 64, device=DEVICE).bfloat16()
     seeds = torch.zeros(1, 1, dtype=torch.int64, device=DEVICE)
-
-    def changed(*args: Any, **kwargs: Any) -> diversity_config.Config:
-        new: dict[str, Any] = {field: warps}
-        return dataclasses.replace(config(*args, **kwargs), **new)
-
     with (
-        mock.patch.object(diversity, "config", changed),
+        gpu_parts.configured(**{field: warps}),
         mock.patch.object(diversity, "few_tokens", return_value=field == "whole_warps"),
     ):
         few = best(lambda: diversity.diversity(visual, 8, seeds, None, None))

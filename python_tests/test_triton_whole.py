@@ -13,7 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from zspa_kernels.backends.triton import diversity, diversity_config, diversity_whole, select
+from zspa_kernels.backends.triton import (
+    _scratch,
+    diversity,
+    diversity_config,
+    diversity_whole,
+    select,
+)
+from zspa_kernels.backends.triton._common import Segments
 from zspa_kernels.testing import bound, check_diversity, tokens
 
 SMALL = {"norm_block_n": 16, "block": 32, "rows": 16, "cols": 16, "block_k": 16, "chunk": 32}
@@ -21,6 +28,7 @@ SEVERAL = {"whole_alone": 0, "whole_warps": 4, "whole_span": 4}  # warps, and to
 #: Fault -> (what stands in diversity_whole.py, what is put there).
 FAULTS = {
     "picked again": ("j[None, :], INF, c)", "j[None, :], -INF, c)"),
+    "half of the matrix only": ("if one != other", "if one == other"),
     "another row of the matrix": ("square + pick * padded(N)", "square + pick"),
     "ties to the highest index": (
         "tl.min(tl.min(who, 0), 1)",
@@ -148,15 +156,35 @@ def test_faults(
     return None
 
 
+@pytest.mark.parametrize("n", [16, 35, 50])
+def test_each_pair_of_blocks_is_met_once(n: int, change: Callable[..., None]) -> None:
+    """One block, three and four: entries both ways, and the largest of each token in each block."""
+    change(True)
+    visual = torch.stack([tokens("vlm", n, 24, seed) for seed in range(2)])
+    segments = Segments(2, n, 0, 1)
+    scratch = _scratch.allocate(visual.device, diversity.greedy_plan(visual, segments))
+    picks = torch.full((2, 1), -1)
+    diversity.greedy(visual, segments, picks, None, None, None, scratch, False)
+    matrix = scratch["matrix"][:, :, :n]
+    assert torch.equal(matrix, matrix.mT)
+    unit = torch.nn.functional.normalize(visual.double(), dim=-1)
+    want = (unit @ unit.mT).diagonal_scatter(torch.full((2, n), torch.inf), 0, 1, 2)
+    torch.testing.assert_close(matrix.double(), want, rtol=0, atol=1e-6)
+    others = matrix.diagonal_scatter(torch.full((2, n), -torch.inf), 0, 1, 2)
+    blocks = torch.stack([block.amax(1) for block in others.split(16, 1)], 1)
+    assert torch.equal(scratch["largest"][:, :, :n], blocks)
+
+
 def test_which_batches_take_the_matrix() -> None:
     """No square matrix beyond 1024 tokens; no more tiles than a GPU does in two rounds."""
     half, single = (diversity_config.config(4096, size) for size in (2, 4))
-    for rows, images, taken in ((576, 1, 1), (576, 3, 1), (576, 4, 0), (64, 264, 1), (64, 265, 0)):
+    for rows, images, taken in ((576, 1, 1), (576, 5, 1), (576, 6, 0), (64, 264, 1), (64, 265, 0)):
         assert diversity_config.whole(half, rows, images, 132) == bool(taken)
-    assert diversity_config.whole(half, 1024, 1, 132)
-    assert not diversity_config.whole(half, 1025, 1, 10_000)
-    assert diversity_config.whole(single, 576, 1, 132)
-    assert not diversity_config.whole(single, 1024, 1, 132)
+    for cfg, images in ((half, 1), (single, 1)):
+        assert cfg.rows == cfg.cols  # a tile transposed is a tile
+        assert diversity_config.whole(cfg, 1024, images, 132)
+        assert not diversity_config.whole(cfg, 1024, images + 1, 132)
+        assert not diversity_config.whole(cfg, 1025, images, 10_000)
     for rows in (1, 256, 257, 1024):
         rounds, warps = diversity_config.whole_lanes(half, rows)
         assert rows <= rounds * warps * half.whole_span <= half.whole_rows

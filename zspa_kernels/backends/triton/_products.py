@@ -11,6 +11,15 @@ from ._group import FINISH, FOLD, GRAM, LAST_ROW, NEAR, own_places, own_rows
 
 
 @triton.jit
+def add_dots(total, x, x_ok, y, y_ok, k0, D, BLOCK_K: tl.constexpr):
+    """`total` plus what the channels from k0 on add to the dots."""
+    at = (k0 + tl.arange(0, BLOCK_K))[None, :]  # [1, BLOCK_K]
+    a = tl.load(x + at, mask=x_ok[:, None] & (at < D), other=0.0)  # [ROWS, BLOCK_K]
+    b = tl.load(y + at, mask=y_ok[:, None] & (at < D), other=0.0)  # [COLS, BLOCK_K]
+    return tile_dots(a, b, total)
+
+
+@triton.jit
 def chunked_dots(
     x,
     x_ok,
@@ -23,22 +32,29 @@ def chunked_dots(
     COLS: tl.constexpr,
     BLOCK_K: tl.constexpr,
     CHUNK: tl.constexpr,
+    ONE_LOOP: tl.constexpr = True,
 ):
     """Dots of the rows at `x` [ROWS, 1] with those at `y` [COLS, 1], channels [start, stop).
 
     Each CHUNK of channels is added up by itself and the chunks one after another, so a chunk may
     as well be left to another program. start and stop are at borders of chunks, or stop is D.
+    ONE_LOOP: over all channels, so that loads of the next chunk are on their way when one ends.
     """
-    k = tl.arange(0, BLOCK_K)
     total = tl.full([ROWS, COLS], 0.0, tl.float32)
-    for c0 in range(start, stop, CHUNK):
+    if ONE_LOOP:
         chunk = tl.full([ROWS, COLS], 0.0, tl.float32)
-        for k0 in range(c0, tl.minimum(c0 + CHUNK, D), BLOCK_K):
-            at = (k0 + k)[None, :]  # [1, BLOCK_K]
-            a = tl.load(x + at, mask=x_ok[:, None] & (at < D), other=0.0)  # [ROWS, BLOCK_K]
-            b = tl.load(y + at, mask=y_ok[:, None] & (at < D), other=0.0)  # [COLS, BLOCK_K]
-            chunk = tile_dots(a, b, chunk)
-        total += chunk
+        for k0 in range(start, stop, BLOCK_K):
+            chunk = add_dots(chunk, x, x_ok, y, y_ok, k0, D, BLOCK_K)
+            if (k0 + BLOCK_K) % CHUNK == 0:
+                total += chunk
+                chunk = tl.full([ROWS, COLS], 0.0, tl.float32)
+        total += chunk  # of what was left of D, or 0
+    else:
+        for c0 in range(start, stop, CHUNK):
+            chunk = tl.full([ROWS, COLS], 0.0, tl.float32)
+            for k0 in range(c0, tl.minimum(c0 + CHUNK, D), BLOCK_K):
+                chunk = add_dots(chunk, x, x_ok, y, y_ok, k0, D, BLOCK_K)
+            total += chunk
     return total
 
 

@@ -51,6 +51,7 @@ class Config:
     groups: tuple[Group, ...]
     # Few tokens: the whole matrix of cosines, then one program an image picks (diversity_whole).
     whole_rows: int  # at most so many tokens
+    whole_stages: int  # of the tiles; they are square, `rows` by `rows`
     whole_tiles: int  # at most so many tiles a multiprocessor
     whole_alone: int  # at most so many tokens have a program of one warp that picks
     whole_warps: int  # of the program that picks, where there are more
@@ -81,7 +82,8 @@ def config(d: int, itemsize: int, hip: bool = False) -> Config:
         rows=64 if units else 32,
         cols=64 if units else 32,
         block_k=deep,
-        # A chunk ends with an empty pipeline, so it is not too short: 16 steps in half precision.
+        # A program that takes one chunk of a Gram block begins with an empty pipeline, so a chunk
+        # is not too short: 16 steps in half precision.
         chunk=max(deep, 1024),
         # 32 x 128 maxima are 16 registers a thread of 256.
         finished=32,
@@ -103,15 +105,20 @@ def config(d: int, itemsize: int, hip: bool = False) -> Config:
             Group(programs=32, width=16, own=own, split=True),
             Group(programs=128, width=8, own=own, split=True),
         ),
-        # By a model, not a measurement: an H200, 1.1 us a barrier, 8 us a tile of 4096 channels by
-        # latency and the rate of L2 (whatever number of them runs side by side), 0.3 us a pick
-        # from 128 lanes, 0.5 us from 1024 with the row in L2. 576 tokens, 23 given and 35 picked:
-        # a pass of the blocked greedy is 4 barriers, a Gram block and an update, 18 us beside its
-        # picks, so 1 or 2 passes and the first update are 42 to 60 us, of which 4 to 9 barriers
-        # and 14 picks; the matrix is 81 tiles at once, in all 31 us. With DivPrune's seed 120
-        # against 41 us. 1024 tokens are 256 tiles, two rounds of 132. More rounds would cost more
-        # than passes do, and no square matrix is made beyond 1024 tokens.
+        # By a model, not a measurement: an H200, 1.1 us a barrier, L2 that gives a multiprocessor
+        # 64 bytes a cycle and all of them 5.5 TB/s: 10 us a tile of 4096 channels, however many up
+        # to 54 run side by side; 0.3 us a pick from 128 lanes, 0.5 us from 1024 with the row in
+        # L2. 576 tokens, 23 given and 35 picked: a pass of the blocked greedy is 4 barriers, a
+        # Gram block and an update, 18 us beside its picks, so 1 or 2 passes and the first update
+        # are 42 to 60 us, of which 4 to 9 barriers and 14 picks; the matrix is 45 tiles at once,
+        # in all 24 us. With DivPrune's seed 120 against 33 us. 1024 tokens are 136 tiles, 26 us.
+        # Five images of 576 are 225 tiles, as dear as passes if seeds are given and half as dear
+        # if not. No square matrix is made beyond 1024 tokens.
         whole_rows=1024,
+        # What is on its way has to last until more comes: 5 steps of (64 + 64) rows x 128 bytes
+        # are what a multiprocessor gets in 0.7 us. 96 KiB in all where products are asynchronous,
+        # so two programs fit beside each other; 80 KiB elsewhere, where a GPU may have but 99.
+        whole_stages=2 if hip else 6,
         # Tiles of float32 have a quarter of the area, and two programs fit beside each other.
         whole_tiles=2 if units else 4,
         # Two barriers a pick where warps exchange what they found, none where there is one warp.
@@ -124,10 +131,16 @@ def config(d: int, itemsize: int, hip: bool = False) -> Config:
     )
 
 
+def pairs(cfg: Config, rows: int) -> int:
+    """Tiles of the whole matrix of so many rows: a block with itself and with each other, once."""
+    blocks = -(-rows // cfg.rows)
+    return blocks * (blocks + 1) // 2
+
+
 def whole(cfg: Config, rows: int, segments: int, multiprocessors: int) -> bool:
     """Whether a padded batch of segments of so many rows takes the whole matrix."""
-    tiles = segments * -(-rows // cfg.rows) * -(-rows // cfg.cols)
-    return rows <= cfg.whole_rows and tiles <= cfg.whole_tiles * multiprocessors
+    most = cfg.whole_tiles * multiprocessors
+    return rows <= cfg.whole_rows and segments * pairs(cfg, rows) <= most
 
 
 def whole_lanes(cfg: Config, rows: int) -> tuple[int, int]:

@@ -2,15 +2,17 @@
 """Diversity of few tokens: all cosines once, then pick after pick without a barrier.
 
 Algorithm   : the greedy of `diversity` one pick at a time. A matrix kernel computes the cosines of
-              all pairs of an image and, for DivPrune's seed, the largest one of each token in each
-              tile; then one program an image keeps every token's largest cosine to the selection in
-              registers, and a pick costs it a minimum over the tokens and a row of the matrix. Up
-              to 512 tokens the program is one warp, so a pick waits for no other; beyond, warps
-              meet twice a pick.
+              all pairs of an image, each pair once, and, for DivPrune's seed, the largest one of
+              each token in each tile; then one program an image keeps every token's largest cosine
+              to the selection in registers, and a pick costs it a minimum over the tokens and a row
+              of the matrix. Up to 512 tokens the program is one warp, so a pick waits for no other;
+              beyond, warps meet twice a pick.
 Inputs      : as for `diversity`, padded batches only
-Outputs     : as for `diversity`, the same picks: tiles and their products are the same
-Work        : 2 N^2 D flops, N^2 floats written once and K rows of them read; 2 launches, 0 syncs
-Mapping     : matrix: program <-> tile; picks: program <-> image
+Outputs     : as for `diversity`, the same picks: tiles and their products are the same, but for
+              which of a pair is the row of a tile, and products are symmetric
+Work        : N^2 D flops and N D more for each row of a tile, N^2 floats written once and K rows of
+              them read; 2 launches, 0 syncs
+Mapping     : matrix: program <-> pair of blocks of tokens; picks: program <-> image
 Numerics    : those of `diversity`
 Deterministic: yes: every element is written by one program
 Limits      : N <= 1024 (registers of one program, and no square matrix beyond)
@@ -27,7 +29,7 @@ from . import _scratch
 from ._common import INF, KEY_END, Segments, launch, order_bits, program, row_strides
 from ._group import LAST_ROW, cost, nothing_selected, seed_list
 from ._products import chunked_dots, cosines
-from .diversity_config import Config, registers, whole_lanes
+from .diversity_config import Config, pairs, registers, whole_lanes
 
 SEEDS = tl.constexpr(8)  # seeds whose rows are read at a time
 
@@ -43,32 +45,40 @@ def _diversity_matrix_kernel(
     stride_b,
     stride_n,
     ROWS: tl.constexpr,
-    COLS: tl.constexpr,
     BLOCK_K: tl.constexpr,
     CHUNK: tl.constexpr,
     REVERSED: tl.constexpr,
 ):
-    """matrix[segment][selected][compared], and its maxima largest[segment][tile][selected].
+    """matrix[segment][selected][compared], and its maxima largest[segment][block][selected].
 
-    Both halves of the symmetric matrix are computed, each as the blocked greedy computes it. A
-    token's entry with itself is +inf, for what is selected is not picked; no maximum counts it.
+    A program compares a block of tokens with itself or with another one, and stores the tile as it
+    is and transposed. The other block lies `pair // blocks` further on, in a circle of all blocks:
+    that comes to each pair once. A token's entry with itself is +inf, for what is selected is not
+    picked; no maximum counts it.
     """
-    down = tl.cdiv(N, ROWS)
-    seg, tile = program(down * tl.cdiv(N, COLS), REVERSED)
+    blocks = tl.cdiv(N, ROWS)
+    seg, pair = program(blocks * (blocks + 1) // 2, REVERSED)
     seg = tl.cast(seg, tl.int64)
-    i = tile % down * ROWS + tl.arange(0, ROWS)
-    j = tile // down * COLS + tl.arange(0, COLS)
+    one = pair % blocks
+    other = (one + pair // blocks) % blocks
+    i = one * ROWS + tl.arange(0, ROWS)
+    j = other * ROWS + tl.arange(0, ROWS)
     inv_i = tl.load(inv_norm + seg * N + i, mask=i < N, other=-1.0)
     inv_j = tl.load(inv_norm + seg * N + j, mask=j < N, other=-1.0)
     origin = visual + seg * stride_b
     x = origin + (i.to(tl.int64) * stride_n)[:, None]
     y = origin + (j.to(tl.int64) * stride_n)[:, None]
-    dots = chunked_dots(x, inv_i > 0.0, y, inv_j > 0.0, 0, D, D, ROWS, COLS, BLOCK_K, CHUNK)
-    c = cosines(dots, i, inv_i, j, inv_j)  # [ROWS, COLS]
-    at = largest + (seg * down + tile % down) * padded(N) + j
-    tl.store(at, tl.max(c, 0), mask=j < padded(N))
-    at = matrix + ((seg * N + j) * padded(N))[None, :] + i[:, None]
+    dots = chunked_dots(x, inv_i > 0.0, y, inv_j > 0.0, 0, D, D, ROWS, ROWS, BLOCK_K, CHUNK)
+    c = cosines(dots, i, inv_i, j, inv_j)  # [ROWS, ROWS]
+    square = matrix + seg * N * padded(N)
+    maxima = largest + seg * blocks * padded(N)
+    tl.store(maxima + one * padded(N) + j, tl.max(c, 0), mask=j < padded(N))
+    if one != other:
+        tl.store(maxima + other * padded(N) + i, tl.max(c, 1), mask=i < padded(N))
+        at = square + (i * padded(N))[:, None] + j[None, :]
+        tl.store(at, c, mask=(i < N)[:, None] & (j < padded(N))[None, :])
     c = tl.where(i[:, None] == j[None, :], INF, c)
+    at = square + (j * padded(N))[None, :] + i[:, None]
     tl.store(at, c, mask=(i < padded(N))[:, None] & (j < N)[None, :])
 
 
@@ -180,17 +190,16 @@ def picks(
     n, tiles = segments.rows, -(-segments.rows // cfg.rows)
     launch(
         _diversity_matrix_kernel,
-        segments.count * tiles * -(-n // cfg.cols),
+        segments.count * pairs(cfg, n),
         visual.device,
         *(visual, scratch["inv_norm"], scratch["matrix"], scratch["largest"]),
         *(n, visual.shape[-1], *row_strides(visual)),
         ROWS=cfg.rows,
-        COLS=cfg.cols,
         BLOCK_K=cfg.block_k,
         CHUNK=cfg.chunk,
         REVERSED=cfg.reverse,
         num_warps=cfg.warps,
-        num_stages=cfg.stages,
+        num_stages=cfg.whole_stages,
     )
     rounds, warps = whole_lanes(cfg, n)
     launch(

@@ -96,8 +96,9 @@ def compare(
         inv_j = tl.load(inv_norm + j, mask=j >= 0, other=-1.0)
         x = visual + (i.to(tl.int64) * stride_n)[:, None]
         y = visual + (j.to(tl.int64) * stride_n)[:, None]
+        # In one loop Triton 3.6 and 3.7 crash on the list in `settle` when they compile for sm_100.
         dots = chunked_dots(
-            x, inv_i > 0.0, y, inv_j > 0.0, 0, D, D, ROWS, COLS, BLOCK_K, CHUNK
+            x, inv_i > 0.0, y, inv_j > 0.0, 0, D, D, ROWS, COLS, BLOCK_K, CHUNK, ONE_LOOP=False
         )  # [ROWS, COLS]
         c = dots * (inv_i[:, None] * inv_j[None, :])
         meets = (inv_i > 0.0)[:, None] & (inv_j > 0.0)[None, :]

@@ -148,6 +148,8 @@ def test_prompts_without_direction(backend: str, pooling: str, require_backend: 
         check_relevance_topk(
             visual, words, 12, indices, scores, pooling=pooling, bound=bound(7, backend)
         )
+        _, alone = zk.relevance_topk(visual, words[:1], 1, pooling=pooling, backend=backend)
+        assert float(alone[0]) == pytest.approx(-1.0, abs=1e-6)
 
 
 @each_backend

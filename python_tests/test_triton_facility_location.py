@@ -64,6 +64,7 @@ def _uniform(*shape: int) -> Tensor:
 def test_many_blocks_pick_what_one_does(temperature: float, runs: Runs) -> None:
     n, d, k = 36, 40, 12
     visual, weights, words = tokens("clusters", n, d, seed=1), _uniform(n), _uniform(5, n) / n
+    visual[::3] = 0.0  # these cover nothing, and need not be covered
     got = run(visual[None], k, words[None], weights[None], None, temperature, 0.5)[0]
     given: dict[str, Any] = {"benefits": words, "weights": weights}
     given |= {"temperature": temperature, "scale": 0.5}
@@ -140,6 +141,9 @@ def test_matrices_are_bounded() -> None:
         assert sum(others) < 32 * images * n + 128 * stride * 4 + 2**16
     # Many short images beside a long one: all rows fit, though as many long images would not.
     assert facility_location_config.in_flight(cfg, 20_000, 2880, 2880, 100) == 100
+    packed = torch.empty(20_000, 64, dtype=torch.bfloat16, device="meta")
+    plan = facility_location._plan(packed, 100, 100, 2880, 2880, 0, 4, 32)
+    assert plan["matrix"] == (torch.float32, (20_000 * 2880,))
     assert facility_location_config.in_flight(cfg, 30_000, 2880, 2880, 100) == 8
 
 

@@ -20,11 +20,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import Tensor
 from triton.runtime import interpreter
 
 Array = np.ndarray[Any, Any]
 SECONDS = 120  # for a launch, all programs together
+POISON = 0x7FFFFFFF  # what fresh memory is filled with, see conftest
 
 
 class RaceError(AssertionError):
@@ -38,6 +40,9 @@ class Shadow:
         storage = tensor.untyped_storage()
         self.low, self.bytes = storage.data_ptr(), storage.nbytes()
         words = -(-self.bytes // 4)
+        values = torch.empty(0, dtype=torch.uint8).set_(storage)[: 4 * (self.bytes // 4)]
+        self.empty = np.zeros(words, bool)
+        self.empty[: self.bytes // 4] = values.view(torch.int32).numpy() == POISON
         self.writer = np.full(words, -1)
         self.written = np.zeros(words, np.int64)  # the writer's clock
         self.phase = np.zeros(words, np.int64)  # the writer's barriers
@@ -104,6 +109,8 @@ class World:
     def reads(self, shadow: Shadow, words: Array) -> None:
         if self._unordered(shadow, words):
             raise RaceError("a read that is not ordered after another program's write")
+        if (shadow.empty[words] & (shadow.writer[words] < 0)).any():
+            raise RaceError("a read of what nobody has written")
         own = (shadow.writer[words] == self.me) & (shadow.phase[words] == self.barriers[self.me])
         if own.any():
             raise RaceError("a read of what other threads of the program may not have written yet")

@@ -43,8 +43,13 @@ help:
 demo: build
 	@$(PY) -m zspa_kernels.cli demo
 
+# Each of several processes takes a stretch of the tests, and then of what the others have left. An
+# environment given by PYTHON= may lack pytest-xdist: one process takes them all.
+WORKERS = $(shell $(PY) -c 'import importlib.util as u; \
+  print("-n auto --maxprocesses 4 --dist worksteal" if u.find_spec("xdist") else "")')
+
 test: lint types trees
-	@$(PY) -m pytest
+	@$(PY) -m pytest $(WORKERS)
 
 lint: build
 	@$(PY) -m ruff check .

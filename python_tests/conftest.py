@@ -10,6 +10,9 @@ import os
 os.environ.setdefault("TRITON_INTERPRET", "1")
 # cuBLAS is deterministic only with this; the poisoned memory below comes with deterministic mode.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+# Processes that test at the same time share the cores: a thread without work sleeps.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from collections.abc import Callable, Iterator
 from typing import Any

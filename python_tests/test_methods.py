@@ -146,10 +146,10 @@ def test_a_selection_unpacks() -> None:
 
 
 class EveryOther(zk.MethodBase):
-    """A user's own method defines `select` alone."""
+    """A user's own method defines `select` alone: every other token, from the first word on."""
 
     def select(self, visual: Tensor, prompt: Tensor | None = None) -> zk.Selection:
-        indices = torch.arange(0, visual.shape[-2], 2)
+        indices = torch.arange(0 if prompt is None else int(prompt[0]), visual.shape[-2], 2)
         return zk.Selection(indices, torch.zeros_like(indices, dtype=torch.bool))
 
 
@@ -180,8 +180,13 @@ def test_select_varlen_is_select_on_each_image(method: Any, sort: bool) -> None:
 
 
 def test_a_method_of_ones_own_inherits_the_ragged_form() -> None:
-    picked = EveryOther().select_varlen([draw(5, D), draw(2, D)])
+    images = [draw(5, D), draw(2, D)]
+    picked = EveryOther().select_varlen(images)
     assert [one.indices.tolist() for one in picked] == [[0, 2, 4], [0]]
+    picked = EveryOther().select_varlen(images, [torch.tensor([2]), torch.tensor([1])])
+    assert [one.indices.tolist() for one in picked] == [[2, 4], [1]]
+    with pytest.raises(ValueError, match="shorter"):
+        EveryOther().select_varlen(images, [torch.tensor([2])])
     with pytest.raises(NotImplementedError, match="MethodBase must define select or select_varlen"):
         zk.MethodBase().select_varlen([draw(5, D)])
     assert not EveryOther().needs_features

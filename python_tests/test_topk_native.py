@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from python_tests.oracles.scoredtopk import scoredtopk
 from python_tests.runners import same_bits, threads
@@ -91,3 +92,5 @@ def test_traced_calls_are_for_torch() -> None:
     same_bits(torch.func.vmap(lambda x: topk(x, 9))(rows), right)
     compiled = torch.compile(topk, fullgraph=True, backend="aot_eager")
     same_bits(compiled(rows, 9), right)
+    with FakeTensorMode() as mode:
+        assert topk(mode.from_tensor(rows), 9).shape == (2, 9)

@@ -47,7 +47,7 @@ def images(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     visual[0, 3] = 0.0
     visual[0, 5, 2] = torch.nan
     visual[0, 8] = visual[0, 7]
-    mask = torch.ones(2, 70, dtype=torch.bool)
+    mask = torch.ones(70, 2, dtype=torch.bool).T  # strided
     mask[0, 60:] = False
     mask[1, 1:] = False
     return visual.to(dtype), mask
@@ -114,7 +114,7 @@ def test_word_cosines(dtype: torch.dtype, count: int, plainly: Callable[..., Any
     """The bits of one call a word, in one pass over the tokens for every 16 words."""
     visual, mask = images(dtype)
     words = torch.stack([prompt("vlm", count, 33, seed) for seed in (2, 3)])
-    real = torch.ones(2, count, dtype=torch.bool)
+    real = torch.ones(count, 2, dtype=torch.bool).T
     if count > 1:
         words[0, 1], words[0, 2, 0], real[1, 3:20] = 0.0, torch.inf, False
     for given, own in ((None, None), (mask, real)):
@@ -135,7 +135,7 @@ def test_alignment(dtype: torch.dtype, plainly: Callable[..., Any]) -> None:
     visual, mask = images(dtype)
     words = torch.stack([prompt("vlm", 5, 33, seed) for seed in (2, 3)]).to(dtype)
     words[0, 1, 4] = torch.inf
-    heard = torch.ones(2, 5, dtype=torch.bool)
+    heard = torch.ones(5, 2, dtype=torch.bool).T
     heard[0, 2] = False
     ours = alignment(visual, words, visual_mask=mask, prompt_mask=heard)
     valid = mask & visual.isfinite().all(-1)
@@ -193,10 +193,11 @@ def test_until_novel(plainly: Callable[..., Any]) -> None:
 
 
 def test_a_cosine_at_the_limit_is_near(plainly: Callable[..., Any]) -> None:
-    """7 / 25: its multiple of 2**-40 lies below it, and so does its float32 cosine."""
-    rows, ranked = torch.tensor([[1.0, 0.0], [7.0, 24.0], [-1.0, 0.0]]), torch.arange(3)
-    call = (similarity.until_novel, rows, ranked, 1, 0.72, 1)
-    assert call[0](*call[1:]).tolist() == plainly(*call).tolist() == [0, 1, 2]
+    """7 / 25: its multiple of 2**-40 lies below it; torch puts 15 / 25 below 3 / 5."""
+    for row, novelty in (([7.0, 24.0], 0.72), ([15.0, 20.0], 0.4)):
+        rows, ranked = torch.tensor([[1.0, 0.0], row, [-1.0, 0.0]]), torch.arange(3)
+        call = (similarity.until_novel, rows, ranked, 1, novelty, 1)
+        assert call[0](*call[1:]).tolist() == plainly(*call).tolist() == [0, 1, 2]
 
 
 def test_until_novel_counts_every_rank(plainly: Callable[..., Any]) -> None:

@@ -170,6 +170,12 @@ def test_spaced_and_groups(plainly: Callable[..., Any]) -> None:
                     same_bits(ours, plain)
 
 
+def test_spaced_among_no_tokens(plainly: Callable[..., Any]) -> None:
+    call = (scores.spaced, torch.zeros(2, 0), 0, 0, None, True)
+    for ours, plain in zip(call[0](*call[1:]), plainly(*call), strict=True):
+        assert ours.shape == plain.shape == (2, 0)
+
+
 def test_until_novel(plainly: Callable[..., Any]) -> None:
     draw = torch.Generator().manual_seed(0)
     features = tokens("exact", 70, 32, 0)  # cosines at the limit, to the last bit

@@ -13,6 +13,7 @@ from torch import Tensor
 from python_tests.runners import same_bits, strided_views, threads
 from zspa_kernels import _native
 from zspa_kernels.primitives import alignment, assign, match, merge, merging, topk
+from zspa_kernels.primitives.scores import chosen, spaced
 from zspa_kernels.testing import MODELS, SPECIAL, special, tokens
 from zspa_kernels.testing.cases import DTYPES
 
@@ -121,6 +122,8 @@ def test_traced_and_differentiated_calls_are_for_torch() -> None:
     rows, alone = features.detach(), owner[0]
     for name, call in {
         "mask": lambda x: topk(rows[0, :, 0], 5, mask=x),
+        "mask of a choice": lambda x: chosen(rows[0, :, 0], 5, x, None, None, None, True)[0],
+        "mask of what is spaced": lambda x: spaced(rows[:1, :, 0], 5, 2, x[None], True)[0],
         "visual_mask": lambda x: alignment(rows[0], rows[1], visual_mask=x),
         "prompt_mask": lambda x: alignment(rows[0], rows[1], prompt_mask=x),
         "weights": lambda x: merge(rows[0], alone, 7, weights=x.float()),

@@ -25,7 +25,7 @@ def numbers(kind: str, n: int) -> Tensor:
     if kind == "levels":
         return (torch.randint(0, 7, (n,), generator=draw) - 3).double()
     if kind == "close":  # apart only in the last bits of float64, or of float32
-        scale = torch.where(torch.arange(n) % 2 == 0, 2.0**-52, 2.0**-23)
+        scale = torch.where(torch.arange(n) % 2 == 0, 2.0**-52, 2.0**-23).double()
         return 1.0 + torch.randint(0, n, (n,), generator=draw) * scale
     if kind == "wide":
         return torch.randn(n, generator=draw).double() * 10.0 ** torch.randint(

@@ -174,7 +174,7 @@ def spaced(
     order = torch.where(best, first, keys_of).sort(dim=-1)
     indices = torch.where(order.values < n, order.indices, -1)[..., :k]
     inside = indices >= 0
-    return indices, best.gather(-1, indices.clamp_min(0)) & inside if n else inside
+    return indices, best.gather(-1, indices.clamp_min(0)) & inside
 
 
 def combined(core: Tensor, picks: Tensor, k: int, sorted: bool) -> tuple[Tensor, Tensor]:

@@ -108,6 +108,21 @@ def test_topk(data: st.DataObject) -> None:
             assert topk(scores, k, **named, sorted=True).tolist() == ascending
 
 
+def test_forced_tokens_come_before_quotas() -> None:
+    rating, force = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([True, False, False])
+    segments = torch.tensor([1, 0, 0], dtype=torch.int32)
+    named = {"force_keep": force, "segments": segments}
+    assert topk(rating, 1, **named, quotas=[1, 0]).tolist() == [0]
+    assert topk(rating, 2, **named, quotas=[2, 0]).tolist() == [0, 2]
+    assert topk(rating, 2, segments=segments, quotas=[1, 1]).tolist() == [2, 0]
+
+
+def test_quotas_are_even_and_no_larger_than_a_segment() -> None:
+    assert quotas(10, [2, 9, 9]) == [2, 4, 4]
+    assert quotas(12, [1, 1, 4, 9]) == [1, 1, 4, 6]
+    assert quotas(9, [2, 0, 3]) == [2, 0, 3]
+
+
 @pytest.mark.usefixtures("either")
 def test_ascending_leaves_out_what_is_no_index() -> None:
     picks = torch.tensor([[4, 0, -1, 7, 2], [3, -9, 1, 5, 4]])
@@ -272,6 +287,7 @@ BAD = [
     (quotas, (3, [1.5, 3]), {}, TypeError, r"quotas: sizes\[0\] must be an int, got float 1.5"),
     (quotas, (3, None), {}, TypeError, "quotas: sizes must be a sequence of ints, got None"),
     (ascending, ([2, 1], 4), {}, TypeError, r"ascending: indices must be a tensor, got list \[2"),
+    (ascending, (S.long(), 4.5), {}, TypeError, "ascending: n must be an int, got float 4.5"),
 ]
 
 

@@ -170,6 +170,7 @@ def test_merge_is_differentiable_and_leaves_out_what_nobody_owns() -> None:
     assert weights.grad is not None
     assert x.grad.flatten().tolist() == [0.5, 2.0, 0.0]
     assert weights.grad[0, :2].tolist() == [1.0, 3.0]
+    assert merge(x.detach(), owner, 3, weights=weights).requires_grad
     half = torch.full((300, 2), 1.0, dtype=torch.float16)
     assert merge(half, torch.zeros(300, dtype=torch.int64), 1)[0, 0] == 1.0
     many, nowhere = torch.ones(3000, 1, dtype=torch.float16), torch.zeros(3000, dtype=torch.int64)

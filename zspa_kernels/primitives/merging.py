@@ -103,8 +103,7 @@ def groups(features: Tensor, indices: Tensor, core: Tensor, valid: Tensor) -> tu
         return (owner, weights) if features.ndim == 3 else (owner[0], weights[0])
     n, k = features.shape[-2], indices.shape[-1]
     kept = members(indices, n)
-    dominant = members(indices.masked_fill(~core, -1), n)
-    owner = assign(features, indices.masked_fill(core, -1), mask=valid & ~dominant)
+    owner = assign(features, indices.masked_fill(core, -1), mask=valid)
     # A kept token has the slot it stands in; the last entry takes what is padding.
     slots = torch.arange(k, device=indices.device).expand_as(indices)
     own = owner.new_full((*owner.shape[:-1], n + 1), -1)

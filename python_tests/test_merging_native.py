@@ -13,6 +13,7 @@ from torch import Tensor
 from python_tests.runners import same_bits, strided_views, threads
 from zspa_kernels import _native
 from zspa_kernels.primitives import alignment, assign, match, merge, merging, topk
+from zspa_kernels.primitives.merging import groups
 from zspa_kernels.primitives.scores import chosen, spaced
 from zspa_kernels.testing import MODELS, SPECIAL, special, tokens
 from zspa_kernels.testing.cases import DTYPES
@@ -102,6 +103,35 @@ def test_laws(require_backend: Require) -> None:
     found = match(wide, k)
     same_bits(found[0] - 5, indices[0])
     same_bits(found[1][5 : n + 5], owner[0])
+
+
+def test_arguments_of_any_strides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Indices beyond the tokens and below -1; a few columns at a time; weights of 16 bits."""
+    features = torch.stack([tokens("vlm", 30, 8), tokens("iid", 30, 8)])
+    mask = (torch.arange(60) % 7 != 3).view(2, 30)
+    kept = torch.tensor([[3, 40, -7, 3, 9], [29, 30, 0, -1, 5]])
+    core = kept < 9
+    slots = torch.randint(-2, 7, (2, 30), generator=torch.Generator().manual_seed(0))
+    weights = torch.linspace(0.1, 3.0, 60).view(2, 30).half()
+
+    def every(call: Callable[..., Any], *given: Tensor) -> None:
+        monkeypatch.setattr(merging, "_CHUNK", 2**20)
+        spread = [x.repeat_interleave(2, -1)[..., ::2] for x in given]
+        right = call(*given)
+        same_bits(call(*spread), right)
+        same_bits(call(*(x[0] for x in spread)), right[0])
+        monkeypatch.setattr(merging, "_CHUNK", 100)
+        same_bits(plainly(monkeypatch, call, *given), right)
+
+    every(lambda x, kept, mask: assign(x, kept, mask=mask), features, kept, mask)
+    every(lambda x, mask: match(x, 9, mask=mask)[1], features, mask)
+    every(lambda x, slots, weights: merge(x, slots, 6, weights=weights), features, slots, weights)
+    picks = kept.where((kept >= 0) & (kept < 30), -1)
+    every(lambda *given: groups(*given)[0], features, picks, core, mask)
+    nothing = torch.zeros(2, 0, 3), torch.zeros(2, 0, dtype=torch.int64)
+    assert plainly(monkeypatch, merge, *nothing, 4).shape == (2, 4, 3)
+    fine = torch.tensor([[1.0], [1.0 + 2.0**-40]], dtype=torch.float64)
+    assert merge(fine, torch.zeros(2, dtype=torch.int64), 1).item() == 1.0 + 2.0**-41
 
 
 def test_traced_and_differentiated_calls_are_for_torch() -> None:

@@ -139,6 +139,9 @@ def test_match_at_a_tie() -> None:
     groups = tome(rows, 17)
     assert sorted(groups) == [1, 3, 5, *range(6, 20)]
     assert owner.tolist() == [0, 0, 1, 1, 2, 2, *range(3, 17)]
+    # Angles of 1.1e-4 and 1e-4: to float32 both pairs are equally similar.
+    pairs = [torch.tensor([[1.0, 0.0], [1.0, angle]]) for angle in (1.1e-4, 1e-4)]
+    assert match(torch.block_diag(*pairs), 3)[1].tolist() == [0, 1, 2, 2]
 
 
 def test_twins() -> None:

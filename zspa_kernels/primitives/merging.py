@@ -76,7 +76,7 @@ def assign(features: Tensor, kept: Tensor, *, mask: Tensor | None = None) -> Ten
         inside = (own >= 0) & (own < features.shape[-2])
         at = place[torch.where(inside, own, features.shape[-2])]
         slots = (at >= 0).nonzero()[:, 0]
-        if len(slots) == 0 or len(image) == 0:
+        if len(slots) == 0:
             continue
         everything = torch.arange(len(image), device=kept.device)
         nearest = slots[image.nearest(everything, at[slots])[0]]
@@ -155,11 +155,10 @@ def merge(x: Tensor, owner: Tensor, k: int, *, weights: Tensor | None = None) ->
         weights = counts.reciprocal()[slot].reshape(owner.shape)
     trailing = x.shape[owner.ndim :]
     factors = weights.to(wide).reshape(-1, 1)
-    outside = ~inside.reshape(-1, 1)
     parts = []
     # A few columns at a time, whose temporaries stay in cache.
     for part in x.reshape(len(slot), trailing.numel()).split(max(1, _CHUNK // (len(slot) + 1)), 1):
-        scaled = (part.to(wide) * factors).masked_fill(outside, 0.0)
+        scaled = part.to(wide) * factors
         sums = scaled.new_zeros(total * k + 1, part.shape[1]).index_add(0, slot, scaled)
         parts.append(sums[: total * k].to(x.dtype))
     return torch.cat(parts, dim=1).reshape(*batch, k, *trailing)

@@ -198,6 +198,8 @@ def test_keep_becomes_counts() -> None:
     assert torch.equal(zk.select(visual, prompt, keep=0.5), op(3, 12))  # a core of 0.2
     assert torch.equal(zk.select(visual, prompt, keep=0.5, core_ratio=0.4), op(6, 9))
     assert torch.equal(zk.select(visual, prompt, keep=7, core_ratio=1), op(7, 0))
+    # A share of the kept tokens that rounds to none wants no prompt.
+    assert torch.equal(zk.select(visual, keep=2, core_ratio=0.2), zk.select(visual, keep=2))
     assert torch.equal(zk.select(visual, prompt, keep=0.55, rounding="floor"), op(3, 13))
     assert torch.equal(zk.select(visual, prompt, k_core=np.int64(2), k_diverse=3), op(2, 3))
     assert torch.equal(zk.select(visual, keep=4), torch.ops.zspa.select(visual, None, 0, 4))

@@ -21,7 +21,8 @@ COMMAND = "build it with `pip install .` or `make build`"
 @pytest.fixture
 def not_built(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The native module is missing; what was chosen before and after is forgotten."""
-    monkeypatch.setattr(_native, "reason", lambda: f"the native module is not built ({COMMAND})")
+    why = f"the native module is not built ({COMMAND})"
+    monkeypatch.setattr(_native, "_load", lambda: (None, why))
     for cached in (_dispatch.choose, _dispatch._warn_once):
         cached.cache_clear()
     yield
@@ -114,7 +115,8 @@ def test_unknown_names_are_value_errors() -> None:
 
 
 def test_cpp_refuses_other_devices() -> None:
-    assert _dispatch.why_not("cpp", "select", torch.device("cuda")) is not None
+    reason = _dispatch.why_not("cpp", "select", torch.device("cuda"))
+    assert reason == "it runs on cpu tensors, not on cuda"
 
 
 def test_the_argument_whose_device_decides_is_named() -> None:
@@ -165,7 +167,14 @@ def test_without_a_compiler_the_reference_runs_after_one_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         second = zk.diversity(tokens(), 2)
+        prompt = tokens()[:2]
+        ragged = zk.select_varlen([tokens(), tokens()[:3]], prompt, keep=2, core_ratio=0.5)
+        own = zk.select_varlen([tokens()], [prompt], keep=2, core_ratio=0.5)
+        best = zk.primitives.topk(tokens()[:, 0], 2)
     assert torch.equal(first, second.sort().values)
+    assert torch.equal(ragged[0], zk.select(tokens(), prompt, keep=2, core_ratio=0.5))
+    assert torch.equal(own[0], ragged[0])
+    assert torch.equal(best, tokens()[:, 0].topk(2).indices)
 
 
 @pytest.mark.usefixtures("not_built")

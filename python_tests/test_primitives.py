@@ -226,6 +226,22 @@ def test_scores_are_scaled_where_they_differ() -> None:
     assert min_max(torch.zeros(2, 0), torch.ones(2, 0, dtype=torch.bool)).shape == (2, 0)
 
 
+@pytest.mark.usefixtures("either")
+def test_ambient_state_changes_nothing() -> None:
+    rows = torch.randn(40, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    kept, ranked = torch.arange(0, 40, 3), torch.arange(40)
+
+    def every() -> list[Tensor]:
+        found = centred(rows), distinctiveness(rows), alignment(rows, rows[:3]), assign(rows, kept)
+        return [*found, *match(rows, 9), similarity.until_novel(rows, ranked, 9, 0.7, 5)]
+
+    expected = every()
+    with torch.autocast("cpu", torch.bfloat16):
+        for ours, right in zip(every(), expected, strict=True):
+            assert torch.equal(ours, right)
+            assert not ours.requires_grad
+
+
 BAD = [
     (min_sum, (X, 5), {}, ValueError, r"min_sum: k must be in \[0, N=4\], got 5"),
     (min_sum, (None, 1), {}, TypeError, "min_sum: visual must be a tensor, got None"),

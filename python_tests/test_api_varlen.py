@@ -206,6 +206,11 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ),
     ({"keep": None, "k_core": True, "k_diverse": 0}, TypeError, "k_core must be an int, got bool"),
     ({"keep": None, "k_core": "1", "k_diverse": 0}, TypeError, "k_core must be a sequence of ints"),
+    (
+        {"pooling": None},
+        TypeError,
+        "pooling must be one of mean, max, none_mean, none_max, got None",
+    ),
     ({"pooling": "sum"}, ValueError, "pooling must be one of mean, max, none_mean, none_max, got"),
     ({"sorted": None}, TypeError, "sorted must be a bool, got None"),
     ({"rounding": "up"}, ValueError, "rounding must be one of round, floor, got str 'up'"),

@@ -160,7 +160,7 @@ def test_bad_call(op: str, entry: str, bad: Bad) -> None:
 
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("entry", ENTRIES)
-@pytest.mark.parametrize("batch", [(), (0,), (B,)])
+@pytest.mark.parametrize("batch", [(), (0,), (1,), (B,)])
 def test_the_good_call_is_good(
     op: str, entry: str, batch: tuple[int, ...], require_backend: Require
 ) -> None:

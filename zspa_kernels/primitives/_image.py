@@ -80,8 +80,8 @@ def native(*tensors: Tensor | None, float64: bool = False) -> bool:
 
 
 def lengths(x: Tensor) -> Tensor:
-    """float32 `[..., N]`: lengths of rows, infinite or NaN for those that have none."""
-    if x.ndim in (2, 3) and native(x):
+    """float32 `[B, N]` or `[N]`: lengths of rows, infinite or NaN for those that have none."""
+    if native(x):
         result = _centred.lengths(as_batch(x))
         return result if x.ndim == 3 else result[0]
     return _lengths(x)

@@ -55,14 +55,15 @@ HARMLESS = {
     "costs: substitute writes, substitute reads",
     "covered: take writes, take reads",
     "answered: take writes, take reads",
-    # Other words: what was picked and what is done, this pick's slot and the next one's, and rows
-    # of the panel before the one that is written.
+    # Other words: what was picked and what is done, this pick's slot and the next one's, rows of
+    # the panel before the one that is written, and what is left at odd and at even picks.
     "control: chain writes, chain writes",
     "control: foresee writes, foresee writes",
     "control: rank writes, rank writes",
     "control: take writes, take writes",
     "indices: settle writes, settle writes",
     "panel: subtract reads, chain writes",
+    "lefts: chain reads, chain writes",
     # At different stages.
     "gram: products writes, products reads",
     "cholesky: products writes, gather reads",

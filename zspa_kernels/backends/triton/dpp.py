@@ -58,6 +58,7 @@ def _dpp_greedy_kernel(
     scales,
     picks,
     lanes,
+    lefts,
     control,
     segments,
     N,
@@ -90,6 +91,7 @@ def _dpp_greedy_kernel(
         BLOCK, CHUNK, WIDTH, SPLIT,
     )  # fmt: skip
     lanes += group * BLOCK
+    lefts += group * 2 * BLOCK
     stride_f = (programs * own_places(longest, programs)).to(tl.int64)
     arrivals = control + ARRIVED
     meetings = 0
@@ -134,7 +136,7 @@ def _dpp_greedy_kernel(
                 if me == 0:
                     phases.chain(
                         r, m, w, columns, count, edge, gram, own_panel, own_scales, filled, picks,
-                        lanes, control, indices + slot, base, slots, BLOCK, AHEAD,
+                        lanes, lefts, control, indices + slot, base, slots, BLOCK, AHEAD,
                     )  # fmt: skip
                 meetings += 1
                 meet(arrivals, meetings * programs, HIP)  # all picks are there
@@ -237,5 +239,6 @@ def _plan(
         "scales": (torch.float32, (slots,)),
         "picks": (torch.int32, (groups * block,)),
         "lanes": (torch.int32, (groups * block,)),
+        "lefts": (torch.float32, (groups * 2 * block,)),
         "control": (torch.int32, (groups * CONTROL.value,)),
     }

@@ -41,5 +41,6 @@ def config(d: int, itemsize: int, hip: bool = False) -> Config:
         # One column at a time is taken out of the tile: more columns make each of these dearer,
         # fewer read the columns before them more often.
         own_cols=32,
-        ahead=4,
+        # So many steps wait for L2 once, in the chain of picks as well, where nothing hides it.
+        ahead=8,
     )

@@ -16,8 +16,9 @@ import triton
 import triton.language as tl
 
 from ._candidates import lanes_in_order
-from ._common import INF, order_key
+from ._common import INF
 from ._group import DONE, PICKED, own_places, own_rows
+from .diversity_phases import lowest
 
 # Residuals start at 1; a smaller one counts as 0. csrc/cpu/dpp_config.h says why.
 DEPENDENT = tl.constexpr(2.0**-16)
@@ -128,13 +129,16 @@ def complement(
 @triton.jit
 def chain(
     residual, costs, weights, columns, count, edge, gram, panel, scales, filled, picks, lanes,
-    control, indices, base, slots,
+    lefts, control, indices, base, slots,
     BLOCK: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """Picks among the candidates while a pick beats every other row. One program a group.
 
     A pick becomes a column of the factor unless it depends on the picks before it. `edge`: no row
     outside the candidates has a smaller key.
+
+    `lefts` [2, BLOCK] are the candidates' residuals, for picks in turn: a warp that is ahead writes
+    those of the next pick while others still read the last one's.
     """
     lane = tl.arange(0, BLOCK)
     ok = lane < count
@@ -148,14 +152,15 @@ def chain(
     done = tl.load(control + DONE)
     n = 0
     made = 0
-    best = tl.min(order_key(m, code), 0)
+    tl.store(lefts + lane, r, mask=ok)
+    tl.debug_barrier()
+    best = smallest(m, code, BLOCK)
     while (best < edge) & (done + n < slots):
         at = (best & (BLOCK - 1)).to(tl.int32)
         pick = tl.load(columns + at)
         tl.store(indices + done + n, base + pick)
-        n += 1
         m = tl.where(lane == at, INF, m)
-        left = tl.max(tl.where(lane == at, r, 0.0), 0)
+        left = tl.load(lefts + (n % 2) * BLOCK + at)
         if left > 0.0:
             t = filled + made
             scale = tl.div_rn(tl.full([], 1.0, tl.float32), tl.sqrt_rn(left))
@@ -173,11 +178,22 @@ def chain(
             r = shrink(r, entry)
             m = tl.where(m < INF, cost(r, w), INF)
             made += 1
-            tl.debug_barrier()  # the next pick reads the panel
-        best = tl.min(order_key(m, code), 0)
+        n += 1
+        tl.store(lefts + (n % 2) * BLOCK + lane, r, mask=ok)
+        tl.debug_barrier()  # the next pick reads the panel and what is left
+        best = smallest(m, code, BLOCK)
     tl.store(costs + i, INF, mask=ok & (m == INF))
     tl.store(control + PICKED, made)
     tl.store(control + DONE, done + n)
+
+
+@triton.jit
+def smallest(value, code, BLOCK: tl.constexpr):
+    """The smallest key (value, code) of all candidates; a warp compares 32 of them by itself."""
+    WARPS: tl.constexpr = BLOCK // 32 if BLOCK > 32 else 1
+    value = tl.reshape(value, [WARPS, BLOCK // WARPS])
+    bits, who = lowest(value, tl.reshape(code, [WARPS, BLOCK // WARPS]))  # [WARPS]
+    return tl.min((bits.to(tl.int64) << 32) | who.to(tl.int64), 0)
 
 
 @triton.jit
@@ -212,16 +228,18 @@ def substitute(
                 x, panel + lane, col < count, BLOCK, factor + row, f_ok, stride_f,
                 0, filled + c0, COLS, ROWS, AHEAD,
             )  # fmt: skip
-            tl.debug_barrier()  # all have read the cosines that are now overwritten
             for c in range(c0, tl.minimum(c0 + COLS, count)):
                 entry = tl.sum(tl.where((col == c)[:, None], x, 0.0), 0)  # [ROWS]
                 entry = entry * tl.load(scales + filled + c)
                 entry = tl.where((m < INF) & (r > 0.0), entry, 0.0)
-                tl.store(factor + (filled + c) * stride_f + row, entry, mask=f_ok)
                 r = shrink(r, entry)
                 p = tl.load(panel + (filled + c) * BLOCK + lane, mask=col < count, other=0.0)
                 p = tl.broadcast_to(-p[:, None], [COLS, ROWS])
-                x = tl.fma(p, tl.broadcast_to(entry[None, :], [COLS, ROWS]), x)
+                entry = tl.broadcast_to(entry[None, :], [COLS, ROWS])
+                x = tl.where((col > c)[:, None], tl.fma(p, entry, x), x)
+                x = tl.where((col == c)[:, None], entry, x)
+            tl.debug_barrier()  # all have read the cosines that are now overwritten
+            tl.store(at, x, mask=ok)
             tl.debug_barrier()  # the next tile reads these columns
         w = None
         if weights is not None:

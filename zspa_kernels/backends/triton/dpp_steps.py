@@ -32,6 +32,7 @@ def dpp_step(
     scales,
     picks,
     lanes,
+    lefts,
     control,
     segments,
     N,
@@ -72,6 +73,7 @@ def dpp_step(
         BLOCK, CHUNK, WIDTH, SPLIT,
     )  # fmt: skip
     lanes += seg * BLOCK
+    lefts += seg * 2 * BLOCK
     stride_f = (programs * own_places(longest, programs)).to(tl.int64)
     first, tokens, origin, base, length, _, slots, slot = segment(
         seg, table, N, stride_b, stride_n, 0, k
@@ -113,7 +115,7 @@ def dpp_step(
     if PHASE == "chain" and stage == GRAM:
         phases.chain(
             r, m, w, columns, count, tl.load(known + EDGE), gram, panel, scales, filled, picks,
-            lanes, control, indices + slot, base, slots, BLOCK, AHEAD,
+            lanes, lefts, control, indices + slot, base, slots, BLOCK, AHEAD,
         )  # fmt: skip
     if PHASE == "settle":
         if stage == GRAM:

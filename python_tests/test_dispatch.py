@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import zspa_kernels as zk
-from zspa_kernels import _dispatch, _native
+from zspa_kernels import _dispatch, _native, _register
 
 CPU = torch.device("cpu")
 COMMAND = "build it with `pip install .` or `make build`"
@@ -77,6 +77,72 @@ def test_an_image_is_a_batch_of_one(
     for both, one in zip(whole, alone, strict=True):
         assert one.shape == both.shape[1:]
         assert torch.equal(one, both[1])
+
+
+def spread(x: Any) -> Any:
+    """A tensor's values with a gap after each, along every axis."""
+    if not isinstance(x, torch.Tensor):
+        return x
+    for dim in range(x.ndim):
+        x = x.repeat_interleave(2, dim)
+    return x[(slice(None, None, 2),) * x.ndim]
+
+
+@pytest.mark.parametrize("op", list(_batches()))
+@pytest.mark.parametrize("backend", ["reference", "cpp", "triton"])
+def test_every_argument_may_have_strides(
+    backend: str, op: str, require_backend: Callable[..., None]
+) -> None:
+    require_backend(backend)
+    run, arguments = getattr(_register, op), _batches()[op]
+    found, right = run(*map(spread, arguments), backend=backend), run(*arguments, backend=backend)
+    if op != "relevance_topk":
+        found, right = (found,), (right,)
+    for ours, theirs in zip(found, right, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpp", "triton"])
+def test_ragged_arguments_may_have_strides_and_images_are_cut(
+    backend: str, require_backend: Callable[..., None]
+) -> None:
+    """Images of 5 and 7 tokens, of which `max_seqlen` leaves 4."""
+    require_backend(backend)
+    draw = torch.Generator().manual_seed(1)
+    visual, words = torch.randn(12, 4, generator=draw), torch.randn(5, 4, generator=draw)
+    weights, benefits = torch.rand(12, generator=draw), torch.rand(3, 12, generator=draw)
+    ends, spans = torch.tensor([0, 5, 12]), torch.tensor([[0, 2], [1, 5]])
+    core, picks = torch.tensor([1, 0]), torch.tensor([2, 3])
+    parts, counts = (slice(0, 4), slice(5, 9)), picks.tolist()
+
+    def same(op: str, arguments: tuple[Any, ...], alone: list[torch.Tensor]) -> None:
+        found = getattr(_register, op)(*map(spread, arguments), backend=backend)
+        right = [one + part.start for one, part in zip(alone, parts, strict=True)]
+        assert torch.equal(found, torch.cat(right)), op
+
+    alone = [
+        zk.select(visual[part], words[slice(*own)], k_core=c, k_diverse=k, sorted=False)
+        for part, own, c, k in zip(parts, spans.tolist(), core.tolist(), counts, strict=True)
+    ]
+    same("select_varlen", (visual, ends, words, spans, core, picks, 6, 4, "mean", False), alone)
+    alone = [
+        zk.diversity(visual[part], k, weights=weights[part])
+        for part, k in zip(parts, counts, strict=True)
+    ]
+    same("diversity_varlen", (visual, ends, picks, 5, 4, weights), alone)
+    alone = [
+        zk.dpp(visual[part], k, weights=weights[part])
+        for part, k in zip(parts, counts, strict=True)
+    ]
+    same("dpp_varlen", (visual, ends, picks, 5, 4, weights), alone)
+    alone = [zk.min_sum(visual[part], k) for part, k in zip(parts, counts, strict=True)]
+    same("min_sum_varlen", (visual, ends, picks, 5, 4), alone)
+    alone = [
+        zk.facility_location(visual[part], k, benefits=benefits[:, part], weights=weights[part])
+        for part, k in zip(parts, counts, strict=True)
+    ]
+    rows = (benefits, weights)
+    same("facility_location_varlen", (visual, ends, picks, 5, 4, *rows), alone)
 
 
 @pytest.mark.parametrize("op", _dispatch.OPS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -134,6 +135,15 @@ def strided_views(x: Tensor) -> dict[str, Tensor]:
         "every third column": columns[..., ::3],
         "unaligned start": offset,
     }
+
+
+def spread(x: Any) -> Any:
+    """A tensor's values with a gap after each, along every axis; anything else as it is."""
+    if not isinstance(x, Tensor):
+        return x
+    for dim in range(x.ndim):
+        x = x.repeat_interleave(2, dim)
+    return x[(slice(None, None, 2),) * x.ndim]
 
 
 def select_varlen(

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import zspa_kernels as zk
+from python_tests.runners import spread
 from zspa_kernels import _dispatch, _native, _register
 
 CPU = torch.device("cpu")
@@ -77,15 +78,6 @@ def test_an_image_is_a_batch_of_one(
     for both, one in zip(whole, alone, strict=True):
         assert one.shape == both.shape[1:]
         assert torch.equal(one, both[1])
-
-
-def spread(x: Any) -> Any:
-    """A tensor's values with a gap after each, along every axis."""
-    if not isinstance(x, torch.Tensor):
-        return x
-    for dim in range(x.ndim):
-        x = x.repeat_interleave(2, dim)
-    return x[(slice(None, None, 2),) * x.ndim]
 
 
 @pytest.mark.parametrize("op", list(_batches()))

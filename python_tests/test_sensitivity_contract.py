@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from python_tests.runners import BACKENDS
+from python_tests.runners import BACKENDS, spread
 from python_tests.test_ambient import AMBIENT
 from python_tests.test_contract_errors import FLOATS, Bad, nested, storages, to
 from zspa_kernels import _register
@@ -172,6 +172,9 @@ def test_the_good_call_is_good(
     assert scores.shape == (*batch, N)
     assert scores.dtype is torch.float32
     assert not scores.requires_grad
+    if entry != "fake":
+        strided = call(entry, op, {name: spread(x) for name, x in arguments.items()})
+        assert torch.equal(strided, scores)
     assert storages(arguments) == before
 
 

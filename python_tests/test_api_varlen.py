@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -231,6 +232,15 @@ def test_select_varlen_errors(
     assert str(caught.value).startswith(f"select_varlen: {text}")
 
 
+def test_ambient_state_changes_nothing() -> None:
+    images = [x.half() for x in IMAGES]
+    expected = zk.select_varlen(images, keep=0.5)
+    with torch.device("meta"), torch.autocast("cpu", torch.bfloat16):
+        found = zk.select_varlen(images, keep=0.5)
+    for ours, right in zip(found, expected, strict=True):
+        assert torch.equal(ours, right)
+
+
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_packed_tokens_are_no_nested_tensor() -> None:
     nested = torch.nested.as_nested_tensor([*IMAGES])
@@ -261,6 +271,39 @@ def test_diversity_varlen_errors(change: Any, error: type[Exception], text: str)
         zk.diversity_varlen(**{"visual": IMAGES, "k": 1, **change})
     assert caught.type is error
     assert str(caught.value).startswith(f"diversity_varlen: {text}")
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"temperature": "1"}, "temperature must be a float"),
+        ({"scale": None}, "scale must be a float"),
+        ({"visual": VISUAL, "lengths": LENGTHS, "benefits": [1.0]}, "benefits must be a tensor"),
+    ],
+)
+def test_facility_location_varlen_errors(change: Any, text: str) -> None:
+    with pytest.raises(TypeError, match=f"^facility_location_varlen: {text}"):
+        zk.facility_location_varlen(**{"visual": IMAGES, "k": 1, **change})
+
+
+def test_defaults() -> None:
+    """What the signatures say, where another value would pick other tokens."""
+    visual, scores, where = draw(30, 6), draw(30).abs(), 0.5 * draw(30, 2)
+    given: dict[str, Any] = {"sharpness": 2.0, "positions": where}
+    every = [
+        {"rule": rule, "spread": spread, "reach": reach}
+        for rule in ("subtract", "scale")
+        for spread in (math.inf, 1.0)
+        for reach in (math.inf, 1.0)
+    ]
+    found = [zk.soft_suppress(visual, scores, 20, **given, **named).tolist() for named in every]
+    assert zk.soft_suppress(visual, scores, 20, **given).tolist() == found[0]
+    assert len({tuple(picks) for picks in found}) == len(found)
+    rows = 0.5 * draw(5, 30).abs()
+    found = [zk.facility_location(visual, 9, benefits=rows, scale=x).tolist() for x in (1.0, 0.5)]
+    assert zk.facility_location(visual, 9, benefits=rows).tolist() == found[0] != found[1]
+    ragged = zk.facility_location_varlen([visual], 9, benefits=[rows])
+    assert ragged[0].tolist() == found[0]
 
 
 @pytest.mark.gpu

@@ -299,6 +299,8 @@ def test_defaults() -> None:
     found = [zk.soft_suppress(visual, scores, 20, **given, **named).tolist() for named in every]
     assert zk.soft_suppress(visual, scores, 20, **given).tolist() == found[0]
     assert len({tuple(picks) for picks in found}) == len(found)
+    op = torch.ops.zspa.soft_suppress(visual, scores, 20, 2.0, positions=where)
+    assert op.tolist() == found[0]
     rows = 0.5 * draw(5, 30).abs()
     found = [zk.facility_location(visual, 9, benefits=rows, scale=x).tolist() for x in (1.0, 0.5)]
     assert zk.facility_location(visual, 9, benefits=rows).tolist() == found[0] != found[1]

@@ -103,6 +103,7 @@ def test_ragged_arguments_may_have_strides_and_images_are_cut(
     draw = torch.Generator().manual_seed(1)
     visual, words = torch.randn(12, 4, generator=draw), torch.randn(5, 4, generator=draw)
     weights, benefits = torch.rand(12, generator=draw), torch.rand(3, 12, generator=draw)
+    weights[4] = weights[9:] = 9.0  # what is cut off would be picked first
     ends, spans = torch.tensor([0, 5, 12]), torch.tensor([[0, 2], [1, 5]])
     core, picks = torch.tensor([1, 0]), torch.tensor([2, 3])
     parts, counts = (slice(0, 4), slice(5, 9)), picks.tolist()

@@ -146,6 +146,14 @@ def spread(x: Any) -> Any:
     return x[(slice(None, None, 2),) * x.ndim]
 
 
+def turned(x: Any) -> Any:
+    """A tensor's values with the first axis next to each other; anything else as it is."""
+    if not isinstance(x, Tensor):
+        return x
+    axes = tuple(reversed(range(x.ndim)))
+    return x.permute(axes).contiguous().permute(axes)
+
+
 def select_varlen(
     backend: str,
     visual: Tensor,

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import zspa_kernels as zk
-from python_tests.runners import spread
+from python_tests.runners import spread, turned
 from zspa_kernels import _dispatch, _native, _register
 
 CPU = torch.device("cpu")
@@ -87,11 +87,11 @@ def test_every_argument_may_have_strides(
 ) -> None:
     require_backend(backend)
     run, arguments = getattr(_register, op), _batches()[op]
-    found, right = run(*map(spread, arguments), backend=backend), run(*arguments, backend=backend)
-    if op != "relevance_topk":
-        found, right = (found,), (right,)
-    for ours, theirs in zip(found, right, strict=True):
-        assert torch.equal(ours, theirs)
+    right = run(*arguments, backend=backend)
+    for form in (spread, turned):
+        found = run(*map(form, arguments), backend=backend)
+        pairs = zip(found, right, strict=True) if op == "relevance_topk" else [(found, right)]
+        assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpp", "triton"])

@@ -127,7 +127,9 @@ def test_quotas_are_even_and_no_larger_than_a_segment() -> None:
 def test_ascending_leaves_out_what_is_no_index() -> None:
     picks = torch.tensor([[4, 0, -1, 7, 2], [3, -9, 1, 5, 4]])
     for chosen in (picks, picks.int()):  # the native kernel takes int64
-        assert ascending(chosen, 4).tolist() == [[0, 2, -1, -1, -1], [1, 3, -1, -1, -1]]
+        right = [[0, 2, -1, -1, -1], [1, 3, -1, -1, -1]]
+        assert ascending(chosen, 4).tolist() == right
+        assert ascending(chosen[None], 4).tolist() == [right]
 
 
 @pytest.mark.usefixtures("either")

@@ -217,7 +217,7 @@ def picks_varlen(
         return []
     cu_seqlens, counts = _upload(tokens.device, _offsets(sizes), ks)
     longest = max([0, *sizes])
-    options = (*before, weights, *behind) if weighted else before + behind
+    options = (*before, weights, *behind) if weighted else ()
     arguments = (tokens, cu_seqlens, counts, sum(ks), longest, *options)
     indices: Tensor = call(op, backend, arguments)
     return indices if tokens is visual else _per_image(indices, cu_seqlens, counts, ks)

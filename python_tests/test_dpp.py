@@ -115,6 +115,21 @@ def test_rank_deficient_input_gives_each_token_once(
         assert picks[rank:] == sorted(picks[rank:])
 
 
+def test_errors_that_grow_beyond_all_numbers(require_backend: Require) -> None:
+    """Weights of 0 are taken by index, and each token leaves little of the next one.
+
+    So errors of later rows grow a hundredfold a pick. They have no residual then, and none of NaN.
+    """
+    require_backend("cpp", "dpp")
+    n, later, step = 160, 60, 2.0**-7
+    visual = torch.zeros(n + later, n)
+    visual[:n] = step * torch.eye(n) + (1 - step**2) ** 0.5 * torch.eye(n).roll(1, 0)
+    visual[0] = torch.eye(n)[0]
+    visual[n:] = torch.randn(later, n, generator=torch.Generator().manual_seed(1))
+    picks = zk.dpp(visual, n + later, weights=torch.zeros(n + later), backend="cpp")
+    assert picks.tolist() == list(range(n + later))
+
+
 @each_backend
 def test_equals_the_published_algorithm(backend: str, require_backend: Require) -> None:
     """Where no pick is a near tie, Chen's loop over the full matrix chooses the same tokens."""

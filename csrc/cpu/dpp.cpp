@@ -150,7 +150,8 @@ class Greedy {
             for (int64_t c = c0; c < c1; ++c) {
               const float entry = tile[c * kUnitRows + lane];
               factor(i)[c] = entry;
-              if (c >= seen_[i]) residual_[i] = shrink(residual_[i], entry);
+              // Behind a residual of 0 errors grow, and may leave the range of a float.
+              if (c >= seen_[i] && residual_[i] > 0.0f) residual_[i] = shrink(residual_[i], entry);
             }
           }
         });

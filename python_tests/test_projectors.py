@@ -259,10 +259,10 @@ def test_for_many_calls_the_second_layer_is_made_short() -> None:
         Scorer.of("sensitivity", module, "linearised", None, 3, 0, 0.01, reuse).projector
         for reuse in (False, True)
     )
-    assert once is not None
+    assert isinstance(once, Projector)
     assert once.w2 is not None
     assert torch.equal(once.w2, module[2].weight)
-    assert often is not None
+    assert isinstance(often, Projector)
     assert often.w2 is not None
     assert often.w2.shape == (5, 5)
     lengths = (module(x) - module[2].bias).norm(dim=-1)

@@ -82,8 +82,8 @@ class Scorer:
 
     op: str
     score: str
-    projector: Projector | None
-    plan: SensitivityPlan | None
+    projector: Projector | SensitivityPlan
+    plan: SensitivityPlan | None  # made of the projector
     directions: Tensor | None
     radius: float
 
@@ -107,7 +107,7 @@ class Scorer:
                 raise ValueError(
                     f"{op}: projector must be a module for score {score!r}, got a SensitivityPlan"
                 )
-            return cls(op, score, None, projector, None, radius)
+            return cls(op, score, projector, None, None, radius)
         read = read_projector(projector, op)
         if score == "norm":
             return cls(op, score, read, None, None, radius)
@@ -129,26 +129,21 @@ class Scorer:
 
     def __call__(self, features: Tensor, backend: str = "auto") -> Tensor:
         """Scores `[B, N]` of the projector's features."""
-        if self.projector is None:
-            return self._planned(features, backend)
-        _contract_sensitivity.features(self.op, features, self.projector.w1)
+        p = self.projector
+        if isinstance(p, SensitivityPlan):
+            return p(features, backend=backend)
+        _contract_sensitivity.features(self.op, features, p.w1)
         with torch.no_grad():
             if self.score == "norm":
-                return row_lengths(self.projector.outputs(features, self.op))
-            x = self.projector.inputs(features, self.op)
-            if self.projector.w2 is None:
-                return self._constant(x, self.projector.w1.double())
+                return row_lengths(p.outputs(features, self.op))
+            x = p.inputs(features, self.op)
+            if p.w2 is None:
+                return self._constant(x, p.w1.double())
         if self.plan is not None:
-            return self._planned(x, backend)
-        p = self.projector
+            return self.plan(x, backend=backend)
         arguments = (x, p.w1, p.b1, p.w2, p.activation, self.directions, self.radius)
         scores: Tensor = call("sensitivity", backend, arguments)
         return scores
-
-    def _planned(self, x: Tensor, backend: str) -> Tensor:
-        if self.plan is None:
-            raise TypeError(f"{self.op}: projector must be given, got None")
-        return self.plan(x, backend=backend)
 
     def _constant(self, x: Tensor, w: Tensor) -> Tensor:
         """The response of a linear projector: the same for every valid token."""

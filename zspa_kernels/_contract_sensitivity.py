@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ._activations import NAMES as ACTIVATIONS
-from ._contract import _TOKEN_LIMIT, Shape, _holds_values, _tokens
+from ._contract import Shape, _holds_values, _tokens, _visual
 from ._contract_values import axes, option, say, tensor
 
 
@@ -141,16 +141,8 @@ def length(op: str, name: str, value: Any) -> float:
 
 def _rows(op: str, name: str, x: Tensor) -> Shape:
     """Check tokens `[N, D]` or `[B, N, D]`; return their shape without D."""
-    _tokens(op, name, x)
-    _holds_values(op, name, x)
-    shape = x.shape
-    if len(shape) not in (2, 3):
-        raise ValueError(f"{op}: {name} must be [N, D] or [B, N, D], got {axes(x)}")
-    if (shape[-1] < 1) is True:
-        raise ValueError(f"{op}: {name} must have D >= 1, got {axes(x)}")
-    if (shape[-2] >= _TOKEN_LIMIT) is True:
-        raise ValueError(f"{op}: {name} must have N < 2**31 tokens, got {axes(x)}")
-    return shape[:-1]
+    batch, n = _visual(op, x, None, name)
+    return (*batch, n)
 
 
 def _first_layer(op: str, features: Tensor, w1: Tensor, b1: Tensor | None) -> int:

@@ -26,11 +26,11 @@ __all__ = [
     "as_batch",
     "contiguous",
     "images",
+    "in_full_precision",
     "lengths",
     "native",
     "padded",
     "readable",
-    "undisturbed",
 ]
 
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -39,7 +39,7 @@ _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-def undisturbed(function: _F) -> _F:
+def in_full_precision(function: _F) -> _F:
     """No gradient, no autocast, and float32 products in float32, on the first argument's device."""
 
     @functools.wraps(function)

@@ -13,7 +13,7 @@ from .. import _contract_primitives as _contract
 from .. import _contract_values as _values
 from ..backends.cpp import merging as _cpp
 from ..types import Selection
-from ._image import Image, as_batch, contiguous, images, native, padded, undisturbed
+from ._image import Image, as_batch, contiguous, images, in_full_precision, native, padded
 from .scores import members
 
 _CHUNK = 2**20  # elements of a temporary
@@ -38,7 +38,7 @@ class Merging(NamedTuple):
         return merge(x, self.owner, self.selection.indices.shape[-1], weights=self.weights)
 
 
-@undisturbed
+@in_full_precision
 def assign(features: Tensor, kept: Tensor, *, mask: Tensor | None = None) -> Tensor:
     """For every token the kept one it is most similar to.
 
@@ -173,7 +173,7 @@ def _merged(x: Tensor, owner: Tensor, k: int, weights: Tensor | None) -> Tensor:
     return sums.to(x.dtype).view(*batch, k, *trailing)
 
 
-@undisturbed
+@in_full_precision
 def match(features: Tensor, k: int, *, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Bipartite soft matching: merge alternate tokens into their most similar neighbours.
 

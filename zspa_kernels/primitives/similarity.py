@@ -19,13 +19,13 @@ from ._image import (
     Image,
     as_batch,
     contiguous,
+    in_full_precision,
     lengths,
     native,
-    undisturbed,
 )
 
 
-@undisturbed
+@in_full_precision
 def centred(visual: Tensor, *, visual_mask: Tensor | None = None) -> Tensor:
     """Tokens minus the mean of their image's valid ones: cosines of these spread over [-1, 1].
 
@@ -58,7 +58,7 @@ def centred(visual: Tensor, *, visual_mask: Tensor | None = None) -> Tensor:
     return result.masked_fill_(~valid.unsqueeze(-1), torch.nan)
 
 
-@undisturbed
+@in_full_precision
 def distinctiveness(visual: Tensor, *, visual_mask: Tensor | None = None) -> Tensor:
     """How unlike the other tokens of its image a token is: minus its mean cosine to them.
 
@@ -93,7 +93,7 @@ def distinctiveness(visual: Tensor, *, visual_mask: Tensor | None = None) -> Ten
     return (-others).masked_fill(~valid, torch.nan)
 
 
-@undisturbed
+@in_full_precision
 def alignment(
     visual: Tensor,
     prompt: Tensor,
@@ -204,7 +204,7 @@ def until_novel(image: Tensor, ranked: Tensor, least: int, novelty: float, patie
     return _until_novel(image, ranked, least, limit, patience)
 
 
-@undisturbed
+@in_full_precision
 def _until_novel(image: Tensor, ranked: Tensor, least: int, limit: float, patience: int) -> Tensor:
     rows = [(image, ranked)] if ranked.ndim == 1 else list(zip(image, ranked, strict=True))
     size = torch.zeros(len(rows), dtype=torch.int64, device=ranked.device)

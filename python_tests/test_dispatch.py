@@ -198,6 +198,9 @@ def test_triton_wants_itself_and_a_gpu_of_its_kind(monkeypatch: pytest.MonkeyPat
         reason = _dispatch.why_not("triton", "select", gpu)
         assert (reason is None) == (capability >= (8, 0)), reason
         assert reason is None or "compute capability 8.0 or newer" in reason
+    _dispatch.choose.cache_clear()
+    with pytest.raises(NotImplementedError, match=r"^select: .* 8\.0 or newer"):
+        _dispatch.choose("select", gpu)
     monkeypatch.setattr(torch.version, "hip", "6.4")
     assert _dispatch.why_not("triton", "select", gpu) is None
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -212,10 +215,13 @@ def test_the_interpreter_must_have_been_on_when_triton_was_imported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert _dispatch.why_not("triton", "select", CPU) is None  # the whole session interprets
+    with monkeypatch.context() as late:
+        late.setattr("triton.language.cdiv", len)
+        reason = _dispatch.why_not("triton", "select", CPU)
+        assert reason is not None
+        assert "before importing triton" in reason
     monkeypatch.delenv("TRITON_INTERPRET")
-    reason = _dispatch.why_not("triton", "select", CPU)
-    assert reason is not None
-    assert "TRITON_INTERPRET=1" in reason
+    assert _dispatch.why_not("triton", "select", CPU) == reason
 
 
 @pytest.mark.usefixtures("not_built")

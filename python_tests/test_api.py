@@ -221,6 +221,8 @@ def test_keep_becomes_counts() -> None:
             TypeError,
             "keep must be a float (a share) or an int (a count), got bool True",
         ),
+        ({"keep": 1, "prompt_mask": [True]}, TypeError, "prompt_mask must be a tensor, got list"),
+        ({"keep": 1, "sorted": 1}, TypeError, "sorted must be a bool, got int 1"),
         ({"keep": 0.5, "rounding": "up"}, ValueError, "rounding must be one of round, floor"),
         ({"keep": 0.5, "prompt": None, "core_ratio": 0.5}, TypeError, "prompt must be a tensor"),
     ],
@@ -232,6 +234,39 @@ def test_select_errors_of_its_own(
         zk.select(draw(8, 4), **{"prompt": draw(2, 4), **options})
     assert caught.type is error
     assert str(caught.value).startswith(f"select: {text}")
+
+
+@pytest.mark.parametrize("pooling", _contract.POOLINGS)
+def test_every_argument_arrives(pooling: str) -> None:
+    """Each changes the result."""
+    visual, prompt, weights = draw(40, 8), draw(5, 8), draw(40).abs()
+    mask, heard = torch.arange(40) % 3 != 0, torch.arange(5) > 2
+    zspa = torch.ops.zspa
+    found = []
+    for masks in ((mask, heard), (None, heard), (mask, None)):
+        named: dict[str, Any] = dict(zip(("visual_mask", "prompt_mask"), masks, strict=True))
+        named["pooling"] = pooling
+        for ordered in (True, False):
+            picks = zk.select(visual, prompt, k_core=9, k_diverse=4, sorted=ordered, **named)
+            right = zspa.select(visual, prompt, 9, 4, *masks, pooling, ordered)
+            assert torch.equal(picks, right)
+            found.append(tuple(picks.tolist()))
+        top = zk.relevance_topk(visual, prompt, 9, **named)
+        assert all(map(torch.equal, top, zspa.relevance_topk(visual, prompt, 9, *masks, pooling)))
+    assert len(set(found)) == 6
+    seeds = torch.tensor([3, 8])
+    for given in ((seeds, weights, mask), (None, weights, mask), (seeds, None, mask)):
+        names = dict(zip(("seeds", "weights", "visual_mask"), given, strict=True))
+        assert torch.equal(zk.diversity(visual, 6, **names), zspa.diversity(visual, 6, *given))
+    for function, counts in (
+        (zk.select, {"prompt": prompt, "keep": 3}),
+        (zk.relevance_topk, {"prompt": prompt, "k": 3}),
+        (zk.diversity, {"k": 3}),
+        (zk.dpp, {"k": 3}),
+        (zk.min_sum, {"k": 3}),
+    ):
+        with pytest.raises(NotImplementedError, match="backend 'cuda' cannot run"):
+            function(visual, **counts, backend="cuda")
 
 
 def test_named_and_automatic_backends_agree_on_unbatched_and_strided_input() -> None:

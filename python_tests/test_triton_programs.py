@@ -62,7 +62,7 @@ def _small(config: Callable[..., Any], fields: dict[str, Any]) -> Callable[..., 
 
 
 def test_programs_share_nothing(launched: dict[str, int]) -> None:
-    visual = torch.stack([tokens(model, 20, 24, seed=6) for model in ("iid", "exact")])
+    visual = torch.stack([tokens(model, 18, 24, seed=6) for model in ("iid", "exact")])
     visual[0, 3], visual[1, 5] = 0.0, torch.nan
     words, heard = tokens("iid", 6, 24, seed=5).view(2, 3, 24), torch.arange(6).view(2, 3) != 1
     select.select(visual, words, 6, 5, None, heard, "mean", True)

@@ -81,7 +81,7 @@ def nothing_selected(inv):
 @triton.jit
 def own_rows(length, me, programs):
     """How many rows program `me` owns."""
-    return tl.maximum(tl.cdiv(length - me, programs), 0)
+    return tl.cdiv(length - me, programs)
 
 
 @triton.jit

@@ -115,7 +115,7 @@ def products(
         i = tl.load(columns + row, mask=(row < rows) & gramming, other=0)
         i = tl.where(gramming, i, tl.where(own, me + programs * row, row))
         j = tl.load(columns + col, mask=(col < count) & (stage != NEAR), other=-1)
-        j = tl.where(stage == NEAR, down * ROWS // COLS * COLS + shift + tl.arange(0, COLS), j)
+        j = tl.where(stage == NEAR, down * ROWS + shift + tl.arange(0, COLS), j)
         inv_i = tl.load(inv_norm + i, mask=row < rows, other=-1.0)
         inv_j = tl.load(inv_norm + j, mask=(j >= 0) & (j < length), other=-1.0)
         m = tl.load(nearest + i, mask=row < rows, other=INF)
@@ -168,7 +168,10 @@ def scale(
     CHUNK: tl.constexpr,
     SPLIT: tl.constexpr,
 ):
-    """gram[0][column][row] becomes a cosine; chunks are added in the order of `chunked_dots`."""
+    """gram[0][column][row] becomes a cosine, -inf with a row that touches no other.
+
+    Chunks are added in the order of `chunked_dots`.
+    """
     row = tl.arange(0, BLOCK)
     i = tl.load(columns + row, mask=row < count, other=-1)
     inv_i = tl.load(inv_norm + i, mask=row < count, other=-1.0)
@@ -182,5 +185,5 @@ def scale(
             dots += tl.load(at + chunk * BLOCK * BLOCK, mask=row < count, other=0.0)
         j = tl.load(columns + col + row * 0)  # [BLOCK], all the same token
         inv_j = tl.load(inv_norm + j)
-        meets = (inv_i > 0.0) & (inv_j > 0.0) & (i != j)
+        meets = (inv_i > 0.0) & (inv_j > 0.0)
         tl.store(at, tl.where(meets, dots * (inv_i * inv_j), -INF))

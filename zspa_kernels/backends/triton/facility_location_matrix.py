@@ -59,6 +59,7 @@ def _facility_location_matrix_kernel(
 ):
     """matrix[j][i]: how well the token of place j covers that of place i.
 
+    The cosine; below 0 it covers nothing, for what is covered starts at 0.
     SOFT: exp((cosine - 1) / temperature), not yet divided by its sum over j.
     """
     turn, me = program(programs, REVERSED)
@@ -83,7 +84,7 @@ def _facility_location_matrix_kernel(
                 tl.fma(dots, scale, tl.full([ROWS, COLS], -1.0, tl.float32)) / temperature
             )
         else:
-            value = tl.maximum(dots * scale, 0.0)
+            value = dots * scale
         at = own + col.to(tl.int64)[None, :] * stride + row[:, None]
         tl.store(at, value, mask=(row < count)[:, None] & (col < count)[None, :])
 

@@ -135,7 +135,10 @@ def sum_over_all(
     visual, inv_norm, total, sums, length, D, stride_n, me, programs,
     ROWS: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Sums of own rows over all tokens: one dot with the sum of all directions."""
+    """Sums of own rows over all tokens: one dot with the sum of all directions.
+
+    They are read next by `compare`, which begins with a barrier.
+    """
     rows = own_rows(length, me, programs)
     for r0 in range(0, rows, ROWS):
         row = r0 + tl.arange(0, ROWS)
@@ -144,7 +147,6 @@ def sum_over_all(
         x = visual + (i.to(tl.int64) * stride_n)[:, None]
         _, dots = row_sums(x, inv > 0.0, total, D, ROWS, BLOCK_K)
         tl.store(sums + i, (dots * inv).to(tl.float64), mask=inv > 0.0)
-    tl.debug_barrier()  # other threads of this program read these rows next
 
 
 @triton.jit
@@ -198,9 +200,8 @@ def compare(
         s = tl.where(added == least, s, INF)
         low = tl.min(s, 0)
         at = tl.min(tl.where(s == low, i, 0x7FFFFFFF), 0).to(tl.int64)
-        better = (least < most) | (
-            (least == most) & ((low < best) | ((low == best) & (at < token)))
-        )
+        # Later rows have higher indices, so of equal sums the first stays.
+        better = (least < most) | ((least == most) & (low < best))
         most = tl.where(better, least, most)
         best = tl.where(better, low, best)
         token = tl.where(better, at, token)
@@ -303,7 +304,7 @@ def foresee(
             turn = tl.where(picked, n[:, None], turn)
             then = tl.where(picked, s, then)
             n += goes_on.to(tl.int32)
-            # A candidate's entry with itself, or with a zero row, is -inf.
+            # An entry with a zero row is -inf.
             s = tl.where(picked, INF, s + tl.where(c > -INF, c, 0.0).to(tl.float64))
             value, who = smallest(s.to(tl.float32), code)
         more = tl.max(((value < INF_BITS) & (n < most)).to(tl.int32), 0)

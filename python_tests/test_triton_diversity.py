@@ -85,13 +85,14 @@ def test_a_seed_without_a_direction_is_one(few: int, runs: Runs) -> None:
 
     All keys tie: of as many programs as there are candidates, each proposes one.
     """
-    runs.fields |= {"whole_rows": few, "block": 4, "rows": 4, "cols": 2}
+    runs.fields |= {"whole_rows": few, "whole_tiles": 99, "block": 4, "rows": 4, "cols": 2}
     runs.group, runs.programs = GROUPS[1], 4
-    visual, seeds = tokens("vlm", 20, 24, seed=1), torch.tensor([7])
-    visual[7] = 0.0
-    got = diversity.diversity(visual[None], 4, seeds[None], None, None)[0]
-    assert got[0] == 0
-    check_diversity(visual, got, 4, seeds=seeds, bound=bound(24, "triton"))
+    visual, seeds = tokens("vlm", 20, 24, seed=1).repeat(2, 1, 1), torch.tensor([[7], [7]])
+    visual[0, 7], visual[1, 7] = torch.nan, 0.0  # no token, and one
+    picks = diversity.diversity(visual, 4, seeds, None, None)
+    assert picks[0, 0] != picks[1, 0] == 0
+    for one, got in zip(visual, picks, strict=True):
+        check_diversity(one, got, 4, seeds=seeds[0], bound=bound(24, "triton"))
 
 
 def test_groups_of_any_size_pick_the_same(runs: Runs) -> None:

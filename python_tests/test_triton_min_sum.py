@@ -51,7 +51,7 @@ def test_seeds_go_on_where_picks_ended(runs: Runs) -> None:
     visual = tokens("clusters", 40, 24, seed=3)
     picks = run(visual[None], 24, None, None)
     odd = torch.tensor([-1, 40, 2**40, -(2**40)])
-    again = torch.cat((picks[0, :7], odd, picks[0, :7], picks[0, 3:19]))[None]
+    again = torch.cat((picks[0, :7], odd, picks[0, :7], picks[0, 3:19], picks[0, 15:19]))[None]
     assert torch.equal(run(visual[None], 5, again, None), picks[:, 19:])
 
 
@@ -71,6 +71,12 @@ def test_zero_rows_and_equal_rows_follow_their_indices(runs: Runs) -> None:
     visual[8:26] = torch.randn(20, generator=torch.Generator().manual_seed(1))
     picks = run(visual[None], 30, None, None)[0].tolist()
     assert picks == [*range(8, 26), *range(8), *range(26, 30)]
+    visual = tokens("vlm", 12, 20, seed=1)
+    visual[7] = 0.0
+    first = [run(visual[None], 1, seeds, None).item() for seeds in (None, torch.tensor([[7]]))]
+    assert first[0] != first[1] == 0  # a seed without a direction is one
+    visual[first[0]] *= 9.0  # its sum is above 0
+    assert run(visual[None], 1, None, None).item() == first[0]
 
 
 def test_groups_of_any_size_make_the_same_sums(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from python_tests.triton_small import SMALL, shrunk, with_fault
+from python_tests.triton_small import SMALL, apart, shrunk, with_fault
 from python_tests.triton_together import RaceError, Together
 from zspa_kernels.backends.triton import (
+    _scratch,
     diversity,
     diversity_whole,
     facility_location,
@@ -49,6 +50,7 @@ def launched(
         seen[kernel.__name__] = min(programs, seen.get(kernel.__name__, programs))
         together.launch(kernel, programs, device, *args, **o)
 
+    monkeypatch.setattr(_scratch, "allocate", apart)
     for module, fields in CONFIGS.items():
         monkeypatch.setattr(module, "config", _small(module.config, fields))
     for module in (*CONFIGS, diversity_whole, facility_location_matrix):
@@ -64,7 +66,8 @@ def _small(config: Callable[..., Any], fields: dict[str, Any]) -> Callable[..., 
 def test_programs_share_nothing(launched: dict[str, int]) -> None:
     visual = torch.stack([tokens(model, 18, 24, seed=6) for model in ("iid", "exact")])
     visual[0, 3], visual[1, 5] = 0.0, torch.nan
-    words, heard = tokens("iid", 6, 24, seed=5).view(2, 3, 24), torch.arange(6).view(2, 3) != 1
+    words = tokens("iid", 6, 24, seed=5).view(2, 3, 24)
+    heard = torch.tensor([[True, False, True], [False] * 3])  # the second image has no core
     select.select(visual, words, 6, 5, None, heard, "mean", True)
     relevance_topk.relevance_topk(visual, words, 6, None, heard, "none_max")
     facility_location.facility_location(visual, 2, None, None, None, 0.2, 1.0)

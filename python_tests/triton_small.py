@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import inspect
+import math
 import re
 import threading
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from python_tests.triton_together import RaceError, Together, World
-from zspa_kernels.backends.triton import _common
+from zspa_kernels.backends.triton import _common, _scratch
 from zspa_kernels.backends.triton.diversity_config import Group
 
 SMALL = {
@@ -38,6 +39,16 @@ GROUPS = (
     Group(programs=4, width=2, own=16, split=False),
     Group(programs=1, width=16, own=32, split=True),
 )
+
+
+def apart(device: torch.device, plan: _scratch.Plan) -> dict[str, Tensor]:
+    """`_scratch.allocate` with memory of its own for each tensor: nothing lies behind its end."""
+    return {
+        name: torch.empty(math.prod(shape) * dtype.itemsize // 4, dtype=torch.int32, device=device)
+        .view(dtype)
+        .view(shape)
+        for name, (dtype, shape) in plan.items()
+    }
 
 
 def shrunk(config: Any, fields: dict[str, Any]) -> Any:
@@ -76,6 +87,7 @@ class Runs:
             self.rounds.append(steps(*args, **kwargs))
             return self.rounds[-1]
 
+        patch.setattr(_scratch, "allocate", apart)
         patch.setattr(module, "config", small)
         patch.setattr(module, "group_grid", grid)
         patch.setattr(module, "greedy_in_steps", counted)

@@ -73,7 +73,7 @@ def test_zero_rows_and_equal_rows_follow_their_indices(runs: Runs) -> None:
     assert picks == [*range(8, 26), *range(8), *range(26, 30)]
     visual = tokens("vlm", 12, 20, seed=1).abs()  # no cosine below 0
     visual[7] = 0.0
-    first = [run(visual[None], 1, seeds, None).item() for seeds in (None, torch.tensor([[7]]))]
+    first = [int(run(visual[None], 1, seeds, None)) for seeds in (None, torch.tensor([[7]]))]
     assert first[0] != first[1] == 0  # a seed without a direction is one
     visual[first[0]] *= 9.0
     assert run(visual[None], 1, None, None).item() == first[0]

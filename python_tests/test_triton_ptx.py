@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from bench import gpu_checks  # noqa: F401  (enters all checks into CHECKS)
 from bench.gpu_check import BY_DTYPE, CHECKS
 from python_tests.ptx.faults import HARMLESS
+from python_tests.ptx.machine import Kernel
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -101,3 +103,35 @@ def test_planted_faults_show() -> None:
     }.items():
         assert shown in found.pop(fault), fault
     assert not found
+
+
+def test_a_copy_that_says_no_count_is_whole() -> None:
+    """Masked copies, which are all that the kernels have, say how many bytes are read."""
+    ptx = """
+.visible .entry kernel(
+)
+.reqntid 32
+{
+	ld.param.b64 	%rd1, [kernel_param_0];
+	ld.param.b64 	%rd2, [kernel_param_1];
+	mov.u32 	%r1, %tid.x;
+	shl.b32 	%r2, %r1, 4;
+	cvt.s64.s32 	%rd3, %r2;
+	add.s64 	%rd4, %rd1, %rd3;
+	add.s64 	%rd5, %rd2, %rd3;
+	mov.b32 	%r3, global_smem;
+	add.s32 	%r4, %r3, %r2;
+	cp.async.cg.shared.global [ %r4 + 0 ], [ %rd4 + 0 ], 0x10;
+	cp.async.commit_group;
+	cp.async.wait_group 	0;
+	ld.shared.v4.b32 	{%r5, %r6, %r7, %r8}, [%r4];
+	st.global.v4.b32 [ %rd5 + 0 ], { %r5, %r6, %r7, %r8 };
+	ret;
+}
+	.file	1 "kernel.py"
+"""
+    given = torch.arange(128, dtype=torch.int32)
+    got = torch.zeros_like(given)
+    run = Kernel(ptx, 512).run(1, [given, got], together=False, seed=0, limit=1000)
+    assert (run.fault, run.races) == ("", set())
+    assert torch.equal(got, given)

@@ -406,7 +406,9 @@ def test_features_that_do_not_fit() -> None:
     x = features("Qwen2.5-VL")
     for name, bad, text in (
         ("Qwen2.5-VL", x[:3], r"features must be \[..., T, C\] that merge to D=24, got \[3, 6\]"),
-        ("Qwen2.5-VL", x[:, :5], r"features must be \[..., T, C\] that merge to D=24"),
+        ("Qwen2.5-VL", x.repeat(2, 1)[:24, :5], r"features must be .* that merge to D=24, got"),
+        ("Qwen2.5-VL", x[0], r"features must be \[..., T, C\] that merge to D=24, got \[6\]"),
+        ("Qwen2.5-VL", x[None, None], r"features must be \[..., T, C\] that merge to D=24, got"),
         ("Qwen2.5-VL", x[:, :0], r"features must be \[..., T, C\] that merge to D=24"),
         ("Qwen2.5-VL", x[:, :3].repeat(2, 1), r"features must have C=6, got \[40, 3\]"),
         ("LLaVA", x, r"features must have D=24 channels, got \[20, 6\]"),

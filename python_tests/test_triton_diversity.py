@@ -87,7 +87,7 @@ def test_a_seed_without_a_direction_is_one(few: int, runs: Runs) -> None:
     """
     runs.fields |= {"whole_rows": few, "whole_tiles": 99, "block": 4, "rows": 4, "cols": 2}
     runs.group, runs.programs = GROUPS[1], 4
-    visual, seeds = tokens("vlm", 20, 24, seed=1).repeat(2, 1, 1), torch.tensor([[7], [7]])
+    visual, seeds = tokens("vlm", 14, 24, seed=1).repeat(2, 1, 1), torch.tensor([[7], [7]])
     visual[0, 7], visual[1, 7] = torch.nan, 0.0  # no token, and one
     picks = diversity.diversity(visual, 4, seeds, None, None)
     assert picks[0, 0] != picks[1, 0] == 0
@@ -97,7 +97,7 @@ def test_a_seed_without_a_direction_is_one(few: int, runs: Runs) -> None:
 
 def test_groups_of_any_size_pick_the_same(runs: Runs) -> None:
     """Proposals, candidates, split Gram blocks, program order: none may show in the picks."""
-    visual = torch.stack([tokens(model, 36, 40, seed=4) for model in ("vlm", "exact")])
+    visual = torch.stack([tokens(model, 28, 40, seed=4) for model in ("vlm", "exact")])
     want = diversity.diversity(visual, 8, None, None, None)
     for group in GROUPS[1:]:
         for programs in {1, group.programs}:

@@ -64,16 +64,16 @@ def _small(config: Callable[..., Any], fields: dict[str, Any]) -> Callable[..., 
 
 
 def test_programs_share_nothing(launched: dict[str, int]) -> None:
-    visual = torch.stack([tokens(model, 18, 24, seed=6) for model in ("iid", "exact")])
+    visual = torch.stack([tokens(model, 14, 24, seed=6) for model in ("iid", "exact")])
     visual[0, 3], visual[1, 5] = 0.0, torch.nan
     words = tokens("iid", 6, 24, seed=5).view(2, 3, 24)
     heard = torch.tensor([[True, False, True], [False] * 3])  # the second image has no core
     select.select(visual, words, 6, 5, None, heard, "mean", True)
     relevance_topk.relevance_topk(visual, words, 6, None, heard, "none_max")
     facility_location.facility_location(visual, 2, None, None, None, 0.2, 1.0)
-    w1, w2, u = (tokens("iid", *shape) for shape in ((40, 24), (9, 40), (5, 24)))
+    w1, w2, u = (tokens("iid", *shape) for shape in ((20, 24), (9, 20), (5, 24)))
     sensitivity.sensitivity(visual, w1, None, w2, "gelu", u, 0.05)
-    sensitivity.sensitivity_rms(visual, w1, None, w2, "silu", torch.ones(40))
+    sensitivity.sensitivity_rms(visual, w1, None, w2, "silu", torch.ones(20))
     assert len(launched) == 15
     assert min(launched.values()) >= 2, launched
 

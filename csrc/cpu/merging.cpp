@@ -252,7 +252,7 @@ void groups(const Tokens& tokens, const uint8_t* mask, const int64_t* indices, c
   if (mask) asking.assign(mask, mask + tokens.N);
   std::vector<int64_t> targets(indices, indices + K);
   for (int64_t s = 0; s < K; ++s) {
-    if (!core[s]) continue;
+    if (!core[s] || indices[s] < 0) continue;
     asking[size_t(indices[s])] = 0;
     targets[size_t(s)] = -1;
   }

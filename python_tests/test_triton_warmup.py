@@ -117,6 +117,23 @@ def test_warmup_leaves_nothing_to_compile(launched: set[Any]) -> None:
     assert len(ready) > 40
 
 
+@pytest.mark.parametrize("num_tokens", [2, 16, 2880])
+def test_warmup_serves_images_of_other_sizes(launched: set[Any], num_tokens: int) -> None:
+    zk.warmup("cpu", torch.bfloat16, num_tokens=num_tokens, dim=D)
+    ready = set(launched)
+    for n, images in product((1, 64, 256, 300, 513, 1024, 1025, 16384), (1, 2, 5, 8, 40, 200)):
+        visual = torch.zeros(1, 1, D, dtype=torch.bfloat16).expand(images, n, -1)
+        weights, seeds = torch.zeros(1, 1).expand(images, n), torch.zeros(images, 1).long()
+        for given in ({}, {"weights": weights}):
+            zk.diversity(visual, 1, **given)
+            zk.dpp(visual, 1, **given)
+        zk.diversity(visual, 1, seeds=seeds)
+        zk.min_sum(visual, 1, seeds=seeds)
+        zk.min_sum(visual, 1)
+        zk.select(visual, visual[:, :1], k_core=1, k_diverse=0)
+        assert {name for name, *_ in launched - ready} == set(), (n, images)
+
+
 def test_only_the_thread_that_captures_is_refused(require_backend: Callable[..., None]) -> None:
     """What other threads compile meanwhile is compiled, and the hook is as it was."""
     require_backend("triton")

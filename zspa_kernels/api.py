@@ -269,9 +269,9 @@ def warmup(
 ) -> None:
     """Do now what the first calls would do: load the backend, compile its kernels, cache them.
 
-    Runs every op of selection once on zeros, with and without its optional arguments. Call it once
-    a device, dtype and D before a latency that counts is measured, and before a CUDA-graph capture,
-    in which nothing can be compiled.
+    Runs every op of selection on zeros, with and without its optional arguments, for images and
+    batches of several sizes. Call it once a device, dtype and D before a latency that counts is
+    measured, and before a CUDA-graph capture, in which nothing can be compiled.
 
     Args:
         device: where the tokens will be.
@@ -297,19 +297,19 @@ def warmup(
     one, k = min(1, num_tokens), min(2, num_tokens)
     optional: tuple[dict[str, Any], ...] = ({}, {"visual_mask": mask})
     part: dict[str, Any]
-    # How many programs share an image follows its size and decides which kernel they run.
-    for few in sorted({min(num_tokens, 64), min(num_tokens, 256)} - {num_tokens}):
-        diversity(visual[:1, :few], min(1, few))
-        diversity(visual[:1, :few], min(1, few), weights=weights[:1, :few])
-        dpp(visual[:1, :few], min(1, few))
-        dpp(visual[:1, :few], min(1, few), weights=weights[:1, :few])
-        min_sum(visual[:1, :few], min(1, few))
-    # The same for the greedy of tokens that are too many for one matrix of cosines.
+    # How many programs share an image, or whether one takes all its tokens, follows its size and
+    # that of the batch, and decides which kernel they run.
     many = torch.zeros((1, 1025, dim), dtype=dtype, device=device)
+    heavy_many = torch.zeros((1, 1025), dtype=torch.float32, device=device)
+    for few in (64, 256, 512, 1024):
+        for op in (diversity, dpp):
+            op(many[:, :few], 1)
+            op(many[:, :few], 1, weights=heavy_many[:, :few])
+        min_sum(many[:, :few], 1)
     for images in (1, 8, 40):
         batch = many.expand(images, -1, -1)
         diversity(batch, 1)
-        diversity(batch, 1, weights=weights.new_zeros((images, 1025)))
+        diversity(batch, 1, weights=heavy_many.expand(images, -1))
     for masked in optional:
         select(visual, k_core=0, k_diverse=k, **masked)
         select(visual, prompt, k_core=one, k_diverse=k - one, **masked)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from python_tests.runners import same_bits, strided_views, threads
+from python_tests.runners import same_bits, spread, strided_views, threads, turned
 from zspa_kernels import _native
 from zspa_kernels.primitives import alignment, assign, match, merge, merging, topk
 from zspa_kernels.primitives.merging import groups
@@ -116,10 +116,10 @@ def test_arguments_of_any_strides(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def every(call: Callable[..., Any], *given: Tensor) -> None:
         monkeypatch.setattr(merging, "_CHUNK", 2**20)
-        spread = [x.repeat_interleave(2, -1)[..., ::2] for x in given]
         right = call(*given)
-        same_bits(call(*spread), right)
-        same_bits(call(*(x[0] for x in spread)), right[0])
+        same_bits(call(*map(spread, given)), right)
+        same_bits(call(*map(turned, given)), right)
+        same_bits(call(*(spread(x)[0] for x in given)), right[0])
         monkeypatch.setattr(merging, "_CHUNK", 50)
         same_bits(plainly(monkeypatch, call, *given), right)
 

@@ -175,6 +175,19 @@ def test_each_pair_of_blocks_is_met_once(n: int, change: Callable[..., None]) ->
     assert torch.equal(scratch["largest"][:, :, :n], blocks)
 
 
+def test_chunks_of_channels_are_added_one_after_another(change: Callable[..., None]) -> None:
+    """Blocks of 16 channels add 1 and thrice 2^-24, which 1 alone does not see; a chunk has two."""
+    change(True)
+    visual = torch.zeros(1, 2, 80)
+    visual[..., :64:16] = torch.tensor([1.0, 2.0**-12, 2.0**-12, 2.0**-12])
+    segments = Segments(1, 2, 0, 1)
+    scratch = _scratch.allocate(visual.device, diversity.greedy_plan(visual, segments))
+    picks = torch.full((1, 1), -1)
+    diversity.greedy(visual, segments, picks, None, None, None, scratch, False)
+    scale = scratch["inv_norm"].flatten()[:2].prod()
+    assert scratch["matrix"][0, 0, 1] == torch.tensor(1.0 + 2.0**-23) * scale
+
+
 def test_which_batches_take_the_matrix() -> None:
     """No square matrix beyond 1024 tokens; no more tiles than a GPU does in two rounds."""
     half, single = (diversity_config.config(4096, size) for size in (2, 4))

@@ -105,25 +105,21 @@ def config(d: int, itemsize: int, hip: bool = False) -> Config:
             Group(programs=32, width=16, own=own, split=True),
             Group(programs=128, width=8, own=own, split=True),
         ),
-        # By a model, not a measurement: an H200, 1.1 us a barrier, L2 that gives a multiprocessor
-        # 64 bytes a cycle and all of them 5.5 TB/s: 10 us a tile of 4096 channels, however many up
-        # to 54 run side by side; 0.3 us a pick from 128 lanes, 0.5 us from 1024 with the row in
-        # L2. 576 tokens, 23 given and 35 picked: a pass of the blocked greedy is 4 barriers, a
-        # Gram block and an update, 18 us beside its picks, so 1 or 2 passes and the first update
-        # are 42 to 60 us, of which 4 to 9 barriers and 14 picks; the matrix is 45 tiles at once,
-        # in all 24 us. With DivPrune's seed 120 against 33 us. 1024 tokens are 136 tiles, 26 us.
-        # Five images of 576 are 225 tiles, as dear as passes if seeds are given and half as dear
-        # if not. No square matrix is made beyond 1024 tokens.
+        # Counts, not times. 576 tokens, 23 given and 35 picked, by blocks: one or two passes of 4
+        # barriers, a Gram block and an update each, after the update for what is given; the
+        # matrix: 45 tiles side by side and no barrier, nor more for DivPrune's seed. 1024 tokens
+        # are 136 tiles, five images of 576 are 225: all of them at once, two a multiprocessor.
+        # No square matrix is made beyond 1024 tokens.
         whole_rows=1024,
-        # What is on its way has to last until more comes: 5 steps of (64 + 64) rows x 128 bytes
-        # are what a multiprocessor gets in 0.7 us. 96 KiB in all where products are asynchronous,
-        # so two programs fit beside each other; 80 KiB elsewhere, where a GPU may have but 99.
+        # 5 steps of (64 + 64) rows x 128 bytes on their way are 80 KiB: 1280 cycles at 64 bytes a
+        # cycle, what L2 gives a multiprocessor at best. 96 KiB in all where products are
+        # asynchronous, so two programs fit beside each other; 80 KiB elsewhere, where a GPU may
+        # have but 99.
         whole_stages=2 if hip else 6,
         # Tiles of float32 have a quarter of the area, and two programs fit beside each other.
         whole_tiles=2 if units else 4,
         # Two barriers a pick where warps exchange what they found, none where there is one warp.
-        # For sm_90 a pick of one warp is 89 instructions with 256 tokens, 139 with 512, 234 with
-        # 1024. Each of eight warps has a part of that, four tokens a thread.
+        # One warp has up to 16 tokens a thread then, each of eight warps 4.
         whole_alone=512,
         whole_warps=4 if hip else 8,
         whole_span=256 if hip else 128,

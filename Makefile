@@ -13,7 +13,8 @@ PY := $(PYTHON)
 # Not installed there: found by path, by child processes as well.
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 else
-PY := $(CURDIR)/.venv/bin/python
+# Quoted: the path of a checkout may hold spaces.
+PY := "$(CURDIR)/.venv/bin/python"
 endif
 BASE_PYTHON ?= python3
 CLANG_FORMAT = $(PY) -c 'import clang_format; clang_format.clang_format()'

@@ -185,6 +185,26 @@ def setup_py(
     )
 
 
+def test_make_in_a_folder_whose_name_has_a_space(tmp_path: Path) -> None:
+    make = shutil.which("make")
+    if make is None:
+        pytest.skip("needs make")
+    tree = tmp_path / "ein Örtchen"
+    (tree / ".venv" / "bin").mkdir(parents=True)
+    for name in ("Makefile", "constraints.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name, tree)
+    interpreter = tree / ".venv" / "bin" / "python"
+    interpreter.write_text('#!/bin/sh\nprintf "%s\\n" "ran $*"\n')
+    interpreter.chmod(0o755)
+    (tree / ".venv" / ".installed").touch()
+    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHON", "MAKEFLAGS", "MFLAGS")}
+    done = subprocess.run(
+        [make, "types"], cwd=tree, env=kept, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["ran setup.py -q build_ext --inplace", "ran -m mypy"]
+
+
 def test_no_compiler_is_only_a_warning(source_tree: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()

@@ -111,7 +111,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "sensitivity_plan": ("_call", "_contract_values", "_contract_sensitivity", "backends._blas"),
     "projectors": ("_activations", "_contract", "_contract_values", "_contract_sensitivity"),
     "_sensitivity": (
-        *("_call", "_contract_values", "_contract_sensitivity"),
+        *("_call", "_contract_values", "_contract_sensitivity", "backends._blas"),
         *("projectors", "sensitivity_plan"),
     ),
     "api": (

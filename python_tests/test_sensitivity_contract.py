@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+import zspa_kernels as zk
 from python_tests.runners import BACKENDS, spread
 from python_tests.test_ambient import AMBIENT
 from python_tests.test_contract_errors import FLOATS, Bad, nested, storages, to
@@ -302,6 +303,19 @@ def test_ambient_state_changes_nothing(
         found = scores()
         assert torch.get_float32_matmul_precision() == precision
     assert all(torch.equal(a.clone(), b) for a, b in zip(found, before, strict=True))
+
+
+@pytest.mark.parametrize("ambient", ["autocast bfloat16", "matmul precision medium"])
+def test_ambient_state_does_not_reach_the_projector(ambient: str) -> None:
+    """Its own norm, and the outputs that the score "norm" is made of."""
+    first, second = torch.nn.Linear(256, 256), torch.nn.Linear(256, 256)
+    projector = torch.nn.Sequential(torch.nn.LayerNorm(256), first, torch.nn.GELU(), second)
+    x = draw(64, 256)
+    for score in ("norm", "linearised"):
+        before = zk.sensitivity(projector, x, score=score, directions=2)
+        with AMBIENT[ambient]():
+            found = zk.sensitivity(projector, x, score=score, directions=2)
+        assert torch.equal(found, before)
 
 
 @pytest.mark.parametrize("generic", ["none", "bf16"])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from . import _contract_sensitivity
 from . import _contract_values as _values
 from ._call import call, check_backend
+from .backends._blas import full_float32
 from .projectors import Projector, read_projector
 from .sensitivity_plan import SensitivityPlan, compact_output, unit_directions
 
@@ -133,9 +134,11 @@ class Scorer:
         if isinstance(p, SensitivityPlan):
             return p(features, backend=backend)
         _contract_sensitivity.features(self.op, features, p.w1)
-        with torch.no_grad():
+        # The module may be one of the caller's own: a norm, whose dtype autocast would change.
+        with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
             if self.score == "norm":
-                return row_lengths(p.outputs(features, self.op))
+                with full_float32(features.device):
+                    return row_lengths(p.outputs(features, self.op))
             x = p.inputs(features, self.op)
             if p.w2 is None:
                 return self._constant(x, p.w1.double())

@@ -96,8 +96,8 @@ def soft_suppress(
         sharpness: of the similarity, above 0: the weight falls to 1 / e at a distance `1 - cos` of
             `sharpness ** -0.5`.
         rule: `"subtract"` or `"scale"`.
-        positions: `[B, N, 2]`, row and column of each token, floats or ints. A token whose position
-            is not finite counts as masked out.
+        positions: `[B, N, 2]`, row and column of each token; float32, float16, bfloat16, int64 or
+            int32. A token whose position is not finite counts as masked out.
         spread: of the weight over positions, above 0.
         reach: distance beyond which nothing is suppressed, at least 0.
         visual_mask: bool `[B, N]`, True for real tokens.

@@ -22,6 +22,8 @@ inline MinSumSizes min_sum_sizes(int64_t N) {
 // What is foreseen doubles after a pass that took three quarters of it, and halves after one that took
 // less than a third: how far a forecast holds depends on the tokens.
 constexpr int64_t kFirstForecast = 16;
+// Narrow tokens (D <= 64) are hard to foresee: nearly every pass ends after one pick, at the shortest
+// forecast, and 3 to 5 of the N k dots are computed.
 constexpr int64_t kShortestForecast = 4;
 
 // Columns kept: those of a pass, and as many of earlier ones that nobody picked yet. On independent

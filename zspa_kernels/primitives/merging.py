@@ -48,8 +48,10 @@ def assign(features: Tensor, kept: Tensor, *, mask: Tensor | None = None) -> Ten
         mask: bool `[B, N]`, True for real tokens.
 
     Returns:
-        int64 `[B, N]`, slots of `kept`; a kept token gets its own, ties the lowest slot, zero rows
-        slot 0; -1 for invalid tokens and where nothing is kept.
+        int64 `[B, N]`, slots of `kept`: a kept token gets its own, and ties go to the lowest slot.
+        A kept zero row attracts no token that has a direction, unless nothing else is kept; a zero
+        row that is not kept goes to the first slot that holds a valid token. -1 for invalid tokens
+        and where no valid token is kept.
 
     Raises:
         TypeError, ValueError: as in `diversity`.

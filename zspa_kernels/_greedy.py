@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The public functions of the greedy ops beside `diversity`."""
+"""The public functions of the greedy ops other than `diversity`."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def dpp(
     each pick maximises the determinant of the kernel over the picks. A token's residual starts at
     its weight squared and falls with every pick to the squared distance from the span of the picks,
     times the weight squared; each pick has the largest residual. A token whose residual has fallen
-    to 2**-16 of its start is a combination of the picks as far as float32 can tell: its residual
-    counts as 0, it is picked last, by lowest index, and changes nothing, so input of any rank gives
-    k different tokens.
+    to 2**-16 of its start is, as far as float32 can tell, a linear combination of the picks: its
+    residual counts as 0, it is picked last, by lowest index, and picking it changes no residual. So
+    input of any rank gives k different tokens.
 
     Args:
         visual: tokens `[B, N, D]` or `[N, D]`.
@@ -46,7 +46,8 @@ def dpp(
     Raises:
         TypeError, ValueError, NotImplementedError, ImportError: as in `select`.
 
-    Complexity: O(N k D + N k^2) and no N x N matrix; the Cholesky factor takes N k floats an image.
+    Complexity: O(N k D + N k^2), and no N x N matrix; the Cholesky factor of an image takes N k
+        floats.
 
     Source: Chen, Zhang and Zhou, "Fast Greedy MAP Inference for Determinantal Point Process to
     Improve Recommendation Diversity", 2018, algorithm 1; for visual tokens CDPruner, arXiv
@@ -99,10 +100,10 @@ def dpp_varlen(
     The same as `dpp` on each image alone, bit for bit, in one call.
 
     Args:
-        visual: one tensor `[n, D]` an image, or all packed as `[T, D]`, together with `lengths`.
-        k: how many of each image, at most its length: one count for all or one an image.
+        visual: one tensor `[n, D]` per image, or all packed as `[T, D]`, together with `lengths`.
+        k: how many of each image, at most its length: one count for all, or one per image.
         lengths: tokens of each image in packed `visual`; they add up to T.
-        weights: float32, one tensor `[n]` an image for a list of images, `[T]` for packed ones.
+        weights: float32, one tensor `[n]` per image for a list of images, `[T]` for packed ones.
         backend: as in `dpp`.
 
     Returns:
@@ -135,12 +136,13 @@ def facility_location(
     """Pick k tokens greedily, each adding most to how well the picks cover all tokens.
 
     A token covers another by their cosine where that is positive or, with a temperature, by the
-    softmax of the cosines of the covered token with all tokens. Beside the tokens, the rows of
-    `benefits` are covered: `benefits[m, j]` is what token j gives to row m. The gain of token j is
-    `weight_j (sum_m max(0, benefits[m, j] - best_m) + scale / V sum_i max(0, c_ij - best_i))`, V
-    the number of valid tokens with a direction and `best` what the picks give already, at first 0;
-    each pick has the largest gain. Without benefits the scale plays no part. A zero row neither
-    covers tokens nor has to be covered.
+    softmax of the cosines of the covered token with all tokens. The rows of `benefits` are covered
+    as well: `benefits[m, j]` is what token j gives to row m. The gain of token j is
+    `weight_j (sum_m max(0, benefits[m, j] - best_m) + scale / V sum_i max(0, c_ij - best_i))`. Here
+    V is the number of valid tokens that are not zero rows, c_ij is how well token j covers token i,
+    and `best` is the coverage by the picks so far, 0 at first. Each pick has the largest gain.
+    Without benefits the scale makes no difference. A zero row neither covers tokens nor has to be
+    covered.
 
     Args:
         visual: tokens `[B, N, D]` or `[N, D]`.
@@ -150,7 +152,7 @@ def facility_location(
             negative, infinite or NaN is masked out.
         visual_mask: bool `[B, N]`, True for real tokens.
         temperature: 0: coverage by cosines; from 1e-6: by their softmax at this temperature.
-        scale: of the coverage of tokens beside that of the benefits, in [0, 1e30].
+        scale: factor of the coverage of tokens, relative to that of the benefits; in [0, 1e30].
         backend: see `select`.
 
     Returns:
@@ -160,9 +162,9 @@ def facility_location(
         TypeError, ValueError, NotImplementedError, ImportError: as in `select`.
 
     Complexity: O(N^2 D + N^2 k). It holds the N x N cosines of an image in float32, 33 MB for 2880
-        tokens: already the first gains need all of them, and each later gain reads a whole column
-        again, where computing it again would cost D multiply-adds an element. On a GPU it holds
-        those of several images at once, 256 MiB at most if an image does not take more alone.
+        tokens: the first gains need all of them, and each later gain reads a whole column
+        again, while computing it again would cost D multiply-adds per element. On a GPU it holds
+        the cosines of several images at once, in 256 MiB, or more if a single image needs more.
 
     Source: facility location by lazy greedy (Minoux 1978); for visual tokens SCOPE, arXiv
     2510.24214 (weights), and MMTok, arXiv 2508.18264 (softmax, words as benefits).
@@ -226,12 +228,12 @@ def facility_location_varlen(
     The same as `facility_location` on each image alone, bit for bit, in one call.
 
     Args:
-        visual: one tensor `[n, D]` an image, or all packed as `[T, D]`, together with `lengths`.
-        k: how many of each image, at most its length: one count for all or one an image.
+        visual: one tensor `[n, D]` per image, or all packed as `[T, D]`, together with `lengths`.
+        k: how many of each image, at most its length: one count for all, or one per image.
         lengths: tokens of each image in packed `visual`; they add up to T.
-        benefits: float32, one tensor `[M, n]` an image for a list of images, with one M for all;
-            `[M, T]` for packed ones. A row of zeros asks for nothing, where an image has fewer.
-        weights: float32, one tensor `[n]` an image for a list of images, `[T]` for packed ones.
+        benefits: float32, one tensor `[M, n]` per image for a list of images, all with the same M;
+            `[M, T]` for packed ones. Where an image has fewer rows, fill up with rows of zeros.
+        weights: float32, one tensor `[n]` per image for a list of images, `[T]` for packed ones.
         temperature: as in `facility_location`.
         scale: as in `facility_location`.
         backend: as in `facility_location`.
@@ -242,7 +244,7 @@ def facility_location_varlen(
     Raises:
         TypeError, ValueError, NotImplementedError, ImportError: as in `select_varlen`.
 
-    Complexity: the sum of `facility_location` on each image; one matrix a thread at a time.
+    Complexity: the sum of `facility_location` on each image; a thread holds one matrix at a time.
 
     Example:
         >>> import torch
@@ -279,8 +281,8 @@ def min_sum(
     Args:
         visual: tokens `[B, N, D]` or `[N, D]`.
         k: how many new tokens, in `[0, N]`.
-        seeds: int64 `[B, S]`, tokens already selected, never picked; -1 is padding, repeats and
-            indices that are no valid token are ignored.
+        seeds: int64 `[B, S]`, tokens already selected, never picked. -1 is padding; repeats and
+            indices of no valid token are ignored.
         visual_mask: bool `[B, N]`, True for real tokens.
         backend: see `select`.
 
@@ -294,8 +296,8 @@ def min_sum(
     Complexity: O(N k D): a sum can fall as well as rise, so an old sum bounds nothing and every
         pick needs its N cosines. On a CPU 1.0 to 1.7 times the N k dots are computed for tokens as
         wide as a language model's (D = 3584, 4096), up to 5 times for narrow ones (D = 8 to 64).
-        Memory: 96 columns of N floats an image, and no N x N matrix. On a GPU a pass computes 64
-        columns and makes up to 64 picks.
+        Memory: 96 columns of N floats per image, and no N x N matrix. On a GPU a pass computes
+        64 columns and makes up to 64 picks.
 
     Source: ToDRE, arXiv 2505.18757, first stage; TrimTokenator, arXiv 2509.00320, second stage.
 
@@ -343,8 +345,8 @@ def min_sum_varlen(
     The same as `min_sum` on each image alone, bit for bit, in one call.
 
     Args:
-        visual: one tensor `[n, D]` an image, or all packed as `[T, D]`, together with `lengths`.
-        k: how many of each image, at most its length: one count for all or one an image.
+        visual: one tensor `[n, D]` per image, or all packed as `[T, D]`, together with `lengths`.
+        k: how many of each image, at most its length: one count for all, or one per image.
         lengths: tokens of each image in packed `visual`; they add up to T.
         backend: as in `min_sum`.
 

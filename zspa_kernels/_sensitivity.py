@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sensitivity of a projector, from the module and its features to one score a token."""
+"""Sensitivity of a projector: from the module and its features to one score per token."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ def sensitivity(
 
     Args:
         projector: the module between vision tower and language model, `[norm,] Linear, activation,
-            Linear` or a single Linear; see `projectors`. For many calls give a `SensitivityPlan`:
-            making one takes seconds, which a module costs in every call with `"closed_form"`.
-        features: what the projector is given, `[B, N, D]` or `[N, D]`. Behind a norm that merges
-            patches the scores are those of the merged tokens, and perturbations are those of the
-            merged, normed token.
+            Linear` or a single Linear; see `projectors`. With `"closed_form"`, a module is factored
+            in every call, which takes seconds; for many calls, make a `SensitivityPlan` once.
+        features: the projector's input, `[B, N, D]` or `[N, D]`. If the projector merges patches,
+            there is one score for each merged token, and it is the merged token, after the norm,
+            that is perturbed.
         score: `"closed_form"`: root mean square response over all unit directions,
             `||J||_F / sqrt(D)`. `"zeroth_order"`: ZOO-Prune's estimate, the mean over `directions`
             of `||P(x + r u) - P(x - r u)|| / (2 r)`. `"linearised"`: its limit for radius r = 0.
-            `"norm"`: `||P(x)||`, which is free where P(x) is there and ranks tokens much alike.
-        rank: of the closed form's factor; see `SensitivityPlan`.
+            `"norm"`: `||P(x)||`, a cheap proxy; how well it ranks depends on the projector.
+        rank: rank of the closed form's factor; see `SensitivityPlan`.
         directions: `[m, D]`, used as given, or how many random unit vectors.
-        seed: of those; see `unit_directions`.
-        radius: of the perturbation, at least 0.
+        seed: seed of the random directions; see `unit_directions`.
+        radius: length of the perturbation, at least 0.
         backend: see `select`; `"norm"` and a single Linear need none.
 
     Returns:

@@ -30,21 +30,22 @@ def suppress(
         scores: `[B, N]`, any floating dtype; a token whose score is NaN or infinite counts as
             masked out.
         k: how many, in `[0, N]`.
-        threshold: a token is left out when its cosine to a taken one is above this, in [-1, 1].
-        fill: whether the best of those left out take the slots that remain.
+        threshold: a token is left out if its cosine to a taken one is above this, in [-1, 1].
+        fill: whether slots that remain are filled with the best of the tokens left out.
         visual_mask: bool `[B, N]`, True for real tokens.
         backend: see `select`.
 
     Returns:
         int64 `[B, k]` in the order of taking, then -1. Zero rows neither suppress nor are
-        suppressed. Cosines are float32 where these decide, else float64, on a grid of 2**-40.
+        suppressed. Where float32 cannot decide a comparison, cosines are computed in float64 and
+        rounded to multiples of 2**-40.
 
     Raises:
         TypeError, ValueError, NotImplementedError, ImportError: as in `select`; `threshold` out of
             range.
 
-    Complexity: up to N K D, in blocks of the order; it ends with the k-th token taken. A token
-        that is left out is compared no further than with the one that suppresses it, about.
+    Complexity: up to N K D, in blocks of tokens by falling score. It ends with the k-th token
+        taken, and a token is compared only until one is found that suppresses it.
 
     Source: GreedyPrune, arXiv 2506.13166: scan by saliency under a bound of pairwise similarity.
 
@@ -80,18 +81,19 @@ def soft_suppress(
 ) -> Tensor:
     """Take the token of the highest score, lower the scores of those like it, and repeat.
 
-    Token i, taken with the score `s_i`, suppresses token j by the weight
+    Token i, taken with the score `s_i`, suppresses token j with the weight
 
-        w_ij = exp(-sharpness (1 - cos(i, j))^2) exp(-d_ij^2 / (2 spread^2)),
+        w_ij = exp(-sharpness (1 - cos(i, j))^2) exp(-d_ij^2 / (2 spread^2)).
 
-    the second factor with positions only, and 0 beyond the reach; d is the distance of positions.
-    By the rule `"subtract"` j loses `w_ij s_i`, where s_i is above 0: a score that is not positive
-    suppresses nothing. By the rule `"scale"` it is multiplied by `1 - w_ij`.
+    With positions, d_ij is the distance between the tokens, and w_ij is 0 beyond the reach; without
+    positions there is no second factor. Under the rule `"subtract"` the score of j falls by
+    `w_ij s_i`; a score s_i that is not positive suppresses nothing. Under the rule `"scale"` the
+    score of j is multiplied by `1 - w_ij`.
 
     Args:
         visual: tokens `[B, N, D]` or `[N, D]`.
-        scores: `[B, N]`, any floating dtype. A token whose score is NaN, infinite or, by the rule
-            `"scale"`, negative counts as masked out.
+        scores: `[B, N]`, any floating dtype. A token whose score is NaN, infinite or, under the
+            rule `"scale"`, negative counts as masked out.
         k: how many, in `[0, N]`.
         sharpness: of the similarity, above 0: the weight falls to 1 / e at a distance `1 - cos` of
             `sharpness ** -0.5`.
@@ -105,16 +107,16 @@ def soft_suppress(
 
     Returns:
         int64 `[B, k]` in the order of taking, then -1. Zero rows neither suppress nor are
-        suppressed. Scores are whole steps of 2**-40 of the largest one (`"scale"`: of their
-        logarithms), rounded at the start and wherever two are compared; those on one step tie.
+        suppressed. Scores are compared in steps of 2**-40 of the largest one (for `"scale"`, their
+        logarithms in steps of 2**-40); scores that round to the same step tie.
 
     Raises:
         TypeError, ValueError, NotImplementedError, ImportError: as in `select`; options out of
             range.
 
-    Complexity: up to N K D, and no N x N matrix. A score only falls, so a stale one is a bound, and
-        a token is compared with what was taken since its last turn only when its bound comes first;
-        on a GPU, with what was taken within its reach.
+    Complexity: up to N K D, and no N x N matrix. Scores only fall, so an old score is an upper
+        bound: on a CPU a token is compared with the latest picks only when its bound is the
+        largest; on a GPU, with all picks within the reach.
 
     Source: Gaussian suppression as in soft-NMS (Bodla et al. 2017); ID-Selection, arXiv 2604.05601
     (subtract); AdaptPrune, arXiv 2503.08019 (scale, positions).

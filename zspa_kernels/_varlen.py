@@ -68,26 +68,27 @@ def select_varlen(
     `keep` is a share of each image's own length.
 
     Args:
-        visual: one tensor `[n, D]` an image, all of one D, dtype and device; or all images packed
-            as `[T, D]`, together with `lengths`.
+        visual: one tensor `[n, D]` per image, with the same D, dtype and device; or all images
+            packed as `[T, D]`, together with `lengths`.
         prompt: None: by diversity alone. One tensor `[M, D]`: every image uses it. One tensor
-            `[m, D]` an image; or all prompts packed as `[P, D]`, together with `prompt_lengths`.
+            `[m, D]` per image; or all prompts packed as `[P, D]`, together with `prompt_lengths`.
         lengths: tokens of each image in packed `visual`; they add up to T.
         prompt_lengths: tokens of each image's prompt in packed `prompt`; they add up to P. An image
             whose prompt has no token is selected by diversity.
         keep: how many tokens of each image: a share in (0, 1] or a count; see `num_keep`.
         core_ratio: share of the kept tokens chosen by relevance, default 0.2 (0 without a prompt).
-        k_core: core tokens, instead of `keep`: one count for all images or one an image.
-        k_diverse: diversity tokens, likewise; together at most the length of the image.
+        k_core: how many core tokens, instead of `keep`: one count for all images, or one per image.
+        k_diverse: how many diversity tokens, likewise; together at most the length of the image.
         pooling: as in `select`.
         sorted: as in `select`, inside each image.
         rounding: as in `select`.
         backend: as in `select`.
 
     Returns:
-        For a list of images a list of int64 `[K]`, one an image, indices into that image. For
-        packed images one int64 `[K of all images]`, indices into the packed tokens, image by image:
-        `gather(visual, indices)` is the packed kept tokens. -1 where valid tokens run out.
+        For a list of images, a list of int64 `[K]`: for each image, indices into that image. For
+        packed images, one int64 `[K of all images]`: indices into the packed tokens, image by
+        image, so that `gather(visual, indices)` is the packed kept tokens. -1 where valid tokens
+        run out.
 
     Raises:
         TypeError, ValueError, NotImplementedError, ImportError: as in `select`; lengths and counts
@@ -163,16 +164,16 @@ def diversity_varlen(
     The same as `diversity` without seeds on each image alone, bit for bit, in one call.
 
     Args:
-        visual: one tensor `[n, D]` an image, or all packed as `[T, D]`, together with `lengths`.
-        k: how many of each image, at most its length: one count for all or one an image.
+        visual: one tensor `[n, D]` per image, or all packed as `[T, D]`, together with `lengths`.
+        k: how many of each image, at most its length: one count for all, or one per image.
         lengths: tokens of each image in packed `visual`; they add up to T.
-        weights: float32, one tensor `[n]` an image for a list of images, `[T]` for packed ones.
+        weights: float32, one tensor `[n]` per image for a list of images, `[T]` for packed ones.
         backend: as in `select`.
 
     Returns:
-        For a list of images a list of int64 `[k]`, indices into each image in the order of picking;
-        for packed images one int64 tensor of indices into the packed tokens. -1 where valid tokens
-        run out.
+        For a list of images, a list of int64 `[k]`: indices into each image in the order of
+        picking. For packed images, one int64 tensor of indices into the packed tokens. -1 where
+        valid tokens run out.
 
     Raises:
         TypeError, ValueError, NotImplementedError, ImportError: as in `select_varlen`.
@@ -199,9 +200,10 @@ def picks_varlen(
     behind: tuple[Any, ...] = (),
     weighted: bool = True,
 ) -> Tensor | list[Tensor]:
-    """A ragged greedy op of k tokens an image.
+    """Call a ragged greedy op that picks k tokens of each image.
 
-    What it takes `before` and `behind` its weights; `weighted` is False for one without these.
+    `before` and `behind` are its arguments before and after the weights; `weighted` is False for an
+    op that takes none.
     """
     tokens, sizes = _pack(op, "visual", visual, "lengths", lengths)
     ks = [_values.integer(op, "k", value) for value in _each(op, "k", k, len(sizes))]

@@ -12,12 +12,12 @@ Common to all of them:
   no other token; tokens with NaN, Inf or a length beyond 2**40 count as masked out.
 * Ties go to the lowest index. The same call gives the same bits, alone or in a batch, with any
   number of threads, whatever autocast, default dtype, default device or grad mode are.
-* Nothing is written to the arguments. Results have no gradient: gradients flow through `gather`.
+* Arguments are never written to. Results have no gradient: gradients flow through `gather`.
 * Calls work under `torch.compile(fullgraph=True)`, `torch.export` and CUDA-graph capture, with
   `backend="auto"`. Naming a backend is for tests and measurements, in eager mode.
-  `torch.jit.trace` makes tensors of sizes: under it counts work (`k`, `k_core`), `keep` does not.
-* `torch.vmap` makes a batch of what it maps over, and thus one call, but for the ragged functions
-  and `sensitivity`, which torch calls once for each example.
+  Under `torch.jit.trace`, which turns sizes into tensors, give counts (`k`, `k_core`), not `keep`.
+* Under `torch.vmap` the mapped axis becomes the batch of a single call, except for the ragged
+  functions and `sensitivity`, which torch calls once for each example.
 
 Errors are raised before any work: TypeError for a wrong kind or dtype (and None where a value is
 required), ValueError for a wrong rank, shape, range, device, layout or option, NotImplementedError
@@ -99,15 +99,15 @@ def select(
         keep: how many tokens: a share in (0, 1] of N (padding included) or a count; see `num_keep`.
         core_ratio: share of the kept tokens chosen by relevance, default 0.2 (0 without a prompt);
             see `split_core`.
-        k_core: core tokens, instead of `keep` and together with `k_diverse`; both at least 0.
-        k_diverse: diversity tokens; `k_core + k_diverse <= N`.
+        k_core: how many core tokens; given together with `k_diverse`, instead of `keep`.
+        k_diverse: how many diversity tokens; `k_core + k_diverse <= N`.
         visual_mask: bool `[B, N]`, True for real tokens; None: all are.
         prompt_mask: bool `[B, M]`, likewise.
         pooling: relevance is the cosine with the `"mean"` or the element-wise `"max"` of the prompt
             tokens; or the mean (`"none_mean"`) or largest (`"none_max"`) cosine with each of them.
         sorted: True: indices ascend, which keeps the raster order. False: core by falling
             relevance, then diversity picks in order.
-        rounding: of a share, `"round"` or `"floor"`; see `num_keep`.
+        rounding: how a share is rounded, `"round"` or `"floor"`; see `num_keep`.
         backend: `"auto"`, or a named one: `"reference"`, `"cpp"`, `"triton"`, `"cuda"`.
 
     Returns:
@@ -117,12 +117,12 @@ def select(
     Raises:
         TypeError: wrong kinds or dtypes; `prompt` is None although `k_core > 0`; no `keep` and no
             counts.
-        ValueError: shapes, ranges or devices do not fit; unknown option; `keep` beside counts.
+        ValueError: shapes, ranges or devices do not fit; unknown option; both `keep` and counts.
         NotImplementedError: the backend cannot run here.
         ImportError: the named backend is not built.
 
-    Complexity: O(N K D) at most and beyond 1024 tokens no N x N matrix; DivPrune's first pick, and
-    few tokens on a GPU, cost up to O(N^2 D).
+    Complexity: O(N K D) at most, and no N x N matrix beyond 1024 tokens. DivPrune's first pick, and
+    small images on a GPU, cost up to O(N^2 D).
 
     Source: ZSPAPrune, arXiv 2510.17197, equations 4 to 9; DivPrune, arXiv 2503.02175, section 3.
 
@@ -237,8 +237,8 @@ def diversity(
     Raises:
         TypeError, ValueError, NotImplementedError, ImportError: as in `select`.
 
-    Complexity: O(N (S + k) D) at most and beyond 1024 tokens no N x N matrix; DivPrune's first
-    pick, and few tokens on a GPU, up to O(N^2 D).
+    Complexity: O(N (S + k) D) at most, and no N x N matrix beyond 1024 tokens. DivPrune's first
+    pick, and small images on a GPU, cost up to O(N^2 D).
 
     Source: DivPrune, arXiv 2503.02175; the second half of ZSPAPrune, arXiv 2510.17197, equations 8
     and 9; weights: ZOO-Prune, arXiv 2509.24837.
@@ -269,9 +269,9 @@ def warmup(
 ) -> None:
     """Do now what the first calls would do: load the backend, compile its kernels, cache them.
 
-    Runs every op of selection on zeros, with and without its optional arguments, for images and
-    batches of several sizes. Call it once a device, dtype and D before a latency that counts is
-    measured, and before a CUDA-graph capture, in which nothing can be compiled.
+    Runs every selection op on zeros, with and without its optional arguments, for images and
+    batches of several sizes. Call it once for each device, dtype and D: before you measure latency
+    or serve requests, and before a CUDA-graph capture, during which nothing can be compiled.
 
     Args:
         device: where the tokens will be.
@@ -280,8 +280,8 @@ def warmup(
         dim: their D, on which compiled kernels depend.
 
     Raises:
-        TypeError: sizes that are no ints; no device; a dtype that tokens cannot have.
-        ValueError: sizes that are too small; a device that is not there, or holds no values.
+        TypeError: a size is not an int, `device` is not a device, or tokens cannot have the dtype.
+        ValueError: a size is too small, or the device does not exist or holds no values.
 
     Example:
         >>> warmup("cpu", num_tokens=16, dim=8)

@@ -27,24 +27,24 @@ _ITERATIONS = 3
 class SensitivityPlan:
     """The quadratic form of a projector's sensitivity, factored once.
 
-    A call gives the root mean square response `sqrt(g' M g)` of every token: over all unit
-    directions (the closed form, `||J||_F / sqrt(D)`), or over given ones. It costs one product with
-    the factor, however many directions there are.
+    Calling a plan gives the root mean square response `sqrt(g' M g)` of each token, over all unit
+    directions (the closed form, `||J||_F / sqrt(D)`) or over given ones. A call costs one product
+    with the factor, however many directions there are.
 
-    With a `rank` the factor has that many rows, and the diagonal of what it leaves out is kept
-    beside it, which costs nothing. The trace of M is thus exact; what is lost is off the diagonal.
+    With a `rank` the factor has that many rows, and the diagonal of what it leaves out is kept as
+    well, which costs nothing. So the trace of M is exact, and all that is lost is off the diagonal.
 
     Args:
         w1: first layer `[H, D]`, float32, float16 or bfloat16.
         b1: its bias `[H]`, or None.
         w2: second layer `[O, H]`.
-        activation: between them: `"gelu"` (exact), `"gelu_tanh"`, `"quick_gelu"`, `"silu"`,
-            `"relu"` or `"identity"`.
-        rank: rows of the factor, at least 0; None: exact. 0 leaves the diagonal alone.
-        directions: `[m, D]`, used as given: the response over these. None: over all unit
+        activation: the one between the layers: `"gelu"` (exact), `"gelu_tanh"`, `"quick_gelu"`,
+            `"silu"`, `"relu"` or `"identity"`.
+        rank: rows of the factor, at least 0; None: exact. With 0 only the diagonal is kept.
+        directions: `[m, D]`, used as given: the root mean square is over these. None: over all unit
             directions.
-        dtype: of the factor; None: bfloat16 where the weights are 16 bits wide and the device
-            multiplies bfloat16 itself, float32 otherwise.
+        dtype: dtype of the factor. None: bfloat16 if the weights are 16 bits wide and the device
+            has instructions for bfloat16, float32 otherwise.
 
     Attributes:
         factor: `[R, H]`. Exact: upper triangular where M is positive definite, R <= H otherwise.
@@ -54,9 +54,10 @@ class SensitivityPlan:
         residual: Frobenius norm of what is in neither, relative to that of M.
 
     Raises:
-        TypeError: weights that are no float tensors; a rank that is no int; a dtype of no factor.
-        ValueError: shapes or devices that do not fit, an unknown activation, weights that are not
-            finite, a negative rank, no directions.
+        TypeError: weights are not float tensors, the rank is not an int, or the factor cannot have
+            the dtype.
+        ValueError: shapes or devices do not fit, the activation is unknown, weights are not finite,
+            the rank is negative, or there are no directions.
 
     Complexity: O(H^2 (O + D + H)) in float64, once: some seconds on two CPU cores at H = 4096. A
     call: N R H multiply-adds, and N H D for the pre-activation if it is not given.

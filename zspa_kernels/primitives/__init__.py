@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What methods are composed of besides the ops: plain torch, exact, each with its own cost.
+"""What methods are composed of, besides the ops: plain torch, exact, each with its own cost.
 
-They decide as a float64 reading of their rule does, ties to the lowest index, and treat zero rows,
-invalid tokens and masks as the ops do. Those that look at values to decide what to compute next say
-how often they wait for the device; such calls cannot be captured in a CUDA graph. `min_sum`,
-`suppress` and `soft_suppress` are the ops of these names. Merging, alignment, centring and top-k
-have native kernels, which decide the same, for values on a CPU.
+They decide as a float64 implementation of their rule would, break ties by the lowest index, and
+treat zero rows, invalid tokens and masks as the ops do. Some look at values to decide what to
+compute next. These say how often they wait for the device; they cannot be captured in a CUDA graph,
+and `torch.vmap` refuses them. `min_sum`, `suppress` and `soft_suppress` are the ops of these names.
+For tensors on a CPU, merging, alignment, centring and top-k have native kernels, which decide the
+same.
 
 Example:
     >>> import torch

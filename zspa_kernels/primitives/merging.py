@@ -20,13 +20,13 @@ _CHUNK = 2**20  # elements of a temporary
 
 
 class Merging(NamedTuple):
-    """A selection whose tokens take others in; all of it without B for unbatched input.
+    """A selection into whose tokens others are merged; unbatched input gives all of it without B.
 
     Attributes:
         selection: the kept tokens.
         owner: int64 `[B, N]`: the slot of the selection that a token becomes part of, -1 for a
             token that is dropped.
-        weights: float32 `[B, N]`: its weight in the sum of that slot, 0 for a dropped one.
+        weights: float32 `[B, N]`: the token's weight in the sum of its slot, 0 for a dropped one.
     """
 
     selection: Selection
@@ -40,7 +40,7 @@ class Merging(NamedTuple):
 
 @in_full_precision
 def assign(features: Tensor, kept: Tensor, *, mask: Tensor | None = None) -> Tensor:
-    """For every token the kept one it is most similar to.
+    """Find, for each token, the kept one that it is most similar to.
 
     Args:
         features: vectors `[B, N, C]` or `[N, C]` whose cosine is the similarity.
@@ -179,19 +179,19 @@ def _merged(x: Tensor, owner: Tensor, k: int, weights: Tensor | None) -> Tensor:
 def match(features: Tensor, k: int, *, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Bipartite soft matching: merge alternate tokens into their most similar neighbours.
 
-    The valid tokens stand in line; those at even places look for the most similar one at an odd
-    place, and the most similar pairs merge, until k tokens are left. A round can merge at most half
-    of the tokens; what has to go beyond goes in further rounds, in which a merged token has the
-    mean of its tokens' features and the place of the one it was merged into.
+    The valid tokens are numbered in order. Each even one is paired with the most similar odd one,
+    and the most similar pairs merge, until k tokens are left. A round merges at most half of the
+    tokens. If more have to go, further rounds follow, in which a merged token has the mean of its
+    tokens' features and the place of the odd one.
 
     Args:
         features: vectors `[B, N, C]` or `[N, C]` whose cosine is the similarity.
-        k: how many are left, in `[0, N]`; at least one where there is one.
+        k: how many tokens are left, in `[0, N]`.
         mask: bool `[B, N]`, True for real tokens.
 
     Returns:
-        indices: int64 `[B, k]`, ascending: the token every group is merged into, then -1.
-        owner: int64 `[B, N]`: the group of every token, -1 for invalid ones.
+        indices: int64 `[B, k]`, ascending: the token that each group is merged into, then -1.
+        owner: int64 `[B, N]`: the group of each token; -1 for invalid ones, and for all if k is 0.
 
     Raises:
         TypeError, ValueError: as in `diversity`.
@@ -199,7 +199,7 @@ def match(features: Tensor, k: int, *, mask: Tensor | None = None) -> tuple[Tens
     Complexity: N^2 C / 4 in the first round, a quarter of that in each further one. Waits for the
     device a few times a round.
 
-    Source: ToMe, arXiv 2210.09461, section 3; several rounds stand for its several layers.
+    Source: ToMe, arXiv 2210.09461, section 3; rounds here take the place of its layers.
 
     Example:
         >>> features = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.1, 0.9], [1.0, 0.3]])

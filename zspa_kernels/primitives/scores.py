@@ -21,7 +21,8 @@ def min_max(scores: Tensor, valid: Tensor, flat: float = 1e-3) -> Tensor:
     Args:
         scores: float32 `[B, N]` or `[N]`.
         valid: bool, likewise.
-        flat: a range of scores up to this share of the largest magnitude is noise: then all are 1.
+        flat: if the range of the scores is at most this share of their largest magnitude, it is
+            taken for noise, and all valid tokens get 1.
 
     Returns:
         float32 `[B, N]`, NaN for invalid tokens.
@@ -67,10 +68,10 @@ def topk(
         k: how many, in `[0, N]`.
         mask: bool `[B, N]`, True for real tokens.
         force_keep: bool `[B, N]`: these come first and are part of the k.
-        segments: int `[B, N]`, the segment of every token, in `[0, S)`; tokens of other values
-            belong to none and are taken only when segments leave slots.
-        quotas: how many tokens each of the S segments gets, adding up to k. What a segment cannot
-            fill goes to the best tokens that are left.
+        segments: int `[B, N]`, the segment of each token, in `[0, S)`. Tokens with other values
+            belong to no segment and are taken only if the segments leave slots free.
+        quotas: how many tokens each of the S segments gets, adding up to k. Slots that a segment
+            cannot fill go to the best of the remaining tokens.
         sorted: True: indices ascend, which keeps the raster order.
 
     Returns:
@@ -80,8 +81,8 @@ def topk(
     Raises:
         TypeError, ValueError: as in `select`; `segments` without `quotas`, or the reverse.
 
-    Complexity: N, and k log k for the order of scores, on a CPU without segments. Else N log N; two
-    sorts with segments. No host synchronisation.
+    Complexity: on a CPU without segments N, and k log k for the order of scores. Otherwise N log N;
+    segments take two sorts. No host synchronisation.
 
     Example:
         >>> scores = torch.tensor([0.1, 0.9, 0.8, 0.7, 0.2])

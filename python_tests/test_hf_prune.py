@@ -61,12 +61,18 @@ def test_the_prompt_comes_back_whole(name: str, kind: str) -> None:
     tiny = vlms.get(name)
     inputs = tiny.inputs(kind)
     length = inputs["input_ids"].shape[1]
+    named: set[str] = set()
+    watching = tiny.model.register_forward_pre_hook(
+        lambda _, args, kwargs: named.update(kwargs), with_kwargs=True
+    )
     with METHOD(tiny.model) as handle:
         output = generate(tiny.model, inputs)
+        watching.remove()
         plain = tiny.model.generate(**inputs, max_new_tokens=NEW, do_sample=False)
     assert torch.equal(output.sequences[:, :length], inputs["input_ids"])
     assert torch.equal(output.sequences[:, length:], rows(output).argmax(-1))
     assert torch.equal(plain, output.sequences)
+    assert "kwargs" not in named  # what `generate` takes beyond its names is given by its own
     assert handle.report is not None
     assert handle.report.after < handle.report.before / 2
     assert handle.calls == 2

@@ -144,10 +144,22 @@ def test_nothing_pruned_is_said(tiny: vlms.Tiny) -> None:
 
 def test_nested_blocks(tiny: vlms.Tiny) -> None:
     """P12: the inner one would silently do nothing."""
-    with METHOD(tiny.model):
+    before = state(tiny.model)
+    with METHOD(tiny.model) as handle:
         with pytest.raises(hf.AlreadyPrunedError, match="leave its block or call its remove"):
             zk.DivPrune(keep=0.5)(tiny.model).install()
         generate(tiny.model, tiny.inputs())
+        with pytest.raises(hf.AlreadyPrunedError, match="got <PruneHandle of .*, installed"):
+            handle.install()
+    assert state(tiny.model) == before
+    with METHOD(tiny.model) as handle:
+        generate(tiny.model, tiny.inputs())
+        handle.remove()
+        other = METHOD(tiny.model).install()  # is not removed by the end of the first one's block
+    generate(tiny.model, tiny.inputs())
+    other.remove()
+    assert (handle.calls, other.calls) == (1, 1)
+    assert state(tiny.model) == before
 
 
 def test_copies_of_a_pruned_model(tiny: vlms.Tiny) -> None:

@@ -128,6 +128,8 @@ class PruneHandle:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self._generate is None:  # removed inside the block
+            return
         self._uninstall()
         if kind is None:
             self._warn_if_idle(stacklevel=3)
@@ -135,14 +137,14 @@ class PruneHandle:
     def install(self) -> PruneHandle:
         """Start pruning."""
         model = self._target.model
-        # Not before: with it the handle is part of a cycle, and would be deleted much later.
-        self._hooks = Hooks(self._target, self._prune)
         self._used = True
         if _HANDLE in vars(model):
             raise AlreadyPrunedError(
                 f"prune: model must not be pruned already, got {vars(model)[_HANDLE]!r}; "
                 f"leave its block or call its remove() first"
             )
+        # Not before: with it the handle is part of a cycle, and would be deleted much later.
+        self._hooks = Hooks(self._target, self._prune)
         generate = model.generate
         self._own = {name: vars(model)[name] for name in ("generate",) if name in vars(model)}
         self._generate = generate
@@ -150,7 +152,8 @@ class PruneHandle:
         @functools.wraps(generate)
         def pruned_generate(*args: Any, **kwargs: Any) -> Any:
             bound = inspect.signature(generate).bind(*args, **kwargs).arguments
-            return self._call(generate, {**bound, **bound.pop("kwargs", {})})
+            named = bound.pop("kwargs", {})
+            return self._call(generate, {**bound, **named})
 
         vars(model).update({_HANDLE: self, "generate": pruned_generate})
         self._hooks.install()

@@ -26,6 +26,7 @@ from python_tests.hf_oracle import (
     hidden_with_grad,
     reported_columns,
     rows,
+    shown,
 )
 from zspa_kernels import hf
 
@@ -115,7 +116,38 @@ def test_positions_where_they_are_used(name: str, kind: str) -> None:
     assert torch.equal(counted, torch.arange(counted.shape[-1]).expand_as(counted))
 
 
-@pytest.mark.parametrize(("name", "kind"), vlms.cases("ragged"))
+@pytest.mark.parametrize("size", [(170, 112), (112, 170)], ids=["wide", "tall"])
+def test_a_prompt_that_ends_with_a_picture(tiny: vlms.Tiny, size: tuple[int, int]) -> None:
+    """Its last token stays: the answer is read there, and goes on behind the largest position."""
+    made = tiny.processor(
+        images=[vlms.photograph("chelsea", size)],
+        text=f"<start> user what is {tiny.image}",
+        return_tensors="pt",
+    )
+    ids = made["input_ids"]
+    end = int(shown(tiny, ids)[0].nonzero()[-1]) + 1
+    inputs = {k: v[:, :end] if v.shape == ids.shape else v for k, v in made.items()}
+    with vlms.rotary_positions(tiny.model) as full:
+        generate(tiny.model, inputs)
+    with METHOD(tiny.model) as handle, torch.no_grad():
+        with vlms.rotary_positions(tiny.model) as pruned:
+            output = generate(tiny.model, inputs)
+        past = {cache_name(tiny.model): cache_of(tiny.model(**inputs, use_cache=True))}
+        with vlms.rotary_positions(tiny.model) as by_hand:
+            mask = torch.ones(1, end + 1, dtype=torch.long)
+            tiny.model(input_ids=ids[:, :1], attention_mask=mask, use_cache=True, **past)
+    assert by_hand[0].unique().tolist() == [int(full[0].max()) + 1]
+    assert handle.report is not None
+    keep = reported_columns(tiny, inputs, handle.report)
+    assert keep[0, -1]
+    assert torch.equal(pruned[0], full[0][..., keep[0]])
+    torch.testing.assert_close(rows(output)[0, 0], hidden(tiny, inputs, keep)[0, -1], **CLOSE)
+    # Of an unpruned prompt that ends so these count each axis on from the last token of its own.
+    if not (tiny.name in vlms.FILMS and (5, 0) <= vlms.VERSION < (5, 20)):
+        assert all(map(torch.equal, pruned[1:NEW], full[1:NEW]))
+
+
+@pytest.mark.parametrize(("name", "kind"), vlms.cases("ragged", "right"))
 def test_a_direct_call_sees_the_kept_tokens_only(name: str, kind: str) -> None:
     """The masked oracle, and then decoding by hand with masks of the unpruned prompt."""
     tiny = vlms.get(name)
@@ -123,21 +155,24 @@ def test_a_direct_call_sees_the_kept_tokens_only(name: str, kind: str) -> None:
     mask = inputs["attention_mask"]
     with METHOD(tiny.model) as handle, torch.no_grad():
         first = output = tiny.model(**inputs, use_cache=True)
-        steps = [output.logits[:, -1]]
+        report = handle.report
+        assert report is not None
+        ends = torch.tensor(report.prompt_after if kind == "right" else [0, 0]) - 1
+        steps = [output.logits[torch.arange(2), ends]]
         for _ in range(NEW - 1):
             token = steps[-1].argmax(-1, keepdim=True)
             mask = torch.cat((mask, torch.ones_like(token)), dim=1)
             past = {cache_name(tiny.model): cache_of(output)}
             output = tiny.model(input_ids=token, attention_mask=mask, use_cache=True, **past)
             steps.append(output.logits[:, -1])
-        report = handle.report
-        generated = rows(generate(tiny.model, inputs))
+        generated = rows(generate(tiny.model, tiny.inputs("ragged" if kind == "right" else kind)))
     torch.testing.assert_close(torch.stack(steps, dim=1), generated, **CLOSE)
     keep = reported_columns(tiny, inputs, report)
     expected = hidden(tiny, inputs, keep)
     for b, columns in enumerate(keep):
         count = int(columns.sum())
-        torch.testing.assert_close(first.logits[b, -count:], expected[b, columns], **CLOSE)
+        own = first.logits[b, :count] if kind == "right" else first.logits[b, -count:]
+        torch.testing.assert_close(own, expected[b, columns], **CLOSE)
 
 
 @dataclass

@@ -107,6 +107,7 @@ class Tiny:
     def inputs(self, kind: str = "single", words: str = "what is in this picture") -> Any:
         """`"single"`: one picture. `"ragged"`: a padded batch of prompts with one and with two.
 
+        `"right"`: the same batch with its padding behind the words, as for training.
         `"video"`: a padded batch of a prompt with a picture and a video, and one with a video.
         """
         cat = photograph("chelsea", (170, 112))
@@ -114,6 +115,8 @@ class Tiny:
             return self.processor(images=[cat], text=self.prompt(words), return_tensors="pt")
         if kind == "video":
             return self.videos(0, 1)
+        if kind == "right":
+            return padded_right(self.inputs("ragged"))
         return self.processor(
             images=[[cat], [photograph("rocket", (120, 150)), photograph("coffee", (130, 100))]],
             text=[
@@ -159,6 +162,13 @@ class Tiny:
     def prompt(self, words: str, pictures: int = 1) -> str:
         shown = " and ".join([self.image] * pictures)
         return f"<start> user {shown} {words} <end> <start> assistant"
+
+
+def padded_right(inputs: Any) -> dict[str, Any]:
+    """A batch that is padded on the left, padded on the right."""
+    mask = inputs["attention_mask"]
+    order = mask.argsort(dim=1, descending=True, stable=True)
+    return {k: v.gather(1, order) if v.shape == mask.shape else v for k, v in inputs.items()}
 
 
 def cases(*kinds: str) -> list[Any]:

@@ -288,6 +288,9 @@ def prune_batch(
     chosen = choose(
         method, encoded, where, words, options.scope, options.keep_newline, given, merge
     )
+    # The answer is read from a prompt's last token, and its positions go on from there.
+    last = valid.shape[1] - 1 - valid.long().flip(1).argmax(1)
+    chosen.kept[where.column == last[where.sample]] = True
 
     keep = valid.clone() if not chosen.kept.all() else torch.ones_like(valid)
     keep[where.sample, where.column] = chosen.kept

@@ -45,7 +45,7 @@ class ImageReport:
 
     @property
     def diverse(self) -> int:
-        """How many of them for diversity, and newline tokens kept in addition."""
+        """How many of them for diversity, and those kept in addition: newlines, a last token."""
         return self.after - self.core
 
 

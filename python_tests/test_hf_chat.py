@@ -64,6 +64,11 @@ def test_three_turns(name: str, kind: str) -> None:
         keep = torch.cat((keep, added), dim=1)
         if new:
             assert chat.report is not None
+            report = chat.report
+            assert report.query_tokens == [1 if used else 3]
+            assert sum(report.prompt_before) - sum(report.prompt_after) == (
+                report.before - report.after
+            )
             image = chat.report.images[-1]
             columns = shown(tiny, ids[0]).nonzero().flatten()
             columns = columns[-image.before :]
@@ -137,6 +142,7 @@ def test_what_is_refused() -> None:
     beams = transformers.GenerationConfig(num_return_sequences=3, do_sample=True)
     for wrong, text in (
         (tiny.inputs("ragged"), "one conversation without padding"),
+        (vlms.widened(inputs), "one conversation without padding"),
         ({**inputs, "num_beams": 2}, "num_beams must be 1, got 2"),
         ({**inputs, "generation_config": beams}, "num_return_sequences must be 1, got 3"),
         ({**inputs, "cache_implementation": "static"}, "one that grows .*, got 'static'"),
@@ -146,6 +152,8 @@ def test_what_is_refused() -> None:
             chat.generate(**wrong)
     with pytest.raises(hf.UnsupportedInputError, match="use_cache must be True"):
         chat.generate(**inputs, use_cache=False)
+    with pytest.raises(hf.UnsupportedInputError, match="mm_encoder_outputs must be None"):
+        chat.generate(input_ids=torch.tensor([[5, 6]]), mm_encoder_outputs={})
 
 
 def test_lengths_and_streams_count_the_whole_conversation() -> None:
@@ -159,7 +167,8 @@ def test_lengths_and_streams_count_the_whole_conversation() -> None:
             ids = torch.cat((ids, new), dim=1)
         given: list[torch.Tensor] = []
         streamer = SimpleNamespace(put=given.append, end=lambda: None)
-        call = {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        call = {**inputs, "input_ids": ids}
+        call.pop("attention_mask")
         length = ids.shape[1] + NEW
         sequences = chat.generate(**call, max_length=length, do_sample=False, streamer=streamer)
         assert sequences.shape == (1, length)

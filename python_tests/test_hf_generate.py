@@ -143,7 +143,7 @@ def test_streams_begin_with_the_whole_prompt(name: str) -> None:
 def test_lengths_that_count_the_prompt(name: str) -> None:
     """P14: `max_length` and `min_length` mean the whole prompt, as without pruning."""
     tiny = vlms.get(name)
-    inputs = tiny.inputs()
+    inputs = tiny.inputs("ragged")
     length = inputs["input_ids"].shape[1]
     config = tiny.model.generation_config
     limited = type(config)(**{**config.to_diff_dict(), "max_length": length + 2})

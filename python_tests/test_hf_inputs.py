@@ -27,9 +27,13 @@ def tiny(request: pytest.FixtureRequest) -> vlms.Tiny:
 @pytest.mark.parametrize(("name", "kind"), vlms.cases("single", "ragged"))
 def test_keep_all_changes_no_bit(name: str, kind: str) -> None:
     tiny = vlms.get(name)
-    inputs = tiny.inputs(kind)
+    inputs = vlms.widened(tiny.inputs(kind))
+    inputs["attention_mask"] = inputs["attention_mask"].int()
     with pytest.warns(hf.NothingPrunedWarning):
         pruned = hf.prune_inputs(tiny.model, inputs, ALL)
+    for one in ("input_ids", "attention_mask"):
+        assert torch.equal(pruned[one], inputs[one])
+        assert pruned[one].dtype == inputs[one].dtype
     expected, got = generate(tiny.model, inputs), generate(tiny.model, pruned)
     assert torch.equal(rows(got), rows(expected))
     assert torch.equal(got.sequences, expected.sequences)
@@ -98,6 +102,8 @@ def test_pruned_inputs_want_a_cache() -> None:
     """P1: `generate` drops a mask of ones, and without a cache gaps in positions cut the prompt."""
     tiny = vlms.get("llava")
     pruned = hf.prune_inputs(tiny.model, tiny.inputs(), METHOD)
+    features = pruned["mm_encoder_outputs"]["image"].pooler_output
+    assert not any(one.requires_grad for one in features)
     with pytest.raises(TypeError, match="multiple values for keyword argument 'use_cache'"):
         tiny.model.generate(**pruned, use_cache=False)
     with torch.no_grad():

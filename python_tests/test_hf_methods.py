@@ -152,8 +152,10 @@ def test_every_method_prunes_a_llava_or_says_why_not(name: str) -> None:
     tiny = vlms.get("llava")
     method: Any = zk.methods.get(name, keep=0.2)
     inputs = tiny.inputs()
-    calls: list[None] = []
-    watching = tiny.model.model.vision_tower.register_forward_hook(lambda *_: calls.append(None))
+    calls: list[bool] = []
+    watching = tiny.model.model.vision_tower.register_forward_hook(
+        lambda *_: calls.append(torch.is_grad_enabled())
+    )
     try:
         asked = [one for one in method.model_inputs if one.name not in ("visual", "prompt")]
         missing = [one.name for one in asked if one.required and not one.tensor]
@@ -167,6 +169,7 @@ def test_every_method_prunes_a_llava_or_says_why_not(name: str) -> None:
             generate(tiny.model, inputs)
     finally:
         watching.remove()
+    assert calls == [False]
     assert handle.report is not None
     assert "\n" not in str(handle.report)
     if name not in VISION:

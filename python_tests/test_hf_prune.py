@@ -69,7 +69,9 @@ def test_the_prompt_comes_back_whole(name: str, kind: str) -> None:
     with METHOD(tiny.model) as handle:
         output = generate(tiny.model, inputs)
         watching.remove()
-        plain = tiny.model.generate(**inputs, max_new_tokens=NEW, do_sample=False)
+        rest = {k: v for k, v in inputs.items() if k != "input_ids"}
+        options: dict[str, Any] = {"max_new_tokens": NEW, "do_sample": False}
+        plain = tiny.model.generate(inputs["input_ids"], **rest, **options)
     assert torch.equal(output.sequences[:, :length], inputs["input_ids"])
     assert torch.equal(output.sequences[:, length:], rows(output).argmax(-1))
     assert torch.equal(plain, output.sequences)
@@ -157,6 +159,7 @@ def test_a_direct_call_sees_the_kept_tokens_only(name: str, kind: str) -> None:
         first = output = tiny.model(**inputs, use_cache=True)
         report = handle.report
         assert report is not None
+        assert report.route == "hooks"
         ends = torch.tensor(report.prompt_after if kind == "right" else [0, 0]) - 1
         steps = [output.logits[torch.arange(2), ends]]
         for _ in range(NEW - 1):
@@ -194,7 +197,8 @@ def test_a_batch_that_pruning_makes_ragged(tiny: vlms.Tiny) -> None:
         key=lambda word: float(first[tiny.processor.tokenizer.convert_tokens_to_ids(word)]),
     )
     photos = [[vlms.photograph(name, (112, 112))] for name in ("chelsea", "coffee")]
-    texts = [tiny.prompt(f"{word} is it") for word in (words[0], words[-1])]
+    # They begin with the picture: no padding may stand for a piece of it.
+    texts = [f"{tiny.image} {word} is it" for word in (words[0], words[-1])]
 
     def asked(*chosen: int) -> dict[str, Any]:
         made = tiny.processor(

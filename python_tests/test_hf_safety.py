@@ -98,6 +98,7 @@ def test_a_generate_of_ones_own_comes_back(tiny: vlms.Tiny) -> None:
     tiny.model.generate = own
     try:
         with METHOD(tiny.model):
+            assert inspect.signature(tiny.model.generate) == inspect.signature(own)
             generate(tiny.model, tiny.inputs())
         assert vars(tiny.model)["generate"] is own
     finally:
@@ -123,8 +124,12 @@ def test_prompts_without_a_picture_pass_untouched(tiny: vlms.Tiny) -> None:
     got = generate(tiny.model, words)
     with torch.no_grad():
         direct = tiny.model(**words).logits
-    with pytest.warns(hf.NothingPrunedWarning, match="no call had a picture"):
+    with pytest.warns(hf.NothingPrunedWarning, match="no call had a picture") as caught:
         handle.remove()
+    idle = pytest.warns(hf.NothingPrunedWarning, match="no call had a picture")
+    with idle as again, METHOD(tiny.model):
+        pass
+    assert [one[0].filename for one in (caught, again)] == [__file__] * 2
     assert torch.equal(rows(got), rows(expected))
     assert torch.equal(got.sequences, expected.sequences)
     with torch.no_grad():
@@ -135,9 +140,14 @@ def test_prompts_without_a_picture_pass_untouched(tiny: vlms.Tiny) -> None:
 @needs_inputs
 def test_nothing_pruned_is_said(tiny: vlms.Tiny) -> None:
     words = dict(tiny.processor.tokenizer(["what is this"], return_tensors="pt"))
-    with pytest.warns(hf.NothingPrunedWarning, match="no image, nothing pruned"):
+    with pytest.warns(hf.NothingPrunedWarning, match="no image, nothing pruned") as caught:
         same = hf.prune_inputs(tiny.model, words, METHOD)
+    assert caught[0].filename == __file__
     assert same["input_ids"] is words["input_ids"]
+    assert same.index.tolist() == [[0, 1, 2]]
+    assert same.report.prompt_before == [3]
+    longer = torch.cat((words["input_ids"], torch.tensor([[7]])), dim=1).repeat(2, 1)
+    assert torch.equal(same.restore(longer), longer)
     with pytest.warns(hf.NothingPrunedWarning, match="nothing was pruned: DivPrune"):
         hf.prune_inputs(tiny.model, tiny.inputs(), zk.DivPrune(keep=10**6))
 
@@ -149,13 +159,14 @@ def test_nested_blocks(tiny: vlms.Tiny) -> None:
         with pytest.raises(hf.AlreadyPrunedError, match="leave its block or call its remove"):
             zk.DivPrune(keep=0.5)(tiny.model).install()
         generate(tiny.model, tiny.inputs())
-        with pytest.raises(hf.AlreadyPrunedError, match="got <PruneHandle of .*, installed"):
+        with pytest.raises(hf.AlreadyPrunedError, match=r"got <PruneHandle of .*, installed"):
             handle.install()
     assert state(tiny.model) == before
     with METHOD(tiny.model) as handle:
         generate(tiny.model, tiny.inputs())
         handle.remove()
         other = METHOD(tiny.model).install()  # is not removed by the end of the first one's block
+    handle.remove()
     generate(tiny.model, tiny.inputs())
     other.remove()
     assert (handle.calls, other.calls) == (1, 1)
@@ -176,7 +187,9 @@ def test_a_handle_that_is_never_installed(tiny: vlms.Tiny) -> None:
     """`method(model)` without `with` prunes nothing, and does not do so in silence."""
     handle = METHOD(tiny.model)
     generate(tiny.model, tiny.inputs())
-    with pytest.warns(hf.NothingPrunedWarning, match="was never installed; write `with method"):
+    with pytest.warns(
+        hf.NothingPrunedWarning, match="not installed: ZSPA.* was never installed; write `with m"
+    ):
         del handle
 
 
@@ -199,8 +212,10 @@ def test_labels(tiny: vlms.Tiny) -> None:
 def test_going_on_from_a_pruned_cache(tiny: vlms.Tiny) -> None:
     """P9: generate would cut the next prompt by the length of the pruned one."""
     inputs = tiny.inputs()
+    empty = {cache_name(tiny.model): transformers.DynamicCache(config=tiny.model.config)}
     with METHOD(tiny.model):
-        first = generate(tiny.model, inputs)
+        first = generate(tiny.model, inputs, **empty)
+        more = rows(generate(tiny.model, inputs, max_new_tokens=NEW + 1))
         longer = torch.cat((first.sequences, torch.tensor([[5, 6, 7]])), dim=1)
         past = {cache_name(tiny.model): cache_of(first)}
         for given in ({}, {"pixel_values": inputs["pixel_values"]}):
@@ -208,6 +223,11 @@ def test_going_on_from_a_pruned_cache(tiny: vlms.Tiny) -> None:
                 tiny.model.generate(input_ids=longer, **past, **given)
         with pytest.raises(hf.CachedPromptError, match="the cache must be empty, got one of"):
             tiny.model(**inputs, **past)
+        # By hand it goes on, with masks of the whole prompt.
+        mask = torch.ones_like(first.sequences)
+        with torch.no_grad():
+            step = tiny.model(input_ids=first.sequences[:, -1:], attention_mask=mask, **past)
+    torch.testing.assert_close(step.logits[:, -1], more[:, -1], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -227,6 +247,9 @@ def test_ways_of_generating_that_are_refused(
     handle = METHOD(tiny.model).install()
     with pytest.raises(error, match=advice):
         tiny.model.generate(**tiny.inputs(), **given, max_new_tokens=NEW)
+    if "mm_encoder_outputs" in given:
+        with pytest.raises(error, match=advice):
+            tiny.model.generate(input_ids=tiny.inputs()["input_ids"], **given)
     with pytest.warns(hf.NothingPrunedWarning):
         handle.remove()
 
@@ -258,6 +281,7 @@ def test_unknown_models() -> None:
         ({"query": "what is it"}, ValueError, 'query must be "question", "all", a list of'),
         ({"query": ["what is it"]}, TypeError, "processor must be given for a query in words"),
         ({"query": torch.ones(3)}, TypeError, "query must be a bool mask, got torch.float32"),
+        ({"query": torch.ones(3).long()}, TypeError, "query must be a bool mask, got torch.int64"),
         ({"query": 7}, TypeError, "query must be a list of texts or a bool mask, got 7"),
         (
             {"processor": "llava"},
@@ -283,6 +307,12 @@ def test_bad_inputs() -> None:
     assert e.value.placeholders < 64
     for wrong, error, text in (
         ({"input_ids": None}, TypeError, r"input_ids must be an int tensor \[B, L\], got NoneType"),
+        (
+            {"input_ids": ids[0]},
+            TypeError,
+            r"input_ids must be an int tensor \[B, L\], got \[\d+\]",
+        ),
+        ({"input_ids": ids.float()}, TypeError, r"input_ids must be an int tensor \[B, L\], got "),
         ({"attention_mask": ids[:, 1:]}, ValueError, "attention_mask must be"),
         ({"mm_encoder_outputs": {}}, hf.UnsupportedInputError, "that come as pixel_values beside"),
         ({"labels": ids}, hf.LabelsError, "labels must be None, got a tensor as long as the unpr"),
@@ -342,7 +372,7 @@ def test_prune_inputs_says_what_to_do_on_old_versions() -> None:
 
 
 def test_the_report(tiny: vlms.Tiny) -> None:
-    inputs = tiny.inputs("ragged")
+    inputs = vlms.widened(tiny.inputs("ragged"))
     with METHOD(tiny.model) as handle:
         generate(tiny.model, inputs)
     report = handle.report
@@ -373,3 +403,4 @@ def test_the_report(tiny: vlms.Tiny) -> None:
     assert loaded["route"] == ("inputs" if vlms.VERSION >= (5, 20) else "hooks")
     assert loaded["select_ms"] > 0
     assert repr(handle).startswith("<PruneHandle of ")
+    assert line in repr(handle)

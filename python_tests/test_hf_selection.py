@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -67,14 +68,21 @@ def test_the_question_alone_counts(tiny: vlms.Tiny) -> None:
         f"{USER} <image> who {ASK}",
     ]
     assert asked(tiny, texts) == [["what", "is", "this"], ["who"]]
-    everything = asked(tiny, texts[1:], query="all")
-    assert everything == [["<start>", "user", "who", "<end>", "<start>", "assistant"]]
+    everything = asked(tiny, texts, query="all")
+    assert everything[1] == ["<start>", "user", "who", "<end>", "<start>", "assistant"]
+    assert asked(tiny, texts, query=torch.ones(2, 78, dtype=torch.bool)) == everything
+    assert asked(tiny, ["<image> what is this"]) == [["what", "is", "this"]]
 
 
 def test_the_template_is_told_apart_where_the_tokenizer_is_known(tiny: vlms.Tiny) -> None:
     before = [f"{USER} what is <image> {ASK}"]
     # Without it nobody knows that these are no question.
     assert asked(tiny, before) == [["<start>", "user", "what", "is"]]
+    earlier = f"<s> <start> system you are helpful <end> {before[0]}"
+    assert asked(tiny, [earlier]) == [["<start>", "user", "what", "is"]]
+    qwen = vlms.get("qwen2_5_vl")  # which has a token before each picture
+    text = f"{USER} what is {qwen.image} {ASK}"
+    assert asked(qwen, [text]) == [["<start>", "user", "what", "is"]]
     around = f"{USER} compare <image> and where {ASK}"
     turns = f"{USER} <image> what is this <end> <start> assistant a cat <end> {USER} where {ASK}"
     system = f"<start> system you are helpful <end> {USER} who <image> is this {ASK}"
@@ -97,8 +105,30 @@ def test_given_words_and_masks(tiny: vlms.Tiny) -> None:
     got = asked(tiny, texts, query=mask)
     ending = ["<end>", "<start>", "assistant"]
     assert got == [["who", *ending], ["this", *ending]]
-    with pytest.raises(ValueError, match=r"query must be \[2, 72\] like input_ids"):
-        asked(tiny, texts, query=mask[:, 1:])
+    for wrong in (mask[:, 1:], mask[:1]):
+        with pytest.raises(ValueError, match=r"query must be \[2, 72\] like input_ids, got \["):
+            asked(tiny, texts, query=wrong)
+
+
+def test_words_of_a_tokenizer_that_adds_tokens(tiny: vlms.Tiny) -> None:
+    """Such as one for the beginning, which is no word of a query."""
+
+    def begun(text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        ids = tiny.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return {"input_ids": [1] * add_special_tokens + ids}
+
+    processor = SimpleNamespace(tokenizer=begun)
+    assert asked(tiny, ["<image> who"], query=["the cat"], processor=processor) == [["the", "cat"]]
+
+
+def test_any_token_that_ends_sequences_ends_the_turn(
+    tiny: vlms.Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny.model.generation_config
+    other = tiny.processor.tokenizer.convert_tokens_to_ids("please")
+    monkeypatch.setattr(config, "eos_token_id", [other])
+    assert asked(tiny, ["<image> what is please who"]) == [["what", "is"]]
+    assert asked(tiny, ["<image> what <end> is please who"]) == [["what"]]
 
 
 def test_without_words_images_are_pruned_by_diversity(tiny: vlms.Tiny) -> None:
@@ -135,6 +165,7 @@ def test_scopes(name: str) -> None:
     assert first.after == zk.num_keep(first.before, 0.3)
     assert second.after + third.after == zk.num_keep(second.before + third.before, 0.3)
     by_tile = kept(tiny, zk.DivPrune(keep=0.3), scope="tile")
+    assert [one.scope for one in (by_image, by_sample, by_tile)] == ["image", "sample", "tile"]
     for image in by_tile.images:
         tile = image.cell[:, 0].clone()
         for i in range(1, len(tile)):

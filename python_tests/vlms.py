@@ -171,6 +171,13 @@ def padded_right(inputs: Any) -> dict[str, Any]:
     return {k: v.gather(1, order) if v.shape == mask.shape else v for k, v in inputs.items()}
 
 
+def widened(inputs: Any) -> dict[str, Any]:
+    """A batch with three more columns of padding on the left than it needs."""
+    shape = inputs["input_ids"].shape
+    pad = torch.nn.functional.pad
+    return {k: pad(v, (3, 0)) if v.shape == shape else v for k, v in inputs.items()}
+
+
 def cases(*kinds: str) -> list[Any]:
     """Parameters (name, kind): every model with `kinds`, and those that take videos with these."""
     return [

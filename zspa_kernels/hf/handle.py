@@ -23,12 +23,13 @@ from .errors import (
     PruningError,
 )
 from .hooks import Hooks
-from .inputs import Pruned, features_form, input_ids, prune_batch
+from .inputs import Pruned, features_form, input_ids, prune_batch, warn_nothing
 from .options import Options, fitted
 from .query import Query
 from .report import PruneReport
 
 _HANDLE = "_zspa_handle"
+_IDLE = "no call had a picture"
 
 
 def prune(
@@ -131,8 +132,8 @@ class PruneHandle:
         if self._generate is None:  # removed inside the block
             return
         self._uninstall()
-        if kind is None:
-            self._warn_if_idle(stacklevel=3)
+        if kind is None and self.before == self.after:
+            warn_nothing(self.report or _IDLE)
 
     def install(self) -> PruneHandle:
         """Start pruning."""
@@ -161,9 +162,11 @@ class PruneHandle:
 
     def remove(self) -> None:
         """Stop pruning: the model is as it was. Calling it twice does no harm."""
-        if self._generate is not None:
-            self._uninstall()
-            self._warn_if_idle(stacklevel=3)
+        if self._generate is None:
+            return
+        self._uninstall()
+        if self.before == self.after:
+            warn_nothing(self.report or _IDLE)
 
     def _uninstall(self) -> None:
         model = self._target.model
@@ -172,13 +175,6 @@ class PruneHandle:
             vars(model).pop(name, None)
         vars(model).update(self._own)
         self._generate = None
-
-    def _warn_if_idle(self, stacklevel: int) -> None:
-        if self.before == self.after:
-            what = self.report or "no call had a picture"
-            warnings.warn(
-                f"nothing was pruned: {what}", NothingPrunedWarning, stacklevel=stacklevel + 1
-            )
 
     def _prune(self, inputs: Mapping[str, Any], route: str) -> Pruned:
         """Prune a batch and take note of it."""

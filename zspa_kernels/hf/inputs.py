@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import collect
+from . import collect, continuation
 from . import query as queries
 from .architectures import Target, transformers_version
 from .encode import Encoded, encode, rebuild
@@ -170,7 +170,7 @@ def prune_inputs(
         result = PrunedInputs({"use_cache": True, **features_form(pruned)})
         result.report, result.index, result.prompt = pruned.report, pruned.index, ids
     if result.report.after == result.report.before:
-        warn_nothing(result.report, stacklevel=3)
+        warn_nothing(result.report)
     return result
 
 
@@ -188,9 +188,9 @@ def features_form(pruned: Pruned) -> dict[str, Any]:
     return {**pruned.inputs, **given}
 
 
-def warn_nothing(report: PruneReport, stacklevel: int) -> None:
-    """Say that pruning had no effect."""
-    warnings.warn(f"nothing was pruned: {report}", NothingPrunedWarning, stacklevel=stacklevel + 1)
+def warn_nothing(what: PruneReport | str) -> None:
+    """Say that pruning had no effect, to whoever called the caller."""
+    warnings.warn(f"nothing was pruned: {what}", NothingPrunedWarning, stacklevel=3)
 
 
 def input_ids(inputs: Mapping[str, Any]) -> Tensor:
@@ -227,7 +227,7 @@ def refuse(target: Target, inputs: Mapping[str, Any]) -> None:
             f"prune: pixel_values_videos must be None, got one: {target.arch.name} takes the "
             f"frames of a video as pictures, pixel_values"
         )
-    cache = inputs.get("cache", inputs.get("past_key_values"))
+    cache = continuation.cache_in(inputs)
     if cache is not None and cache.get_seq_length() > 0:
         raise CachedPromptError(
             f"prune: the cache must be empty, got one of {cache.get_seq_length()} tokens: a prompt "
@@ -330,8 +330,9 @@ def cut(inputs: Mapping[str, Any], target: Target, index: Tensor, mask: Tensor) 
     """The inputs of the pruned prompt, without those that only the encoder reads."""
     gone = target.consumed()
     kept = {name: value for name, value in inputs.items() if name not in gone}
-    ids = input_ids(inputs)
-    kept["input_ids"] = ids.gather(1, index)
+    ids = input_ids(inputs).gather(1, index)
+    # No padding stands for a piece of a picture: the first column may be one.
+    kept["input_ids"] = ids.masked_fill(~mask & target.visual(ids), 0)
     given = inputs.get("attention_mask")
     kept["attention_mask"] = mask.to(ids.dtype if given is None else given.dtype)
     for name in _TOKEN_TYPES:

@@ -69,9 +69,6 @@ def embeddings(
     table = target.model.get_input_embeddings()
     # Not on the weights' device: offloaded ones are on none until accelerate's hook loads them.
     flat = torch.tensor([i for row in words for i in row], dtype=torch.long, device=device)
-    if len(flat) == 0:
-        width, dtype = table.weight.shape[-1], table.weight.dtype
-        return [torch.zeros((0, width), dtype=dtype, device=device) for _ in words]
     embedded = table(flat[None])[0].detach()
     return list(embedded.split([len(row) for row in words]))
 

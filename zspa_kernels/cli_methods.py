@@ -19,7 +19,7 @@ def methods(
         typer.Argument(help="One of them: what its inputs are, and where models have them."),
     ] = None,
 ) -> None:
-    """List the published methods, with what they need beside the visual tokens."""
+    """List the published methods, with what they need besides the visual tokens."""
     if name is None:
         console = Console(highlight=False)
         console.print(_table(), Text("zspa methods NAME says what the inputs are."))

@@ -8,7 +8,7 @@
 //                  the bound. Keys are (value, index): picks equal those of one-at-a-time greedy.
 //               Related: Minoux 1978 (lazy greedy), Kaolin's blocked farthest point sampling.
 // Inputs      : tokens [N, D], inverse norms [N], weights [N], seeds [S]   Outputs: picks [k] int64
-// Work        : 0.2 to 0.6 of the N k dots of the plain greedy; no N x N matrix.
+// Work        : 0.3 to 0.8 of the N k dots of the plain greedy, without the seed's; no N x N matrix.
 // Mapping     : refresh and Gram are products of 16-row units with packed columns, over all threads.
 // Numerics    : float32; dot * (inv_i * inv_j), the same bits for a pair on every path.
 // Deterministic: yes, for any number of threads.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Each operation on one segment, and the loop over segments: one image a thread in batches,
-// all threads on an image that is large beside the others.
+// Each operation on one segment, and the loop over segments: in a batch each image has one thread; an
+// image that is large compared with the others has all threads.
 #include "problem.h"
 
 #include <algorithm>
@@ -67,13 +67,13 @@ Segment segment_of(const Problem& p, int64_t s) {
   return segment;
 }
 
-// Which segments get all threads, one after another, and which a thread each; large ones first, so
-// that no thread is left with one while the others are done.
+// Which segments get all threads, one after another, and which a single thread; large ones first, so
+// that none is still running on one thread when the others are done.
 struct Schedule {
   std::vector<int64_t> shared, single;
 };
 
-// A segment that is more than a thread's share of what is left would keep the others waiting.
+// A segment that is more than a thread's share of the remaining work would keep the others waiting.
 Schedule schedule(const Problem& problem, int threads) {
   std::vector<std::pair<double, int64_t>> order;  // (-work, segment)
   double left = 0.0;

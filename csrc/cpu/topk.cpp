@@ -36,7 +36,7 @@ std::vector<Bits> ranks(const Rated<Score>& rated) {
   std::vector<Bits> bits(size_t(rated.N));
   for (int64_t i = 0; i < rated.N; ++i) {
     const Float score = widened(rated.scores[i]);
-    // All ones, by which the loop stays one of vectors, unless the difference is 0: finite.
+    // All ones if the score is not finite, 0 if it is; without a branch, so that the loop vectorises.
     const Bits invalid = Bits(0) - Bits(score - score != Float(0));
     bits[size_t(i)] = ordered_bits(-score) | invalid;
   }
@@ -71,7 +71,7 @@ Nth<Bits> nth_smallest(const std::vector<Bits>& values, int64_t place) {
     for (int64_t i = 0; i < count; ++i) ++table[digit(from[i])];
     size_t wanted = 0;
     while (place >= int64_t(table[wanted])) place -= int64_t(table[wanted++]);
-    // Each is written and counts if its digit is the one; so one slot more than there are.
+    // Every value is written, and kept if its digit is the wanted one; hence the extra slot.
     std::vector<Bits> same(size_t(table[wanted]) + 1);
     int64_t n = 0;
     for (int64_t i = 0; i < count; ++i) {

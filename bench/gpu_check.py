@@ -27,9 +27,10 @@ CHECKS: dict[str, Callable[[], None]] = {}
 BY_DTYPE: set[str] = set()
 
 #: What each op is asked first: a group of few programs, and one of all.
+# Channels beside a multiple of the chunks in which they are added, and a multiple.
 FIRST = tuple(
-    Case(model, n, 256, n // 32, n // 16, torch.bfloat16)
-    for model, n in (("exact", 300), ("vlm", 1300))
+    Case(model, n, d, n // 32, n // 16, torch.bfloat16)
+    for model, n, d in (("exact", 300, 256), ("vlm", 1300, 2048))
 )
 
 

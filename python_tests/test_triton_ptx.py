@@ -34,13 +34,8 @@ ELSEWHERE = {
     *("more_than_two_to_the_31_elements", "law_ambient_state", "errors", "law_repetition"),
     *(name for name in CHECKS if name.endswith("real_sizes")),
 }
-FIRST = ",".join(
-    f"first_{op}"
-    for op in (
-        *("relevance_topk", "diversity", "select", "dpp", "min_sum", "facility_location"),
-        *("suppress", "soft_suppress"),
-    )
-)
+MULTIPLY = ("relevance_topk", "diversity", "select", "dpp", "min_sum", "facility_location")
+FIRST = ",".join(f"first_{op}" for op in (*MULTIPLY, "suppress"))
 
 
 def machine(module: str, *arguments: str) -> list[Any]:
@@ -66,12 +61,17 @@ def passes(target: str, checks: str, *dtype: str) -> None:
         assert races <= HARMLESS, report
 
 
-def test_each_op_runs_on_the_machine() -> None:
-    passes("90", FIRST, "bfloat16")
+@pytest.mark.parametrize("target", ["90", "100"])
+def test_each_op_runs_on_the_machine(target: str) -> None:
+    passes(target, FIRST, "bfloat16")
+
+
+def test_an_op_without_products_runs_on_the_machine() -> None:
+    passes("90", "first_soft_suppress", "bfloat16")
 
 
 @pytest.mark.ptx_full
-@pytest.mark.parametrize("target", ["80", "90"])
+@pytest.mark.parametrize("target", ["80", "90", "100", "120"])
 @pytest.mark.parametrize(
     "check",
     [
@@ -102,6 +102,22 @@ def test_planted_faults_show() -> None:
         "a barrier of half a warp": "only a part of a warp reaches a barrier",
     }.items():
         assert shown in found.pop(fault), fault
+    assert not found
+
+
+def test_planted_faults_of_tensor_memory_show() -> None:
+    (found,) = machine("python_tests.ptx.faults", "100")
+    assert found.pop("none") == []
+    for fault, shown in {
+        "a product that is not waited for": "nobody waits for a product",
+        "no barrier in a program": "a race in shared memory",
+        "a product before its copies have come": "wrong picks",
+        "a product that several lanes ask for": "several lanes do what one should do",
+        "what another warp added up": "a warp touches tensor memory of another one",
+        "columns that are not allocated": "an access is outside the tensor memory",
+        "memory that is not given back": "tensor memory is not given back",
+    }.items():
+        assert any(text.startswith(shown) for text in found.pop(fault)), fault
     assert not found
 
 

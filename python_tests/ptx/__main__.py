@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python -m python_tests.ptx TARGET CHECKS [DTYPE]`: checks of `bench.gpu_checks` on the machine.
 
-The kernels are compiled for the target (80 or 90) as for a GPU, and their PTX is run. Triton must
-not interpret. Prints a JSON object a check: what was run, how many instructions, what raced.
+The kernels are compiled for the target (80, 89, 90, 100 or 120) as for a GPU, and their PTX is run.
+Triton must not interpret. Prints a JSON object a check: what was run, how many instructions, what
+raced.
 """
 
 from __future__ import annotations

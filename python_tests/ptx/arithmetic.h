@@ -32,6 +32,23 @@ void ternary(Machine&, Warp& w, const Instruction& i, uint32_t lanes) {
   EACH_LANE(l) d[l] = bits<Out>(F(as<In>(a[l]), as<In>(b[l]), as<Out>(c[l])));
 }
 
+// Of two numbers in one register.
+template <float (*F)(float, float)>
+void binary_pair(Machine&, Warp& w, const Instruction& i, uint32_t lanes) {
+  uint64_t *d = w.at(i.args[0]), *a = w.at(i.args[1]), *b = w.at(i.args[2]);
+  EACH_LANE(l)
+  d[l] = bits(F(as<float>(a[l]), as<float>(b[l]))) |
+         bits(F(as<float>(a[l] >> 32), as<float>(b[l] >> 32))) << 32;
+}
+
+template <float (*F)(float, float, float)>
+void ternary_pair(Machine&, Warp& w, const Instruction& i, uint32_t lanes) {
+  uint64_t *d = w.at(i.args[0]), *a = w.at(i.args[1]), *b = w.at(i.args[2]), *c = w.at(i.args[3]);
+  EACH_LANE(l)
+  d[l] = bits(F(as<float>(a[l]), as<float>(b[l]), as<float>(c[l]))) |
+         bits(F(as<float>(a[l] >> 32), as<float>(b[l] >> 32), as<float>(c[l] >> 32))) << 32;
+}
+
 template <class T>
 T add(T a, T b) {
   return T(a + b);
@@ -108,6 +125,10 @@ template <class T>
 T fmost(T a, T b) {
   if (a == 0 && b == 0) return std::signbit(a) ? b : a;
   return std::fmax(a, b);
+}
+template <float (*F)(float, float)>
+float of_three(float a, float b, float c) {
+  return F(F(a, b), c);
 }
 inline float flushed(float a) {
   return std::fpclassify(a) == FP_SUBNORMAL ? std::copysign(0.0f, a) : a;
@@ -197,6 +218,15 @@ inline uint16_t to_half(float a) { return uint16_t(bits(_Float16(a))); }
 template <float (*F)(uint16_t)>
 double widened(uint16_t a) {
   return double(F(a));
+}
+template <float (*F)(uint16_t)>
+float fused_mixed(uint16_t a, uint16_t b, float c) {
+  return std::fma(F(a), F(b), c);
+}
+template <float (*F)(uint16_t), int SIGN>
+void add_mixed(Machine&, Warp& w, const Instruction& i, uint32_t lanes) {
+  uint64_t *d = w.at(i.args[0]), *a = w.at(i.args[1]), *c = w.at(i.args[2]);
+  EACH_LANE(l) d[l] = bits(F(as<uint16_t>(a[l])) + float(SIGN) * as<float>(c[l]));
 }
 template <class Out, class In>
 Out cast(In a) {

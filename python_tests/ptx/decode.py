@@ -29,7 +29,8 @@ class Instruction:
     @property
     def place(self) -> str:
         """The function it was made from, and what it does there."""
-        verb = "writes" if self.name.startswith(("st", "cp.async")) else "reads"
+        writes = ("st", "cp.async", "tcgen05.st", "tcgen05.mma", "held.tcgen05.mma")
+        verb = "writes" if self.name.startswith(writes) else "reads"
         return f"{function_at(self.file, self.line)} {verb}"
 
 
@@ -73,13 +74,15 @@ class Decoder:
         places: dict[str, int] = {}
         jumps: list[tuple[Instruction, str]] = []
         file, line = "", 0
+        block = 0  # labels that do not start with $ are those of a block of inline assembly
         for row in body.splitlines():
             text = row.split("//")[0].strip()
             if found := re.match(r"\.loc\s+(\d+)\s+(\d+)", text):
                 file, line = self.files[found[1]], int(found[2])
                 continue
-            if found := re.match(r"(\$\w+):$", text):
-                places[found[1]] = len(self.code.instructions)
+            block += text == "{"
+            if found := re.match(r"(\$?\w+):$", text):
+                places[_label(found[1], block)] = len(self.code.instructions)
                 continue
             # The scope of a register does not matter: inline assembly has names of its own.
             if re.match(r"^\{\s*\.reg", text):
@@ -92,7 +95,7 @@ class Decoder:
                 instruction.file, instruction.line = file, line
                 self.code.instructions.append(instruction)
                 if label:
-                    jumps.append((instruction, label))
+                    jumps.append((instruction, _label(label, block)))
         for instruction, label in jumps:
             instruction.immediate = places[label]
         meetings = where_ways_meet(self.code.instructions)
@@ -102,7 +105,7 @@ class Decoder:
 
     def _instruction(self, statement: str) -> tuple[Instruction, str]:
         predicate, negated = -1, False
-        if found := re.match(r"@(!?)(%p\d+)\s+", statement):
+        if found := re.match(r"@(!?)(%p\d+|[a-z]+)\s+", statement):
             predicate, negated = self._slot(found[2]), bool(found[1])
             statement = statement[found.end() :]
         name, *others = statement.split(maxsplit=1)
@@ -125,8 +128,8 @@ class Decoder:
             done.name = "unpack." + name.split(".")[1]
         elif name.startswith("mov.") and operands[1].startswith("{"):
             done.name = "pack." + name.split(".")[1]
-        elif name.startswith("wgmma.mma_async") and operands[1].startswith("{"):
-            done.name = "held." + name
+        elif name.startswith(("wgmma.mma_async", "tcgen05.mma")) and operands[1][0] in "{[":
+            done.name = "held." + name  # not in shared memory
         offsets = []
         for operand in operands:
             if operand.startswith("{"):
@@ -136,11 +139,15 @@ class Decoder:
                 done.arguments.append(self._operand(base))
                 offsets.append(int(offset.strip() or "0", 0))
             else:
-                done.arguments.append(self._operand(operand))
+                done.arguments += [self._operand(part) for part in operand.split("|")]
         done.immediate = offsets[0] if offsets else 0
+        if name in ("min.f32", "max.f32") and len(done.arguments) == 4:
+            done.name = "three." + name
         if name.startswith("cp.async.c") and len(offsets) == 2:
             if len(done.arguments) == 3:  # everything is read
                 done.arguments.append(done.arguments[2])
+            done.arguments.append(offsets[1])
+        elif done.name.startswith("held.tcgen05"):
             done.arguments.append(offsets[1])
         return done, ""
 
@@ -165,6 +172,10 @@ class Decoder:
             # What nobody wrote is a value that shows.
             self.code.initial.append(0x7FF7DEAD7FB7DEAD)
         return self.slots[name]
+
+
+def _label(name: str, block: int) -> str:
+    return name if name.startswith("$") else f"{name} {block}"
 
 
 def where_ways_meet(code: list[Instruction]) -> list[int]:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python -m python_tests.ptx.faults TARGET`: faults planted in PTX, each of which must show.
 
-Prints what the machine says of each, as a JSON object.
+Prints what the machine says of each, as a JSON object. The target is 90, or 100 for the faults of
+its own products.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
+
 import zspa_kernels as zk
 from zspa_kernels.testing import tokens
 
@@ -21,6 +24,7 @@ from .machine import Launcher, MachineError
 GREEDY = "_diversity_greedy_kernel"
 NORM = "_diversity_norm_kernel"
 ARRIVAL = r"bar\.sync\s+0;((?:(?!bar\.sync)[^;]*;)*?[^;]*atom\.global\.gpu\.release)"
+LOAD = r"(tcgen05\.ld[^;]*\[%r\d+ \+) 0\]"
 STORE = r"(st\.global\.b32 \[ %rd\d+ \+) 0 \]"
 
 
@@ -66,6 +70,25 @@ FAULTS = {
 }
 
 
+# Products that are handed to a unit, which adds them up in tensor memory.
+FAULTS_OF_100 = {
+    "none": Fault(GREEDY, "$^", ""),
+    "a product that is not waited for": Fault(
+        GREEDY, r"mbarrier\.try_wait[^;]*;", "setp.eq.u32 complete, 0, 0;"
+    ),
+    "no barrier in a program": FAULTS["no barrier in a program"],
+    "a product before its copies have come": Fault(
+        GREEDY, r"cp\.async\.wait_group\s+\d+", "mov.b32 %none, 0"
+    ),
+    "a product that several lanes ask for": Fault(
+        GREEDY, r"elect\.sync\s+(%r\d+)\|(%p\d+), -1", r"setp.eq.u32 \2, 0, 0"
+    ),
+    "what another warp added up": Fault(GREEDY, LOAD, r"\1 2097152]"),
+    "columns that are not allocated": Fault(GREEDY, LOAD, r"\1 512]"),
+    "memory that is not given back": Fault(GREEDY, r"tcgen05\.dealloc[^;]*;", "bar.warp.sync 0;"),
+}
+
+
 def planted(fault: Fault) -> Callable[[str, str], str]:
     """What changes the PTX of a kernel, by its name."""
 
@@ -84,7 +107,7 @@ def found(fault: Fault, target: int) -> list[str]:
     """What a selection with the fault shows."""
     launcher = Launcher(target, change=planted(fault), limit=20_000_000)
     use(launcher)
-    visual = tokens("exact", 300, 64, 1)
+    visual = tokens("exact", 300, 64, 1, torch.bfloat16)
     want = zk.diversity(visual, 18, backend="reference")
     try:
         shown = [] if zk.diversity(visual, 18).equal(want) else ["wrong picks"]
@@ -96,7 +119,8 @@ def found(fault: Fault, target: int) -> list[str]:
 
 def main(target: str) -> int:
     """Plant each fault."""
-    print(json.dumps({name: found(fault, int(target)) for name, fault in FAULTS.items()}))
+    faults = FAULTS if target == "90" else FAULTS_OF_100
+    print(json.dumps({name: found(fault, int(target)) for name, fault in faults.items()}))
     return 0
 
 

@@ -7,7 +7,7 @@
 namespace ptx {
 
 void Machine::start_clocks() {
-  const size_t n = programs.size() * size_t(warps_each);
+  const size_t n = programs.size() * size_t(warps_each + 1);
   clocks_.assign(n, Clock(n, 0));
   for (size_t i = 0; i < n; ++i) clocks_[i][i] = 1;
   released_.clear();
@@ -78,16 +78,26 @@ void Machine::control(Warp& warp, const Instruction& i, const Path& path, uint32
     case kReturn:
       for (Path& other : warp.paths) other.lanes &= ~active;
       if (warp.paths.front().lanes != 0) return;
-      for (const Warp& other : programs[size_t(warp.program)].warps)
-        if (other.waits) throw Fault("a warp ends while others wait at a barrier");
+      leave(warp);
       return;
     default:
       if (active) throw Fault("trap");
   }
 }
 
+void Machine::leave(Warp& warp) {
+  const Program& program = program_of(warp);
+  bool last = true;
+  for (const Warp& other : program.warps) {
+    if (other.waits) throw Fault("a warp ends while others wait at a barrier");
+    last &= other.done || other.index == warp.index;
+  }
+  if (last && !program.work.empty()) throw Fault("nobody waits for a product");
+  if (last && program.tensor.columns > 0) throw Fault("tensor memory is not given back");
+}
+
 void Machine::arrive(Warp& warp) {
-  auto& warps = programs[size_t(warp.program)].warps;
+  auto& warps = program_of(warp).warps;
   warp.waits = true;
   for (const Warp& other : warps) {
     if (other.done) throw Fault("a warp waits at a barrier for one that has ended");
@@ -111,7 +121,7 @@ struct Launch {
   const int64_t* arguments;
   const uint64_t* initial;  // first value of every slot
   const uint64_t* tensors;  // rows: address, bytes
-  int64_t* races;           // rows: two instructions (-1: any of another program), shared
+  int64_t* races;           // rows: two instructions (-1: any of another program), Space
   char* text;
   int64_t instructions, slots, num_tensors, most_races, text_size;
   int64_t tid, ctaid;  // slots
@@ -139,8 +149,8 @@ int run_launch(Launch* launch) {
   machine.warps_each = launch->warps;
   const int64_t at_once = launch->together ? launch->programs : 1;
   for (int64_t n = 0; n < launch->num_tensors; ++n)
-    machine.tensors.emplace_back(launch->tensors[2 * n], launch->tensors[2 * n + 1], 4,
-                                 !launch->together);
+    machine.tensors.emplace_back(ptx::Space::kGlobal, launch->tensors[2 * n],
+                                 launch->tensors[2 * n + 1], 4, !launch->together);
   int failed = 0;
   try {
     for (int64_t first = 0; first < launch->programs; first += at_once) {
@@ -155,10 +165,10 @@ int run_launch(Launch* launch) {
     std::strncpy(launch->text, error.what(), size_t(launch->text_size - 1));
   }
   launch->num_races = 0;
-  for (const auto& [one, other, shared] : machine.races) {
+  for (const auto& [one, other, space] : machine.races) {
     if (launch->num_races == launch->most_races) break;
     int64_t* row = launch->races + 3 * launch->num_races++;
-    row[0] = one, row[1] = other, row[2] = shared;
+    row[0] = one, row[1] = other, row[2] = int64_t(space);
   }
   launch->steps = machine.steps;
   launch->where = machine.now;

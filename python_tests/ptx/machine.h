@@ -13,6 +13,7 @@
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <map>
 #include <set>
 #include <stdexcept>
 #include <string>
@@ -82,15 +83,18 @@ struct Path {
 
 struct Warp {
   int index;      // among all warps of the machine
+  int rank;       // among those of the program
   int program;    // of the machine
   int64_t block;  // of the launch
   std::vector<uint64_t> registers;
   std::vector<Path> paths;  // the last one runs; those below wait for it
   bool waits = false, done = false;
-  Queue copies, products;
+  Queue copies, products, stores;  // stores: to tensor memory
 
   uint64_t* at(int64_t slot) { return registers.data() + slot * kLanes; }
 };
+
+enum class Space { kGlobal, kShared, kTensor };
 
 // Who touched each granule of some memory last.
 struct Shadow {
@@ -104,6 +108,7 @@ struct Shadow {
     uint32_t clock;
     int64_t where;
   };
+  Space space = Space::kGlobal;
   uint64_t base = 0, bytes = 0;
   int granule = 4;
   std::vector<Cell> cells;
@@ -111,8 +116,9 @@ struct Shadow {
   std::vector<int64_t> by_writer, by_reader;  // block, where blocks do not meet; kNone, kSeveral
   static constexpr int64_t kNone = -1, kSeveral = -2;
 
-  Shadow(uint64_t base, uint64_t bytes, int granule, bool apart)
-      : base(base), bytes(bytes), granule(granule) {
+  Shadow() = default;
+  Shadow(Space space, uint64_t base, uint64_t bytes, int granule, bool apart = false)
+      : space(space), base(base), bytes(bytes), granule(granule) {
     cells.resize(size_t((bytes + uint64_t(granule) - 1) / uint64_t(granule)));
     reads.resize(cells.size());
     if (apart) by_writer = by_reader = std::vector<int64_t>(cells.size(), kNone);
@@ -126,13 +132,28 @@ struct Shadow {
   bool holds(uint64_t address, uint64_t size) const {
     return address >= base && address + size <= base + bytes;
   }
-  bool is_shared() const { return base == kShared; }
+};
+
+// What the program of sm_100 has beside: see tensor.h.
+struct Tensor {
+  uint64_t first = 0, columns = 0;  // what is allocated
+  std::vector<uint32_t> values;     // [lane, column]
+  Shadow shadow;
+};
+
+struct PhaseBarrier {
+  int64_t expected, missing;
+  bool phase;
 };
 
 struct Program {
   std::vector<char> shared;
   std::vector<Warp> warps;
   Shadow shadow;
+  Warp unit{};  // multiplies for the whole program: one more that reads and writes
+  std::deque<std::function<void()>> work;  // of the unit, in order
+  std::map<uint64_t, PhaseBarrier> barriers;
+  Tensor tensor;
 };
 
 class Machine {
@@ -141,28 +162,30 @@ class Machine {
   int64_t shared_bytes = 0, warps_each = 0;
   std::vector<Shadow> tensors;
   std::vector<Program> programs;
-  std::set<std::tuple<int64_t, int64_t, bool>> races;  // two instructions (-1: any); shared memory
-  int64_t now = 0;                                     // the instruction that is run
+  std::set<std::tuple<int64_t, int64_t, Space>> races;  // two instructions (-1: any)
+  int64_t now = 0;                                      // the instruction that is run
   int64_t steps = 0;
 
   // Starts block `block`; `initial`: the first value of every slot.
   void add_program(int64_t block, const uint64_t* initial, int64_t slots, int64_t tid,
                    int64_t ctaid) {
     const int at = int(programs.size());
-    programs.push_back({std::vector<char>(size_t(shared_bytes), char(0xff)),
-                        {},
-                        Shadow(kShared, uint64_t(shared_bytes), 1, false)});
-    for (int w = 0; w < warps_each; ++w) {
-      Warp warp{};
-      warp.index = at * int(warps_each) + w;
+    programs.emplace_back();
+    Program& program = programs.back();
+    program.shared.assign(size_t(shared_bytes), char(0xff));
+    program.shadow = Shadow(Space::kShared, kShared, uint64_t(shared_bytes), 1);
+    for (int w = 0; w <= warps_each; ++w) {
+      Warp& warp = w < warps_each ? program.warps.emplace_back() : program.unit;
+      warp.index = at * int(warps_each + 1) + w;
+      warp.rank = w;
       warp.program = at;
       warp.block = block;
+      if (w == warps_each) return;
       warp.paths = {{0, kAll, -1}};
       warp.registers.resize(size_t(slots) * kLanes);
       for (int64_t s = 0; s < slots; ++s) std::fill_n(warp.at(s), kLanes, initial[s]);
       for (int l = 0; l < kLanes; ++l) warp.at(tid)[l] = uint64_t(w * kLanes + l);
       std::fill_n(warp.at(ctaid), kLanes, uint64_t(block));
-      programs.back().warps.push_back(std::move(warp));
     }
   }
 
@@ -181,19 +204,20 @@ class Machine {
     throw Fault("a global access is outside every tensor");
   }
 
-  char* shared(Warp& warp, uint64_t address, uint64_t size) {
-    Program& program = programs[size_t(warp.program)];
+  char* shared(const Warp& warp, uint64_t address, uint64_t size) {
+    Program& program = program_of(warp);
     if (address % size) throw Fault("a shared access is not aligned");
     if (!program.shadow.holds(address, size))
       throw Fault("a shared access is outside the program's memory");
     return program.shared.data() + (address - kShared);
   }
 
-  Shadow& shared_shadow(Warp& warp) { return programs[size_t(warp.program)].shadow; }
+  Program& program_of(const Warp& warp) { return programs[size_t(warp.program)]; }
+  Shadow& shared_shadow(const Warp& warp) { return program_of(warp).shadow; }
 
   // ---- order ----
 
-  void read(Warp& warp, Shadow& shadow, uint64_t address, uint64_t size, int64_t where) {
+  void read(const Warp& warp, Shadow& shadow, uint64_t address, uint64_t size, int64_t where) {
     const auto& seen = clocks_[size_t(warp.index)];
     for_cells(shadow, address, size, [&](size_t c) {
       if (unordered(warp, shadow.cells[c])) note(shadow.cells[c].where, where, shadow);
@@ -209,7 +233,7 @@ class Machine {
   }
 
   // `changes`: memory gets another value. Several warps may write copies of one value.
-  void write(Warp& warp, Shadow& shadow, uint64_t address, uint64_t size, int64_t where,
+  void write(const Warp& warp, Shadow& shadow, uint64_t address, uint64_t size, int64_t where,
              bool changes) {
     const auto& seen = clocks_[size_t(warp.index)];
     for_cells(shadow, address, size, [&](size_t c) {
@@ -229,7 +253,7 @@ class Machine {
   }
 
   // A release orders what this warp did and saw before it, an acquire what comes behind it.
-  void release(Warp& warp, uint64_t address) {
+  void release(const Warp& warp, uint64_t address) {
     auto& clock = clocks_[size_t(warp.index)];
     auto& sent = released_[address];
     sent.resize(clock.size(), 0);
@@ -237,14 +261,24 @@ class Machine {
     ++clock[size_t(warp.index)];
   }
 
-  void acquire(Warp& warp, uint64_t address) {
+  void acquire(const Warp& warp, uint64_t address) {
     const auto sent = released_.find(address);
     if (sent != released_.end()) join(clocks_[size_t(warp.index)], sent->second);
   }
 
- private:
   using Clock = std::vector<uint32_t>;
 
+  // What `warp` has seen when it hands on work, and the one who does it takes that up.
+  Clock hand_on(const Warp& warp) {
+    Clock& clock = clocks_[size_t(warp.index)];
+    const Clock seen = clock;
+    ++clock[size_t(warp.index)];
+    return seen;
+  }
+
+  void take_up(const Warp& warp, const Clock& seen) { join(clocks_[size_t(warp.index)], seen); }
+
+ private:
   template <class Each>
   static void for_cells(const Shadow& shadow, uint64_t address, uint64_t size, const Each& each) {
     const uint64_t granule = uint64_t(shadow.granule);
@@ -263,7 +297,7 @@ class Machine {
   }
 
   void note(int64_t one, int64_t other, const Shadow& shadow) {
-    races.insert({one, other, shadow.is_shared()});
+    races.insert({one, other, shadow.space});
   }
 
   static void join(Clock& into, const Clock& from) {
@@ -274,6 +308,7 @@ class Machine {
   void step(Warp& warp);
   void control(Warp& warp, const Instruction& i, const Path& path, uint32_t active);
   void arrive(Warp& warp);
+  void leave(Warp& warp);
 
   std::vector<Clock> clocks_;  // [warp, what it has seen of each warp]
   std::unordered_map<uint64_t, Clock> released_;

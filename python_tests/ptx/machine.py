@@ -23,6 +23,7 @@ from .decode import decode
 
 FOLDER = Path(__file__).parent
 BUILD = FOLDER.parents[1] / "build"
+SPACES = ("global", "shared", "tensor")  # Space of machine.h
 
 
 class MachineError(AssertionError):
@@ -153,8 +154,8 @@ class Kernel:
             i = code.instructions[launch.where]
             fault = f"{text.value.decode()}: {i.name} of {Path(i.file).name}:{i.line}"
         pairs = {
-            f"{'shared' if shared else 'global'}: {self._place(one)}, {self._place(other)}"
-            for one, other, shared in races[: launch.num_races].tolist()
+            f"{SPACES[space]}: {self._place(one)}, {self._place(other)}"
+            for one, other, space in races[: launch.num_races].tolist()
         }
         return Run(launch.steps, pairs, fault)
 
@@ -174,7 +175,7 @@ class Launcher:
     """`_common.launch` on the machine.
 
     Args:
-        target: the compute capability that is compiled for, 80 or 90.
+        target: the compute capability that is compiled for: 80, 89, 90, 100 or 120.
         seed: of the order of warps.
         change: of the PTX of a kernel, by its name; tests plant faults.
         limit: instructions of a launch.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Every instruction the machine knows, by its name in PTX.
-#include "together.h"
+#include "tensor.h"
 
 namespace ptx {
 namespace {
@@ -73,6 +73,13 @@ void nothing(Machine&, Warp&, const Instruction&, uint32_t) {}
         multiply_async<from_half, N, true>                              \
   }
 
+#define TENSOR(N)                                                               \
+  {"tcgen05.ld.sync.aligned.32x32b.x" #N ".b32", load_tensor<N, false>},        \
+      {"tcgen05.ld.sync.aligned.16x32bx2.x" #N ".b32", load_tensor<N, true>},   \
+      {"tcgen05.st.sync.aligned.32x32b.x" #N ".b32", store_tensor<N, false>}, { \
+    "tcgen05.st.sync.aligned.16x32bx2.x" #N ".b32", store_tensor<N, true>       \
+  }
+
 }  // namespace
 
 const std::vector<Named>& table() {
@@ -103,6 +110,18 @@ const std::vector<Named>& table() {
       {"abs.s32", unary<int32_t, int32_t, absolute<int32_t>>},
       FLOATS(float, "f32"),
       FLOATS(double, "f64"),
+      {"fma.rn.f32.bf16", ternary<float, uint16_t, fused_mixed<from_bf16>>},
+      {"fma.rn.f32.f16", ternary<float, uint16_t, fused_mixed<from_half>>},
+      {"add.rn.f32.bf16", add_mixed<from_bf16, 1>},
+      {"add.rn.f32.f16", add_mixed<from_half, 1>},
+      {"sub.rn.f32.bf16", add_mixed<from_bf16, -1>},
+      {"sub.rn.f32.f16", add_mixed<from_half, -1>},
+      {"three.min.f32", ternary<float, float, of_three<fleast<float>>>},
+      {"three.max.f32", ternary<float, float, of_three<fmost<float>>>},
+      {"add.f32x2", binary_pair<add<float>>},
+      {"sub.f32x2", binary_pair<sub<float>>},
+      {"mul.f32x2", binary_pair<mul<float>>},
+      {"fma.rn.f32x2", ternary_pair<fused<float>>},
       {"div.full.f32", binary<float, float, divided<float>>},
       {"abs.ftz.f32", unary<float, float, flushed_abs>},
       {"fma.rn.ftz.f32", ternary<float, float, fused_flushed>},
@@ -192,6 +211,8 @@ const std::vector<Named>& table() {
       {"redux.sync.max.s32", reduce<int32_t, most<int32_t>>},
       {"redux.sync.min.u32", reduce<uint32_t, least<uint32_t>>},
       {"redux.sync.max.u32", reduce<uint32_t, most<uint32_t>>},
+      {"redux.sync.max.f32", reduce<float, fmost<float>>},
+      {"elect.sync", elect},
       {"ldmatrix.sync.aligned.m8n8.x1.shared.b16", load_matrices<1>},
       {"ldmatrix.sync.aligned.m8n8.x2.shared.b16", load_matrices<2>},
       {"ldmatrix.sync.aligned.m8n8.x4.shared.b16", load_matrices<4>},
@@ -207,6 +228,25 @@ const std::vector<Named>& table() {
       PRODUCTS(256),
       {"wgmma.commit_group.sync.aligned", commit_products},
       {"wgmma.wait_group.sync.aligned", wait_products},
+      {"mbarrier.init.shared::cta.b64", start_barrier},
+      {"mbarrier.inval.shared::cta.b64", end_barrier},
+      {"mbarrier.try_wait.parity.shared::cta.b64", try_wait},
+      {"mbarrier.try_wait.parity.shared.b64", try_wait},
+      {"tcgen05.alloc.cta_group::1.sync.aligned.shared::cta.b32", allocate},
+      {"tcgen05.relinquish_alloc_permit.cta_group::1.sync.aligned", nothing},
+      {"tcgen05.dealloc.cta_group::1.sync.aligned.b32", give_back},
+      {"tcgen05.mma.cta_group::1.kind::f16", multiply_tensor<false>},
+      {"held.tcgen05.mma.cta_group::1.kind::f16", multiply_tensor<true>},
+      {"tcgen05.commit.cta_group::1.mbarrier::arrive::one.shared::cluster.b64", commit_tensor},
+      {"tcgen05.commit.cta_group::1.mbarrier::arrive::one.b64", commit_tensor},
+      {"tcgen05.wait::st.sync.aligned", wait_stores},
+      // Triton moves what was loaded to other registers before it waits. So loads happen at once.
+      {"tcgen05.wait::ld.sync.aligned", nothing},
+      TENSOR(8),
+      TENSOR(16),
+      TENSOR(32),
+      TENSOR(64),
+      TENSOR(128),
   };
   return all;
 }

@@ -110,16 +110,17 @@ void multiply(Machine&, Warp& w, const Instruction& i, uint32_t lanes) {
   });
 }
 
-// A matrix in shared memory as wgmma sees it: rows of K, groups of 8 rows, places swizzled.
+// A matrix in shared memory as matrix units see it: rows of K, groups of 8 rows, places swizzled.
 struct Described {
   uint64_t start, group, row, swizzle;
 
-  explicit Described(uint64_t descriptor)
-      : start((descriptor & 0x3fff) << 4), group((descriptor >> 32 & 0x3fff) << 4) {
-    const int mode = int(descriptor >> 62);
-    if (mode == 0 || (descriptor >> 49 & 7)) throw Fault("a matrix has an unknown layout");
-    row = 256u >> mode;  // bytes: 128, 64, 32
-    swizzle = (1u << (4 - mode)) - 1;
+  // `wide`: 128, 64 or 32 bytes of a row, one after another.
+  Described(uint64_t descriptor, uint64_t wide)
+      : start((descriptor & 0x3fff) << 4),
+        group((descriptor >> 32 & 0x3fff) << 4),
+        row(wide),
+        swizzle(wide / 16 - 1) {
+    if (wide == 0 || (descriptor >> 49 & 7)) throw Fault("a matrix has an unknown layout");
   }
   uint64_t address(int r, int k) const {
     const uint64_t plain =
@@ -128,8 +129,14 @@ struct Described {
   }
 };
 
+// As wgmma describes it.
+inline Described described(uint64_t descriptor) {
+  const uint64_t mode = descriptor >> 62;
+  return {descriptor, mode == 0 ? 0 : 256u >> mode};
+}
+
 template <float (*F)(uint16_t)>
-float element(Machine& m, Warp& w, const Described& from, int r, int k, int64_t where) {
+float element(Machine& m, const Warp& w, const Described& from, int r, int k, int64_t where) {
   const uint64_t address = from.address(r, k);
   uint16_t value;
   std::memcpy(&value, m.shared(w, address, 2), 2);
@@ -157,13 +164,13 @@ void multiply_async(Machine& m, Warp& w, const Instruction& i, uint32_t lanes) {
   w.products.open.push_back([=, &m](Warp& warp) {
     auto rows = held;
     if (!IN_REGISTERS) {
-      const Described from(a_bits);
-      const int first = warp.index % 4 * 16;
+      const Described from = described(a_bits);
+      const int first = warp.rank % 4 * 16;
       for (int r = 0; r < 16; ++r)
         for (int k = 0; k < 16; ++k)
           rows[size_t(r)][size_t(k)] = element<F>(m, warp, from, first + r, k, where);
     }
-    const Described from(b_bits);
+    const Described from = described(b_bits);
     for (int n = 0; n < N; n += 8) {
       float columns[8][16];
       for (int c = 0; c < 8; ++c)

@@ -48,7 +48,10 @@ def chunked_dots(
             if (k0 + BLOCK_K) % CHUNK == 0:
                 total += chunk
                 chunk = tl.full([ROWS, COLS], 0.0, tl.float32)
-        total += chunk  # of what was left of D, or 0
+        # What was left of D. Where nothing was, `chunk` is not 0 for sm_100: there Triton writes no
+        # zeros but lets the next product not add, and behind the last one there is none.
+        left = tl.cdiv(stop - start, BLOCK_K) % (CHUNK // BLOCK_K) != 0
+        total = tl.where(left, total + chunk, total)
     else:
         for c0 in range(start, stop, CHUNK):
             chunk = tl.full([ROWS, COLS], 0.0, tl.float32)

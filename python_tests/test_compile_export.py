@@ -186,6 +186,22 @@ def test_export_keeps_the_op_and_its_counts_symbolic() -> None:
     assert isinstance(node.args[3], torch.fx.Node)  # k_diverse is computed from N
 
 
+def test_export_sees_that_two_counts_of_a_share_are_equal() -> None:
+    """One from N, one from the size of what was kept, as a method takes them."""
+
+    class Module(torch.nn.Module):
+        def forward(self, visual: Tensor, prompt: Tensor) -> Tensor:
+            kept = zk.select(visual, prompt, keep=0.5)
+            first = zk.split_core(zk.num_keep(visual.shape[-2], 0.5), 0.5)
+            second = zk.split_core(kept.shape[-1], 0.5)
+            return zk.diversity(visual, first) == zk.diversity(visual, second)
+
+    shapes = {"visual": {1: torch.export.Dim("N", min=20, max=64)}, "prompt": None}
+    program = torch.export.export(Module(), draw(32), dynamic_shapes=shapes)
+    for n in (20, 47):
+        assert bool(program.module()(*draw(n)).all())
+
+
 def test_a_bad_call_fails_in_the_words_of_the_contract() -> None:
     compiled = torch.compile(
         lambda x: zk.diversity(x, 99), fullgraph=True, dynamic=True, backend="aot_eager"

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import math
 
+import torch
+
 from . import _contract_values as _values
 
 ROUNDINGS = ("round", "floor")
@@ -22,8 +24,9 @@ def num_keep(n: int, keep: float, rounding: str = "round") -> int:
 
     Returns:
         A count in `[1, n]`; 0 if `n` is 0. It depends on sizes only, so shapes are static. A
-        symbolic `n` gives a symbolic count; `torch.export` then wants a `Dim` whose `min` makes it
-        at least 2, because PyTorch takes a size of 1 for a case of its own.
+        symbolic `n` gives a symbolic count. `torch.export` then needs a `Dim` whose `min` makes
+        each count that becomes the size of a tensor at least 2, because PyTorch treats sizes of 0
+        and 1 as special cases.
 
     Raises:
         TypeError: `n` is not an int, or `keep` is neither an int nor a float (bool and tensors
@@ -74,10 +77,23 @@ def counted(n: int, keep: float, rounding: str) -> int:
     elif isinstance(keep, float):
         # round and floor of a symbolic product stay symbolic; int() would fix it to one size.
         share = keep * n
-        count = max(1, round(share) if rounding == "round" else math.floor(share))
+        rounded = round(share) if rounding == "round" else math.floor(share)
+        count = rounded if _known_positive(rounded) else max(1, rounded)
     else:
         count = min(n, keep)
     return count
+
+
+def _known_positive(count: int) -> bool:
+    """Whether the range given to `torch.export` keeps a symbolic count from falling below 1.
+
+    Its maximum with 1 would change nothing then, but hide from PyTorch that two counts are equal.
+    """
+    if not isinstance(count, torch.SymInt) or torch.compiler.is_dynamo_compiling():
+        return False
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return bool(statically_known_true(count >= 1))
 
 
 def core_of(op: str, k: int, core_ratio: float) -> int:

@@ -39,7 +39,7 @@ def test_keep_all_changes_no_bit(name: str, kind: str) -> None:
     assert torch.equal(got.sequences, expected.sequences)
 
 
-@pytest.mark.parametrize(("name", "kind"), vlms.cases("single", "ragged"))
+@pytest.mark.parametrize(("name", "kind"), vlms.cases("single", "ragged", "right"))
 def test_dropped_tokens_are_as_if_hidden(name: str, kind: str) -> None:
     """The masked oracle: right tokens, positions, masks and deeper features, all at once."""
     tiny = vlms.get(name)
@@ -50,6 +50,9 @@ def test_dropped_tokens_are_as_if_hidden(name: str, kind: str) -> None:
         got = tiny.model(**pruned).logits
     expected = hidden(tiny, inputs, kept_columns(pruned, inputs["input_ids"].shape[1]))
     for b, real in enumerate(pruned["attention_mask"].bool()):
+        own = pruned["input_ids"][b]
+        assert (own[~real] == 0).all()
+        assert torch.equal(own[real], inputs["input_ids"][b, pruned.index[b][real]])
         columns = pruned.index[b][real]
         torch.testing.assert_close(got[b][real], expected[b][columns], rtol=1e-4, atol=1e-4)
 

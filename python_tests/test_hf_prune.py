@@ -135,10 +135,10 @@ def test_a_prompt_that_ends_with_a_picture(tiny: vlms.Tiny, size: tuple[int, int
         with vlms.rotary_positions(tiny.model) as pruned:
             output = generate(tiny.model, inputs)
         past = {cache_name(tiny.model): cache_of(tiny.model(**inputs, use_cache=True))}
-        with vlms.rotary_positions(tiny.model) as by_hand:
+        with vlms.rotary_positions(tiny.model) as step:
             mask = torch.ones(1, end + 1, dtype=torch.long)
             tiny.model(input_ids=ids[:, :1], attention_mask=mask, use_cache=True, **past)
-    assert by_hand[0].unique().tolist() == [int(full[0].max()) + 1]
+    assert step[0].unique().tolist() == [int(full[0].max()) + 1]
     assert handle.report is not None
     keep = reported_columns(tiny, inputs, handle.report)
     assert keep[0, -1]
@@ -149,27 +149,35 @@ def test_a_prompt_that_ends_with_a_picture(tiny: vlms.Tiny, size: tuple[int, int
         assert all(map(torch.equal, pruned[1:NEW], full[1:NEW]))
 
 
+def by_hand(model: Any, inputs: Any, first: Any, ends: torch.Tensor) -> torch.Tensor:
+    """Logits of NEW steps, the first of them of columns `ends` of `first`; masks are unpruned."""
+    output, mask = first, inputs["attention_mask"]
+    steps = [output.logits[torch.arange(len(ends)), ends]]
+    for _ in range(NEW - 1):
+        token = steps[-1].argmax(-1, keepdim=True)
+        mask = torch.cat((mask, torch.ones_like(token)), dim=1)
+        past = {cache_name(model): cache_of(output)}
+        output = model(input_ids=token, attention_mask=mask, use_cache=True, **past)
+        steps.append(output.logits[:, -1])
+    return torch.stack(steps, dim=1)
+
+
 @pytest.mark.parametrize(("name", "kind"), vlms.cases("ragged", "right"))
 def test_a_direct_call_sees_the_kept_tokens_only(name: str, kind: str) -> None:
     """The masked oracle, and then decoding by hand with masks of the unpruned prompt."""
     tiny = vlms.get(name)
     inputs = tiny.inputs(kind)
-    mask = inputs["attention_mask"]
-    with METHOD(tiny.model) as handle, torch.no_grad():
-        first = output = tiny.model(**inputs, use_cache=True)
-        report = handle.report
-        assert report is not None
-        assert report.route == "hooks"
-        ends = torch.tensor(report.prompt_after if kind == "right" else [0, 0]) - 1
-        steps = [output.logits[torch.arange(2), ends]]
-        for _ in range(NEW - 1):
-            token = steps[-1].argmax(-1, keepdim=True)
-            mask = torch.cat((mask, torch.ones_like(token)), dim=1)
-            past = {cache_name(tiny.model): cache_of(output)}
-            output = tiny.model(input_ids=token, attention_mask=mask, use_cache=True, **past)
-            steps.append(output.logits[:, -1])
-        generated = rows(generate(tiny.model, tiny.inputs("ragged" if kind == "right" else kind)))
-    torch.testing.assert_close(torch.stack(steps, dim=1), generated, **CLOSE)
+    padded = tiny.inputs("ragged" if kind == "right" else kind)
+    for positions in ("compact", "original"):
+        with METHOD(tiny.model, positions=positions) as handle, torch.no_grad():
+            first = tiny.model(**inputs, use_cache=True)
+            report = handle.report
+            assert report is not None
+            ends = torch.tensor(report.prompt_after if kind == "right" else [0, 0]) - 1
+            steps = by_hand(tiny.model, inputs, first, ends)
+            generated = rows(generate(tiny.model, padded))
+        torch.testing.assert_close(steps, generated, **CLOSE)
+    assert report.route == "hooks"
     keep = reported_columns(tiny, inputs, report)
     expected = hidden(tiny, inputs, keep)
     for b, columns in enumerate(keep):

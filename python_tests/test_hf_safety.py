@@ -18,6 +18,7 @@ import zspa_kernels as zk
 from python_tests import vlms
 from python_tests.hf_oracle import NEW, cache_name, cache_of, generate, rows
 from zspa_kernels import hf
+from zspa_kernels.hf import continuation
 from zspa_kernels.hf.encode import _parts
 
 METHOD = zk.ZSPAPrune(keep=0.2, core_ratio=0.4)
@@ -224,6 +225,9 @@ def test_going_on_from_a_pruned_cache(tiny: vlms.Tiny) -> None:
         with pytest.raises(hf.CachedPromptError, match="the cache must be empty, got one of"):
             tiny.model(**inputs, **past)
         # By hand it goes on, with masks of the whole prompt.
+        note = continuation.of(cache_of(first))
+        assert note is not None
+        assert note.length == inputs["input_ids"].shape[1]
         mask = torch.ones_like(first.sequences)
         with torch.no_grad():
             step = tiny.model(input_ids=first.sequences[:, -1:], attention_mask=mask, **past)

@@ -8,7 +8,7 @@ import torch
 
 import zspa_kernels as zk
 from python_tests import vlms
-from python_tests.hf_oracle import generate, hidden, kept_columns, rows
+from python_tests.hf_oracle import generate, hidden, kept_columns, original_positions, rows
 from zspa_kernels import hf
 
 METHOD = zk.ZSPAPrune(keep=0.2, core_ratio=0.4)
@@ -99,6 +99,21 @@ def test_kinds_of_tokens_that_are_not_given(name: str, kind: str) -> None:
     got = hf.prune_inputs(tiny.model, rest, METHOD)
     assert torch.equal(got["position_ids"], expected["position_ids"])
     assert torch.equal(rows(generate(tiny.model, got)), rows(generate(tiny.model, expected)))
+
+
+def test_positions_that_are_given(tiny: vlms.Tiny) -> None:
+    """Those of the unpruned prompt: with or without the axis that counts, one row or each."""
+    inputs = tiny.inputs("ragged")
+    full = original_positions(tiny, inputs, inputs["attention_mask"]) + 7
+    for given in (full, full[1:]):  # of four axes three, of two prompts one
+        pruned = hf.prune_inputs(tiny.model, {**inputs, "position_ids": given}, METHOD)
+        real, got = pruned["attention_mask"].bool(), pruned["position_ids"]
+        for b in range(2):
+            columns = pruned.index[b, real[b]]
+            if full.ndim == 3:
+                assert torch.equal(got[1:, b, real[b]], full[1:, b, columns])
+            else:
+                assert torch.equal(got[b, real[b]], given.expand(2, -1)[b, columns])
 
 
 def test_pruned_inputs_want_a_cache() -> None:

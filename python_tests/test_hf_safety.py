@@ -254,6 +254,9 @@ def test_ways_of_generating_that_are_refused(
     if "mm_encoder_outputs" in given:
         with pytest.raises(error, match=advice):
             tiny.model.generate(input_ids=tiny.inputs()["input_ids"], **given)
+    if "inputs_embeds" in given:
+        with pytest.raises(error, match=advice):
+            tiny.model(pixel_values=tiny.inputs()["pixel_values"], **given)
     with pytest.warns(hf.NothingPrunedWarning):
         handle.remove()
 

@@ -105,7 +105,8 @@ class ChatState:
             old = self.reused = 0
         kept, positions, encoded = self._pruned(call, old)
         small = ids[:, kept]
-        dict_wanted = call.pop("return_dict_in_generate", None)
+        dict_wanted = generating.effective(self._target, call, "return_dict_in_generate")
+        call.pop("return_dict_in_generate", None)
         consumed = self._target.consumed()
         given = {k: v for k, v in call.items() if k not in consumed}
         for name in ("mm_token_type_ids", "token_type_ids"):

@@ -24,7 +24,7 @@ from .architectures import Target
 from .continuation import Continuation
 from .encode import rebuild
 from .errors import LabelsError
-from .inputs import Pruned, features_form
+from .inputs import Pruned, features_form, input_ids, refuse
 
 _SHADOWED = ("get_image_features", "get_video_features", "get_rope_index")
 
@@ -114,7 +114,9 @@ class Hooks:
     def _prefill(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """The arguments of a call with pictures, pruned."""
         expected = self._expected.get()
-        ids = arguments["input_ids"]
+        if expected is None:
+            refuse(self._target, arguments)
+        ids = input_ids(arguments)
         if arguments.get("position_ids") is None and not self._target.arch.mrope:
             # A forward call counts columns, padding included; generate counts tokens.
             columns = torch.arange(ids.shape[1], device=ids.device)[None]

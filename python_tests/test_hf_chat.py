@@ -68,7 +68,7 @@ def test_three_turns(name: str, kind: str) -> None:
             assert chat.report is not None
             report = chat.report
             # Read anew, the question of the first picture ends behind what was answered.
-            assert report.query_tokens == [1 if chat.reused else 3 + NEW * anew]
+            assert report.query_tokens == [1 if chat.reused else 3 + NEW * bool(used)]
             assert sum(report.prompt_before) - sum(report.prompt_after) == (
                 report.before - report.after
             )

@@ -69,15 +69,16 @@ def test_three_turns(name: str, kind: str) -> None:
             report = chat.report
             # Read anew, the question of the first picture ends behind what was answered.
             assert report.query_tokens == [1 if chat.reused else 3 + NEW * bool(used)]
-            assert sum(report.prompt_before) - sum(report.prompt_after) == (
-                report.before - report.after
-            )
-            images = report.images[-1:] if chat.reused else report.images
+            images = report.images
+            assert len(images) == (2 if anew and used else 1)
             columns = shown(tiny, ids[0]).nonzero().flatten()
             columns = columns[-sum(image.before for image in images) :]
             keep[0, columns] = False
             for image, own in zip(images, columns.split([x.before for x in images]), strict=True):
                 keep[0, own[image.indices]] = True
+            assert (report.prompt_before, report.prompt_after) == ([len(ids[0])], [int(keep.sum())])
+            share = report.kv_bytes_after / report.kv_bytes_before
+            assert share == report.prompt_after[0] / report.prompt_before[0]
         ids = output.sequences
         keep = torch.cat((keep, torch.ones(1, NEW, dtype=torch.bool)), dim=1)
         expected = hidden(tiny, whole(tiny, ids, pictures), keep)

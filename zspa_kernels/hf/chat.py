@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from .inputs import input_ids, prune_batch, refuse
 from .options import Options, fitted
 from .positions import full_positions
 from .query import Query
-from .report import PruneReport
+from .report import PruneReport, kv_bytes
 
 #: Caches that are not made for one length.
 _GROWING = ("dynamic", "dynamic_full", "offloaded", "quantized")
@@ -31,7 +32,8 @@ class ChatState:
     before (an edited message, an answer that the tokenizer splits in another way), it is read anew.
 
     Attributes:
-        report: of the last turn that brought pictures; None before.
+        report: of the last turn that brought pictures, with the lengths of the whole conversation;
+            None before.
         reused: tokens that the last turn found in the cache.
 
     Example:
@@ -152,8 +154,18 @@ class ChatState:
             visual = self._target.visual(ids[0]).nonzero().flatten()
             row = pruned.rows[0]
             encoded = rebuild(pruned.encoded, [row[visual.to(row.device)[row] >= old]])
-            self.report = pruned.report
         kept = columns if self._kept is None or not old else torch.cat((self._kept, columns))
+        if encoded is not None:
+            new = int(self._target.visual(ids[:, old:]).sum())
+            images = pruned.report.images
+            while sum(image.before for image in images) > new:  # those of earlier turns
+                images = images[1:]
+            self.report = replace(
+                pruned.report,
+                images=images,
+                prompt_after=[len(kept)],
+                kv_bytes_after=kv_bytes(self._target, 1, len(kept)),
+            )
         here = torch.arange(len(kept), device=ids.device)[None]
         if self._options.positions == "compact":
             return kept, here.expand(4, -1, -1) if self._target.arch.mrope else here, encoded

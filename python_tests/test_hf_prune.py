@@ -177,6 +177,7 @@ def test_a_direct_call_sees_the_kept_tokens_only(name: str, kind: str) -> None:
             steps = by_hand(tiny.model, inputs, first, ends)
             generated = rows(generate(tiny.model, padded))
         torch.testing.assert_close(steps, generated, **CLOSE)
+    assert report is not None
     assert report.route == "hooks"
     keep = reported_columns(tiny, inputs, report)
     expected = hidden(tiny, inputs, keep)

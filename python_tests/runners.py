@@ -115,6 +115,19 @@ def select(backend: str) -> Select:
     return run
 
 
+def growing_errors(n: int, later: int) -> tuple[Tensor, Tensor]:
+    """Tokens that `dpp` takes by index, for their weights are 0; each leaves little of the next.
+
+    So errors of the `later` rows behind them grow a hundredfold a pick.
+    """
+    step = 2.0**-7
+    visual = torch.zeros(n + later, n)
+    visual[:n] = step * torch.eye(n) + (1 - step**2) ** 0.5 * torch.eye(n).roll(1, 0)
+    visual[0] = torch.eye(n)[0]
+    visual[n:] = torch.randn(later, n, generator=torch.Generator().manual_seed(1))
+    return visual, torch.zeros(n + later)
+
+
 def strided_views(x: Tensor) -> dict[str, Tensor]:
     """The values of `x` `[..., N, D]` in memory orders a caller may bring."""
     n, d = x.shape[-2:]

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 import zspa_kernels as zk
-from python_tests.runners import each_backend, fitting, same_bits, strided_views, threads
+from python_tests.runners import (
+    each_backend,
+    fitting,
+    growing_errors,
+    same_bits,
+    strided_views,
+    threads,
+)
 from zspa_kernels import _native
 from zspa_kernels.testing import MODELS, SPECIAL, bound, special, tokens
 from zspa_kernels.testing.baselines import dpp_loop
@@ -115,19 +122,22 @@ def test_rank_deficient_input_gives_each_token_once(
         assert picks[rank:] == sorted(picks[rank:])
 
 
-def test_errors_that_grow_beyond_all_numbers(require_backend: Require) -> None:
-    """Weights of 0 are taken by index, and each token leaves little of the next one.
+@each_backend
+def test_what_is_left_at_the_threshold_is_nothing(backend: str, require_backend: Require) -> None:
+    """Residuals of exactly 2**-16, which counts as 0, and of 2**-15, which does not."""
+    require_backend(backend, "dpp")
+    visual = torch.eye(7)[[0, 1, 2, 3, 2, 0, 0, 0]]
+    visual[5] = torch.tensor([255.0, 22, 5, 1, 1, 0, 0])  # of length 256, as are the next ones
+    visual[6:] = torch.tensor([255.0, 22, 5, 0, 0, 1, 1])
+    assert zk.dpp(visual, 8, backend=backend).tolist() == [0, 1, 2, 3, 6, 4, 5, 7]
 
-    So errors of later rows grow a hundredfold a pick. They have no residual then, and none of NaN.
-    """
+
+def test_errors_that_grow_beyond_all_numbers(require_backend: Require) -> None:
+    """Weights of 0 are taken by index; later rows have no residual then, and none of NaN."""
     require_backend("cpp", "dpp")
-    n, later, step = 160, 60, 2.0**-7
-    visual = torch.zeros(n + later, n)
-    visual[:n] = step * torch.eye(n) + (1 - step**2) ** 0.5 * torch.eye(n).roll(1, 0)
-    visual[0] = torch.eye(n)[0]
-    visual[n:] = torch.randn(later, n, generator=torch.Generator().manual_seed(1))
-    picks = zk.dpp(visual, n + later, weights=torch.zeros(n + later), backend="cpp")
-    assert picks.tolist() == list(range(n + later))
+    visual, weights = growing_errors(160, 60)
+    picks = zk.dpp(visual, 220, weights=weights, backend="cpp")
+    assert picks.tolist() == list(range(220))
 
 
 @each_backend

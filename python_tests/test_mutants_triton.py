@@ -135,14 +135,16 @@ def interpreted(require_backend: Callable[..., None]) -> None:
 
 
 def _judge_dpp() -> None:
-    """Tokens of rank 7 with a zero row; then some that fall to 0 while lower indices wait."""
+    """Tokens of rank 7, of which some do not count; then some fall to 0, lower indices wait."""
     draw = torch.Generator().manual_seed(1)
     visual = torch.randn(26, 7, generator=draw) @ torch.randn(7, 20, generator=draw)
-    visual[11] = 0.0
+    visual[4] = 0.0
     weights = torch.rand(26, generator=draw)
+    weights[0], weights[1], weights[3], weights[6] = 0.0, torch.nan, -0.5, torch.inf
     picks = dpp.dpp(visual[None], 11, weights[None], None)[0]
     check_dpp(visual, picks, 11, weights=weights, bound=1e-6)
-    assert picks[7:].tolist() == picks[7:].sort().values.tolist()
+    rest = sorted(set(range(26)) - {1, 3, 6, *picks[:7].tolist()})
+    assert picks[7:].tolist() == rest[:4]
     visual = torch.zeros(30, 6)
     visual[:20, 0] = 1.0
     visual[20:, 1:6] = torch.randn(10, 5, generator=torch.Generator().manual_seed(2))

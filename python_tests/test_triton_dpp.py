@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from python_tests.runners import growing_errors
 from python_tests.triton_small import GROUPS, Runs
 from zspa_kernels._segments import ragged_table
 from zspa_kernels.backends.triton import _scratch, dpp
+from zspa_kernels.backends.triton.diversity_config import Group
 from zspa_kernels.testing import bound, tokens
 from zspa_kernels.testing.determinantal import check_dpp
 
@@ -40,14 +42,19 @@ def test_many_passes_pick_what_one_at_a_time_does(runs: Runs) -> None:
 
 
 def test_more_picks_than_tokens_are_independent(runs: Runs) -> None:
-    """After 20 picks every residual is 0; a weight of 0 is picked in between, by index."""
+    """After 20 picks residuals are 0 or have a weight of 0, which is picked in between, by index.
+
+    Then row 30, like no other, must not lose to a row without a residual what it has left.
+    """
     draw = torch.Generator().manual_seed(1)
     visual = torch.randn(40, 20, generator=draw) @ torch.randn(20, 50, generator=draw)
     weights = _weights(40)
     weights[[3, 30]] = 0.0
-    picks = dpp.dpp(visual[None], 40, weights[None], None)[0].tolist()
-    assert sorted(picks) == list(range(40))
-    assert picks[20:] == sorted(picks[20:])
+    visual[0], visual[30, 7] = 0.0, 9.0
+    picks = dpp.dpp(visual[None], 40, weights[None], None)[0]
+    check_dpp(visual, picks, 40, weights=weights, bound=bound(50, "triton"))
+    assert picks.sort().values.tolist() == list(range(40))
+    assert picks[20:].tolist() == picks[20:].sort().values.tolist()
 
 
 def test_what_has_become_dependent_waits_for_lower_indices(runs: Runs) -> None:
@@ -60,14 +67,41 @@ def test_what_has_become_dependent_waits_for_lower_indices(runs: Runs) -> None:
     assert picks[0] == 0
     assert min(picks[1:6]) >= 20
     assert picks[6:] == sorted(picks[6:])
+    # Of four programs that propose two rows each: row 4 is the first candidate, row 1 the edge.
+    runs.group, runs.programs = GROUPS[1], 4
+    visual = torch.eye(4)[[0, 0, 0, 0, 1, 1, 2, 3, 0, 0, 0, 0]]
+    visual[4] = visual[5] + visual[6]
+    weights = torch.where(torch.arange(12) == 4, 0.5, 1.0)
+    picks = dpp.dpp(visual[None], 12, weights[None], None)[0].tolist()
+    assert picks == [0, 5, 6, 7, 1, 2, 3, 4, 8, 9, 10, 11]
+
+
+def test_each_program_has_a_candidate_where_there_are_as_many(runs: Runs) -> None:
+    """What all propose first is better than the rest, and the last of it, row 3, is the best."""
+    runs.group, runs.programs = GROUPS[1], 4
+    runs.fields |= {"block": 4, "rows": 4, "cols": 4, "span": 1}
+    visual, weights = torch.eye(12) / 16, torch.ones(12)
+    visual[2], weights[:4] = visual[3], torch.arange(2.0, 6.0)
+    picks = dpp.dpp(visual[None], 12, weights[None], None)[0].tolist()
+    assert picks == [3, 1, 0, *range(4, 12), 2]
+
+
+def test_errors_that_grow_beyond_all_numbers(runs: Runs) -> None:
+    """Of rows that are candidates, and of rows that are not: none of their residuals is NaN."""
+    runs.programs = 1
+    for block, n in ((32, 28), (16, 36)):
+        runs.fields["block"], runs.group = block, Group(1, width=block, own=32, split=False)
+        visual, weights = growing_errors(n, 4)
+        picks = dpp.dpp(visual[None], n + 4, weights[None], None)[0]
+        assert picks.tolist() == list(range(n + 4))
 
 
 def test_groups_of_any_size_make_the_same_factor(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Candidates, split Gram blocks, program order, tiles: none may show in a bit."""
-    n, k = 32, 8
-    visual = torch.stack([tokens(model, n, 40, seed=4) for model in ("vlm", "exact")])
+    n, k = 24, 12
+    visual = torch.stack([tokens(model, n, 72, seed=4) for model in ("vlm", "exact")])
     allocate = _scratch.allocate
     used: dict[str, Tensor] = {}
 
@@ -89,7 +123,7 @@ def test_groups_of_any_size_make_the_same_factor(
         for programs in {1, group.programs}:
             runs.group, runs.programs = group, programs
             runs.fields["reverse"] = programs > 1
-            runs.fields |= {"own_rows": 32, "own_cols": 4 << at, "ahead": 3 - at}
+            runs.fields |= {"own_rows": 32, "own_cols": 4 << at, "ahead": 3 - at, "span": 1 + at}
             assert torch.equal(dpp.dpp(visual, k, None, None), want)
             again = factor(programs, want)
             made = entries.isfinite() & again.isfinite()  # the last picks' columns need not be
@@ -98,12 +132,17 @@ def test_groups_of_any_size_make_the_same_factor(
 
 
 def _mixed() -> list[Tensor]:
-    visual = torch.stack([tokens(model, 24, 40, seed=6) for model in ("iid", "exact", "video")])
-    starts, k = torch.tensor([0, 24, 27, 72]), torch.tensor([4, 2, 8])
+    images = [tokens(model, 24, 40, seed=6) for model in ("iid", "exact", "video")]
+    visual = torch.stack(images, 1).transpose(0, 1)  # an image does not begin where one ends
+    packed, weights = visual.flatten(0, 1), _weights(72)
+    # The first segment has fewer tokens than programs, and than slots. Of its two picks only the
+    # second becomes a column: the first is a zero row, and the second weighs nothing.
+    packed[2], weights[3] = 0.0, 0.0
+    starts, k = torch.tensor([2, 4, 27, 72]), torch.tensor([4, 2, 8])
     table = ragged_table(starts, None, k, 14, 45, 72)
     return [
-        dpp.dpp(visual, 5, None, None),
-        dpp.dpp_varlen(visual.flatten(0, 1), table, 14, 45, _weights(72)),
+        dpp.dpp(visual, 8, None, None),
+        dpp.dpp_varlen(packed, table, 14, 45, weights),
     ]
 
 

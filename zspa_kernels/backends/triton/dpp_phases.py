@@ -71,7 +71,7 @@ def begin(
         r = tl.where(inv > 0.0, 1.0, 0.0)
         w = None
         if weights is not None:
-            w = tl.load(weights + i, mask=(i < length) & (inv >= 0.0), other=0.0)
+            w = tl.load(weights + i, mask=i < length, other=0.0)
         tl.store(residual + i, r, mask=i < length)
         tl.store(costs + i, tl.where(inv >= 0.0, cost(r, w), INF), mask=i < length)
     if me == 0:
@@ -170,7 +170,7 @@ def chain(
                 x, panel + own, own >= 0, BLOCK, panel + lane, ok, BLOCK, filled, t,
                 1, BLOCK, AHEAD,
             )  # fmt: skip
-            entry = tl.where((m < INF) & (r > 0.0), tl.reshape(x, [BLOCK]) * scale, 0.0)
+            entry = tl.where(r > 0.0, tl.reshape(x, [BLOCK]) * scale, 0.0)
             tl.store(panel + t * BLOCK + lane, entry, mask=ok)
             tl.store(scales + t, scale)
             tl.store(picks + made, pick)
@@ -231,7 +231,7 @@ def substitute(
             for c in range(c0, tl.minimum(c0 + COLS, count)):
                 entry = tl.sum(tl.where((col == c)[:, None], x, 0.0), 0)  # [ROWS]
                 entry = entry * tl.load(scales + filled + c)
-                entry = tl.where((m < INF) & (r > 0.0), entry, 0.0)
+                entry = tl.where(r > 0.0, entry, 0.0)
                 r = shrink(r, entry)
                 p = tl.load(panel + (filled + c) * BLOCK + lane, mask=col < count, other=0.0)
                 p = tl.broadcast_to(-p[:, None], [COLS, ROWS])
@@ -243,7 +243,7 @@ def substitute(
             tl.debug_barrier()  # the next tile reads these columns
         w = None
         if weights is not None:
-            w = tl.load(weights + i, mask=(row < rows) & (m < INF), other=0.0)
+            w = tl.load(weights + i, mask=row < rows, other=0.0)
         tl.store(residual + i, r, mask=row < rows)
         tl.store(costs + i, tl.where(m < INF, cost(r, w), INF), mask=row < rows)
     tl.debug_barrier()  # other threads of this program read these rows next

@@ -238,6 +238,11 @@ def test_going_on_from_a_pruned_cache(tiny: vlms.Tiny) -> None:
     ("given", "error", "advice"),
     [
         ({"use_cache": False}, hf.UnsupportedInputError, "use_cache must be True"),
+        (
+            {"generation_config": transformers.GenerationConfig(use_cache=False)},
+            hf.UnsupportedInputError,
+            "use_cache must be True",
+        ),
         ({"assistant_model": object()}, hf.UnsupportedInputError, "prompt_lookup_num_tokens works"),
         ({"inputs_embeds": torch.zeros(1)}, hf.UnsupportedInputError, "pictures are pruned that"),
         ({"mm_encoder_outputs": {}}, hf.UnsupportedInputError, "pictures are pruned that come as"),

@@ -19,7 +19,9 @@ from python_tests.colours import NAMES, colourful
 from python_tests.hf_oracle import generate
 from zspa_kernels.hf.architectures import Target
 from zspa_kernels.hf.encode import encode
+from zspa_kernels.hf.layout import _squares
 from zspa_kernels.hf.select import rate
+from zspa_kernels.hf.template import Template
 
 
 @dataclass
@@ -90,6 +92,36 @@ def test_the_template_is_told_apart_where_the_tokenizer_is_known(tiny: vlms.Tiny
     for processor in (tiny.processor, tiny.processor.tokenizer):
         got = asked(tiny, [*before, around, turns, system], processor=processor)
         assert got == expected
+
+
+def test_a_template_is_asked_for_texts_or_parts() -> None:
+    """A tokenizer's takes a text, a processor's parts; neither counts what a tokenizer adds."""
+    shape: list[type] = []
+
+    def render(messages: list[dict[str, Any]], **options: bool) -> str:
+        assert options == {"tokenize": False, "add_generation_prompt": True}
+        shape.append(type(messages[0]["content"]))
+        said = [one["content"] for one in messages]
+        first, answer, second = [x if isinstance(x, str) else x[0]["text"] for x in said]
+        return f"a b {first} c {answer} d {second} e"
+
+    class Words:
+        chat_template: str | None = "its own"
+
+        def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+            return {"input_ids": [0] * add_special_tokens + [ord(word) for word in text.split()]}
+
+        apply_chat_template = staticmethod(render)
+
+    processor = SimpleNamespace(tokenizer=Words(), chat_template="x", apply_chat_template=render)
+    expected = Template(before=[97, 98], between=[100], behind=[101])
+    assert Template.of(Words()) == Template.of(processor) == expected
+    assert shape == [str, list]
+    processor.apply_chat_template = lambda messages, **options: "the last turn only"
+    assert Template.of(processor) is None
+    silent = Words()
+    silent.chat_template = None
+    assert Template.of(silent) is None
 
 
 def test_given_words_and_masks(tiny: vlms.Tiny) -> None:
@@ -227,7 +259,8 @@ def test_times_of_frames_are_no_question(name: str) -> None:
         ids = [[int((table == row).all(-1).nonzero()[0]) for row in prompt] for prompt in words]
         asked.append([tiny.processor.tokenizer.convert_ids_to_tokens(row) for row in ids])
     assert asked[0] == [["and", "in", "please"], ["describe", "the", "cup"]]
-    assert asked[1] == [["what", "is", "in", "and", "in", "please"], ["describe", "the", "cup"]]
+    said = ["what", "time", "is", "in", "and", "in", "please"]  # that word is the user's
+    assert asked[1] == [said, ["describe", "the", "cup"]]
     assert ("seconds" in asked[2][0]) == (name == "qwen3_vl")
 
 
@@ -261,6 +294,26 @@ def test_cells_are_places_in_the_picture() -> None:
     _, rows, columns = (tiny.inputs()["image_grid_thw"][0] // 2).tolist()
     cell = kept(tiny, zk.DivPrune(keep=2), "single").images[0].cell
     assert cell.tolist() == [[0, r, c] for r in range(rows) for c in range(columns)]
+
+
+def test_a_run_of_tiles_is_one_image() -> None:
+    """InternVL's large pictures come as tiles, between which no word stands."""
+    tiny = vlms.get("internvl")
+    photos = [vlms.photograph(name, (112, 112)) for name in ("chelsea", "coffee", "rocket")]
+    # The run of the first prompt ends where that of the second one begins.
+    texts = [f"{tiny.image} {tiny.image} who" + " a" * 18, "a " * 32 + f"{tiny.image} who a a"]
+    given = {"images": [photos[:2], photos[2:]], "text": texts}
+    inputs = tiny.processor(**given, return_tensors="pt", padding=True)
+    with zk.hf.prune(tiny.model, zk.DivPrune(keep=0.3), scope="tile") as handle:
+        generate(tiny.model, inputs, max_new_tokens=1)
+    assert handle.report is not None
+    large, small = handle.report.images
+    assert (large.before, small.before) == (32, 16)
+    places = [range(2), range(4), range(4)]
+    assert large.cell.tolist() == [list(cell) for cell in itertools.product(*places)]
+    assert large.cell[large.indices, 0].tolist() == [0] * 5 + [1] * 5
+    five = torch.zeros(5, dtype=torch.long)  # no square of tokens
+    assert _squares(five, five).tolist() == [[0, -1, i] for i in range(5)]
 
 
 # ---- ratings -------------------------------------------------------------------------------------

@@ -133,7 +133,11 @@ class Tiny:
             pytest.skip("transformers >= 5.17: 5.3 finds no positions for these, unpruned as well")
         cat = photograph("chelsea", (170, 112))
         prompts: list[Any] = [
-            ([cat], [video("rocket", 6)], f"what is in {QWEN_VIDEO} and in {self.image} please"),
+            (
+                [cat],
+                [video("rocket", 6)],
+                f"what time is in {QWEN_VIDEO} and in {self.image} please",
+            ),
             ([], [video("coffee", 4)], f"{QWEN_VIDEO} describe the cup"),
         ]
         pictures, films, texts = zip(*(prompts[i] for i in chosen), strict=True)

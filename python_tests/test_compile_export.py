@@ -202,6 +202,34 @@ def test_export_sees_that_two_counts_of_a_share_are_equal() -> None:
         assert bool(program.module()(*draw(n)).all())
 
 
+# docs/methods.md names those that cannot.
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("adaptprune", "allinrelevance", "cdpruner", "divprune", "fastv", "greedyprune"),
+        *("idselection", "mmtok", "scope", "todre", "zooprune", "zspaprune"),
+    ],
+)
+def test_methods_export_with_a_range_of_n(name: str) -> None:
+    method: Any = zk.methods.get(name, keep=0.25)
+
+    class Module(torch.nn.Module):
+        def forward(self, given: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+            picked = method.select(**given)
+            return picked.indices, picked.core_mask
+
+    n = torch.export.Dim("N", min=52, max=4096)  # a fifth of a quarter is at least 2
+    given = inputs(name, B, 64, D)
+    shapes = {
+        key: {axis: n for axis, size in enumerate(x.shape) if size == 64}
+        for key, x in given.items()
+    }
+    program = torch.export.export(Module(), (given,), dynamic_shapes=(shapes,))
+    for size in (64, 100):
+        given = inputs(name, B, size, D)
+        assert_same(program.module()(given), method.select(**given)[:2])
+
+
 def test_a_bad_call_fails_in_the_words_of_the_contract() -> None:
     compiled = torch.compile(
         lambda x: zk.diversity(x, 99), fullgraph=True, dynamic=True, backend="aot_eager"

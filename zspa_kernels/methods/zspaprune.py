@@ -13,6 +13,7 @@ from torch import Tensor
 from .. import _contract_values as _values
 from .. import api
 from .._counts import DEFAULT_CORE_RATIO
+from ..primitives.scores import members
 from ..types import Selection
 from ._compose import check_options, kept_of_each
 from ._registry import PROMPT, VISUAL, About, register
@@ -97,7 +98,7 @@ class ZSPAPrune(MethodBase):
             prompt_mask=prompt_mask,
             pooling=self.pooling,
         )
-        in_core = (indices.unsqueeze(-1) == core.unsqueeze(-2)).any(-1)
+        in_core = members(core, visual.shape[-2]).gather(-1, indices.clamp_min(0))
         return Selection(indices, in_core & (indices >= 0), scores)
 
     @_values.naming("ZSPAPrune")

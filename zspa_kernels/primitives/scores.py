@@ -142,9 +142,10 @@ def largest(
     order = keys.sort(dim=-1, descending=True, stable=True).indices
     if not whole:
         order = _by_quotas(scores, order, keys, k, segments, quotas)
-    picks = order[..., :k]
-    chosen = torch.arange(n, device=scores.device)[:k] < usable.sum(-1, keepdim=True)
-    picks = torch.where(chosen, picks, -1)
+    # Not order[..., :k]: torch.export would ask whether a symbolic k is below N.
+    place = torch.arange(k, device=scores.device)
+    picks = order.index_select(-1, place)
+    picks = torch.where(place < usable.sum(-1, keepdim=True), picks, -1)
     return ascending(picks, n) if sorted else picks
 
 

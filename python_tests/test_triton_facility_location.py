@@ -188,7 +188,8 @@ def test_turns_meet_anew(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _mixed() -> list[Tensor]:
-    visual = torch.stack([tokens(model, 16, 20, seed=6) for model in ("iid", "exact", "video")])
+    images = [tokens(model, 16, 20, seed=6) for model in ("iid", "exact", "video")]
+    visual = torch.stack(images, 1).transpose(0, 1)  # an image does not begin where one ends
     starts, k = torch.tensor([3, 16, 19, 48]), torch.tensor([5, 2, 4])
     table = ragged_table(starts, None, k, 11, 29, 48)
     return [

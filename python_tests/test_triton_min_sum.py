@@ -109,8 +109,9 @@ def test_groups_of_any_size_make_the_same_sums(runs: Runs, monkeypatch: pytest.M
 
 
 def _mixed() -> list[Tensor]:
-    visual = torch.stack([tokens(model, 18, 20, seed=6) for model in ("iid", "exact", "video")])
-    starts, k = torch.tensor([0, 18, 21, 54]), torch.tensor([3, 2, 3])
+    images = [tokens(model, 18, 20, seed=6) for model in ("iid", "exact", "video")]
+    visual = torch.stack(images, 1).transpose(0, 1)  # an image does not begin where one ends
+    starts, k = torch.tensor([2, 18, 21, 54]), torch.tensor([3, 2, 3])
     table = ragged_table(starts, None, k, 8, 33, 54)
     return [
         run(visual, 3, torch.tensor([[3, 4, 3], [-1, -1, -1], [0, 17, 9]]), None),

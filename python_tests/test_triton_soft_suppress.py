@@ -101,6 +101,11 @@ def test_scores_of_any_size(rule: str, runs: Runs) -> None:
     picks = [_one(visual, scores * size, 6, rule=rule) for size in (1.0, 2.0**-900, 2.0**900)]
     assert torch.equal(picks[0], picks[1])
     assert torch.equal(picks[0], picks[2])
+    if rule == "subtract":
+        _one(visual, -scores.flip(0) * 2.0**-900, 6)
+        # The largest score, whose steps count, is not among the first ones.
+        close = 1.0 + torch.arange(4, dtype=torch.float64) * 2.0**-45
+        _one(tokens("iid", 12, 8), torch.cat((close[:1].expand(8) * 2.0**-60, close)), 12)
 
 
 @pytest.mark.parametrize("rule", ["subtract", "scale"])
@@ -193,7 +198,8 @@ def test_rows_are_alone_in_a_batch_and_fewer_are_the_first(runs: Runs) -> None:
 
 
 def test_the_barrier_cannot_be_spared(runs: Runs) -> None:
-    visual = torch.stack([tokens(model, 12, 20, seed=6) for model in ("iid", "exact", "video")])
+    images = [tokens(model, 12, 20, seed=6) for model in ("iid", "exact", "video")]
+    visual = torch.stack(images, 1).transpose(0, 1)  # an image does not begin where one ends
     scores = torch.arange(36).view(3, 12).remainder(5) / 4
 
     def work() -> list[Tensor]:

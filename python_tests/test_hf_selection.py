@@ -81,7 +81,10 @@ def test_the_template_is_told_apart_where_the_tokenizer_is_known(tiny: vlms.Tiny
     # Without it nobody knows that these are no question.
     assert asked(tiny, before) == [["<start>", "user", "what", "is"]]
     earlier = f"<s> <start> system you are helpful <end> {before[0]}"
-    assert asked(tiny, [earlier]) == [["<start>", "user", "what", "is"]]
+    for text in (earlier, f"<s> {before[0]}"):
+        assert asked(tiny, [text]) == [["<start>", "user", "what", "is"]]
+    inside = f"{USER} <image> who <start> is {ASK}"
+    assert asked(tiny, [inside], processor=tiny.processor) == [["who", "is"]]
     qwen = vlms.get("qwen2_5_vl")  # which has a token before each picture
     text = f"{USER} what is {qwen.image} {ASK}"
     assert asked(qwen, [text]) == [["<start>", "user", "what", "is"]]
@@ -117,6 +120,14 @@ def test_a_template_is_asked_for_texts_or_parts() -> None:
     expected = Template(before=[97, 98], between=[100], behind=[101])
     assert Template.of(Words()) == Template.of(processor) == expected
     assert shape == [str, list]
+    for row, left in (
+        ([97, 98, 5, 6, 101], [5, 6]),
+        ([1, 97, 98, 5, 101], [5]),  # the tokenizer adds a token in front
+        ([97, 5, 6], [5, 6]),  # the answer is not asked for, and the beginning is another
+        ([97, 98, 5, 100, 6, 100, 7, 101], [7]),
+    ):
+        assert expected.question(row) == left
+    assert Template(before=[97], between=[], behind=[101]).question([97, 5]) == [5]
     processor.apply_chat_template = lambda messages, **options: "the last turn only"
     assert Template.of(processor) is None
     silent = Words()

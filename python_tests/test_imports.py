@@ -118,6 +118,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         *("_call", "_contract", "_contract_values", "_counts", "_gather"),
         *("_greedy", "_sensitivity", "_suppress", "_varlen"),
     ),
+    "_warmup": ("_contract", "_contract_values", "api"),
     "_contract_primitives": ("_contract", "_contract_values"),
     "primitives": (
         *("_contract_primitives", "_contract_values", "_implementation", "_native", "api", "types"),
@@ -138,7 +139,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         *("projectors", "sensitivity_plan", "types"),
     ),
     "zspa_kernels": (
-        *("_version", "api", "hf", "methods"),
+        *("_version", "_warmup", "api", "hf", "methods"),
         *("primitives", "sensitivity_plan", "types"),
     ),
     "backends": (),

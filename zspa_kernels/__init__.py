@@ -8,6 +8,7 @@ from . import hf as hf
 from . import methods as methods
 from . import primitives as primitives
 from ._version import __version__
+from ._warmup import warmup
 from .api import (
     diversity,
     diversity_varlen,
@@ -26,7 +27,6 @@ from .api import (
     soft_suppress,
     split_core,
     suppress,
-    warmup,
 )
 from .methods import AllInRelevance, DivPrune, MethodBase, ZOOPrune, ZSPAPrune
 from .sensitivity_plan import SensitivityPlan, unit_directions

@@ -27,9 +27,6 @@ backend is not built.
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import Tensor
 
 from . import _contract, _counts
@@ -67,7 +64,6 @@ __all__ = [
     "soft_suppress",
     "split_core",
     "suppress",
-    "warmup",
 ]
 
 
@@ -258,80 +254,3 @@ def diversity(
     k = _values.integer("diversity", "k", k)
     indices: Tensor = call("diversity", backend, (visual, k, seeds, weights, visual_mask))
     return indices
-
-
-def warmup(
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    *,
-    num_tokens: int = 576,
-    dim: int = 4096,
-) -> None:
-    """Do now what the first calls would do: load the backend, compile its kernels, cache them.
-
-    Runs every selection op on zeros, with and without its optional arguments, for images and
-    batches of several sizes. Call it once for each device, dtype and D: before you measure latency
-    or serve requests, and before a CUDA-graph capture, during which nothing can be compiled.
-
-    Args:
-        device: where the tokens will be.
-        dtype: their dtype.
-        num_tokens: a typical N.
-        dim: their D, on which compiled kernels depend.
-
-    Raises:
-        TypeError: a size is not an int, `device` is not a device, or tokens cannot have the dtype.
-        ValueError: a size is too small, or the device does not exist or holds no values.
-
-    Example:
-        >>> warmup("cpu", num_tokens=16, dim=8)
-    """
-    for name, size, least in (("num_tokens", num_tokens, 0), ("dim", dim, 1)):
-        _values.at_least("warmup", name, _values.integer("warmup", name, size), least)
-    device = _contract.place_of_tokens("warmup", device, dtype)
-    visual = torch.zeros((2, num_tokens, dim), dtype=dtype, device=device)
-    prompt = visual[:, :1]
-    weights = torch.zeros((2, num_tokens), dtype=torch.float32, device=device)
-    mask = torch.ones((2, num_tokens), dtype=torch.bool, device=device)
-    seeds = torch.zeros((2, 1), dtype=torch.int64, device=device)
-    one, k = min(1, num_tokens), min(2, num_tokens)
-    optional: tuple[dict[str, Any], ...] = ({}, {"visual_mask": mask})
-    part: dict[str, Any]
-    # How many programs share an image, or whether one takes all its tokens, follows its size and
-    # that of the batch, and decides which kernel they run.
-    many = torch.zeros((1, 1025, dim), dtype=dtype, device=device)
-    heavy_many = torch.zeros((1, 1025), dtype=torch.float32, device=device)
-    for few in (64, 256, 512, 1024):
-        for op in (diversity, dpp):
-            op(many[:, :few], 1)
-            op(many[:, :few], 1, weights=heavy_many[:, :few])
-        min_sum(many[:, :few], 1)
-    for images in (1, 8, 40):
-        batch = many.expand(images, -1, -1)
-        diversity(batch, 1)
-        diversity(batch, 1, weights=heavy_many.expand(images, -1))
-    for masked in optional:
-        select(visual, k_core=0, k_diverse=k, **masked)
-        select(visual, prompt, k_core=one, k_diverse=k - one, **masked)
-        relevance_topk(visual, prompt, k, **masked)
-        diversity(visual, k, seeds=seeds, **masked)
-        diversity(visual, k, weights=weights, **masked)
-        for given in (masked, {"weights": weights, **masked}):
-            dpp(visual, k, **given)
-            # None of its kernels depends on N, and its matrix is N x N.
-            part = {name: x[:, :64] for name, x in given.items()}
-            facility_location(visual[:, :64], k, **part)
-            facility_location(visual[:, :64], k, temperature=1.0, **part)
-        min_sum(visual, k, seeds=seeds, **masked)
-        suppress(visual, weights, k, threshold=0.9, **masked)
-        for places in (None, visual.new_zeros((2, num_tokens, 2))):
-            soft_suppress(visual, weights, k, sharpness=20.0, positions=places, **masked)
-    select_varlen(list(visual), k_core=0, k_diverse=k)
-    select_varlen(list(visual), prompt[0], k_core=one, k_diverse=k - one)
-    diversity_varlen(list(visual), k, weights=list(weights))
-    for heavy in (None, list(weights)):
-        dpp_varlen(list(visual), k, weights=heavy)
-        part = {} if heavy is None else {"weights": [x[:64] for x in heavy]}
-        facility_location_varlen(list(visual[:, :64]), k, **part)
-        facility_location_varlen(list(visual[:, :64]), k, temperature=1.0, **part)
-    min_sum_varlen(list(visual), k)

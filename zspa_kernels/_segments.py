@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import _native
 
-# Columns of the table, one row a segment.
+# Columns of the table, one row per segment.
 FIRST_ROW, LENGTH, K_CORE, K_DIVERSE, FIRST_SLOT = range(5)
 
 
@@ -28,8 +28,8 @@ def ragged_table(
 
     Args:
         cu_seqlens: offsets `[S + 1]`, int32 or int64, any values.
-        k_core: core tokens a segment `[S]`, or None for none.
-        k_diverse: diversity tokens a segment `[S]`.
+        k_core: core tokens per segment `[S]`, or None for none.
+        k_diverse: diversity tokens per segment `[S]`.
         total_k: number of output slots.
         max_seqlen: longest segment the caller allows.
         num_rows: number of packed tokens T.

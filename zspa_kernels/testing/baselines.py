@@ -67,7 +67,7 @@ def zspaprune_loop(visual: Tensor, prompt: Tensor | None, k_core: int, k_diverse
 def incremental(visual: Tensor, prompt: Tensor | None, k_core: int, k_diverse: int) -> Tensor:
     """Running maximum, one matrix-vector product a pick: no N x N matrix with a core.
 
-    Work: N K D, reading all tokens once a pick. Without core the first pick takes one blockwise
+    Work: N K D, reading all tokens once per pick. Without core the first pick takes one blockwise
     N^2 D product.
     """
     unit = _unit(visual)

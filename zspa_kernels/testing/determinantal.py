@@ -46,7 +46,7 @@ class Determinantal:
             self.weights, usable = usable_weights(weights)
             self.eligible &= usable
         self.residual = geometry.directed.double()  # [N], of the cosines
-        self.factor = torch.zeros(0, geometry.n, dtype=torch.float64)  # [t, N], a row a pick
+        self.factor = torch.zeros(0, geometry.n, dtype=torch.float64)  # [t, N], a row per pick
         self.coefficients = torch.zeros(0, geometry.n, dtype=torch.float64)  # [t, N]
 
     def take(self, token: int) -> None:

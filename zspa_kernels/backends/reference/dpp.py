@@ -48,7 +48,7 @@ def greedy(rows: Rows, k: int, weights: Tensor | None) -> list[int]:
         free = free & weights.isfinite() & (weights >= 0)
     free = free.clone()
     residual = (~rows.zero).double()  # [N], of the kernel without weights
-    factor = residual.new_zeros((len(free), 0))  # [N, t]: Cholesky factor, a column a pick
+    factor = residual.new_zeros((len(free), 0))  # [N, t]: Cholesky factor, a column per pick
     picks: list[int] = []
     while len(picks) < k:
         value = residual.float() if weights is None else weights * residual.sqrt().float()

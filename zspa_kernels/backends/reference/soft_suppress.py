@@ -32,7 +32,7 @@ def soft_suppress(
     reach: float,
     visual_mask: Tensor | None,
 ) -> Tensor:
-    """Indices int64 `[B, k]` in the order of taking. Waits for the device several times a pass."""
+    """Indices int64 `[B, k]` in the order of taking. Waits for the device often."""
     usable = scores.isfinite() if rule == "subtract" else scores.isfinite() & (scores >= 0)
     if visual_mask is not None:
         usable = usable & visual_mask

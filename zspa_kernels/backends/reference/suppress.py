@@ -23,7 +23,7 @@ def suppress(
     fill: bool,
     visual_mask: Tensor | None,
 ) -> Tensor:
-    """Indices int64 `[B, k]` in the order of taking. Waits for the device once a block."""
+    """Indices int64 `[B, k]` in the order of taking. Waits for the device once per block."""
     usable = scores.isfinite() if visual_mask is None else scores.isfinite() & visual_mask
     picks = []
     with full_float32(visual.device):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The phases that choose the next columns: what each program proposes, what all make of it."""
+"""The phases that choose the next columns: what each program proposes, and what is chosen of it."""
 
 from __future__ import annotations
 

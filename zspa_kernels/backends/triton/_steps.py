@@ -2,9 +2,9 @@
 """A blocked greedy with a launch for each phase, for Triton's interpreter.
 
 The interpreter runs one program after another, so programs cannot wait for each other inside a
-launch. Here every barrier is the end of a launch, what a program knows lies in memory meanwhile,
-and the host looks whether a group has anything left to do, which on a GPU would be a
-synchronisation. The phases are those of the one launch.
+launch. Here every barrier is the end of a launch; in between, what a program knows is kept in
+memory, and the host checks whether a group has anything left to do, which on a GPU would be a
+synchronisation. The phases are those of the single launch.
 """
 
 from __future__ import annotations

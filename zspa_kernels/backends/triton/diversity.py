@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Diversity: again and again the token least similar to everything selected so far.
+"""diversity: each pick is the token least similar to everything selected so far.
 
 Algorithm   : blocked greedy with the picks of the one-at-a-time greedy. A token's largest cosine m
               to the selection only grows, so an old key (m, index) is a lower bound. A pass takes
@@ -7,21 +7,21 @@ Algorithm   : blocked greedy with the picks of the one-at-a-time greedy. A token
               pick beats the smallest key outside, and then raises every m by the new picks.
               Without valid seeds and weights the first pick is DivPrune's seed (arXiv 2503.02175),
               the token whose largest cosine to any other is smallest, found by bounds: a maximum
-              over some tokens is a lower bound; after a look at its neighbours the tokens with the
-              smallest bounds are finished, a block at a time, until none can win any more. If
-              many of the first have their nearest token at the same distance (the previous frame
-              of a video), all tokens are compared with those around that distance.
-              Few tokens of few images take another way to the same picks, `diversity_whole`.
+              over some tokens is a lower bound. First every token is compared with its neighbours;
+              then the tokens with the smallest bounds are finished, a block at a time, until no
+              other can win. If many of the first have their nearest token at the same distance
+              (the previous frame of a video), all tokens are compared with those around that
+              distance. Small images in small batches get the same picks from `diversity_whole`.
 Inputs      : visual [B, N, D] or [T, D], float32/float16/bfloat16, any row strides; seeds int64
               [B, S] or the core slots of the output; weights float32 [B, N] or [T]; mask bool
               [B, N]; table int64 [S, 5]
 Outputs     : int64 indices in pick order, [B, k] or [T']; slots that get no token stay as they are
-Work        : 2 N D flops a pick and one read of V a pass; a pass makes 1 to 128 picks; DivPrune's
-              seed up to 2 N^2 D flops; 2 launches and 2 fills, 0 syncs; scratch of 8 bytes a
-              token and at most (D/512 + 1) 64 KiB a group
-Mapping     : one launch of groups of programs, a group a segment, rows dealt out one by one; the
-              programs of a group meet at a barrier in global memory, so all must be resident: the
-              launch is cooperative and has at most one program a multiprocessor
+Work        : 2 N D flops per pick and one read of V per pass; a pass makes 1 to 128 picks;
+              DivPrune's seed up to 2 N^2 D flops; 2 launches and 2 fills, 0 syncs; scratch of 8
+              bytes per token and at most (D/512 + 1) 64 KiB per group
+Mapping     : one launch of groups of programs, one group per segment, rows dealt out one by one;
+              the programs of a group synchronise at a barrier in global memory, so all must be
+              resident: the launch is cooperative, with at most one program per multiprocessor
 Numerics    : dots accumulate in float32, chunk by chunk in one order; c = dot * (inv_i * inv_j) in
               float32, bitwise symmetric; score w * (1 - m) in float32, in that order; ties to the
               lowest index, -0.0 == +0.0
@@ -371,7 +371,7 @@ def few_tokens(cfg: Config, segments: Segments, device: torch.device) -> bool:
 
 
 def group_grid(cfg: Config, segments: Segments, device: torch.device) -> tuple[int, int]:
-    """(groups, programs a group); the interpreter gets a few programs, they run in turn."""
+    """(groups, programs per group); the interpreter gets few, because it runs them in turn."""
     if device.type == "cpu":
         rows = segments.rows if segments.table is None else segments.rows // max(1, segments.count)
         return grid(cfg, rows, segments.count, INTERPRETED_PROGRAMS * segments.count)

@@ -55,7 +55,7 @@ class Config:
     whole_tiles: int  # at most so many tiles a multiprocessor
     whole_alone: int  # at most so many tokens have a program of one warp that picks
     whole_warps: int  # of the program that picks, where there are more
-    whole_span: int  # tokens that a warp reads at a time, 16 bytes a thread
+    whole_span: int  # tokens that a warp reads at a time, 16 bytes per thread
     hip: bool
     reverse: bool = False  # run the grid back to front; for tests of program order
 
@@ -85,7 +85,7 @@ def config(d: int, itemsize: int, hip: bool = False) -> Config:
         # A program that takes one chunk of a Gram block begins with an empty pipeline, so a chunk
         # is not too short: 16 steps in half precision.
         chunk=max(deep, 1024),
-        # 32 x 128 maxima are 16 registers a thread of 256.
+        # 32 x 128 maxima are 16 registers per thread of 256.
         finished=32,
         # Of 128 finished columns 32 to 128 agree on `video` tokens of N = 1296 to 4096, at most 4
         # on models without such an order: `python -m bench.gpu_seed`. With it `video` takes 2
@@ -94,7 +94,7 @@ def config(d: int, itemsize: int, hip: bool = False) -> Config:
         # Two warpgroups: more loads on their way for the tiles; the picks would like fewer.
         # AMD's warps are twice as wide, and 4 of them leave each lane 512 registers.
         warps=4 if hip else 8,
-        # (64 + 64) rows x 128 bytes a stage: 64 KiB; AMD has 64 KiB in all.
+        # (64 + 64) rows x 128 bytes per stage: 64 KiB; AMD has 64 KiB in all.
         stages=2 if hip else 4,
         # 576 tokens still have 72 programs, 2880 have one on each multiprocessor.
         least_rows=8,
@@ -156,7 +156,7 @@ def norm_programs(cfg: Config, rows: int, segments: int) -> int:
 
 
 def grid(cfg: Config, rows: int, segments: int, multiprocessors: int) -> tuple[int, int]:
-    """(groups, programs a group): all programs are resident at once, one a multiprocessor.
+    """(groups, programs per group): all programs are resident at once, one per multiprocessor.
 
     Programs wait for each other, so none may wait for a place; one a multiprocessor always fits.
     Groups with many segments take them in turn.
@@ -172,7 +172,7 @@ def group(cfg: Config, programs: int) -> Group:
 
 
 def registers(hip: bool) -> dict[str, Any]:
-    """Options of a kernel with one program a multiprocessor.
+    """Options of a kernel with one program per multiprocessor.
 
     NVIDIA's compiler would rather spill than let a program keep others of 128 or 256 threads out.
     """

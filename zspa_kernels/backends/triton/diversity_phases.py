@@ -116,7 +116,7 @@ def chain(
     BLOCK: tl.constexpr,
     COPIES: tl.constexpr,
 ):
-    """Picks among the candidates while a pick beats every other row. One program a group.
+    """Picks among the candidates while a pick beats every other row. By one program of each group.
 
     `edge`: no row outside the candidates has a smaller key.
 

@@ -3,10 +3,10 @@
 
 Algorithm   : the greedy of `diversity` one pick at a time. A matrix kernel computes the cosines of
               all pairs of an image, each pair once, and, for DivPrune's seed, the largest one of
-              each token in each tile; then one program an image keeps every token's largest cosine
-              to the selection in registers, and a pick costs it a minimum over the tokens and a row
-              of the matrix. Up to 512 tokens the program is one warp, so a pick waits for no other;
-              beyond, warps meet twice a pick.
+              each token in each tile. Then one program per image keeps every token's largest cosine
+              to the selection in registers; a pick costs a minimum over the tokens and the read of
+              a row of the matrix. Up to 512 tokens the program is one warp, which waits for none;
+              beyond, its warps synchronise twice per pick.
 Inputs      : as for `diversity`, padded batches only
 Outputs     : as for `diversity`, the same picks: tiles and their products are the same, but for
               which of a pair is the row of a tile, and products are symmetric

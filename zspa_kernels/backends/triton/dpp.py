@@ -10,10 +10,10 @@ Algorithm   : Cholesky factorisation that pivots on the largest residual (Chen, 
 Inputs      : visual [B, N, D] or [T, D], float32/float16/bfloat16, any row strides; weights float32
               [B, N] or [T]; mask bool [B, N]; table int64 [S, 5]
 Outputs     : int64 indices in pick order, [B, k] or [T']; slots that get no token stay -1
-Work        : 2 N D + N k flops a pick and one read of V a pass; a pass makes 1 to 128 picks;
-              2 launches and 2 fills, 0 syncs; scratch of 4 bytes a token and slot (the factor; no
-              N x N matrix), 12 a token, 512 a slot and at most (D/512 + 1) 64 KiB a group
-Mapping     : as diversity: one cooperative launch of groups of programs, a group a segment
+Work        : 2 N D + N k flops per pick and one read of V per pass; a pass makes 1 to 128 picks;
+              2 launches and 2 fills, 0 syncs; scratch of 4 bytes per token and slot (the factor; no
+              N x N matrix), 12 per token, 512 per slot and at most (D/512 + 1) 64 KiB per group
+Mapping     : as diversity: one cooperative launch of groups of programs, one group per segment
 Numerics    : dots as in diversity; the factor, residuals and roots in float32, an element of the
               factor one chain of multiply-adds in the order of the picks. Weights scale nothing but
               the comparison: the Schur complement of W C W is W S W. Ties to the lowest index

@@ -132,7 +132,7 @@ def chain(
     lefts, control, indices, base, slots,
     BLOCK: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
-    """Picks among the candidates while a pick beats every other row. One program a group.
+    """Picks among the candidates while a pick beats every other row. By one program of each group.
 
     A pick becomes a column of the factor unless it depends on the picks before it. `edge`: no row
     outside the candidates has a smaller key.

@@ -12,11 +12,12 @@ Inputs      : visual [B, N, D] or [T, D], float32/float16/bfloat16, any row stri
 Outputs     : int64 indices in pick order, [B, k] or [T']; slots that get no token stay -1
 Work        : 2 N^2 D flops, since already the first gains add up all cosines; then a read of N
               floats for each evaluation and, in each program, for each pick; 4 launches (with a
-              temperature 5) and 2 fills, 0 syncs; scratch of 4 N^2 bytes an image in flight and
-              4 (N + M) a program. Images whose matrices would take more than 256 MiB take turns, a
-              pair of launches each
+              temperature 5) and 2 fills, 0 syncs; scratch of 4 N^2 bytes per image in flight and
+              4 (N + M) per program. Images whose matrices would take more than 256 MiB take turns,
+              with a pair of launches per turn
 Mapping     : matrix: program <-> every p-th tile of a segment; greedy: a cooperative launch of
-              groups of programs, a group a segment, tokens dealt out one by one, one meeting a pick
+              groups of programs, one group per segment, tokens dealt out one by one, and one
+              barrier per pick
 Numerics    : dots and gains in float32; the covered tokens are numbered without gaps, and a gain is
               summed in the order of these numbers. Equal rows have equal columns, because the
               diagonal is computed like any entry, and a gain is monotone in what is covered. Ties

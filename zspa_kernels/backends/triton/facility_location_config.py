@@ -54,7 +54,7 @@ def config(d: int, itemsize: int, hip: bool = False) -> Config:
         cols=128 if half else 64,
         block_k=shared.block_k,
         warps=8,
-        # (128 + 128) rows x 128 bytes a stage: 96 KiB; AMD has 64 KiB in all.
+        # (128 + 128) rows x 128 bytes per stage: 96 KiB; AMD has 64 KiB in all.
         stages=2 if hip else 3,
         programs=4096,
         # 8 images of 2880 tokens, 32 of 1440, 200 of 576. 8 x 23 x 23 tiles are 32 rounds on 132

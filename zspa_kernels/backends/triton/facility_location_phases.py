@@ -4,7 +4,7 @@
 Program `me` owns the tokens me, me + programs, ... and evaluates their gains lazily: a gain only
 falls, so an old one is an upper bound, and the best own token is known once its gain is new. Some
 are evaluated at a time, one a lane, the best of each lane. What the picks cover is kept by each
-program for itself. So a pick takes one meeting of the programs.
+program for itself. So a pick takes one barrier.
 
 `version` counts the picks that covered anything; a gain of that version is new. Every operation of
 a gain is monotone in what is covered, so a new gain never exceeds an old one by a rounding.

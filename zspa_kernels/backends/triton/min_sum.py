@@ -3,20 +3,20 @@
 
 Algorithm   : a sum can fall as well as rise, so no old sum is a bound, and every pick needs its
               column of cosines. A pass takes the tokens of the smallest sums as candidates,
-              foresees with their Gram matrix what would be picked were there no others, and makes
-              the columns of all foreseen picks as one product. Then each program follows its own
-              rows through the forecast and notes where one of them would be picked instead. All
-              picks before the first such place are picks, and the row is the next. Without valid
-              seeds the first pick has the smallest sum over all tokens, one dot with the sum of all
-              directions.
+              forecasts with their Gram matrix what would be picked if there were no others, and
+              computes the columns of all forecast picks as one product. Then each program follows
+              its own rows through the forecast and notes where one of them would be picked instead.
+              The forecast is right up to the first such place, and that row is the next pick.
+              Without valid seeds the first pick has the smallest sum over all tokens, one dot with
+              the sum of all directions.
 Inputs      : visual [B, N, D] or [T, D], float32/float16/bfloat16, any row strides; seeds int64
               [B, S]; mask bool [B, N]; table int64 [S, 5]
 Outputs     : int64 indices in pick order, [B, k] or [T']; slots that get no token stay -1
 Work        : a pass reads V once, multiplies it with 64 columns and makes 1 to 64 picks; two reads
               of V for a first pick without seeds; 2 launches and 2 fills, 0 syncs; scratch of 16
-              bytes a token, 256 a token of an image that is worked on (no N x N matrix), 8 D a
-              program and at most (D/512 + 1) 64 KiB a group
-Mapping     : as diversity: one cooperative launch of groups of programs, a group a segment
+              bytes per token, 256 per token of the images in work (no N x N matrix), 8 D per
+              program and at most (D/512 + 1) 64 KiB per group
+Mapping     : as diversity: one cooperative launch of groups of programs, one group per segment
 Numerics    : dots as in diversity; sums in float64, one addition after another in the order of
               selection, so that they are as exact as their cosines. The sum of all directions is
               one of integers. Ties to the lowest index

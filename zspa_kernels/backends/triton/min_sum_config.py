@@ -39,11 +39,11 @@ def config(d: int, itemsize: int, hip: bool = False) -> Config:
         # In half precision a tile of products has so many columns: to foresee fewer picks would
         # save nothing. With 128 candidates 288 of 2880 tokens take 5 passes (vlm) to 34 (clusters).
         forecast=64,
-        # A row a thread.
+        # A row per thread.
         own_rows=256,
         ahead=8,
-        # 16 x 64 integers of 64 bits are 8 registers a thread of 256; with 128 channels the float32
-        # kernel for sm_90 spills.
+        # 16 x 64 integers of 64 bits are 8 registers per thread of 256; with 128 channels the
+        # float32 kernel for sm_90 spills.
         sum_rows=16,
         channels=64,
     )

@@ -271,9 +271,9 @@ def foresee(
     sums, costs, columns, count, gram, picks, foreseen, control, done, slots,
     BLOCK: tl.constexpr, COLUMNS: tl.constexpr, COPIES: tl.constexpr,
 ):  # fmt: skip
-    """The next picks if no row but the candidates could be picked. One program a group.
+    """The next picks if only the candidates could be picked. By one program of each group.
 
-    Sums are exact, but compared in float32: one comparison of keys a pick. A forecast may be wrong.
+    Sums are exact, but compared in float32: one comparison of keys per pick. It may be wrong.
     Each warp has a copy of all candidates, as in the chain of `diversity`.
     """
     copy = tl.arange(0, COPIES)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One phase of the min-sum greedy a launch; see `_steps`."""
+"""One launch per phase of the min-sum greedy; see `_steps`."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def config(d: int, itemsize: int, mixed: bool = False, hip: bool = False) -> Con
     """
     width = 1 << max(4, (d - 1).bit_length())  # the power of two that holds a row; tl.dot needs 16
     return Config(
-        # 4 x 1024 sums of squares and dots are 64 registers a thread of 128, which has 4 loads of
+        # 4 x 1024 sums of squares and dots are 64 registers per thread of 128, which has 4 loads of
         # bfloat16 on their way. Nothing else is on its way in a program, so a row of 4096 waits 4
         # times, not 16 as with 16 x 256, and 576 rows have 144 programs, not 36.
         block_n=4,
@@ -70,7 +70,7 @@ def config(d: int, itemsize: int, mixed: bool = False, hip: bool = False) -> Con
         # 128 bytes of a row, one line, at a time.
         max_block_k=min(width, 64 if itemsize == 2 else 32),
         max_warps=8,
-        # (64 + 32) rows x 128 bytes a stage: 36 KiB, so that two programs fit beside each other;
+        # (64 + 32) rows x 128 bytes per stage: 36 KiB, so that two programs fit beside each other;
         # AMD has 64 KiB.
         max_stages=2 if hip else 3,
         # 128 channels a program: D = 4096 gives 32 programs a prompt, a warp reads whole lines.

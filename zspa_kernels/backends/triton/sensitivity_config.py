@@ -44,9 +44,9 @@ def config(h: int, d: int, m: int, itemsize: int, hip: bool = False) -> Config:
     width = max(16, 1 << (h - 1).bit_length())  # tl.dot needs 16
     directions = min(16, 1 << (m - 1).bit_length())
     return Config(
-        # Half precision: 128 x 128 float32 sums are 64 registers a thread of 256, two warpgroups of
-        # 64 rows; a derivative (some 30 instructions) is used for 128 products; 64 weights are one
-        # 128-byte line. float32 does without matrix units: 32 x 64, as 64 rows spill on sm_100.
+        # Half precision: 128 x 128 float32 sums are 64 registers per thread of 256, two warpgroups
+        # of 64 rows; a derivative (some 30 instructions) is used for 128 products; 64 weights are
+        # one 128-byte line. float32 does without matrix units: 32 x 64, as 64 rows spill on sm_100.
         form_n=128 if half else 32,
         form_r=128 if half else 64,
         form_h=min(width, 64 if half else 32),
@@ -58,7 +58,7 @@ def config(h: int, d: int, m: int, itemsize: int, hip: bool = False) -> Config:
         response_o=128 if half else 64,
         response_h=min(width, 32),
         response_warps=8 if half else 4,
-        # (128 + 128) x 128 bytes a stage; AMD has 64 KiB.
+        # (128 + 128) x 128 bytes per stage; AMD has 64 KiB.
         stages=2 if hip else 3,
         score_n=16,
         score_m=directions,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""soft_suppress: the token of the highest score, lower scores for those like it, and again.
+"""soft_suppress: each pick has the highest score and lowers the scores of tokens like it.
 
 Algorithm   : one pick at a time (ID-Selection, arXiv 2604.05601: subtract; AdaptPrune, arXiv
               2503.08019: scale, positions). Each program proposes the best of its own rows; all
@@ -9,10 +9,10 @@ Inputs      : visual [B, N, D], float32/float16/bfloat16, any row strides; score
 Outputs     : int64 indices in the order of taking, [B, k]; slots that get no token stay -1
 Work        : a pick multiplies in float64 the rows that it can touch, and reads each once: not
               those taken, beyond the reach, or, once all scores are used up, any. 2 launches, a
-              copy or two and 2 fills, 0 syncs; scratch of 36 bytes a token, with positions 52 (no
+              copy or two and 2 fills, 0 syncs; scratch of 36 bytes per token, with positions 52 (no
               N x N matrix)
-Mapping     : as diversity: one cooperative launch of groups of programs, a group a segment, rows
-              dealt out one by one; the programs of a group meet once a pick
+Mapping     : as diversity: one cooperative launch of groups of programs, one group per segment,
+              rows dealt out one by one; one barrier per pick
 Numerics    : float64 throughout. A product of many rows with one is as fast as they are read, so
               float32 would gain nothing, and no score has to be bounded. Cosines are rounded to
               2^-40, scores to 2^-40 of the largest one (of itself, by scaling)

@@ -34,9 +34,9 @@ def config(d: int, itemsize: int, hip: bool = False) -> Config:
     width = max(32, 1 << (d - 1).bit_length())  # the power of two that holds a row
     return Config(
         **vars(shared),
-        # A row a thread.
+        # A row per thread.
         lanes=256,
-        # 2880 tokens on 132 multiprocessors are 22 rows a program, and 4096 channels of 8 rows in
+        # 2880 tokens on 132 multiprocessors are 22 rows per program, and 4096 channels of 8 rows in
         # half precision 64 KiB on their way in two steps. Sums are 16 float64 a thread of 256.
         own_rows=8,
         wide=min(512, width),

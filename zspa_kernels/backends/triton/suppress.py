@@ -9,11 +9,11 @@ Algorithm   : a scan of the order in blocks. Per block:
 Inputs      : visual [B, N, D], float32/float16/bfloat16, any row strides; scores [B, N], any
               floating dtype; mask bool [B, N]
 Outputs     : int64 indices in the order of taking, [B, k]; slots that get no token stay -1
-Work        : at most N k dots, 128 rows a pass; N^2 comparisons of scores; 2 launches, a copy and 2
-              fills, 0 syncs; scratch of 16 bytes a token, 8 bytes a slot, 64 KiB a group and 16 KiB
-              a program (no N x N matrix)
-Mapping     : as diversity: one cooperative launch of groups of programs, a group a segment. Tiles
-              of the block by tokens taken are shared by a group, one program takes
+Work        : at most N k dots, 128 rows per pass; N^2 comparisons of scores; 2 launches, a copy and
+              2 fills, 0 syncs; scratch of 16 bytes per token, 8 per slot, 64 KiB per group and 16
+              KiB per program (no N x N matrix)
+Mapping     : as diversity: one cooperative launch of groups of programs, one group per segment.
+              The tiles of block by tokens taken are shared by a group; one program takes tokens
 Numerics    : float32; within its error of the threshold float64 decides, on a grid of 2^-40
 Deterministic: yes: picks are those of the formula in float64
 Limits      : N < 2^31 - 2^20 (block numbers are int32); N * D may exceed 2^31 (int64 addresses)

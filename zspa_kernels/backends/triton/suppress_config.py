@@ -33,11 +33,11 @@ def config(d: int, itemsize: int, hip: bool = False) -> Config:
     shared = diversity_config.config(d, itemsize, hip)
     return Config(
         **vars(shared),
-        # 16 x 128 comparisons of 64 bits are 16 registers a thread of 256.
+        # 16 x 128 comparisons of 64 bits are 16 registers per thread of 256.
         rank_rows=16,
         rank_cols=128,
         # Few pairs are open, so it is latency that counts: each step waits for memory. Three sums
-        # of 4 x 1024 float64 are 96 registers a thread of 256.
+        # of 4 x 1024 float64 are 96 registers per thread of 256.
         pairs=4,
         wide=min(1024, max(32, 1 << (d - 1).bit_length())),
     )

@@ -163,7 +163,7 @@ def take(
     order, indices, hits, above, control, pos, count, done, slots, length, fill,
     BLOCK: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """Takes tokens of the block, one after the other. One program a group.
+    """Takes tokens of the block, one after the other. By one program of each group.
 
     Behind the last block those that were left out follow, if they are to `fill` slots.
     """

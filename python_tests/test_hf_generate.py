@@ -247,6 +247,72 @@ def test_threads_do_not_meet(name: str) -> None:
     assert handle.calls == 2 * 2 * len(prompts)
 
 
+@pytest.mark.parametrize("method", ["visionzip", "zooprune"])
+def test_threads_do_not_note_the_pictures_of_others(method: str) -> None:
+    """Hooks on the tower and the projector are called in every thread that encodes meanwhile."""
+    tiny = vlms.get("llava")
+    chosen = zk.methods.get(method, keep=0.3)
+    prompts = []
+    for name in ("chelsea", "rocket"):
+        picture = vlms.photograph(name, (170, 112))
+        prompts.append(
+            tiny.processor(images=[picture], text=tiny.prompt("who"), return_tensors="pt")
+        )
+    expected = []
+    for inputs in prompts:
+        with hf.prune(tiny.model, chosen) as handle:
+            expected.append(rows(generate(tiny.model, inputs)))
+    # Both have registered their hooks before one encodes, and both have encoded before one leaves.
+    meet = threading.Barrier(2, timeout=60)
+
+    def wait(*_: Any) -> None:
+        if started:
+            meet.wait()
+
+    started: list[bool] = []
+    inner = tiny.model.model
+    hooks = [
+        inner.vision_tower.register_forward_pre_hook(wait),
+        inner.multi_modal_projector.register_forward_hook(wait),
+    ]
+    got: dict[int, Any] = {}
+
+    def run(number: int) -> None:
+        got[number] = rows(generate(tiny.model, prompts[number]))
+
+    try:
+        with hf.prune(tiny.model, chosen) as handle:
+            started.append(True)
+            threads = [threading.Thread(target=run, args=(number,)) for number in range(2)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert handle.calls == 2
+    for number, logits in enumerate(expected):
+        torch.testing.assert_close(got[number], logits, **CLOSE)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_padding_without_a_mask_is_what_generate_takes_it_for(name: str) -> None:
+    tiny = vlms.get(name)
+    inputs = dict(tiny.inputs("ragged"))
+    with METHOD(tiny.model) as handle:
+        expected = rows(generate(tiny.model, inputs))
+        tokens = inputs.pop("attention_mask").sum(1).tolist()
+        assert torch.equal(rows(generate(tiny.model, inputs)), expected)
+        assert handle.report is not None
+        assert handle.report.prompt_before == tokens
+        # The end of a sequence may stand in a prompt.
+        width = inputs["input_ids"].shape[1]
+        for ends in (0, [5, 0]):
+            generate(tiny.model, inputs, eos_token_id=ends)
+            assert handle.report.prompt_before == [width, width]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_bfloat16_and_eager_attention_with_outputs(name: str) -> None:
     tiny = vlms.build(name)

@@ -128,7 +128,15 @@ def test_a_template_is_asked_for_texts_or_parts() -> None:
     ):
         assert expected.question(row) == left
     assert Template(before=[97], between=[], behind=[101]).question([97, 5]) == [5]
-    processor.apply_chat_template = lambda messages, **options: "the last turn only"
+    one, two, three = "zspaquestionone", "zspaanswer", "zspaquestiontwo"
+    for rendered in ("the last turn only", f"a {three} c {two} d {one} e", f"{one} {two} {one}"):
+        processor.apply_chat_template = lambda messages, text=rendered, **options: text
+        assert Template.of(processor) is None
+
+    def refused(*args: Any, **options: bool) -> str:
+        raise ValueError("a conversation must begin with a system prompt")
+
+    processor.apply_chat_template = refused
     assert Template.of(processor) is None
     silent = Words()
     silent.chat_template = None

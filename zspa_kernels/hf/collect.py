@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,9 +48,11 @@ class Collected:
     def watching(self, target: Target) -> Iterator[None]:
         """Notes what is wanted of the pictures that the model encodes meanwhile."""
         handles = []
+        thread = threading.get_ident()
 
         def note(name: str, module: nn.Module, args: Any, output: Any = None) -> None:
-            self.noted[name] = (args[0] if output is None else output).detach()
+            if threading.get_ident() == thread:  # hooks are called for the pictures of all threads
+                self.noted[name] = (args[0] if output is None else output).detach()
 
         if self.layer is not None:
             for name in ("q_proj", "k_proj"):

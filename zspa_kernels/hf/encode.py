@@ -10,6 +10,7 @@ of the prompts.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -106,9 +107,13 @@ def _encode(
     names = target.encoder_arguments(modality)
     arguments = {name: inputs[name] for name in names if inputs.get(name) is not None}
     seen: list[Tensor] = []
-    hook = None
-    if need_features:
-        hook = target.projector().register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    thread = threading.get_ident()
+
+    def see(_: Any, args: tuple[Any, ...]) -> None:
+        if threading.get_ident() == thread:  # hooks are called for the pictures of all threads
+            seen.append(args[0])
+
+    hook = target.projector().register_forward_pre_hook(see) if need_features else None
     try:
         raw = getattr(type(target.inner), modality.encoder)(target.inner, **arguments)
     finally:

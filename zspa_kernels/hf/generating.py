@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .architectures import Target
 from .errors import ChunkedPrefillError, UnsupportedInputError
+from .inputs import input_ids
 
 
 def effective(target: Target, call: Mapping[str, Any], name: str) -> Any:
@@ -46,6 +47,15 @@ def refuse(target: Target, call: Mapping[str, Any]) -> None:
             f"prune: prefill_chunk_size must be None with this transformers, got {chunk}: it "
             f"mixes up pictures in chunked prefill; 5.23 and newer do not"
         )
+
+
+def mask(target: Target, call: Mapping[str, Any]) -> Tensor | None:
+    """The attention mask of `call`; without one all but padding, where `generate` knows that."""
+    given: Tensor | None = call.get("attention_mask")
+    pad, ends = (effective(target, call, name) for name in ("pad_token_id", "eos_token_id"))
+    if given is not None or pad is None or pad in ([ends] if isinstance(ends, int) else ends or ()):
+        return given
+    return input_ids(call).ne(pad).long()
 
 
 def lengths(target: Target, call: Mapping[str, Any], dropped: int) -> dict[str, Any]:

@@ -201,6 +201,7 @@ class PruneHandle:
             return generate(**call)
         generating.refuse(self._target, call)
         takes = self._target.takes_features
+        call["attention_mask"] = generating.mask(self._target, call)
         with torch.no_grad():
             pruned = self._prune(call, "inputs" if takes else "hooks")
         full = input_ids(call)

@@ -118,7 +118,8 @@ def prune_inputs(
 
     Args:
         model: one of the supported architectures, or a PEFT model of one.
-        inputs: what the model's processor returned, on the model's device.
+        inputs: what the model's processor returned, on the model's device. Without an
+            `attention_mask` every column counts as a token.
         method: chooses tokens: `ZSPAPrune(keep=0.1)`, or any object with `select_varlen`
             or `select`; see `MethodBase`.
         scope: what shares a budget: every `"image"` or video, every `"tile"` of an image or time

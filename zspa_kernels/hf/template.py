@@ -26,7 +26,7 @@ class Template:
 
     @classmethod
     def of(cls, processor: Any) -> Template | None:
-        """The template of a processor or tokenizer; None if it has none."""
+        """The template of a processor or tokenizer; None if it has none that shows its borders."""
         tokenizer = getattr(processor, "tokenizer", processor)
         own = getattr(processor, "chat_template", None) is not None and tokenizer is not processor
         source = processor if own else tokenizer
@@ -38,9 +38,15 @@ class Template:
             {"role": role, "content": [{"type": "text", "text": word}] if own else word}
             for role, word in (("user", first), ("assistant", answer), ("user", second))
         ]
-        rendered = source.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        if any(rendered.count(word) != 1 for word in _WORDS):
-            return None  # a template that repeats or drops turns says nothing about their borders
+        try:
+            rendered = source.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+        except Exception:  # a program of its author, which may refuse any messages but its own
+            return None
+        places = [rendered.find(word) for word in _WORDS]
+        if places != sorted(places) or any(rendered.count(word) != 1 for word in _WORDS):
+            return None  # one that repeats, drops or moves turns says nothing about their borders
         before, rest = rendered.split(first)
         _, rest = rest.split(answer)
         between, behind = rest.split(second)

@@ -313,6 +313,22 @@ def test_padding_without_a_mask_is_what_generate_takes_it_for(name: str) -> None
             assert handle.report.prompt_before == [width, width]
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"), [("llava", "ragged"), ("llava_next", "ragged"), ("qwen3_vl", "video")]
+)
+def test_the_default_device_may_be_another(name: str, kind: str) -> None:
+    """As after `torch.set_default_device`: what is worked out on the host is made there."""
+    tiny = vlms.get(name)
+    inputs = tiny.inputs(kind)
+    if kind == "video" and vlms.VERSION < (5, 0):
+        pytest.skip("transformers >= 5.17: 4.57 copies from the default device, unpruned as well")
+    with METHOD(tiny.model):
+        expected = rows(generate(tiny.model, inputs))
+        with torch.device("meta"):
+            got = rows(generate(tiny.model, inputs))
+    assert torch.equal(got, expected)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_bfloat16_and_eager_attention_with_outputs(name: str) -> None:
     tiny = vlms.build(name)

@@ -74,7 +74,7 @@ def encode(target: Target, inputs: Mapping[str, Any], need_features: bool) -> En
         tokens.append(made[0])
         deep.append(made[1:])
     if len(parts) == 1:
-        label = torch.zeros(len(tokens[0]), dtype=torch.long)
+        label = torch.zeros(len(tokens[0]), dtype=torch.long, device="cpu")
     else:
         ids = inputs["input_ids"].cpu()
         kind = torch.full_like(ids, -1)

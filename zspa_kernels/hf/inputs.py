@@ -351,8 +351,8 @@ def pack(keep: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     counts = keep.sum(1)
     length = int(counts.max())
     right = not bool(valid[:, -1].all())
-    index = torch.zeros((len(keep), length), dtype=torch.long)
-    mask = torch.zeros((len(keep), length), dtype=torch.bool)
+    index = keep.new_zeros((len(keep), length), dtype=torch.long)
+    mask = keep.new_zeros((len(keep), length))
     for b, columns in enumerate(keep):
         chosen = columns.nonzero().flatten()
         padding = (~valid[b]).nonzero().flatten()

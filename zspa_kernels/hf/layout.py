@@ -64,7 +64,7 @@ class Layout:
             mine = self.image == number
             row, columns = int(self.sample[mine][0]), self.column[mine]
             first, last = int(columns[0]), int(columns[-1])
-            between = torch.ones(last - first + 1, dtype=torch.bool)
+            between = found.new_ones(last - first + 1)
             between[columns - first] = False
             found[row, first : last + 1] = between
             gap = (between.nonzero().flatten() + first).tolist()
@@ -89,11 +89,12 @@ def layout(
         ids: `[B, L]` on the host.
         sizes: tokens of each entry of the encoder of images, and of that of videos.
     """
-    parts = [
-        _layout(target, inputs, ids == one.token, one, sizes[one.name])
-        for one in target.modalities
-        if one.name in sizes
-    ]
+    with torch.device("cpu"):  # the caller's default may be another
+        parts = [
+            _layout(target, inputs, ids == one.token, one, sizes[one.name])
+            for one in target.modalities
+            if one.name in sizes
+        ]
     if len(parts) == 1:
         return parts[0]
     sample, column, image, cell, video = (

@@ -234,6 +234,24 @@ def test_going_on_from_a_pruned_cache(tiny: vlms.Tiny) -> None:
     torch.testing.assert_close(step.logits[:, -1], more[:, -1], rtol=1e-4, atol=1e-4)
 
 
+def test_going_on_by_hand(tiny: vlms.Tiny) -> None:
+    """The cache may be given by position; one of some of the prompts is refused."""
+    inputs, inner, name = tiny.inputs("ragged"), tiny.model.model, cache_name(tiny.model)
+    new = torch.tensor([[5, 6]] * 2)
+    given = {"input_ids": new, "attention_mask": torch.ones(2, inputs["input_ids"].shape[1] + 2)}
+    given["attention_mask"][:, :-2] = inputs["attention_mask"]
+    with METHOD(tiny.model), torch.no_grad():
+        first = cache_of(tiny.model(**inputs, use_cache=True))
+        caches = {name: copy.deepcopy(first)}
+        expected = inner(**given, **caches)[0]
+        caches = {name: copy.deepcopy(first)}
+        names = list(inspect.signature(type(inner).forward).parameters)[1:]
+        args = [{**given, **caches}.get(one) for one in names[: names.index(name) + 1]]
+        assert torch.equal(inner(*args)[0], expected)
+        with pytest.raises(hf.UnsupportedInputError, match="cache of 2 pruned prompts, got"):
+            tiny.model(input_ids=new[:1], **{name: first})
+
+
 @pytest.mark.parametrize(
     ("given", "error", "advice"),
     [

@@ -44,6 +44,12 @@ class Continuation:
         if tokens is None:
             tokens = arguments["inputs_embeds"]
         batch, new = tokens.shape[:2]
+        if batch % len(self.mask):
+            raise UnsupportedInputError(
+                f"prune: input_ids must be [B * n, tokens] when going on from the cache of "
+                f"{len(self.mask)} pruned prompts, got {list(tokens.shape[:2])}; a cache of some "
+                f"of them does not say which they are"
+            )
         past = int(cache.get_seq_length())
         done = past - self.mask.shape[1]
         mask, first, shift = (

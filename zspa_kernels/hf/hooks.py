@@ -105,6 +105,8 @@ class Hooks:
             names = inspect.signature(type(module).forward).bind_partial(module, *args).arguments
             arguments = {**names, **kwargs}
             arguments.pop("self", None)
+            cache = continuation.cache_in(arguments)
+            note = continuation.of(cache)
         if _shows(arguments):
             return (), self._uncompiled(arguments)
         if note is not None:

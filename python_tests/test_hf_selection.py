@@ -302,6 +302,17 @@ def test_newlines_of_llava_next() -> None:
         kept_all.remove()
     ((visual, _),) = recorder.calls
     assert torch.equal((visual[0] == tokens).all(-1), newline)
+    # Beside newlines every tile is given its own tokens, and keeps its own first two.
+    by_tile = Recorder()
+    image = kept(tiny, by_tile, "single", keep_newline=True, scope="tile").images[0]
+    ((tiles, _),) = by_tile.calls
+    left = newline.clone()
+    for number, tile in enumerate(tiles):
+        own = (image.cell[:, 0] == number).nonzero().flatten()
+        assert torch.equal(tile, visual[0][own])
+        left[own[:2]] = True
+    assert len(tiles) > 2
+    assert torch.equal(image.indices, left.nonzero().flatten())
 
 
 def test_cells_are_places_in_the_picture() -> None:
@@ -407,7 +418,7 @@ def test_what_a_method_of_ones_own_returns_is_checked(
 
     refused = pytest.raises(zk.hf.UnsupportedMethodError, match=f"^prune: .*{text}")
     with refused, zk.hf.prune(tiny.model, Fixed()):
-        generate(tiny.model, tiny.inputs(), max_new_tokens=1)
+        generate(tiny.model, tiny.inputs("ragged"), max_new_tokens=1)
 
 
 def test_one_selection_for_each_image(tiny: vlms.Tiny) -> None:
@@ -419,6 +430,17 @@ def test_one_selection_for_each_image(tiny: vlms.Tiny) -> None:
     refused = pytest.raises(zk.hf.UnsupportedMethodError, match=wanted)
     with refused, zk.hf.prune(tiny.model, Few()):
         generate(tiny.model, tiny.inputs(), max_new_tokens=1)
+
+
+@pytest.mark.parametrize("other", [7, 63])
+def test_padding_of_a_selection_is_no_token(tiny: vlms.Tiny, other: int) -> None:
+    class Padded:
+        def select(self, visual: Tensor, prompt: Tensor) -> Any:
+            return zk.Selection(torch.tensor([3, other, -1]), torch.tensor([True, False, True]))
+
+    for image in kept(tiny, Padded()).images:
+        assert image.indices.tolist() == [3, other]
+        assert image.core_mask.tolist() == [True, False]
 
 
 # ---- a model that understands colours ------------------------------------------------------------

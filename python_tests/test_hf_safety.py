@@ -248,6 +248,15 @@ def test_going_on_by_hand(tiny: vlms.Tiny) -> None:
         names = list(inspect.signature(type(inner).forward).parameters)[1:]
         args = [{**given, **caches}.get(one) for one in names[: names.index(name) + 1]]
         assert torch.equal(inner(*args)[0], expected)
+        words = {"inputs_embeds": tiny.model.get_input_embeddings()(new)}
+        caches = {name: copy.deepcopy(first)}
+        embedded = inner(**words, attention_mask=given["attention_mask"], **caches)[0]
+        torch.testing.assert_close(embedded, expected, rtol=1e-4, atol=1e-4)
+        caches = {name: copy.deepcopy(first)}
+        caches[name].batch_repeat_interleave(2)
+        twice = inner(**{k: v.repeat_interleave(2, 0) for k, v in given.items()}, **caches)[0]
+        wanted = expected.repeat_interleave(2, 0)
+        torch.testing.assert_close(twice, wanted, rtol=1e-4, atol=1e-4)
         with pytest.raises(hf.UnsupportedInputError, match="cache of 2 pruned prompts, got"):
             tiny.model(input_ids=new[:1], **{name: first})
 

@@ -34,8 +34,13 @@ ELSEWHERE = {
     *("more_than_two_to_the_31_elements", "law_ambient_state", "errors", "law_repetition"),
     *(name for name in CHECKS if name.endswith("real_sizes")),
 }
-MULTIPLY = ("relevance_topk", "diversity", "select", "dpp", "min_sum", "facility_location")
-FIRST = ",".join(f"first_{op}" for op in (*MULTIPLY, "suppress"))
+FIRST = ",".join(
+    f"first_{op}"
+    for op in (
+        *("relevance_topk", "diversity", "select", "dpp", "min_sum", "facility_location"),
+        "suppress",
+    )
+)
 
 
 def machine(module: str, *arguments: str) -> list[Any]:
@@ -151,3 +156,49 @@ def test_a_copy_that_says_no_count_is_whole() -> None:
     run = Kernel(ptx, 512).run(1, [given, got], together=False, seed=0, limit=1000)
     assert (run.fault, run.races) == ("", set())
     assert torch.equal(got, given)
+
+
+@pytest.mark.parametrize("threads", [128, 256])
+def test_warps_that_share_lanes_of_tensor_memory_race(threads: int, tmp_path: Path) -> None:
+    """Warps 0 and 4 have the same lanes of tensor memory; nothing orders their stores."""
+    code = tmp_path / "kernel.py"
+    code.write_text("def writes():\n    pass\n")
+    held = ", ".join(["%r1"] * 8)
+    got = ", ".join(f"%r{n}" for n in range(10, 18))
+    ptx = f"""
+.visible .entry kernel(
+)
+.reqntid {threads}
+{{
+	ld.param.b64 	%rd1, [kernel_param_0];
+	.loc	1 2 0
+	mov.u32 	%r1, %tid.x;
+	setp.lt.u32 	%p1, %r1, 32;
+	mov.b32 	%r2, global_smem;
+	@%p1 tcgen05.alloc.cta_group::1.sync.aligned.shared::cta.b32 [%r2], 32;
+	bar.sync 	0;
+	ld.shared.b32 	%r3, [global_smem];
+	shl.b32 	%r4, %r1, 16;
+	and.b32 	%r5, %r4, 6291456;
+	add.s32 	%r6, %r3, %r5;
+	tcgen05.st.sync.aligned.32x32b.x8.b32 [%r6 + 0], {{ {held} }};
+	tcgen05.wait::st.sync.aligned;
+	tcgen05.ld.sync.aligned.32x32b.x8.b32 {{ {got} }}, [%r6 + 0];
+	tcgen05.wait::ld.sync.aligned;
+	mul.wide.u32 	%rd2, %r1, 4;
+	add.s64 	%rd3, %rd1, %rd2;
+	st.global.b32 [ %rd3 + 0 ], {{ %r17 }};
+	bar.sync 	0;
+	@%p1 tcgen05.dealloc.cta_group::1.sync.aligned.b32 %r3, 32;
+	ret;
+}}
+	.file	1 "{code}"
+"""
+    out = torch.zeros(threads, dtype=torch.int32)
+    run = Kernel(ptx, 64).run(1, [out], together=False, seed=0, limit=10_000)
+    assert run.fault == ""
+    if threads == 128:
+        assert run.races == set()
+        assert torch.equal(out, torch.arange(128, dtype=torch.int32))
+    else:
+        assert "tensor: writes writes, writes writes" in run.races

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 import zspa_kernels as zk
 from python_tests import vlms
@@ -236,10 +237,19 @@ def test_a_batch_that_pruning_makes_ragged(tiny: vlms.Tiny) -> None:
             torch.testing.assert_close(alone[0], together[b], **CLOSE)
 
 
-def test_a_window_shorter_than_the_prompt() -> None:
+def bytes_of(output: Any) -> int:
+    """Keys and values of all layers."""
+    held = [x for layer in cache_of(output).layers for x in (layer.keys, layer.values)]
+    return sum(x.nbytes for x in held)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "llava"])
+def test_a_window_shorter_than_the_prompt(name: str) -> None:
     """P19: sliding layers hold fewer slots than the pruned prompt; batches stay their prompts."""
-    tiny = vlms.get("gemma3")
+    tiny = vlms.get(name)
     config = copy.deepcopy(tiny.model.config)
+    if name == "llava":  # Mistral's layers are of no kinds: all of them slide
+        config.text_config = vlms.text(transformers.MistralConfig, sliding_window=8)
     config.text_config.sliding_window = 8
     torch.manual_seed(0)
     model = type(tiny.model)(config).eval()
@@ -250,8 +260,14 @@ def test_a_window_shorter_than_the_prompt() -> None:
         for b in range(2):
             alone = rows(generate(model, tiny.alone(b)))
             torch.testing.assert_close(alone[0], rows(output)[b], **CLOSE)
+        with torch.no_grad():
+            after = model(**inputs, use_cache=True)
+    with torch.no_grad():
+        before = model(**inputs, use_cache=True)
     assert handle.report is not None
     assert max(handle.report.prompt_after) > 8
+    assert handle.report.kv_bytes_after == bytes_of(after)
+    assert handle.report.kv_bytes_before == bytes_of(before)
     expected = rows(generate(model, inputs))
     everything = zk.ZSPAPrune(keep=1.0)(model).install()
     assert torch.equal(rows(generate(model, inputs)), expected)

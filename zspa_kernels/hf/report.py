@@ -131,8 +131,12 @@ def kv_bytes(target: Target, batch: int, length: int) -> int:
     config = target.model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
-    window = getattr(config, "sliding_window", None) or length
-    slots = sum(min(length, window) if kind.startswith("sliding") else length for kind in kinds)
+    window = getattr(config, "sliding_window", None)
+    # Without layer_types (Mistral) the window is that of all layers, as for transformers' caches.
+    one = "full_attention" if window is None else "sliding_attention"
+    kinds = getattr(config, "layer_types", None) or [one] * config.num_hidden_layers
+    # The token that is read next has the last slot of a window.
+    short = length if window is None else min(length, window - 1)
+    slots = sum(short if kind.startswith("sliding") else length for kind in kinds)
     size: int = 2 * batch * slots * heads * width * torch.finfo(target.model.dtype).bits // 8
     return size

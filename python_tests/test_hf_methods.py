@@ -15,6 +15,7 @@ from torch import Tensor
 import zspa_kernels as zk
 from python_tests import vlms
 from python_tests.hf_oracle import NEW, generate, rows
+from zspa_kernels import hf
 from zspa_kernels.hf.architectures import Target
 from zspa_kernels.hf.collect import wanted
 from zspa_kernels.hf.encode import Encoded, encode
@@ -224,6 +225,28 @@ def test_an_error_in_the_encoder_leaves_no_hook() -> None:
         generate(tiny.model, tiny.inputs())
     failing.remove()
     assert [len(part._forward_hooks) for part in tower.modules()] == before
+
+
+@pytest.mark.parametrize(
+    ("method", "part"),
+    [
+        ("visionzip", "layers.1.self_attn.q_proj"),
+        ("zooprune", "multi_modal_projector"),
+    ],
+)
+def test_hooks_that_are_not_called(method: str, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are registered after torch.compile compiled what is around them."""
+    tiny = vlms.get("llava")
+    parts = tiny.model.model.named_modules()
+    module = next(one for name, one in parts if name.endswith(part))
+    kind = type(module)
+    bare = type(kind.__name__, (kind,), {"__call__": kind.forward})
+    monkeypatch.setattr(module, "__class__", bare)
+    with (
+        pytest.raises(hf.UnsupportedMethodError, match="must call the hooks of its modules"),
+        zk.methods.get(method, keep=0.2)(tiny.model),
+    ):
+        generate(tiny.model, tiny.inputs())
 
 
 def test_zooprune_without_a_projector_is_given_the_models() -> None:

@@ -19,11 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from .architectures import Target
-from .errors import UnsupportedMethodError
+from .errors import UnsupportedMethodError, unwatched
 from .layout import along_tokens
 
 #: Whether a vision tower, by its `model_type`, has a [CLS] token, which becomes no visual token.
 _TOWERS = {"clip_vision_model": True, "siglip_vision_model": False}
+_PROJECTIONS = ("q_proj", "k_proj")
 _OF_A_LAYER = ("attention", "cls attention", "keys")
 KINDS = (*_OF_A_LAYER, "features")
 
@@ -55,7 +56,7 @@ class Collected:
                 self.noted[name] = (args[0] if output is None else output).detach()
 
         if self.layer is not None:
-            for name in ("q_proj", "k_proj"):
+            for name in _PROJECTIONS:
                 part = self.layer.get_submodule(name)
                 handles.append(part.register_forward_hook(functools.partial(note, name)))
         if "features" in self.kinds.values():
@@ -69,6 +70,8 @@ class Collected:
 
     def tensors(self, target: Target, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
         """Every argument, one row a visual token `[T, ...]`; NaN where a token is a newline."""
+        if self.layer is not None and not {*_PROJECTIONS} <= set(self.noted):
+            raise unwatched("the vision tower")
         made: dict[str, Tensor] = {}
         for kind in set(self.kinds.values()):
             value = self._of(kind)
@@ -80,7 +83,7 @@ class Collected:
         if kind == "features":
             return self.noted["features"]
         layer: Any = self.layer
-        queries, keys = (self.noted[name] for name in ("q_proj", "k_proj"))
+        queries, keys = (self.noted[name] for name in _PROJECTIONS)
         heads = (*keys.shape[:2], layer.num_heads, -1)  # [images, patches, heads, channels]
         if kind == "keys":
             return keys.view(heads).float().mean(2)[:, int(self.cls) :]

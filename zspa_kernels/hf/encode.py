@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .architectures import Modality, Target
-from .errors import PlaceholderMismatchError
+from .errors import PlaceholderMismatchError, unwatched
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +119,8 @@ def _encode(
     finally:
         if hook is not None:
             hook.remove()
+    if need_features and not seen:
+        raise unwatched(target.arch.projector)
     pooled, deep = _parts(raw)
     if isinstance(pooled, Tensor):
         pooled = list(pooled) if pooled.ndim == 3 else [pooled]

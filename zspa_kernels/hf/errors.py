@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class PruningError(Exception):
     """Base of the errors of this package."""
@@ -48,6 +50,11 @@ class PlaceholderMismatchError(PruningError, ValueError):
         )
         self.placeholders = placeholders
         self.features = features
+        self._kind = kind
+
+    def __reduce__(self) -> Any:
+        # By default an error is made anew from its message, on its way out of another process.
+        return type(self), (self.placeholders, self.features, self._kind)
 
 
 class AlreadyPrunedError(PruningError, RuntimeError):
@@ -56,3 +63,11 @@ class AlreadyPrunedError(PruningError, RuntimeError):
 
 class NothingPrunedWarning(UserWarning):
     """Pruning was asked for and no visual token was dropped."""
+
+
+def unwatched(part: str) -> UnsupportedMethodError:
+    """The error for a part of the model that ran without its hooks, which were to collect."""
+    return UnsupportedMethodError(
+        f"prune: {part} must call the hooks of its modules, got one that does not, as if compiled "
+        f"before by torch.compile; leave it uncompiled for methods that collect something there"
+    )

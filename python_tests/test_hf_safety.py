@@ -106,6 +106,28 @@ def test_a_generate_of_ones_own_comes_back(tiny: vlms.Tiny) -> None:
         del tiny.model.generate
 
 
+def test_a_generate_of_ones_own_passes_on_what_it_is_given() -> None:
+    """Its arguments have no names of their own: a prompt given by position is pruned as well."""
+    model = vlms.get("llava").model
+    own = model.generate
+    given = dict(vlms.get("llava").inputs(), max_new_tokens=2, do_sample=False)
+    with METHOD(model):
+        expected = model.generate(**given)
+    ids = given.pop("input_ids")
+
+    def passing(*everything: Any, **options: Any) -> Any:
+        return own(*everything, **options)
+
+    try:
+        model.generate = passing
+        with METHOD(model) as handle:
+            assert torch.equal(model.generate(ids, **given), expected)
+            assert torch.equal(model.generate(input_ids=ids, **given), expected)
+        assert handle.calls == 2
+    finally:
+        del model.generate
+
+
 def test_two_models_at_once() -> None:
     one, two = vlms.get("llava"), vlms.get("qwen2_5_vl")
     expected = []
@@ -344,6 +366,8 @@ def test_bad_inputs() -> None:
         hf.prune_inputs(tiny.model, fewer, METHOD)
     assert e.value.features == 64
     assert e.value.placeholders < 64
+    again = pickle.loads(pickle.dumps(e.value))  # as a pool of processes hands it over
+    assert (str(again), vars(again)) == (str(e.value), vars(e.value))
     for wrong, error, text in (
         ({"input_ids": None}, TypeError, r"input_ids must be an int tensor \[B, L\], got NoneType"),
         (
@@ -353,6 +377,8 @@ def test_bad_inputs() -> None:
         ),
         ({"input_ids": ids.float()}, TypeError, r"input_ids must be an int tensor \[B, L\], got "),
         ({"attention_mask": ids[:, 1:]}, ValueError, "attention_mask must be"),
+        ({"attention_mask": ids[None]}, ValueError, r"attention_mask must be .* got \[1, 1, \d+\]"),
+        ({"attention_mask": {}}, ValueError, "attention_mask must be .* got dict"),
         ({"mm_encoder_outputs": {}}, hf.UnsupportedInputError, "that come as pixel_values beside"),
         ({"labels": ids}, hf.LabelsError, "labels must be None, got a tensor as long as the unpr"),
     ):

@@ -152,9 +152,7 @@ class PruneHandle:
 
         @functools.wraps(generate)
         def pruned_generate(*args: Any, **kwargs: Any) -> Any:
-            bound = inspect.signature(generate).bind(*args, **kwargs).arguments
-            named = bound.pop("kwargs", {})
-            return self._call(generate, {**bound, **named})
+            return self._call(generate, _named(model, generate, args, kwargs))
 
         vars(model).update({_HANDLE: self, "generate": pruned_generate})
         self._hooks.install()
@@ -218,6 +216,21 @@ class PruneHandle:
             with self._hooks.expecting(pruned):
                 output = generate(**{**rest, **pruned.inputs, **encoder, **changed})
         return _restored(output, full, pruned, self._hooks.continuation(pruned, full.shape[1]))
+
+
+def _named(
+    model: Any, generate: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The arguments of a call of `generate` by their names."""
+    signature = inspect.signature(generate)
+    if any(one.kind is one.VAR_POSITIONAL for one in signature.parameters.values()):
+        # One of the user's own that passes on what it is given.
+        signature = inspect.signature(functools.partial(type(model).generate, model))
+    named = signature.bind(*args, **kwargs).arguments
+    for one in signature.parameters.values():
+        if one.kind is one.VAR_KEYWORD:
+            named.update(named.pop(one.name, {}))
+    return named
 
 
 def _restored(output: Any, full: Tensor, pruned: Pruned, note: continuation.Continuation) -> Any:

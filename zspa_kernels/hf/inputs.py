@@ -258,12 +258,12 @@ def prune_batch(
     ids = input_ids(inputs)
     given = inputs.get("attention_mask")
     mask = torch.ones_like(ids) if given is None else given
-    ids_host, valid = ids.cpu(), mask.cpu().bool()
-    if valid.shape != ids.shape:
+    if not isinstance(mask, Tensor) or mask.shape != ids.shape:
+        got = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
         raise ValueError(
-            f"prune: attention_mask must be {list(ids.shape)} like input_ids, "
-            f"got {list(valid.shape)}"
+            f"prune: attention_mask must be {list(ids.shape)} like input_ids, got {got}"
         )
+    ids_host, valid = ids.cpu(), mask.cpu().bool()
     visual = target.visual(ids_host)
     merge = options.merges(method)
     collected = collect.wanted(method, target, inputs)

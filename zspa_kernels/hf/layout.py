@@ -95,8 +95,6 @@ def layout(
             for one in target.modalities
             if one.name in sizes
         ]
-    if len(parts) == 1:
-        return parts[0]
     sample, column, image, cell, video = (
         torch.cat([getattr(part, name) for part in parts])
         for name in ("sample", "column", "image", "cell", "video")

@@ -88,7 +88,8 @@ def test_other_ways_of_generating(name: str, options: dict[str, Any]) -> None:
     if "prefill_chunk_size" in options and vlms.VERSION < (5, 23):
         pytest.skip("transformers >= 5.23: older ones are refused, see test_hf_safety.py")
     tiny = vlms.get(name)
-    inputs = tiny.inputs("single")
+    # A batch with padding, where that can be: old versions miscount it in a static cache.
+    inputs = tiny.inputs("single" if "prompt_lookup_num_tokens" in options else "ragged")
     if "prompt_lookup_num_tokens" in options:  # old versions look it up without asking if it is set
         options = {**options, "eos_token_id": vlms.VOCABULARY}
         if name == "gemma3":
@@ -99,7 +100,8 @@ def test_other_ways_of_generating(name: str, options: dict[str, Any]) -> None:
         got = generate(tiny.model, inputs, **options)
     assert handle.calls == 2
     length = inputs["input_ids"].shape[1]
-    repeated = inputs["input_ids"].expand(len(got.sequences), -1)
+    times = len(got.sequences) // len(inputs["input_ids"])
+    repeated = inputs["input_ids"].repeat_interleave(times, 0)
     assert torch.equal(got.sequences[:, :length], repeated)
     if "do_sample" in options and vlms.VERSION >= (5, 20):  # the other way in draws the same
         pruned = hf.prune_inputs(tiny.model, inputs, METHOD)
@@ -107,9 +109,12 @@ def test_other_ways_of_generating(name: str, options: dict[str, Any]) -> None:
         again = generate(tiny.model, pruned, **options)
         assert torch.equal(pruned.restore(again.sequences), got.sequences)
     if "do_sample" in options:
-        torch.testing.assert_close(got.logits[0], expected.logits[0].expand(3, -1), **CLOSE)
-    else:
-        assert torch.equal(got.sequences, expected.sequences)
+        first = expected.logits[0].repeat_interleave(3, 0)
+        torch.testing.assert_close(got.logits[0], first, **CLOSE)
+        return
+    assert torch.equal(got.sequences, expected.sequences)
+    if "cache_implementation" in options:
+        torch.testing.assert_close(rows(got), rows(expected), **CLOSE)
 
 
 class Streamer:

@@ -50,8 +50,11 @@ class Continuation:
                 f"{len(self.mask)} pruned prompts, got {list(tokens.shape[:2])}; a cache of some "
                 f"of them does not say which they are"
             )
-        past = int(cache.get_seq_length())
-        done = past - self.mask.shape[1]
+        slots = arguments.get("cache_position")
+        if slots is None or not self.own_positions:
+            slots = int(cache.get_seq_length()) + torch.arange(new, device=self.first.device)
+        # Else generate counted: a static cache of 4.57 misses padding whose keys are zeros.
+        steps = slots - self.mask.shape[1]
         mask, first, shift = (
             x.repeat_interleave(batch // len(x), 0) for x in (self.mask, self.first, self.shift)
         )
@@ -62,7 +65,8 @@ class Continuation:
                 (mask.to(given.dtype), given[:, self.length :]), dim=1
             )
         elif given is None and not bool(mask.all()):
-            result["attention_mask"] = torch.cat((mask, mask.new_ones(batch, done + new)), 1).long()
+            after = mask.new_ones(batch, int(steps[-1]) + 1)
+            result["attention_mask"] = torch.cat((mask, after), 1).long()
         elif given is not None and not self.own_positions:
             raise UnsupportedInputError(
                 "prune: attention_mask must be [B, tokens] when going on from a pruned prompt, got "
@@ -70,7 +74,6 @@ class Continuation:
             )
         positions = arguments.get("position_ids")
         if positions is None or self.own_positions:
-            steps = done + torch.arange(new, device=first.device)
             positions = first + steps
             if target.arch.mrope:
                 counted = mask.sum(1, keepdim=True) + steps
@@ -79,7 +82,7 @@ class Continuation:
             positions = positions - shift
         result["position_ids"] = positions
         if arguments.get("cache_position") is not None:
-            result["cache_position"] = past + torch.arange(new, device=first.device)
+            result["cache_position"] = slots
         return result
 
 

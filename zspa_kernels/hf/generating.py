@@ -31,11 +31,12 @@ def refuse(target: Target, call: Mapping[str, Any]) -> None:
             "prune: use_cache must be True, got False: without a cache transformers takes the "
             "positions of a pruned prompt for several packed sequences"
         )
-    if call.get("assistant_model") is not None:
-        raise UnsupportedInputError(
-            "prune: assistant_model must be None, got a model, which has not read the pruned "
-            "prompt; prompt_lookup_num_tokens works"
-        )
+    for name in ("assistant_model", "assistant_early_exit"):
+        if effective(target, call, name) is not None:
+            raise UnsupportedInputError(
+                f"prune: {name} must be None, got one: a model that drafts answers has not read "
+                f"the pruned prompt; prompt_lookup_num_tokens works"
+            )
     if effective(target, call, "cache_implementation") == "paged":
         raise UnsupportedInputError(
             "prune: cache_implementation must not be 'paged', with which transformers reads the "

@@ -448,7 +448,7 @@ def test_the_report(tiny: vlms.Tiny) -> None:
         assert image.after == zk.num_keep(image.before, 0.2)
         assert image.core == zk.split_core(image.after, 0.4)
         assert image.core + image.diverse == image.after == len(set(image.indices.tolist()))
-        assert image.cell.shape == (image.before, 3)
+        assert (image.cell.shape, image.cell.dtype) == ((image.before, 3), torch.int64)
     dropped = report.before - report.after
     assert sum(report.prompt_before) - sum(report.prompt_after) == dropped
     assert report.prompt_before == inputs["attention_mask"].sum(1).tolist()

@@ -16,7 +16,7 @@ from torch import Tensor
 import zspa_kernels as zk
 from python_tests import vlms
 from python_tests.colours import NAMES, colourful
-from python_tests.hf_oracle import generate
+from python_tests.hf_oracle import NEW, generate
 from zspa_kernels.hf.architectures import Target
 from zspa_kernels.hf.encode import encode
 from zspa_kernels.hf.layout import _squares
@@ -248,9 +248,10 @@ def test_budgets_of_videos(name: str) -> None:
     assert other.after == zk.num_keep(other.before, 0.3)
 
 
+@pytest.mark.parametrize(("kind", "counts"), [("video", [0, 2, 2]), ("ragged", [2, 0, 2])])
 @pytest.mark.parametrize("name", vlms.FILMS)
-def test_a_video_may_lose_all_its_budget_to_a_picture(name: str) -> None:
-    """Of a shared budget one kind may have nothing: its features are none, and no error."""
+def test_one_may_lose_all_of_a_shared_budget(name: str, kind: str, counts: list[int]) -> None:
+    """Its features are none, and no error; nor are there in beams, for which old versions count."""
     tiny = vlms.get(name)
 
     class Last(Recorder):
@@ -259,8 +260,13 @@ def test_a_video_may_lose_all_its_budget_to_a_picture(name: str) -> None:
             core = torch.zeros(self.keep, dtype=torch.bool)
             return [zk.Selection(one, core) for one in last]
 
-    report = kept(tiny, Last(), "video", scope="sample")
-    assert [one.after for one in report.images] == [0, 2, 2]
+    with zk.hf.prune(tiny.model, Last(), scope="sample") as handle:
+        both = generate(tiny.model, tiny.inputs(kind), num_beams=2, output_logits=False)
+        assert handle.report is not None
+        assert [one.after for one in handle.report.images] == counts
+        for b, sequence in enumerate(both.sequences):
+            alone = generate(tiny.model, tiny.alone(b, kind), num_beams=2, output_logits=False)
+            assert torch.equal(alone.sequences[0, -NEW:], sequence[-NEW:])
 
 
 @pytest.mark.parametrize("name", vlms.FILMS)

@@ -59,6 +59,22 @@ def mask(target: Target, call: Mapping[str, Any]) -> Tensor | None:
     return input_ids(call).ne(pad).long()
 
 
+def stand_ins(target: Target, call: Mapping[str, Any], ids: Tensor) -> dict[str, Any]:
+    """What `generate` is given for pictures that are encoded already; `ids` is the pruned prompt.
+
+    Nobody encodes it. But Qwen's `generate` splits it for beams, by the pictures that it finds in
+    the prompt, where one of which nothing is left is missing.
+    """
+    given = {k: call[k] for k in target.encoder_arguments() if k in call}
+    if target.arch.mrope:
+        behind = (ids == target.model.config.vision_start_token_id).roll(1, 1)
+        for one in target.given(call):
+            found = int((behind & (ids == one.token)).sum())
+            given[one.grid] = given[one.grid].new_zeros(found, 3)
+            given[one.pixels] = given[one.pixels][:0]
+    return given
+
+
 def lengths(target: Target, call: Mapping[str, Any], dropped: int) -> dict[str, Any]:
     """`max_length` and `min_length` count the prompt: shorter by what was dropped."""
     found: dict[str, Any] = {}

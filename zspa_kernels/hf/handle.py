@@ -212,9 +212,9 @@ class PruneHandle:
         if takes:
             output = generate(**{**rest, **features_form(pruned), **changed})
         else:
-            encoder = {k: call[k] for k in self._target.encoder_arguments() if k in call}
+            shown = generating.stand_ins(self._target, call, pruned.inputs["input_ids"])
             with self._hooks.expecting(pruned):
-                output = generate(**{**rest, **pruned.inputs, **encoder, **changed})
+                output = generate(**{**rest, **pruned.inputs, **shown, **changed})
         return _restored(output, full, pruned, self._hooks.continuation(pruned, full.shape[1]))
 
 

@@ -83,6 +83,17 @@ class Hooks:
         finally:
             self._expected.reset(token)
 
+    def _expecting(self, ids: Tensor | None) -> Pruned | None:
+        """The prompt that `generate` runs on, if `ids` are of it.
+
+        A caller's logits processor may ask the model about other pictures meanwhile.
+        """
+        pruned = self._expected.get()
+        if pruned is None or ids is None:
+            return None
+        own: Tensor = pruned.inputs["input_ids"]
+        return pruned if torch.equal(ids, own.repeat_interleave(len(ids) // len(own), 0)) else None
+
     def continuation(
         self, pruned: Pruned, length: int, own_positions: bool = False
     ) -> Continuation:
@@ -115,7 +126,7 @@ class Hooks:
 
     def _prefill(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """The arguments of a call with pictures, pruned."""
-        expected = self._expected.get()
+        expected = self._expecting(arguments.get("input_ids"))
         if expected is None:
             refuse(self._target, arguments)
         ids = input_ids(arguments)
@@ -176,10 +187,10 @@ class Hooks:
 
     def _get_rope_index(self, *args: Any, **kwargs: Any) -> Any:
         """`generate` asks for the positions of the pruned prompt, whose pictures have gaps."""
-        pruned = self._expected.get()
+        ids: Tensor = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+        pruned = self._expecting(ids)
         if pruned is None:
             return type(self._target.inner).get_rope_index(self._target.inner, *args, **kwargs)
-        ids: Tensor = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
         times = ids.shape[0] // len(pruned.mask)
         axes = pruned.positions[1:].repeat_interleave(times, 1)
         delta = pruned.next_positions - pruned.mask.shape[1]

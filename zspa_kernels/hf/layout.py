@@ -119,7 +119,7 @@ def _layout(
     entry = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes, dtype=torch.long))
     start = torch.ones_like(sample, dtype=torch.bool)
     start[1:] = (sample[1:] != sample[:-1]) | (column[1:] != column[:-1] + 1)
-    run = start.cumsum(0) - 1
+    run = start.cumsum(0)
     kinds = {"entry": entry, "run": run}
     image = kinds[target.arch.image]
     if bool(((image[1:] == image[:-1]) & (sample[1:] != sample[:-1])).any()):

@@ -76,6 +76,29 @@ def test_padding_changes_nothing(name: str) -> None:
         assert torch.equal(got.scores[place], right.scores)
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_a_token_that_one_input_leaves_out_is_not_there(name: str) -> None:
+    """Whichever input it is: the others do not see what the token has there."""
+    given = row(inputs(name, 1, N, D), 0)
+    mask = torch.arange(N) % 6 != 1
+    if "positions" in given:
+        given["positions"][~mask] *= 5  # so that the middle of the others is another one
+    without = {x: value[mask] if x in per_token(name) else value for x, value in given.items()}
+    method = zk.methods.get(name, keep=11)
+    right = method.select(**without)
+    # Top-k, ToMe and VisionZip look at scores or keys alone, ZOO-Prune at either of two inputs.
+    alone = {"tome": "keys", "visionzip": "attention", "scoredtopk": "scores"}
+    alone |= dict.fromkeys(zk.methods.PRESETS, "scores")
+    unread = {"zooprune": "features"}.get(name)
+    for x in [alone[name]] if name in alone else per_token(name):
+        if x != unread:
+            holes = ~mask.view(-1, *[1] * (given[x].ndim - 1))
+            got = method.select(**{**given, x: given[x].float().masked_fill(holes, torch.nan)})
+            assert torch.equal(got.indices, mask.nonzero()[:, 0][right.indices]), x
+            if got.scores is not None and right.scores is not None:
+                assert torch.equal(got.scores[mask], right.scores), x
+
+
 @pytest.mark.parametrize(
     ("name", "space"),
     [

@@ -144,7 +144,7 @@ def test_adaptprune(name: str) -> None:
     visual, mask = case(name)
     keys = tokens("clusters", N, 10, seed=4) if name in ("vlm", "masked_exact") else None
     attention = levels()
-    attention[4], attention[5], attention[6] = torch.nan, torch.inf, -0.5
+    attention[:4], attention[4], attention[5] = -0.5, torch.nan, torch.inf  # all of a row
     places = torch.cartesian_prod(torch.arange(5), torch.arange(6))
     if name == "vlm":  # of tokens that are not there, which are not in the middle of anything
         places = places.float()

@@ -13,6 +13,7 @@ from torch import Tensor
 from .. import _contract_primitives as _contract
 from .. import api
 from ..primitives import soft_suppress
+from ..primitives.similarity import valid_rows
 from ..types import Selection
 from ._compose import KEYS, check_options, per_token, selection, standing
 from ._registry import VISUAL, About, Input, register
@@ -128,8 +129,10 @@ class AdaptPrune(EachByItself):
         if keys is not None:
             space = self.about.require("keys", keys)
             _contract.features("AdaptPrune", "keys", space, visual)
-        valid = scores.isfinite() & standing(visual, visual_mask).isfinite()
+        valid = (scores >= 0) & scores.isfinite() & standing(visual, visual_mask).isfinite()
         valid = valid & places.isfinite().all(-1)
+        if keys is not None:
+            valid = valid_rows(space, valid)
         rated = scores.double() * self._around_the_middle(places.detach().double(), valid)
         picks = soft_suppress(
             space,

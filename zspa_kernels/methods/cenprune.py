@@ -16,7 +16,7 @@ from .._contract_values import option
 from ..primitives import centred, distinctiveness, min_max
 from ..primitives._image import SHORTEST, lengths
 from ..types import Selection
-from ._compose import check_options, kept_of_each, of_each, selection, selections
+from ._compose import check_options, kept_of_each, of_each, per_token, selection, selections
 from ._registry import VISUAL, About, Input, register
 from .base import MethodBase
 
@@ -97,10 +97,9 @@ class CenPrune(MethodBase):
         Returns:
             The selection, without core; its scores are the weights, NaN for invalid tokens.
         """
-        weights = self._weights(visual, importance, visual_mask)
+        middle, weights = self._weighed(visual, importance, visual_mask)
         k = api.num_keep(visual.shape[-2], self.keep, self.rounding)
         pick = api.diversity if self.process == "distance" else api.dpp
-        middle = centred(visual, visual_mask=visual_mask)
         picks = pick(middle, k, weights=weights)  # those of masked tokens are NaN
         return selection(picks, visual, self.sorted, scores=weights)
 
@@ -113,24 +112,27 @@ class CenPrune(MethodBase):
     ) -> list[Selection]:
         """One ragged call for all images; `importance` `[n]` of each. See `MethodBase`."""
         hosts = of_each(self.about, "importance", importance, visual)
-        weights = [self._weights(x, host, None) for x, host in zip(visual, hosts, strict=True)]
+        weighed = [self._weighed(x, host, None) for x, host in zip(visual, hosts, strict=True)]
+        weights = [own for _, own in weighed]
         kept = kept_of_each(self.about, visual, self.keep, self.rounding)
         pick: Any = api.diversity_varlen if self.process == "distance" else api.dpp_varlen
-        picks = pick([centred(x) for x in visual], kept, weights=weights)
+        picks = pick([middle for middle, _ in weighed], kept, weights=weights)
         return selections(picks, visual, self.sorted, weights)
 
-    def _weights(
+    def _weighed(
         self, visual: Tensor, importance: Tensor | None, visual_mask: Tensor | None
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
+        """The centred tokens and the weight of each, both NaN for invalid ones."""
         _contract.visual("CenPrune", visual, visual_mask)
+        if importance is not None:
+            importance = per_token(self.about, "importance", importance, visual)
+            known = importance.isfinite()
+            visual_mask = known if visual_mask is None else known & visual_mask
         rating = distinctiveness(visual, visual_mask=visual_mask)
         valid = rating.isfinite()
         directed = lengths(visual.detach()) >= SHORTEST
         weights = min_max(rating, valid & directed, _NOISE)
         if importance is not None:
-            importance = self.about.require("importance", importance)
-            _contract.per_token("CenPrune", "importance", importance, visual)
-            known = importance.isfinite()
-            weights = weights * min_max(importance.detach().float(), valid & directed & known)
-            valid = valid & known
-        return torch.where(directed, weights, 0.0).masked_fill(~valid, torch.nan)
+            weights = weights * min_max(importance, valid & directed)
+        weights = torch.where(directed, weights, 0.0).masked_fill(~valid, torch.nan)
+        return centred(visual, visual_mask=visual_mask), weights

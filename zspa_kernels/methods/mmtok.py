@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import _contract_primitives as _contract
 from .. import api
-from ..primitives.similarity import word_cosines
+from ..primitives.similarity import valid_rows, word_cosines
 from ..types import Selection
 from ._compose import (
     FEATURES,
@@ -151,6 +151,8 @@ class MMTok(MethodBase):
         if features is not None:
             space = self.about.require("features", features)
             _contract.features("MMTok", "features", space, visual)
+            # A token that cannot be chosen takes no share of a word either.
+            visual_mask = valid_rows(space, visual_mask)
         share, valid = self._words(visual, prompt, visual_mask, prompt_mask)
         # No word at all is a row of zeros, as masked words are: the balance counts in either case.
         return space, _with_rows(share, 1), valid

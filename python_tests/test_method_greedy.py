@@ -124,6 +124,9 @@ def test_cdpruner_compat_scales_over_the_call() -> None:
     got = scores(own_space.select(visual, draw("words", (2, 4, D)), visual_mask=mask))
     assert got[mask].min() < 1e-4
     assert got[mask].max() == pytest.approx(1.0, abs=1e-4)
+    # One token alone, whose scale is no number.
+    one = {"image_embeds": image[0, :1], "text_embeds": text[0]}
+    assert CDPruner(1, compat=True).select(visual[0, :1], **one).indices.tolist() == [0]
     nothing = {"image_embeds": image[:, :0], "text_embeds": text}
     assert scores(CDPruner(5, compat=True).select(visual[:, :0], **nothing)).shape == (2, 0)
 

@@ -46,6 +46,7 @@ class CDPruner(MethodBase):
         sorted: ascending indices, or the order of picking.
         compat: True: r is scaled as the published code does, by the extremes over all images of the
             call and as `(r - min + 1e-6) / (max - min)`, so that a result depends on the batch.
+            Where that is no number, because all are equal, they are 1.
 
     Example:
         >>> visual = torch.tensor([[1.0, 0.0], [1.0, 0.2], [0.0, 1.0], [0.2, 1.0]])
@@ -187,4 +188,5 @@ class CDPruner(MethodBase):
             return relevance
         low = relevance.masked_fill(~valid, torch.inf).amin()
         high = relevance.masked_fill(~valid, -torch.inf).amax()
-        return ((relevance - low + 1e-6) / (high - low)).masked_fill(~valid, torch.nan)
+        scaled = torch.where(high > low, (relevance - low + 1e-6) / (high - low), 1.0)
+        return scaled.masked_fill(~valid, torch.nan)

@@ -218,6 +218,19 @@ def test_a_linear_projector_is_constant() -> None:
     torch.testing.assert_close(closed, read_projector(module).w1.norm() / D**0.5)
 
 
+def test_invalid_tokens_have_no_score() -> None:
+    """Of two of them this ReLU makes zeros, and so a finite length."""
+    first = nn.Linear(D, H)
+    with torch.no_grad():
+        first.weight.copy_(-first.weight.abs())
+    module = nn.Sequential(first, nn.ReLU(), nn.Linear(H, O))
+    x = torch.ones(4, D)
+    x[0], x[1], x[2, 0] = torch.inf, 2.0**41, torch.nan
+    for score in SCORES:
+        found = zk.sensitivity(module, x, score=score)
+        assert found.isnan().tolist() == [True, True, True, False], score
+
+
 def test_defaults_are_those_that_are_documented() -> None:
     module, x = build("LLaVA"), features("LLaVA")
     named = {"directions": zk.unit_directions(64, D, seed=0), "radius": 0.01}

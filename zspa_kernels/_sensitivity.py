@@ -136,10 +136,12 @@ class Scorer:
         _contract_sensitivity.features(self.op, features, p.w1)
         # The module may be one of the caller's own: a norm, whose dtype autocast would change.
         with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
+            x = p.inputs(features, self.op)
             if self.score == "norm":
                 with full_float32(features.device):
-                    return row_lengths(p.outputs(features, self.op))
-            x = p.inputs(features, self.op)
+                    size = row_lengths(p.layers(x))
+                # An activation may make something finite of what is infinite.
+                return size.masked_fill(row_lengths(x).isnan(), torch.nan)
             if p.w2 is None:
                 return self._constant(x, p.w1.double())
         if self.plan is not None:

@@ -86,10 +86,14 @@ class Projector:
 
     def outputs(self, features: Tensor, op: str = "Projector") -> Tensor:
         """P of the projector's features, `[B, N, O]` or `[N, O]`."""
-        x = nn.functional.linear(self.inputs(features, op), self.w1, self.b1)
+        return self.layers(self.inputs(features, op))
+
+    def layers(self, x: Tensor) -> Tensor:
+        """P behind the norm, of what `inputs` returns."""
+        y = nn.functional.linear(x, self.w1, self.b1)
         if self.w2 is None:
-            return x
-        return nn.functional.linear(ACTIVATIONS[self.activation].value(x), self.w2, self.b2)
+            return y
+        return nn.functional.linear(ACTIVATIONS[self.activation].value(y), self.w2, self.b2)
 
 
 def read_projector(projector: nn.Module | Projector, op: str = "read_projector") -> Projector:

@@ -184,8 +184,8 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], Proof]] = {
     "min_max: over all": (
         (
             "primitives.scores",
-            "low = scores.masked_fill(~valid, torch.inf)",
-            "low = scores.nan_to_num(-9.0)",
+            "low = wide.masked_fill(~valid, torch.inf)",
+            "low = wide.nan_to_num(-9.0)",
         ),
         of(CEN, "masked"),
     ),
@@ -319,7 +319,7 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], Proof]] = {
     ),
     "soft: at its reach": (
         ("backends.reference.soft_suppress", "square > self.reach *", "square >= self.reach *"),
-        of(ADAPT, "vlm"),
+        of(ADAPT, "iid"),
     ),
     "soft: spread twice as wide": (
         ("backends.reference.soft_suppress", "(-2.0 * self.spread", "(-1.0 * self.spread"),

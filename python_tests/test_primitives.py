@@ -224,7 +224,10 @@ def test_scores_are_scaled_where_they_differ() -> None:
     assert min_max(torch.tensor([3.0, 3.0, 3.0]), every, 0.0).tolist() == [1.0] * 3
     for sign in (1.0, -1.0):  # the range is 5 / 6 of the largest magnitude
         assert min_max(torch.tensor([0.5, 3.0, 3.0]) * sign, every, 1.0).tolist() == [1.0] * 3
+    # Their range is no float32.
+    assert min_max(torch.tensor([3e38, -3e38, 0.0]), every).tolist() == [1.0, 0.0, 0.5]
     assert min_max(torch.tensor([1.0, 2.0, 9.0]), ~every).isnan().all()
+    assert min_max(close.half(), every).dtype is torch.float32
     assert min_max(torch.zeros(2, 0), torch.ones(2, 0, dtype=torch.bool)).shape == (2, 0)
 
 

@@ -43,11 +43,12 @@ def min_max(scores: Tensor, valid: Tensor, flat: float = 1e-3) -> Tensor:
     flat = _values.ratio("min_max", "flat", flat)
     if scores.shape[-1] == 0:
         return scores
-    low = scores.masked_fill(~valid, torch.inf).amin(-1, keepdim=True)
-    high = scores.masked_fill(~valid, -torch.inf).amax(-1, keepdim=True)
+    wide = scores.double()  # the range of float32 scores may be more than a float32
+    low = wide.masked_fill(~valid, torch.inf).amin(-1, keepdim=True)
+    high = wide.masked_fill(~valid, -torch.inf).amax(-1, keepdim=True)
     largest = torch.maximum(low.abs(), high.abs())
-    weights = torch.where(high - low > flat * largest, (scores - low) / (high - low), 1.0)
-    return weights.masked_fill(~valid, torch.nan)
+    weights = torch.where(high - low > flat * largest, (wide - low) / (high - low), 1.0)
+    return weights.float().masked_fill(~valid, torch.nan)
 
 
 def topk(

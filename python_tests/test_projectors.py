@@ -247,6 +247,19 @@ def test_a_projector_that_was_read_is_as_good_as_its_module() -> None:
         assert not found.requires_grad
 
 
+@pytest.mark.parametrize("name", ["LLaVA", "InternVL", "Linear"])
+def test_features_of_another_dtype(name: str) -> None:
+    """Float32 ones behind a tower that computes in float32, say, of a bfloat16 projector."""
+    half, x = build(name, torch.bfloat16), features(name)
+    for score in SCORES:
+        right = zk.sensitivity(half, x.bfloat16(), score=score)
+        torch.testing.assert_close(zk.sensitivity(half, x, score=score), right, rtol=0.02, atol=0)
+        module = build(name)
+        right = zk.sensitivity(module, x.bfloat16().float(), score=score)
+        got = zk.sensitivity(module, x.bfloat16(), score=score)
+        torch.testing.assert_close(got, right, rtol=1e-5, atol=0)
+
+
 def test_backends_are_asked_for_by_name() -> None:
     module, x = build("LLaVA"), features("LLaVA")
     plan = zk.SensitivityPlan(torch.ones(3, D), None, torch.ones(2, 3), "gelu")

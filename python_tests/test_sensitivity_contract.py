@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from itertools import product
 from typing import Any
@@ -19,6 +20,8 @@ from python_tests.test_contract_errors import FLOATS, Bad, nested, storages, to
 from zspa_kernels import _register
 from zspa_kernels._activations import NAMES
 from zspa_kernels._call import call as public_call
+from zspa_kernels._sensitivity import SCORES
+from zspa_kernels.projectors import Projector
 
 Require = Callable[..., None]
 B, N, D, H, O, M, R = 2, 6, 4, 8, 5, 3, 7  # noqa: E741 - the names of the axes
@@ -347,3 +350,23 @@ def test_the_same_call_gives_the_same_bits(
         first = public_call(op, backend, tuple(arguments.values()))
         for _ in range(2):
             assert torch.equal(public_call(op, backend, tuple(arguments.values())), first)
+
+
+WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"activation": "tanh"}, ValueError, "activation must be one of gelu, "),
+    ({"w1": torch.ones(3, 4).double()}, TypeError, "w1 must be float32, float16 or bfloat16"),
+    ({"b1": torch.ones(4)}, ValueError, r"b1 must be [H=3], got [4]"),
+    ({"w2": None, "b1": torch.ones(4)}, ValueError, r"b1 must be [H=3], got [4]"),
+    ({"w2": torch.ones(2, 4)}, ValueError, r"w2 must be [O, H=3], got [2, 4]"),
+    ({"b2": torch.ones(3)}, ValueError, r"b2 must be [O=2], got [3]"),
+]
+
+
+@pytest.mark.parametrize(("changed", "kind", "text"), WRONG)
+def test_a_projector_of_ones_own_is_checked(
+    changed: dict[str, Any], kind: type[Exception], text: str
+) -> None:
+    parts = {"w1": torch.ones(3, 4), "w2": torch.ones(2, 3), "activation": "relu", **changed}
+    for score in SCORES:
+        with pytest.raises(kind, match=f"^sensitivity: {re.escape(text)}"):
+            zk.sensitivity(Projector(**parts), torch.ones(5, 4), score=score)

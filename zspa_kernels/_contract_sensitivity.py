@@ -88,17 +88,27 @@ def projector(
     op: str, w1: Tensor, b1: Tensor | None, w2: Tensor, activation: str
 ) -> tuple[int, int]:
     """Rules of a projector's weights; returns (D, H)."""
+    d, hidden = linear(op, w1, b1)
+    _matrix(op, "w2", w2, w1, "O", "H", hidden)
+    option(op, "activation", activation, ACTIVATIONS)
+    return d, hidden
+
+
+def linear(op: str, w1: Tensor, b1: Tensor | None) -> tuple[int, int]:
+    """Rules of its first layer, which may be all of it; returns (D, H)."""
     tensor(op, "w1", w1)
     d = w1.shape[-1] if w1.ndim else 0
     _matrix(op, "w1", w1, w1, "H", "D", d)
     if (d < 1) is True:
         raise ValueError(f"{op}: w1 must have D >= 1, got {axes(w1)}")
-    hidden = w1.shape[0]
     if b1 is not None:
-        _vector(op, "b1", b1, w1, hidden)
-    _matrix(op, "w2", w2, w1, "O", "H", hidden)
-    option(op, "activation", activation, ACTIVATIONS)
-    return d, hidden
+        _vector(op, "b1", b1, w1, w1.shape[0])
+    return d, w1.shape[0]
+
+
+def second_bias(op: str, b2: Tensor, w2: Tensor) -> None:
+    """Rules of the bias of a projector's second layer."""
+    _vector(op, "b2", b2, w2, w2.shape[0], "O")
 
 
 def features(op: str, x: Tensor, w1: Tensor) -> None:
@@ -172,10 +182,10 @@ def _matrix(
     _beside(op, name, x, like)
 
 
-def _vector(op: str, name: str, x: Tensor, like: Tensor, n: int) -> None:
+def _vector(op: str, name: str, x: Tensor, like: Tensor, n: int, axis: str = "H") -> None:
     _tokens(op, name, x)
     if x.ndim != 1 or (x.shape[0] != n) is True:
-        raise ValueError(f"{op}: {name} must be [H={n}], got {axes(x)}")
+        raise ValueError(f"{op}: {name} must be [{axis}={n}], got {axes(x)}")
     _beside(op, name, x, like)
 
 

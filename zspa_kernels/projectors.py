@@ -74,6 +74,7 @@ class Projector:
         if features.ndim not in (2, 3) or width < 1 or D % width or shape[-2] * width % D:
             raise ValueError(f"{op}: features must be [..., T, C] that merge to D={D}, got {shape}")
         merged = [*shape[:-2], shape[-2] * width // D, D]
+        features = features.to(self.w1.dtype)  # a norm takes no other
         if self.norm_width == D:
             return self.norm(features.reshape(merged))
         if width != self.norm_width:
@@ -90,7 +91,7 @@ class Projector:
 
     def layers(self, x: Tensor) -> Tensor:
         """P behind the norm, of what `inputs` returns."""
-        y = nn.functional.linear(x, self.w1, self.b1)
+        y = nn.functional.linear(x.to(self.w1.dtype), self.w1, self.b1)
         if self.w2 is None:
             return y
         return nn.functional.linear(ACTIVATIONS[self.activation].value(y), self.w2, self.b2)
@@ -100,7 +101,7 @@ def read_projector(projector: nn.Module | Projector, op: str = "read_projector")
     """Read a projector's layers out of its module; imports no model library.
 
     Args:
-        projector: the module; a `Projector` is returned as it is.
+        projector: the module; a `Projector` is checked and returned as it is.
         op: who asks, for the text of errors.
 
     Returns:
@@ -108,10 +109,11 @@ def read_projector(projector: nn.Module | Projector, op: str = "read_projector")
 
     Raises:
         TypeError: it is not a module, or its weights are no float tensors (quantised layers).
-        ValueError: it is built differently, its activation is unknown, its weights are not finite
-            or on the meta device, or it computes something else than its parts say.
+        ValueError: it is built differently, its activation is unknown, its weights do not fit, are
+            not finite or on the meta device, or it computes something else than its parts say.
     """
     if isinstance(projector, Projector):
+        _check(op, projector)
         return projector
     if not isinstance(projector, nn.Module):
         raise TypeError(f"{op}: projector must be a torch.nn.Module, got {type(projector)!r:.60}")
@@ -138,6 +140,16 @@ def read_projector(projector: nn.Module | Projector, op: str = "read_projector")
         )
     _compare(op, projector, found)
     return found
+
+
+def _check(op: str, made: Projector) -> None:
+    """What the ops check as well; but not every score calls one."""
+    if made.w2 is None:
+        _contract_sensitivity.linear(op, made.w1, made.b1)
+        return
+    _contract_sensitivity.projector(op, made.w1, made.b1, made.w2, made.activation)
+    if made.b2 is not None:
+        _contract_sensitivity.second_bias(op, made.b2, made.w2)
 
 
 def _leaves(module: nn.Module) -> Iterator[nn.Module]:

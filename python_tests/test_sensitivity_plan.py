@@ -227,6 +227,13 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"w2": W2[:, :3]}, ValueError, "w2 must be [O, H=6], got [5, 3]"),
     ({"w2": W2.to("meta")}, ValueError, "w2 must be on cpu, got meta"),
     ({"w2": W2 * torch.inf}, ValueError, "w2 must be finite, got 30 elements that are not"),
+    ({"w1": 1e30 * W1, "w2": 1e30 * W2}, ValueError, "factor in torch.float32 must be finite, "),
+    ({"w1": 1e6 * W1, "dtype": torch.half}, ValueError, "factor in torch.float16 must be finite, "),
+    (
+        {"w1": 1e12 * W1, "w2": 1e12 * W2, "rank": 0},
+        ValueError,
+        "diagonal in torch.float32 must be finite, got 6 elements that are not",
+    ),
     ({"activation": "tanh"}, ValueError, "activation must be one of gelu, gelu_tanh, "),
     ({"activation": None}, TypeError, "activation must be one of gelu, gelu_tanh, "),
     ({"rank": 1.5}, TypeError, "rank must be an int, got float 1.5"),

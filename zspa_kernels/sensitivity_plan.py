@@ -56,8 +56,8 @@ class SensitivityPlan:
     Raises:
         TypeError: weights are not float tensors, the rank is not an int, or the factor cannot have
             the dtype.
-        ValueError: shapes or devices do not fit, the activation is unknown, weights are not finite,
-            the rank is negative, or there are no directions.
+        ValueError: shapes or devices do not fit, the activation is unknown, weights are not finite
+            or too large for the factor's dtype, the rank is negative, or there are no directions.
 
     Complexity: O(H^2 (O + D + H)) in float64, once: some seconds on two CPU cores at H = 4096. A
     call: N R H multiply-adds, and N H D for the pre-activation if it is not given.
@@ -114,6 +114,9 @@ class SensitivityPlan:
             self.discarded, self.residual = _losses(form, factor, rest)
         self.factor = factor.to(dtype or product_dtype(w1)).contiguous()
         self.diagonal = None if rest is None else rest.float()
+        for name, x in (("factor", self.factor), ("diagonal", self.diagonal)):
+            if x is not None:
+                _contract_sensitivity.finite(_OP, f"{name} in {x.dtype}", x)
 
     @_values.naming(_OP)
     def __call__(

@@ -164,10 +164,11 @@ class EveryOther(zk.MethodBase):
     ],
 )
 def test_select_varlen_is_select_on_each_image(method: Any, sort: bool) -> None:
-    """Images of four lengths; one prompt is empty, one has no valid token, one image NaN rows."""
-    images = [draw(n, D) for n in (7, 40, 12, 9)]
+    """Of four lengths; one prompt is empty, two have no valid token, one image has NaN rows."""
+    images = [draw(n, D) for n in (7, 40, 12, 9, 12, 12)]
     images[3][2:] = torch.nan
     prompts = [draw(3, D), draw(0, D), torch.full((2, D), torch.nan), draw(4, D)]
+    prompts += [torch.eye(1, D) * 2.0**40, torch.eye(1, D) * 1.0001 * 2.0**40]
     method = dataclasses.replace(method, sorted=sort)
     for texts in (prompts, None):
         if texts is None and isinstance(method, zk.AllInRelevance):

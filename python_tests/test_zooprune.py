@@ -188,6 +188,11 @@ def test_an_invalid_visual_token_scales_nobody(value: float) -> None:
     assert torch.equal(picked, keep.nonzero()[:, 0][alone])
     masked = method.select(visual, sensitivity=scores, visual_mask=keep).indices
     assert torch.equal(picked, masked)
+    # As long as a token may be it is one, and so scales the others.
+    longest, scores[4] = visual.clone(), 90.0
+    longest[4] = 0.0
+    longest[4, 2] = 2.0**40
+    assert method.select(longest, sensitivity=scores).indices[0] == 4
 
 
 def test_ascending() -> None:

@@ -215,8 +215,7 @@ def _until_novel(image: Tensor, ranked: Tensor, least: int, limit: float, patien
         cosines = own.unit(later) @ own.unit(core).T
         near = cosines >= limit
         i, j = ((cosines - limit).abs() <= own.slack).nonzero(as_tuple=True)
-        if len(i):
-            near[i, j] = own.exact(later[i], core[j]) >= limit
+        near[i, j] = own.exact(later[i], core[j]) >= limit
         # A token without direction is not new, and nothing is near it.
         novel = ~(near & own.directed[core]).any(-1) & own.directed[later]
         size[b] = len(core) + 1 + (novel.cumsum(0) < patience).sum()

@@ -23,14 +23,14 @@ C, D, H, O = 6, 24, 20, 10  # noqa: E741 - a token of D channels is four patches
 
 
 class Act(nn.Module):
-    """An activation as models write their own."""
+    """An activation as models write their own, some of them in float32 whatever they are given."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
         self.act = TORCH_ACTIVATIONS[name]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(x)
+        return self.act(x.float()).to(x.dtype)
 
 
 class Swish(nn.Module):

@@ -328,6 +328,8 @@ def test_features_are_needed() -> None:
     method = zk.ZOOPrune(3, projector())
     with pytest.raises(TypeError, match="ZOOPrune: features must be given, or sensitivity, got"):
         method.select(torch.zeros(6, D))
+    with pytest.raises(TypeError, match="ZOOPrune: projector must be given, or sensitivity, or"):
+        zk.ZOOPrune(3).select(torch.zeros(6, D), features=torch.zeros(6, C))
     with pytest.raises(ValueError, match="ZOOPrune: features must have D=24 channels"):
         method.select(torch.zeros(6, D), features=torch.zeros(6, C - 1))
     with pytest.raises(ValueError, match="sensitivity must be one score a token"):

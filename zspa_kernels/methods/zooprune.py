@@ -182,8 +182,6 @@ class ZOOPrune(MethodBase):
         images of their own here.
         """
         kept = kept_of_each(self.about, visual, self.keep, self.rounding)
-        if not kept:
-            return []
         for tokens in visual:
             _contract.diversity(tokens, 0)
         given = of_each(self.about, "sensitivity", sensitivity, visual)
@@ -208,14 +206,14 @@ class ZOOPrune(MethodBase):
             return sensitivity.detach().float()
         if self.score == "norm":
             return row_lengths(visual.detach())
-        if features is None and self._scorer is not None:
-            raise TypeError("ZOOPrune: features must be given, or sensitivity, got None")
         return self._sensitivities(features)
 
     def _sensitivities(self, features: Tensor | None) -> Tensor:
-        if self._scorer is None or features is None:
+        if self._scorer is None:
             rule = 'be given, or sensitivity, or score="norm"'
             raise TypeError(f"ZOOPrune: projector must {rule}, got None")
+        if features is None:
+            raise TypeError("ZOOPrune: features must be given, or sensitivity, got None")
         return self._scorer(features)
 
     def _select_tiles(

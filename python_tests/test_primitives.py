@@ -176,6 +176,9 @@ def test_merge_is_differentiable_and_leaves_out_what_nobody_owns() -> None:
     assert x.grad.flatten().tolist() == [0.5, 2.0, 0.0]
     assert weights.grad[0, :2].tolist() == [1.0, 3.0]
     assert merge(x.detach(), owner, 3, weights=weights).requires_grad
+    alone = merge(x[0, :1], owner[0, :1], 2)
+    assert alone.tolist() == [[0.0], [1.0]]
+    assert merge(x[0, :0], owner[0, :0], 2).tolist() == [[0.0], [0.0]]
     half = torch.full((300, 2), 1.0, dtype=torch.float16)
     assert merge(half, torch.zeros(300, dtype=torch.int64), 1)[0, 0] == 1.0
     many, nowhere = torch.ones(3000, 1, dtype=torch.float16), torch.zeros(3000, dtype=torch.int64)
@@ -190,8 +193,10 @@ def test_alignment_and_distinctiveness_of_odd_rows() -> None:
     got = alignment(visual, torch.tensor([[1.0, 0.0], [torch.inf, 0.0]]))
     assert got.tolist() == [-20.0, -torch.inf, -1.0]
     assert alignment(visual, visual[:0]).tolist() == [0.0, -torch.inf, 0.0]
-    two = alignment(visual, torch.tensor([[1.0, 0.0], [3.0, 2.0]]))
-    assert two.tolist() == [-12.0, -torch.inf, -7.0]
+    words = torch.tensor([[1.0, 0.0], [3.0, 2.0]])
+    assert alignment(visual, words).tolist() == [-12.0, -torch.inf, -7.0]
+    many = alignment(visual.repeat(100, 1), words).reshape(100, 3)
+    assert (many == torch.tensor([-12.0, -torch.inf, -7.0])).all()
     assert distinctiveness(visual)[2] == -1.0
     assert distinctiveness(torch.tensor([[1.0, 0], [1, 0], [0, 1]])).tolist() == [-0.5, -0.5, 0.0]
     assert distinctiveness(visual)[1].isnan()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 from typing import Any
 
@@ -140,6 +141,28 @@ def test_compact_positions_and_conversations_that_change() -> None:
     assert torch.equal(anew, expected)
 
 
+@pytest.mark.parametrize("name", ["llava_next", "qwen3_vl", "smolvlm"])
+def test_another_picture_is_another_conversation(name: str) -> None:
+    """The words are the same, and so are the ids: the cache would show the picture of before.
+
+    So is one that brings nothing new: there would be nothing to read.
+    """
+    tiny = vlms.get(name)
+    inputs = tiny.inputs()
+    chat = hf.ChatState(tiny.model, METHOD)
+    options = {**OPTIONS, "suppress_tokens": [tiny.model.config.image_token_id]}
+    first = chat.generate(**inputs, **options).sequences
+    longer = torch.cat((first, torch.tensor([[20, 21, 22]])), dim=1)
+    cat, rocket = (vlms.photograph(name, (170, 112)) for name in ("chelsea", "rocket"))
+    for ids, photo, reused in ((longer, cat, True), (longer, rocket, False), (first, cat, False)):
+        again, call = copy.copy(chat), whole(tiny, ids, [photo])
+        output = again.generate(**call, **options)
+        assert (again.reused > 0) == reused
+        if not reused:
+            anew = hf.ChatState(tiny.model, METHOD).generate(**call, **options)
+            assert torch.equal(torch.stack(output.logits), torch.stack(anew.logits))
+
+
 def test_what_is_refused() -> None:
     tiny = vlms.get("llava")
     chat = hf.ChatState(tiny.model, METHOD)
@@ -166,7 +189,13 @@ def test_after_an_error_the_conversation_is_read_anew() -> None:
     tiny = vlms.get("llava")
     chat = hf.ChatState(tiny.model, METHOD)
     inputs = tiny.inputs()
+    grads: list[bool] = []
+    watching = tiny.model.model.vision_tower.register_forward_hook(
+        lambda *_: grads.append(torch.is_grad_enabled())
+    )
     first = chat.generate(**inputs, **OPTIONS).sequences
+    watching.remove()
+    assert grads == [False]  # the states of all layers would be kept for gradients
     longer = {**inputs, "input_ids": torch.cat((first, torch.tensor([[5, 6, 7]])), dim=1)}
     longer["attention_mask"] = torch.ones_like(longer["input_ids"])
 

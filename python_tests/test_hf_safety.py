@@ -228,6 +228,9 @@ def test_labels(tiny: vlms.Tiny) -> None:
     with METHOD(tiny.model) as handle:
         with pytest.raises(hf.LabelsError, match="labels must be None"):
             tiny.model(**inputs, labels=inputs["input_ids"])
+        words = torch.tensor([[20, 21, 22]])  # without pictures labels are as long as the prompt
+        kinds = {"token_type_ids": torch.zeros_like(words)} if tiny.name == "gemma3" else {}
+        assert tiny.model(input_ids=words, labels=words, **kinds).loss > 0
         generate(tiny.model, inputs)
     assert handle.calls == 1
 
@@ -281,6 +284,21 @@ def test_going_on_by_hand(tiny: vlms.Tiny) -> None:
         torch.testing.assert_close(twice, wanted, rtol=1e-4, atol=1e-4)
         with pytest.raises(hf.UnsupportedInputError, match="cache of 2 pruned prompts, got"):
             tiny.model(input_ids=new[:1], **{name: first})
+        four = given["attention_mask"][:, None, None].expand(-1, -1, 2, -1)
+        with pytest.raises(
+            hf.UnsupportedInputError, match=r"must be \[B, tokens\] when .* \[2, 1, 2"
+        ):
+            tiny.model(input_ids=new, attention_mask=four, **{name: first})
+    if tiny.name in vlms.FILMS:
+        return
+    # Positions of the caller count the columns of the whole prompt.
+    columns = inputs["input_ids"].shape[1] + torch.arange(2)[None]
+    for positions in ("original", "compact"):
+        with METHOD(tiny.model, positions=positions), torch.no_grad():
+            first = cache_of(tiny.model(**inputs, use_cache=True))
+            expected = inner(**given, **{name: copy.deepcopy(first)})[0]
+            placed = inner(**given, position_ids=columns, **{name: first})[0]
+        assert torch.equal(placed, expected)
 
 
 @pytest.mark.parametrize(

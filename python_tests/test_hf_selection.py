@@ -19,7 +19,7 @@ from python_tests.colours import NAMES, colourful
 from python_tests.hf_oracle import NEW, generate
 from zspa_kernels.hf.architectures import Target
 from zspa_kernels.hf.encode import encode
-from zspa_kernels.hf.layout import _squares
+from zspa_kernels.hf.layout import Layout, _squares
 from zspa_kernels.hf.select import rate
 from zspa_kernels.hf.template import Template
 
@@ -180,6 +180,11 @@ def test_any_token_that_ends_sequences_ends_the_turn(
     monkeypatch.setattr(config, "eos_token_id", [other])
     assert asked(tiny, ["<image> what is please who"]) == [["what", "is"]]
     assert asked(tiny, ["<image> what <end> is please who"]) == [["what"]]
+    # Gemma 3's configuration names the marks around its pictures so.
+    monkeypatch.setattr(config, "eos_token_id", (other,))
+    mark = tiny.processor.tokenizer.convert_tokens_to_ids("what")
+    monkeypatch.setattr(tiny.model.config, "boi_token_index", mark, raising=False)
+    assert asked(tiny, ["<image> what is please who"]) == [["is"]]
 
 
 def test_without_words_images_are_pruned_by_diversity(tiny: vlms.Tiny) -> None:
@@ -269,6 +274,26 @@ def test_one_may_lose_all_of_a_shared_budget(name: str, kind: str, counts: list[
             assert torch.equal(alone.sequences[0, -NEW:], sequence[-NEW:])
 
 
+@pytest.mark.parametrize(
+    ("prompt", "marks"),
+    [
+        # 9: a piece of the video, 7 and 8: its marks, 60 and 61: a time. As every frame has one:
+        ([1, 50, 60, 7, 9, 9, 8, 60, 7, 9, 9, 8, 52], [2, 3, 6, 7, 8]),
+        # The first time may be the longer one.
+        ([1, 60, 50, 60, 61, 61, 61, 7, 9, 8, 60, 7, 9, 8, 60], [3, 4, 5, 6, 7, 9, 10, 11]),
+        # What stands too far away is no time, and marks alone have none.
+        ([60, 50, 50, 50, 50, 50, 50, 7, 9, 8, 60, 7, 9, 8], [9, 10, 11]),
+        ([1, 50, 7, 9, 9, 8, 7, 9, 9, 8, 52], [5, 6]),
+    ],
+)
+def test_where_the_times_of_frames_stand(prompt: list[int], marks: list[int]) -> None:
+    ids = torch.tensor([prompt])
+    column = (ids[0] == 9).nonzero().flatten()
+    one = torch.zeros_like(column)
+    where = Layout(one, column, one, torch.zeros(len(one), 3), torch.ones(len(one)).bool())
+    assert where.stamps(ids)[0].nonzero().flatten().tolist() == marks
+
+
 @pytest.mark.parametrize("name", vlms.FILMS)
 def test_times_of_frames_are_no_question(name: str) -> None:
     """Qwen3-VL says in words when each frame was: these are not the user's."""
@@ -330,6 +355,19 @@ def test_cells_are_places_in_the_picture() -> None:
     _, rows, columns = (tiny.inputs()["image_grid_thw"][0] // 2).tolist()
     cell = kept(tiny, zk.DivPrune(keep=2), "single").images[0].cell
     assert cell.tolist() == [[0, r, c] for r in range(rows) for c in range(columns)]
+    # LLaVA-NeXT's tiles have 4 x 4 tokens; these stand one beside, or one below, the other.
+    tiny = vlms.get("llava_next")
+    for size, high, wide in (((224, 70), 1, 2), ((70, 224), 2, 1), ((112, 112), 2, 2)):
+        photo = vlms.photograph("coffee", size)
+        inputs = tiny.processor(images=[photo], text=tiny.prompt("who"), return_tensors="pt")
+        with zk.hf.prune(tiny.model, zk.DivPrune(keep=2)) as handle:
+            generate(tiny.model, inputs, max_new_tokens=1)
+        assert handle.report is not None
+        cell = handle.report.images[0].cell
+        assert cell[:16].tolist() == [[0, r, c] for r in range(4) for c in range(4)]
+        number, row, column = cell[cell[:, 0] > 0].T
+        assert torch.equal(number, 1 + row // 4 * wide + column // 4)
+        assert number.unique().tolist() == list(range(1, 1 + high * wide))
 
 
 def test_a_run_of_tiles_is_one_image() -> None:
@@ -436,6 +474,11 @@ def test_one_selection_for_each_image(tiny: vlms.Tiny) -> None:
     refused = pytest.raises(zk.hf.UnsupportedMethodError, match=wanted)
     with refused, zk.hf.prune(tiny.model, Few()):
         generate(tiny.model, tiny.inputs(), max_new_tokens=1)
+
+
+@pytest.mark.parametrize("name", ["llava", "gemma3"])
+def test_a_method_may_keep_nothing(name: str) -> None:
+    assert kept(vlms.get(name), Recorder(keep=0)).after == 0
 
 
 @pytest.mark.parametrize("other", [7, 63])

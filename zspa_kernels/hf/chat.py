@@ -29,7 +29,8 @@ class ChatState:
     Give `generate` the whole conversation each time, as the processor makes it of all messages and
     all pictures. What was there before is taken from the cache; new pictures are pruned for the new
     question, old ones stay as they were pruned. If the conversation does not begin like the one
-    before (an edited message, an answer that the tokenizer splits in another way), it is read anew.
+    before (an edited message, another picture, an answer that the tokenizer splits in another way),
+    it is read anew.
 
     Attributes:
         report: of the last turn that brought pictures, with the lengths of the whole conversation;
@@ -70,6 +71,8 @@ class ChatState:
         self._ids: Tensor | None = None
         self._kept: Tensor | None = None
         self._cache: Any = None
+        # What the encoders were given.
+        self._pictures: dict[str, Tensor] = {}
 
     def generate(self, **call: Any) -> Any:
         """`model.generate` for the next turn: same arguments, same result, whole prompts.
@@ -100,7 +103,9 @@ class ChatState:
         refuse(self._target, call)
         generating.refuse(self._target, call)
         call["attention_mask"] = torch.ones_like(ids)
-        old = self._known(ids)
+        names = [x for x in self._target.encoder_arguments() if isinstance(call.get(x), Tensor)]
+        pictures = {**self._pictures, **{name: call[name] for name in names}}
+        old = self._known(ids, pictures)
         # Before 5.23 types of new tokens are read as if they stood where the cache begins.
         misread = call.get("token_type_ids") is not None and not self._target.slices_features()
         if misread and bool(self._target.visual(ids[:, old:]).any()):
@@ -129,16 +134,22 @@ class ChatState:
         answer = torch.arange(ids.shape[1], self._ids.shape[1], device=ids.device)
         self._kept = torch.cat((kept, answer))
         self._cache = continuation.cache_in(output)
+        self._pictures = pictures
         output.sequences = self._ids
         return output if dict_wanted else self._ids
 
-    def _known(self, ids: Tensor) -> int:
+    def _known(self, ids: Tensor, pictures: dict[str, Tensor]) -> int:
         """How many columns of the conversation were there before."""
         before, self.reused = self._ids, 0
         if before is None or before.shape[1] >= ids.shape[1]:
             return 0
         if not torch.equal(ids[:, : before.shape[1]], before):
             return 0
+        # Ids say nothing about pictures. New ones come behind the old ones, along any axis.
+        for name, shown in self._pictures.items():
+            first = pictures[name][tuple(slice(size) for size in shown.shape)]
+            if not torch.equal(first.to(shown.device), shown):
+                return 0
         self.reused = int(self._cache.get_seq_length())
         return before.shape[1]
 

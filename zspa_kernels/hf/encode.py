@@ -152,13 +152,11 @@ def rebuild(encoded: Encoded, rows: Sequence[Tensor]) -> dict[str, Any]:
 
 
 def _rebuild(encoded: Encoded, part: Part, rows: Sequence[Tensor]) -> Any:
-    # Of a budget that pictures and videos share, one kind may have nothing.
-    rows = [row for row in rows if len(row)] or [rows[0]]
     raw = part.raw
     pooled, deep = _parts(raw)
     if isinstance(pooled, Tensor):
         # One tensor for prompts of unequal lengths: rows as long as all of them can be cut into.
-        length = math.gcd(*(len(row) for row in rows))
+        length = math.gcd(*(len(row) for row in rows)) or 1  # a method may keep nothing
         tokens = encoded.tokens[torch.cat(list(rows))]
         kept: Any = tokens.reshape(-1, length, tokens.shape[-1])
     else:

@@ -144,6 +144,6 @@ def _flat(values: Iterable[Any]) -> list[int]:
     for value in values:
         if isinstance(value, list | tuple):
             found += _flat(value)
-        elif isinstance(value, int) and not isinstance(value, bool):
+        elif isinstance(value, int):
             found.append(value)
     return found

@@ -7,6 +7,7 @@ import copy
 import inspect
 import json
 import pickle
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from python_tests import vlms
 from python_tests.hf_oracle import NEW, cache_name, cache_of, generate, rows
 from zspa_kernels import hf
 from zspa_kernels.hf import continuation
+from zspa_kernels.hf.architectures import Target
 from zspa_kernels.hf.encode import _parts
 
 METHOD = zk.ZSPAPrune(keep=0.2, core_ratio=0.4)
@@ -265,8 +267,12 @@ def test_going_on_by_hand(tiny: vlms.Tiny) -> None:
     new = torch.tensor([[5, 6]] * 2)
     given = {"input_ids": new, "attention_mask": torch.ones(2, inputs["input_ids"].shape[1] + 2)}
     given["attention_mask"][:, :-2] = inputs["attention_mask"]
+    slots = {"cache_position": torch.arange(inputs["input_ids"].shape[1])}  # of the whole prompt
+    slots = {
+        k: v for k, v in slots.items() if k in inspect.signature(type(inner).forward).parameters
+    }
     with METHOD(tiny.model), torch.no_grad():
-        first = cache_of(tiny.model(**inputs, use_cache=True))
+        first = cache_of(tiny.model(**inputs, **slots, use_cache=True))
         caches = {name: copy.deepcopy(first)}
         expected = inner(**given, **caches)[0]
         caches = {name: copy.deepcopy(first)}
@@ -341,6 +347,19 @@ def test_chunked_prefill_is_refused(tiny: vlms.Tiny) -> None:
         with pytest.raises(hf.ChunkedPrefillError, match="prefill_chunk_size must be None"):
             tiny.model.generate(**tiny.inputs(), prefill_chunk_size=8)
         generate(tiny.model, tiny.inputs())
+
+
+def test_models_in_wrappers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PEFT around a compiled model or inside of one; a compiled inner model."""
+    model = vlms.get("llava").model
+    inner, compiled = model.model, torch.compile(model, backend="eager")
+    peft = [SimpleNamespace(get_base_model=lambda one=one: one) for one in (model, compiled)]
+    wrapped = SimpleNamespace(_orig_mod=peft[0])
+    monkeypatch.setitem(model._modules, "model", torch.compile(inner, backend="eager"))
+    for one in (model, compiled, *peft, wrapped):
+        target = Target.of(one)
+        assert (target.model, target.inner) == (model, inner)
+        assert target.takes_features == (vlms.VERSION >= (5, 20))
 
 
 def test_unknown_models() -> None:

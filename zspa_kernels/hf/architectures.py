@@ -97,12 +97,14 @@ class Target:
 
     @classmethod
     def of(cls, model: Any) -> Target:
-        """The parts of `model`, which PEFT or torch.compile may wrap; or UnsupportedModelError."""
+        """The parts of `model`, which PEFT and torch.compile may wrap; or UnsupportedModelError."""
         base = getattr(model, "_orig_mod", model)
         base = base.get_base_model() if hasattr(base, "get_base_model") else base
+        base = getattr(base, "_orig_mod", base)  # either may wrap the other
         kind = getattr(getattr(base, "config", None), "model_type", None)
         arch = ARCHITECTURES.get(kind or "")
         inner = getattr(base, "model", None)
+        inner = getattr(inner, "_orig_mod", inner)
         if arch is None or not isinstance(inner, nn.Module) or not hasattr(base, "generate"):
             known = ", ".join(sorted(ARCHITECTURES))
             raise UnsupportedModelError(

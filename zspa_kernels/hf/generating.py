@@ -62,16 +62,18 @@ def mask(target: Target, call: Mapping[str, Any]) -> Tensor | None:
 def stand_ins(target: Target, call: Mapping[str, Any], ids: Tensor) -> dict[str, Any]:
     """What `generate` is given for pictures that are encoded already; `ids` is the pruned prompt.
 
-    Nobody encodes it. But Qwen's `generate` splits it for beams, by the pictures that it finds in
-    the prompt, where one of which nothing is left is missing.
+    Nobody encodes it. But Qwen's `generate` splits it for beams, by the pictures and frames that it
+    finds in the prompt, where one of which nothing is left is missing.
     """
     given = {k: call[k] for k in target.encoder_arguments() if k in call}
     if target.arch.mrope:
         behind = (ids == target.model.config.vision_start_token_id).roll(1, 1)
-        for one in target.given(call):
-            found = int((behind & (ids == one.token)).sum())
-            given[one.grid] = given[one.grid].new_zeros(found, 3)
+        found = {one: int((behind & (ids == one.token)).sum()) for one in target.given(call)}
+        for one, count in found.items():
             given[one.pixels] = given[one.pixels][:0]
+            given[one.grid] = given[one.grid].new_tensor([[1, 0, 0]] * count).reshape(-1, 3)
+            if count == 0 and any(found.values()):
+                del given[one.pixels], given[one.grid]
     return given
 
 

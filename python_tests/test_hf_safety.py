@@ -7,7 +7,6 @@ import copy
 import inspect
 import json
 import pickle
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +19,6 @@ from python_tests import vlms
 from python_tests.hf_oracle import NEW, cache_name, cache_of, generate, rows
 from zspa_kernels import hf
 from zspa_kernels.hf import continuation
-from zspa_kernels.hf.architectures import Target
 from zspa_kernels.hf.encode import _parts
 
 METHOD = zk.ZSPAPrune(keep=0.2, core_ratio=0.4)
@@ -347,19 +345,6 @@ def test_chunked_prefill_is_refused(tiny: vlms.Tiny) -> None:
         with pytest.raises(hf.ChunkedPrefillError, match="prefill_chunk_size must be None"):
             tiny.model.generate(**tiny.inputs(), prefill_chunk_size=8)
         generate(tiny.model, tiny.inputs())
-
-
-def test_models_in_wrappers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """PEFT around a compiled model or inside of one; a compiled inner model."""
-    model = vlms.get("llava").model
-    inner, compiled = model.model, torch.compile(model, backend="eager")
-    peft = [SimpleNamespace(get_base_model=lambda one=one: one) for one in (model, compiled)]
-    wrapped = SimpleNamespace(_orig_mod=peft[0])
-    monkeypatch.setitem(model._modules, "model", torch.compile(inner, backend="eager"))
-    for one in (model, compiled, *peft, wrapped):
-        target = Target.of(one)
-        assert (target.model, target.inner) == (model, inner)
-        assert target.takes_features == (vlms.VERSION >= (5, 20))
 
 
 def test_unknown_models() -> None:

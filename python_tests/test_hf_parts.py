@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is where: the parts of a model, the tokens of a picture, the times of a video."""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import zspa_kernels as zk
+from python_tests import vlms
+from python_tests.hf_oracle import generate
+from zspa_kernels.hf.architectures import Target
+from zspa_kernels.hf.layout import Layout, _squares
+
+
+def images(tiny: vlms.Tiny, inputs: Any) -> list[Any]:
+    """What is reported of each."""
+    with zk.DivPrune(keep=2)(tiny.model) as handle:
+        generate(tiny.model, inputs, max_new_tokens=1)
+    assert handle.report is not None
+    return handle.report.images
+
+
+def test_models_in_wrappers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PEFT around a compiled model or inside of one; a compiled inner model."""
+    model = vlms.get("llava").model
+    inner, compiled = model.model, torch.compile(model, backend="eager")
+    peft = [SimpleNamespace(get_base_model=lambda one=one: one) for one in (model, compiled)]
+    wrapped = SimpleNamespace(_orig_mod=peft[0])
+    monkeypatch.setitem(model._modules, "model", torch.compile(inner, backend="eager"))
+    for one in (model, compiled, *peft, wrapped):
+        target = Target.of(one)
+        assert (target.model, target.inner) == (model, inner)
+        assert target.takes_features == (vlms.VERSION >= (5, 20))
+
+
+def test_cells_are_places_in_the_picture() -> None:
+    for name, side in (("llava", 8), ("gemma3", 4), ("internvl", 4), ("smolvlm", 4)):
+        tiny = vlms.get(name)
+        cell = images(tiny, tiny.inputs("ragged"))[1].cell
+        expected = [[0, row, column] for row in range(side) for column in range(side)]
+        assert cell.tolist() == expected
+    tiny = vlms.get("qwen2_5_vl")
+    _, rows, columns = (tiny.inputs()["image_grid_thw"][0] // 2).tolist()
+    cell = images(tiny, tiny.inputs())[0].cell
+    assert cell.tolist() == [[0, r, c] for r in range(rows) for c in range(columns)]
+    # LLaVA-NeXT's tiles have 4 x 4 tokens; these stand one beside, or one below, the other.
+    tiny = vlms.get("llava_next")
+    for size, high, wide in (((224, 70), 1, 2), ((70, 224), 2, 1), ((112, 112), 2, 2)):
+        photo = vlms.photograph("coffee", size)
+        inputs = tiny.processor(images=[photo], text=tiny.prompt("who"), return_tensors="pt")
+        cell = images(tiny, inputs)[0].cell
+        assert cell[:16].tolist() == [[0, r, c] for r in range(4) for c in range(4)]
+        number, row, column = cell[cell[:, 0] > 0].T
+        assert torch.equal(number, 1 + row // 4 * wide + column // 4)
+        assert number.unique().tolist() == list(range(1, 1 + high * wide))
+
+
+def test_a_run_of_tiles_is_one_image() -> None:
+    """InternVL's large pictures come as tiles, between which no word stands."""
+    tiny = vlms.get("internvl")
+    photos = [vlms.photograph(name, (112, 112)) for name in ("chelsea", "coffee", "rocket")]
+    # The run of the first prompt ends where that of the second one begins.
+    texts = [f"{tiny.image} {tiny.image} who" + " a" * 18, "a " * 32 + f"{tiny.image} who a a"]
+    given = {"images": [photos[:2], photos[2:]], "text": texts}
+    inputs = tiny.processor(**given, return_tensors="pt", padding=True)
+    with zk.hf.prune(tiny.model, zk.DivPrune(keep=0.3), scope="tile") as handle:
+        generate(tiny.model, inputs, max_new_tokens=1)
+    assert handle.report is not None
+    large, small = handle.report.images
+    assert (large.before, small.before) == (32, 16)
+    places = [range(2), range(4), range(4)]
+    assert large.cell.tolist() == [list(cell) for cell in itertools.product(*places)]
+    assert large.cell[large.indices, 0].tolist() == [0] * 5 + [1] * 5
+    five = torch.zeros(5, dtype=torch.long)  # no square of tokens
+    assert _squares(five, five).tolist() == [[0, -1, i] for i in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "marks"),
+    [
+        # 9: a piece of the video, 7 and 8: its marks, 60 and 61: a time. As every frame has one:
+        ([1, 50, 60, 7, 9, 9, 8, 60, 7, 9, 9, 8, 52], [2, 3, 6, 7, 8]),
+        # The first time may be the longer one.
+        ([1, 60, 50, 60, 61, 61, 61, 7, 9, 8, 60, 7, 9, 8, 60], [3, 4, 5, 6, 7, 9, 10, 11]),
+        # What stands too far away is no time, and marks alone have none.
+        ([60, 50, 50, 50, 50, 50, 50, 7, 9, 8, 60, 7, 9, 8], [9, 10, 11]),
+        ([1, 50, 7, 9, 9, 8, 7, 9, 9, 8, 52], [5, 6]),
+    ],
+)
+def test_where_the_times_of_frames_stand(prompt: list[int], marks: list[int]) -> None:
+    ids = torch.tensor([prompt])
+    column = (ids[0] == 9).nonzero().flatten()
+    one = torch.zeros_like(column)
+    where = Layout(one, column, one, torch.zeros(len(one), 3), torch.ones(len(one)).bool())
+    assert where.stamps(ids)[0].nonzero().flatten().tolist() == marks

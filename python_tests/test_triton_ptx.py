@@ -42,6 +42,9 @@ FIRST = ",".join(
     )
 )
 
+# What orders the lanes of a warp.
+ORDERS = {"sent": "bar.sync 0;", "got": "bar.sync 0;", "shared": "bar.warp.sync -1;"}
+
 
 def machine(module: str, *arguments: str) -> list[Any]:
     """What a module of `python_tests.ptx` prints, run without Triton's interpreter."""
@@ -202,3 +205,57 @@ def test_warps_that_share_lanes_of_tensor_memory_race(threads: int, tmp_path: Pa
         assert torch.equal(out, torch.arange(128, dtype=torch.int32))
     else:
         assert "tensor: writes writes, writes writes" in run.races
+
+
+@pytest.mark.parametrize("spared", ["", "sent", "got", "shared"])
+def test_lanes_of_a_warp_are_not_ordered(spared: str, tmp_path: Path) -> None:
+    """One lane arrives for all, one polls for all, and one reads what its neighbour has stored."""
+    code = tmp_path / "kernel.py"
+    code.write_text("def hands_on():\n    pass\n")
+    sent, got, shared = ("" if spared == name else order for name, order in ORDERS.items())
+    ptx = f"""
+.visible .entry kernel(
+)
+.reqntid 32
+{{
+	ld.param.b64 	%rd1, [kernel_param_0];
+	ld.param.b64 	%rd2, [kernel_param_1];
+	.loc	1 2 0
+	mov.u32 	%r1, %tid.x;
+	mov.u32 	%r2, %ctaid.x;
+	mul.wide.u32 	%rd3, %r1, 4;
+	add.s64 	%rd4, %rd1, %rd3;
+	shl.b32 	%r3, %r1, 2;
+	mov.b32 	%r4, global_smem;
+	add.s32 	%r5, %r4, %r3;
+	xor.b32 	%r6, %r3, 4;
+	add.s32 	%r7, %r4, %r6;
+	setp.eq.u32 	%p1, %r1, 0;
+	setp.ne.u32 	%p2, %r2, 0;
+	@%p2 bra 	$L__reader;
+	st.global.b32 [ %rd4 + 0 ], {{ %r1 }};
+	{sent}
+	@%p1 atom.global.gpu.release.add.u32 %r8, [%rd2 + 0], 1;
+	bra.uni 	$L__end;
+$L__reader:
+	@%p1 ld.global.gpu.acquire.b32 %r9, [%rd2 + 0];
+	setp.eq.u32 	%p3, %r9, 0;
+	and.pred 	%p4, %p1, %p3;
+	@%p4 bra 	$L__reader;
+	{got}
+	ld.global.b32 {{ %r10 }}, [ %rd4 + 0 ];
+	st.shared.b32 	[%r5], %r10;
+	{shared}
+	ld.shared.b32 	%r11, [%r7];
+	st.global.b32 [ %rd4 + 128 ], {{ %r11 }};
+$L__end:
+	ret;
+}}
+	.file	1 "{code}"
+"""
+    words, arrivals = torch.full((64,), -1, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+    run = Kernel(ptx, 128).run(2, [words, arrivals], together=True, seed=0, limit=10_000)
+    assert run.fault == ""
+    space = "shared" if spared == "shared" else "global"
+    assert run.races == ({f"{space}: hands_on writes, hands_on reads"} if spared else set())
+    assert words[32:].tolist() == [lane ^ 1 for lane in range(32)]

@@ -10,6 +10,9 @@ void Machine::start_clocks() {
   const size_t n = programs.size() * size_t(warps_each + 1);
   clocks_.assign(n, Clock(n, 0));
   for (size_t i = 0; i < n; ++i) clocks_[i][i] = 1;
+  met_.assign(n, 1);
+  alone_.assign(n, {});
+  components_.clear();
   released_.clear();
 }
 
@@ -103,13 +106,12 @@ void Machine::arrive(Warp& warp) {
     if (other.done) throw Fault("a warp waits at a barrier for one that has ended");
     if (!other.waits) return;
   }
-  Clock all(clocks_.size(), 0);
-  for (const Warp& other : warps) join(all, clocks_[size_t(other.index)]);
+  std::vector<const Warp*> all;
   for (Warp& other : warps) {
-    clocks_[size_t(other.index)] = all;
-    ++clocks_[size_t(other.index)][size_t(other.index)];
     other.waits = false;
+    all.push_back(&other);
   }
+  meet(all);
 }
 
 }  // namespace ptx

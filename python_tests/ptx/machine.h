@@ -4,8 +4,8 @@
 // Instructions come decoded (decode.py): a handler, a predicate, slots of registers. One warp runs at
 // a time, for a few instructions, as a seeded generator decides. What a GPU may not do stops the
 // launch: an access beyond every tensor or not aligned to its width, a barrier that a part of a warp
-// reaches, warps that wait for ever. Accesses that nothing orders are noted, by vector clocks with a
-// component a warp. Lanes of one warp count as ordered.
+// reaches, warps that wait for ever. Accesses that nothing orders are noted, by vector clocks. A
+// warp's clock ticks where its lanes meet, at a barrier; in between they are as unordered as warps.
 #pragma once
 
 #include <algorithm>
@@ -27,6 +27,8 @@ namespace ptx {
 constexpr int kLanes = 32;
 constexpr uint32_t kAll = 0xffffffffu;
 constexpr uint64_t kShared = 1 << 10;  // where shared memory starts: an address there is no offset
+constexpr int kTogether = -1;          // instead of a lane: an access of the whole warp
+constexpr int kSeveral = -2;           // of its lanes
 
 struct Fault : std::runtime_error {
   using std::runtime_error::runtime_error;
@@ -99,12 +101,12 @@ enum class Space { kGlobal, kShared, kTensor };
 // Who touched each granule of some memory last.
 struct Shadow {
   struct Cell {
-    int writer = -1;
+    int writer = -1, lane = kTogether;
     uint32_t written = 0;  // the writer's clock
     int64_t where = -1;    // the instruction
   };
   struct Read {
-    int reader;
+    int reader, lane;
     uint32_t clock;
     int64_t where;
   };
@@ -113,8 +115,8 @@ struct Shadow {
   int granule = 4;
   std::vector<Cell> cells;
   std::vector<std::vector<Read>> reads;       // of each granule, since it was written
-  std::vector<int64_t> by_writer, by_reader;  // block, where blocks do not meet; kNone, kSeveral
-  static constexpr int64_t kNone = -1, kSeveral = -2;
+  std::vector<int64_t> by_writer, by_reader;  // block, where blocks do not meet; kNone, kBlocks
+  static constexpr int64_t kNone = -1, kBlocks = -2;
 
   Shadow() = default;
   Shadow(Space space, uint64_t base, uint64_t bytes, int granule, bool apart = false)
@@ -217,34 +219,40 @@ class Machine {
 
   // ---- order ----
 
-  void read(const Warp& warp, Shadow& shadow, uint64_t address, uint64_t size, int64_t where) {
-    const auto& seen = clocks_[size_t(warp.index)];
+  void read(const Warp& warp, int lane, Shadow& shadow, uint64_t address, uint64_t size,
+            int64_t where) {
+    const uint32_t clock = clocks_[size_t(warp.index)][size_t(warp.index)];
     for_cells(shadow, address, size, [&](size_t c) {
-      if (unordered(warp, shadow.cells[c])) note(shadow.cells[c].where, where, shadow);
+      const auto& cell = shadow.cells[c];
+      if (unordered(warp, lane, cell.writer, cell.lane, cell.written))
+        note(cell.where, where, shadow);
       auto& reads = shadow.reads[c];
       const auto same = [&](const auto& read) { return read.reader == warp.index; };
       auto own = std::find_if(reads.begin(), reads.end(), same);
-      if (own == reads.end()) own = reads.insert(own, {warp.index, 0, 0});
-      own->clock = seen[size_t(warp.index)], own->where = where;
+      if (own == reads.end()) own = reads.insert(own, {warp.index, lane, clock, where});
+      const bool alone = own->lane == lane || own->clock < met_[size_t(warp.index)];
+      *own = {warp.index, alone ? lane : kSeveral, clock, where};
       if (shadow.by_reader.empty()) return;
       if (!mine(shadow.by_writer[c], warp)) note(-1, where, shadow);
-      shadow.by_reader[c] = mine(shadow.by_reader[c], warp) ? warp.block : Shadow::kSeveral;
+      shadow.by_reader[c] = mine(shadow.by_reader[c], warp) ? warp.block : Shadow::kBlocks;
     });
   }
 
-  // `changes`: memory gets another value. Several warps may write copies of one value.
-  void write(const Warp& warp, Shadow& shadow, uint64_t address, uint64_t size, int64_t where,
-             bool changes) {
-    const auto& seen = clocks_[size_t(warp.index)];
+  // `changes`: memory gets another value. Several threads may write copies of one value.
+  void write(const Warp& warp, int lane, Shadow& shadow, uint64_t address, uint64_t size,
+             int64_t where, bool changes) {
+    const uint32_t clock = clocks_[size_t(warp.index)][size_t(warp.index)];
     for_cells(shadow, address, size, [&](size_t c) {
       auto& cell = shadow.cells[c];
-      if (unordered(warp, cell) && (changes || cell.where != where))
+      if (unordered(warp, lane, cell.writer, cell.lane, cell.written) &&
+          (changes || cell.where != where))
         note(cell.where, where, shadow);
       for (const auto& read : shadow.reads[c])
-        if (read.reader != warp.index && read.clock > seen[size_t(read.reader)])
+        if (unordered(warp, lane, read.reader, read.lane, read.clock) &&
+            (read.reader != warp.index || read.lane != kTogether))
           note(read.where, where, shadow);
       shadow.reads[c].clear();
-      cell = {warp.index, seen[size_t(warp.index)], where};
+      cell = {warp.index, lane, clock, where};
       if (shadow.by_writer.empty()) return;
       if (!mine(shadow.by_writer[c], warp) || !mine(shadow.by_reader[c], warp))
         note(-1, where, shadow);
@@ -252,31 +260,54 @@ class Machine {
     });
   }
 
-  // A release orders what this warp did and saw before it, an acquire what comes behind it.
-  void release(const Warp& warp, uint64_t address) {
-    auto& clock = clocks_[size_t(warp.index)];
-    auto& sent = released_[address];
-    sent.resize(clock.size(), 0);
-    join(sent, clock);
-    ++clock[size_t(warp.index)];
-  }
-
-  void acquire(const Warp& warp, uint64_t address) {
-    const auto sent = released_.find(address);
-    if (sent != released_.end()) join(clocks_[size_t(warp.index)], sent->second);
-  }
-
   using Clock = std::vector<uint32_t>;
 
-  // What `warp` has seen when it hands on work, and the one who does it takes that up.
-  Clock hand_on(const Warp& warp) {
-    Clock& clock = clocks_[size_t(warp.index)];
-    const Clock seen = clock;
-    ++clock[size_t(warp.index)];
+  // All lanes of these warps meet: what one has seen all have.
+  void meet(const std::vector<const Warp*>& warps) {
+    Clock all;
+    for (const Warp* warp : warps) {
+      const size_t w = size_t(warp->index);
+      join(all, clocks_[w]);
+      for (const auto& [lane, seen] : alone_[w]) join(all, seen);
+      alone_[w].clear();
+    }
+    for (const Warp* warp : warps) {
+      const size_t w = size_t(warp->index);
+      clocks_[w] = all;
+      met_[w] = ++clocks_[w][w];
+    }
+  }
+
+  // What comes behind a release of a lane: what it has done, and what it has seen of others.
+  Clock hand_on(const Warp& warp, int lane) {
+    const size_t me = size_t(warp.index);
+    Clock seen = clocks_[me];
+    const auto alone = alone_[me].find(lane);
+    if (alone != alone_[me].end()) join(seen, alone->second);
+    if (lane != kTogether) {
+      const size_t next = clocks_.size() + components_.size();
+      const size_t own = components_.try_emplace({warp.index, lane}, next).first->second;
+      seen.resize(std::max(seen.size(), own + 1), 0);
+      seen[own] = seen[me];
+      seen[me] = met_[me] - 1;
+    }
+    ++clocks_[me][me];
     return seen;
   }
 
-  void take_up(const Warp& warp, const Clock& seen) { join(clocks_[size_t(warp.index)], seen); }
+  void take_up(const Warp& warp, int lane, const Clock& seen) {
+    const size_t me = size_t(warp.index);
+    join(lane == kTogether ? clocks_[me] : alone_[me][lane], seen);
+  }
+
+  void release(const Warp& warp, int lane, uint64_t address) {
+    join(released_[address], hand_on(warp, lane));
+  }
+
+  void acquire(const Warp& warp, int lane, uint64_t address) {
+    const auto sent = released_.find(address);
+    if (sent != released_.end()) take_up(warp, lane, sent->second);
+  }
 
  private:
   template <class Each>
@@ -287,9 +318,21 @@ class Machine {
       each(size_t(c));
   }
 
-  bool unordered(const Warp& warp, const Shadow::Cell& cell) const {
-    return cell.writer >= 0 && cell.writer != warp.index &&
-           cell.written > clocks_[size_t(warp.index)][size_t(cell.writer)];
+  // Whether nothing orders what a lane of a warp did at a time of its clock before this lane.
+  bool unordered(const Warp& warp, int lane, int other, int other_lane, uint32_t clock) const {
+    const size_t me = size_t(warp.index);
+    if (other < 0) return false;
+    if (other == warp.index) return lane != other_lane && clock >= met_[me];
+    const auto alone = alone_[me].find(lane);
+    const auto before = [&](const Clock& seen, size_t whose) {
+      return whose < seen.size() && clock <= seen[whose];
+    };
+    const auto seen = [&](size_t whose) {
+      return before(clocks_[me], whose) ||
+             (alone != alone_[me].end() && before(alone->second, whose));
+    };
+    const auto own = components_.find({other, other_lane});
+    return !seen(size_t(other)) && (own == components_.end() || !seen(own->second));
   }
 
   static bool mine(int64_t block, const Warp& warp) {
@@ -301,7 +344,8 @@ class Machine {
   }
 
   static void join(Clock& into, const Clock& from) {
-    for (size_t i = 0; i < into.size(); ++i) into[i] = std::max(into[i], from[i]);
+    into.resize(std::max(into.size(), from.size()), 0);
+    for (size_t i = 0; i < from.size(); ++i) into[i] = std::max(into[i], from[i]);
   }
 
   void start_clocks();
@@ -310,7 +354,11 @@ class Machine {
   void arrive(Warp& warp);
   void leave(Warp& warp);
 
-  std::vector<Clock> clocks_;  // [warp, what it has seen of each warp]
+  std::vector<Clock> clocks_;                // [warp, what it has seen of each warp]
+  std::vector<uint32_t> met_;                // the clock of each warp when its lanes met
+  std::vector<std::map<int, Clock>> alone_;  // what a lane has seen since, by itself
+  // Where a clock says what is known of a lane beyond what is known of its warp.
+  std::map<std::pair<int, int>, size_t> components_;
   std::unordered_map<uint64_t, Clock> released_;
 };
 

@@ -39,7 +39,7 @@ void load_global(Machine& m, Warp& w, const Instruction& i, uint32_t lanes) {
   EACH_LANE(l) {
     Shadow* shadow;
     get<T, N>(w, i, l, m.global(addresses[l], sizeof(T) * N, &shadow));
-    m.read(w, *shadow, addresses[l], sizeof(T) * N, m.now);
+    m.read(w, l, *shadow, addresses[l], sizeof(T) * N, m.now);
   }
 }
 
@@ -49,7 +49,7 @@ void store_global(Machine& m, Warp& w, const Instruction& i, uint32_t lanes) {
     const uint64_t address = global_address(w, i, 0, l);
     Shadow* shadow;
     const bool changes = put<T, N>(w, i, l, m.global(address, sizeof(T) * N, &shadow));
-    m.write(w, *shadow, address, sizeof(T) * N, m.now, changes);
+    m.write(w, l, *shadow, address, sizeof(T) * N, m.now, changes);
   }
 }
 
@@ -59,7 +59,7 @@ void load_shared(Machine& m, Warp& w, const Instruction& i, uint32_t lanes) {
   for (int l = 0; l < kLanes; ++l) addresses[l] = shared_address(w, i, N, l);
   EACH_LANE(l) {
     get<T, N>(w, i, l, m.shared(w, addresses[l], sizeof(T) * N));
-    m.read(w, m.shared_shadow(w), addresses[l], sizeof(T) * N, m.now);
+    m.read(w, l, m.shared_shadow(w), addresses[l], sizeof(T) * N, m.now);
   }
 }
 
@@ -68,7 +68,7 @@ void store_shared(Machine& m, Warp& w, const Instruction& i, uint32_t lanes) {
   EACH_LANE(l) {
     const uint64_t address = shared_address(w, i, 0, l);
     const bool changes = put<T, N>(w, i, l, m.shared(w, address, sizeof(T) * N));
-    m.write(w, m.shared_shadow(w), address, sizeof(T) * N, m.now, changes);
+    m.write(w, l, m.shared_shadow(w), address, sizeof(T) * N, m.now, changes);
   }
 }
 
@@ -83,7 +83,7 @@ void add_atomic(Machine& m, Warp& w, const Instruction& i, uint32_t lanes) {
     const uint32_t sum = value + uint32_t(w.at(i.args[2])[l]);
     std::memcpy(p, &sum, 4);
     w.at(i.args[0])[l] = value;
-    if (RELEASE) m.release(w, address);
+    if (RELEASE) m.release(w, l, address);
   }
 }
 
@@ -92,7 +92,7 @@ inline void load_acquire(Machine& m, Warp& w, const Instruction& i, uint32_t lan
     const uint64_t address = global_address(w, i, 1, l);
     Shadow* shadow;
     get<uint32_t, 1>(w, i, l, m.global(address, 4, &shadow));
-    m.acquire(w, address);
+    m.acquire(w, l, address);
   }
 }
 
@@ -111,8 +111,8 @@ inline void copy_async(Machine& m, Warp& w, const Instruction& i, uint32_t lanes
     w.copies.open.push_back([=, &m](Warp& warp) {
       std::memset(target, 0, width);
       if (count > 0) std::memcpy(target, source, count);
-      if (count > 0) m.read(warp, *shadow, from, count, where);
-      m.write(warp, m.shared_shadow(warp), to, width, where, true);
+      if (count > 0) m.read(warp, l, *shadow, from, count, where);
+      m.write(warp, l, m.shared_shadow(warp), to, width, where, true);
     });
   }
 }

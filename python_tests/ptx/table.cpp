@@ -88,7 +88,7 @@ const std::vector<Named>& table() {
       {"bar.sync", nothing},
       {"ret", nothing},
       {"trap", nothing},  // enum Control
-      {"bar.warp.sync", nothing},
+      {"bar.warp.sync", meet_in_warp},
       {"fence.proxy.async.shared::cta", nothing},
       {"wgmma.fence.sync.aligned", nothing},
       INTEGERS(int16_t, "s16"),

@@ -42,15 +42,16 @@ inline void start_barrier(Machine& m, Warp& w, const Instruction& i, uint32_t la
   const uint64_t address = shared_address(w, i, 0, l);
   const int64_t count = int64_t(w.at(i.args[1])[l]);
   m.shared(w, address, 8);
-  m.write(w, m.shared_shadow(w), address, 8, m.now, true);
+  m.write(w, l, m.shared_shadow(w), address, 8, m.now, true);
   if (!m.program_of(w).barriers.insert({address, {count, count, false}}).second)
     throw Fault("there is a barrier at this address");
 }
 
 inline void end_barrier(Machine& m, Warp& w, const Instruction& i, uint32_t lanes) {
-  const uint64_t address = shared_address(w, i, 0, alone(lanes));
+  const int l = alone(lanes);
+  const uint64_t address = shared_address(w, i, 0, l);
   barrier_at(m, w, address);
-  m.write(w, m.shared_shadow(w), address, 8, m.now, true);
+  m.write(w, l, m.shared_shadow(w), address, 8, m.now, true);
   m.program_of(w).barriers.erase(address);
 }
 
@@ -60,24 +61,25 @@ inline void try_wait(Machine& m, Warp& w, const Instruction& i, uint32_t lanes) 
   const uint64_t address = shared_address(w, i, 1, 0);
   const bool parity = w.at(i.args[2])[0] & 1;
   auto& work = m.program_of(w).work;
-  m.read(w, m.shared_shadow(w), address, 8, m.now);
+  m.read(w, kTogether, m.shared_shadow(w), address, 8, m.now);
   const PhaseBarrier& barrier = barrier_at(m, w, address);
   while (barrier.phase == parity && !work.empty()) {
     work.front()();
     work.pop_front();
   }
   const bool over = barrier.phase != parity;
-  if (over) m.acquire(w, barrier_key(w, address));
+  if (over) m.acquire(w, kTogether, barrier_key(w, address));
   std::fill_n(w.at(i.args[0]), kLanes, uint64_t(over));
 }
 
 inline void commit_tensor(Machine& m, Warp& w, const Instruction& i, uint32_t lanes) {
-  const uint64_t address = shared_address(w, i, 0, alone(lanes));
+  const int l = alone(lanes);
+  const uint64_t address = shared_address(w, i, 0, l);
   Program& program = m.program_of(w);
-  program.work.push_back([&m, &program, address, seen = m.hand_on(w), where = m.now] {
-    m.take_up(program.unit, seen);
-    m.read(program.unit, program.shadow, address, 8, where);
-    m.release(program.unit, barrier_key(program.unit, address));
+  program.work.push_back([&m, &program, address, seen = m.hand_on(w, l), where = m.now] {
+    m.take_up(program.unit, kTogether, seen);
+    m.read(program.unit, kTogether, program.shadow, address, 8, where);
+    m.release(program.unit, kTogether, barrier_key(program.unit, address));
     PhaseBarrier& barrier = barrier_at(m, program.unit, address);
     if (--barrier.missing > 0) return;
     barrier.missing = barrier.expected;
@@ -101,7 +103,7 @@ inline void allocate(Machine& m, Warp& w, const Instruction& i, uint32_t lanes) 
   const uint64_t address = shared_address(w, i, 0, 0);
   const uint32_t first = uint32_t(tensor.first);
   std::memcpy(m.shared(w, address, 4), &first, 4);
-  m.write(w, m.shared_shadow(w), address, 4, m.now, true);
+  m.write(w, kTogether, m.shared_shadow(w), address, 4, m.now, true);
 }
 
 inline uint64_t place(const Tensor& tensor, uint64_t lane, uint64_t column) {
@@ -115,9 +117,9 @@ inline uint32_t& cell(Machine& m, const Warp& w, uint64_t lane, uint64_t column,
   Tensor& tensor = m.program_of(w).tensor;
   const uint64_t at = place(tensor, lane, column);
   if (writes)
-    m.write(w, tensor.shadow, 4 * at, 4, where, true);
+    m.write(w, kTogether, tensor.shadow, 4 * at, 4, where, true);
   else
-    m.read(w, tensor.shadow, 4 * at, 4, where);
+    m.read(w, kTogether, tensor.shadow, 4 * at, 4, where);
   return tensor.values[at];
 }
 
@@ -127,8 +129,8 @@ inline void give_back(Machine& m, Warp& w, const Instruction& i, uint32_t lanes)
   if (w.at(i.args[0])[0] != tensor.first || w.at(i.args[1])[0] != tensor.columns)
     throw Fault("other tensor memory is given back than was allocated");
   for (uint64_t lane = 0; lane < kTensorLanes; ++lane)
-    m.write(w, tensor.shadow, 4 * place(tensor, lane, tensor.first), 4 * tensor.columns, m.now,
-            true);
+    m.write(w, kTogether, tensor.shadow, 4 * place(tensor, lane, tensor.first), 4 * tensor.columns,
+            m.now, true);
   tensor.columns = 0;
 }
 
@@ -240,9 +242,9 @@ void multiply_tensor(Machine& m, Warp& w, const Instruction& i, uint32_t lanes) 
   const Shape shape(uint32_t(w.at(i.args[3])[l]));
   const bool adds = as<bool>(w.at(i.args[4])[l]);
   Program& program = m.program_of(w);
-  program.work.push_back([=, &m, &program, seen = m.hand_on(w), where = m.now] {
+  program.work.push_back([=, &m, &program, seen = m.hand_on(w, l), where = m.now] {
     const Warp& unit = program.unit;
-    m.take_up(unit, seen);
+    m.take_up(unit, kTogether, seen);
     const auto rows = IN_TENSOR ? tensor_rows(m, unit, a, shape, where)
                                 : shared_rows(m, unit, a, shape.rows, shape, where);
     const auto columns = shared_rows(m, unit, b, shape.columns, shape, where);

@@ -12,6 +12,10 @@ inline void whole(uint32_t lanes) {
   if (lanes != kAll) throw Fault("only a part of a warp reaches an instruction of all of it");
 }
 
+inline void meet_in_warp(Machine& m, Warp& w, const Instruction&, uint32_t lanes) {
+  if (lanes == kAll) m.meet({&w});
+}
+
 enum class Shuffle { bfly, up, idx, down };
 
 template <Shuffle MODE>
@@ -49,7 +53,7 @@ void load_matrices(Machine& m, Warp& w, const Instruction& i, uint32_t lanes) {
   for (int r = 0; r < N * 8; ++r) {
     const uint64_t address = shared_address(w, i, N, r);
     std::memcpy(rows[r], m.shared(w, address, 16), 16);
-    m.read(w, m.shared_shadow(w), address, 16, m.now);
+    m.read(w, kTogether, m.shared_shadow(w), address, 16, m.now);
   }
   for (int k = 0; k < N; ++k)
     for (int l = 0; l < kLanes; ++l) w.at(i.args[k])[l] = rows[8 * k + l / 4][l % 4];
@@ -65,7 +69,7 @@ void store_matrices(Machine& m, Warp& w, const Instruction& i, uint32_t lanes) {
     char* to = m.shared(w, address, 16);
     const bool changes = std::memcmp(to, row, 16) != 0;
     std::memcpy(to, row, 16);
-    m.write(w, m.shared_shadow(w), address, 16, m.now, changes);
+    m.write(w, kTogether, m.shared_shadow(w), address, 16, m.now, changes);
   }
 }
 
@@ -140,7 +144,7 @@ float element(Machine& m, const Warp& w, const Described& from, int r, int k, in
   const uint64_t address = from.address(r, k);
   uint16_t value;
   std::memcpy(&value, m.shared(w, address, 2), 2);
-  m.read(w, m.shared_shadow(w), address, 2, where);
+  m.read(w, kTogether, m.shared_shadow(w), address, 2, where);
   return F(value);
 }
 

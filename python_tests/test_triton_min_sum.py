@@ -44,6 +44,10 @@ def test_all_tokens_in_the_fewest_passes(runs: Runs) -> None:
     got = run(visual[None], 12, None, None)[0]
     check_min_sum(visual, got, 12, bound=bound(20, "triton"))
     assert runs.rounds == [1 + 2 * 2]  # 8 picks, 3 picks, and the last
+    mask = torch.arange(12) != 4  # a slot more than there are tokens
+    picks = run(visual[None], 12, None, mask[None])[0].tolist()
+    assert picks[11] == -1
+    assert sorted(picks[:11]) == mask.nonzero().flatten().tolist()
 
 
 def test_seeds_go_on_where_picks_ended(runs: Runs) -> None:
@@ -77,6 +81,8 @@ def test_zero_rows_and_equal_rows_follow_their_indices(runs: Runs) -> None:
     assert first[0] != first[1] == 0  # a seed without a direction is one
     visual[first[0]] *= 9.0
     assert run(visual[None], 1, None, None).item() == first[0]
+    alone = torch.eye(20)[[0, 0, 1]]  # no entry of a direction is larger than these
+    assert run(alone[None], 1, None, None).item() == 2
 
 
 def test_groups_of_any_size_make_the_same_sums(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:

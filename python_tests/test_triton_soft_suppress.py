@@ -204,6 +204,7 @@ def test_the_barrier_cannot_be_spared(runs: Runs) -> None:
 
     def work() -> list[Tensor]:
         near: dict[str, Any] = {"positions": _places(12).expand(3, 12, 2), "spread": 1.5}
-        return [_run(visual, scores, 7, rule="scale"), _run(visual, scores, 5, reach=2.0, **near)]
+        # All tokens by scaling: those of score 0 come last.
+        return [_run(visual, scores, 12, rule="scale"), _run(visual, scores, 5, reach=2.0, **near)]
 
     runs.every_barrier_is_needed(soft_suppress._soft_suppress_greedy_kernel, work, count=1)

@@ -51,7 +51,11 @@ def test_images_of_a_list_are_each_alone(name: str) -> None:
     lists = {x: [image[x] for image in images] for x in given}
     picked = method.select_varlen(lists.pop("visual"), lists.pop("prompt", None), **lists)
     for got, image in zip(picked, images, strict=True):
-        same(got, method.select(**image))
+        alone = method.select(**image)
+        same(got, alone)
+        if got.scores is not None:
+            assert alone.scores is not None
+            assert torch.equal(got.scores, alone.scores)
 
 
 @pytest.mark.parametrize("name", METHODS)

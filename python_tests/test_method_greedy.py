@@ -152,7 +152,7 @@ def test_anchorprune(name: str, compat: bool) -> None:
     image, text = draw("image", (N, 10, 1))[..., 0], draw("text", (4, 10, 1))[..., 0]
     words = prompt("vlm", 4, D)
     attention = draw("attention", (1, N))[0]
-    attention[3], attention[5] = torch.nan, -0.5
+    attention[3], attention[5], attention[7] = torch.nan, -0.5, 0.0
     allowed = [i for i in valid_tokens(visual, mask) if i not in (3, 5)]
     weights = {i: float(attention[i]) for i in allowed}
     decided, sizes = 0, set()

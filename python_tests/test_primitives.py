@@ -188,6 +188,17 @@ def test_merge_is_differentiable_and_leaves_out_what_nobody_owns() -> None:
 
 
 @pytest.mark.usefixtures("either")
+def test_a_core_and_more_picks_combine() -> None:
+    core, picks = torch.tensor([[-1, 0, 2], [-1, -1, -1]]), torch.tensor([[3, -1, 1], [2, 0, -1]])
+    indices, in_core = scores.combined(core, picks, 4, False)
+    assert indices.tolist() == [[0, 2, 3, 1], [2, 0, -1, -1]]
+    assert in_core.tolist() == [[True, True, False, False], [False] * 4]
+    indices, in_core = scores.combined(core, picks, 5, True)
+    assert indices.tolist() == [[0, 1, 2, 3, -1], [0, 2, -1, -1, -1]]
+    assert in_core.tolist() == [[True, False, True, False, False], [False] * 5]
+
+
+@pytest.mark.usefixtures("either")
 def test_alignment_and_distinctiveness_of_odd_rows() -> None:
     visual = torch.tensor([[3.0, 4.0], [torch.nan, 0.0], [0.0, 0.0]])
     got = alignment(visual, torch.tensor([[1.0, 0.0], [torch.inf, 0.0]]))

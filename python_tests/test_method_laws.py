@@ -47,9 +47,13 @@ def test_images_of_a_list_are_each_alone(name: str) -> None:
     given = inputs(name, B, N, D)
     images = [row(given, b) for b in range(B)]
     images[1].update({x: images[1][x][: N // 2] for x in per_token(name)})
+    images[1].update({x: images[1][x][:2] for x in ("prompt", "text_embeds") if x in given})
     method: Any = zk.methods.get(name, keep=0.25)
     lists = {x: [image[x] for image in images] for x in given}
     picked = method.select_varlen(lists.pop("visual"), lists.pop("prompt", None), **lists)
+    for nothing in (None, 3, "ab", torch.tensor(1.0)):
+        with pytest.raises(TypeError, match=r"^\w+: visual must be a (tensor or a )?sequence of t"):
+            method.select_varlen(nothing, *[[]] * ("prompt" in given))
     for got, image in zip(picked, images, strict=True):
         alone = method.select(**image)
         same(got, alone)

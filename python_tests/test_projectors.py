@@ -191,6 +191,9 @@ def test_estimates_and_norm(name: str) -> None:
     limit = zk.sensitivity(module, x, score="linearised", directions=u)
     estimate = zk.sensitivity(module, x, score="zeroth_order", directions=u, radius=1e-3)
     assert torch.allclose(estimate, limit, rtol=1e-4)
+    wide = zk.sensitivity(module, x, score="zeroth_order", directions=u, radius=2.0)
+    if read_projector(module).w2 is not None:
+        assert not torch.allclose(wide, limit, rtol=1e-3)
     anyhow = zk.sensitivity(module, x, score="linearised", directions=u, radius=5.0)
     assert torch.equal(anyhow, limit)
     many = zk.sensitivity(module, x, score="linearised", directions=2000, seed=5)

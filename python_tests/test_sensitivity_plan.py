@@ -79,6 +79,8 @@ def test_dead_hidden_units() -> None:
     w[2][:, [3, 7]] = 0.0
     plan = zk.SensitivityPlan(*w, "gelu_tanh")
     assert plan.rank == 36
+    alive = plan.factor[:, plan.factor.any(0)]
+    assert torch.equal(alive, alive.triu())
     assert error(plan(x), exact(w, x, "gelu_tanh")) < 1e-5
     nothing = zk.SensitivityPlan(w[0], w[1], torch.zeros_like(w[2]), "gelu")
     assert nothing(x).tolist() == [0.0] * 6

@@ -191,6 +191,7 @@ def test_a_method_of_ones_own_inherits_the_ragged_form() -> None:
     with pytest.raises(NotImplementedError, match="MethodBase must define select or select_varlen"):
         zk.MethodBase().select_varlen([draw(5, D)])
     assert not EveryOther().needs_features
+    assert EveryOther().model_inputs == ()
     with pytest.raises(NotImplementedError, match=r"^EveryOther rates no tokens$"):
         EveryOther().rate(draw(5, D))
 

@@ -188,6 +188,17 @@ def test_merge_is_differentiable_and_leaves_out_what_nobody_owns() -> None:
 
 
 @pytest.mark.usefixtures("either")
+def test_cosines_with_words_of_one_image() -> None:
+    visual = torch.tensor([[3.0, 4.0], [0.0, 0.0], [torch.nan, 0.0]])
+    words = torch.tensor([[1.0, 0.0], [0.0, 2.0], [torch.inf, 0.0]])
+    cosine, valid, real = similarity.word_cosines(visual, words)
+    right = [[0.6, 0.0, -torch.inf], [0.8, 0.0, -torch.inf]]
+    assert torch.allclose(cosine[:2], torch.tensor(right))
+    assert valid.tolist() == [True, True, False]
+    assert real.tolist() == [True, True, False]
+
+
+@pytest.mark.usefixtures("either")
 def test_a_core_and_more_picks_combine() -> None:
     core, picks = torch.tensor([[-1, 0, 2], [-1, -1, -1]]), torch.tensor([[3, -1, 1], [2, 0, -1]])
     indices, in_core = scores.combined(core, picks, 4, False)

@@ -148,13 +148,21 @@ def test_another_picture_is_another_conversation(name: str) -> None:
     So is one that brings nothing new: there would be nothing to read.
     """
     tiny = vlms.get(name)
-    inputs = tiny.inputs()
     chat = hf.ChatState(tiny.model, METHOD)
     options = {**OPTIONS, "suppress_tokens": [tiny.model.config.image_token_id]}
-    first = chat.generate(**inputs, **options).sequences
+    first = chat.generate(**tiny.inputs(), **options).sequences
     longer = torch.cat((first, torch.tensor([[20, 21, 22]])), dim=1)
     cat, rocket = (vlms.photograph(name, (170, 112)) for name in ("chelsea", "rocket"))
-    for ids, photo, reused in ((longer, cat, True), (longer, rocket, False), (first, cat, False)):
+    call = whole(tiny, longer, [cat])
+    expected = copy.deepcopy(chat).generate(**call, **options)
+    # Pictures that are not given again are those of before.
+    words = {name: value for name, value in call.items() if value.shape == longer.shape}
+    second = chat.generate(**words, **options)
+    assert chat.reused > 0
+    assert torch.equal(torch.stack(second.logits), torch.stack(expected.logits))
+    same = second.sequences
+    longer = torch.cat((same, torch.tensor([[20, 21, 22]])), dim=1)
+    for ids, photo, reused in ((longer, cat, True), (longer, rocket, False), (same, cat, False)):
         again, call = copy.copy(chat), whole(tiny, ids, [photo])
         output = again.generate(**call, **options)
         assert (again.reused > 0) == reused

@@ -124,6 +124,9 @@ def test_a_generate_of_ones_own_passes_on_what_it_is_given() -> None:
             assert torch.equal(model.generate(ids, **given), expected)
             assert torch.equal(model.generate(input_ids=ids, **given), expected)
         assert handle.calls == 2
+        model.generate = lambda input_ids, **options: own(input_ids, **options)
+        with METHOD(model):
+            assert torch.equal(model.generate(ids, **given), expected)
     finally:
         del model.generate
 

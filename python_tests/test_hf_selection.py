@@ -73,6 +73,7 @@ def test_the_question_alone_counts(tiny: vlms.Tiny) -> None:
     assert everything[1] == ["<start>", "user", "who", "<end>", "<start>", "assistant"]
     assert asked(tiny, texts, query=torch.ones(2, 78, dtype=torch.bool)) == everything
     assert asked(tiny, ["<image> what is this"]) == [["what", "is", "this"]]
+    assert asked(tiny, ["what <end> is <end> who <image>"]) == [["who"]]
 
 
 def test_the_template_is_told_apart_where_the_tokenizer_is_known(tiny: vlms.Tiny) -> None:

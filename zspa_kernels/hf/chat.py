@@ -106,6 +106,8 @@ class ChatState:
         names = [x for x in self._target.encoder_arguments() if isinstance(call.get(x), Tensor)]
         pictures = {**self._pictures, **{name: call[name] for name in names}}
         old = self._known(ids, pictures)
+        if old:  # positions are those of pictures that are not given again as well
+            call.update(pictures)
         # Before 5.23 types of new tokens are read as if they stood where the cache begins.
         misread = call.get("token_type_ids") is not None and not self._target.slices_features()
         if misread and bool(self._target.visual(ids[:, old:]).any()):

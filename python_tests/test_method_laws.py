@@ -51,9 +51,6 @@ def test_images_of_a_list_are_each_alone(name: str) -> None:
     method: Any = zk.methods.get(name, keep=0.25)
     lists = {x: [image[x] for image in images] for x in given}
     picked = method.select_varlen(lists.pop("visual"), lists.pop("prompt", None), **lists)
-    for nothing in (None, 3, "ab", torch.tensor(1.0)):
-        with pytest.raises(TypeError, match=r"^\w+: visual must be a (tensor or a )?sequence of t"):
-            method.select_varlen(nothing, *[[]] * ("prompt" in given))
     for got, image in zip(picked, images, strict=True):
         alone = method.select(**image)
         same(got, alone)

@@ -204,6 +204,40 @@ def test_options_are_checked_when_a_method_is_made(name: str) -> None:
             zk.methods.get(name, keep=1, **{option: "x"})
 
 
+#: Just outside of what an option may be.
+OUTSIDE: dict[str, dict[str, tuple[float, ...]]] = {
+    "adaptprune": {
+        "similarity_sigma": (0.0, 1.1e6),
+        "distance_sigma": (0.0,),
+        "distance_limit": (-0.1,),
+        "center_sigma": (0.0,),
+    },
+    "anchorprune": {
+        "least": (-0.1, 1.1),
+        "cap": (-0.1, 1.1),
+        "novelty": (-0.1, 2.1),
+        "patience": (0,),
+    },
+    "cdpruner": {"emphasis": (-0.1, 1.0)},
+    "greedyprune": {"threshold": (-1.01, 1.01)},
+    "idselection": {"gamma": (0.0, 1.1e6)},
+    "mmtok": {"text_temperature": (0.0,), "vision_temperature": (0.0,), "balance": (-0.1,)},
+    "scope": {"alpha": (-0.1,)},
+    "trimtokenator": {"align": (0.0, 1.1)},
+    "visionzip": {"contextual": (-0.1, 1.1)},
+    "zspaprune": {"core_ratio": (-0.1,)},
+}
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_ranges_are_checked_when_a_method_is_made(name: str) -> None:
+    title = zk.methods.about(name).title
+    for option, values in OUTSIDE[name].items():
+        for value in (*values, float("nan")):
+            with pytest.raises((TypeError, ValueError), match=rf"^{title}: {option} must "):
+                zk.methods.get(name, keep=1, **{option: value})
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_images_of_a_ragged_call_are_checked(name: str) -> None:
     inputs = zk.methods.about(name).inputs
@@ -222,7 +256,7 @@ def test_images_of_a_ragged_call_are_checked(name: str) -> None:
     if name == "zooprune":
         given = {"sensitivity": [torch.ones(4)]}
     assert len(method.select_varlen([torch.eye(4, 8)], prompt, **given)) == 1
-    wrong: list[Any] = [3, None, "ab", [3], [torch.eye(4, 8).numpy()]]
+    wrong: list[Any] = [3, None, "ab", torch.tensor(1.0), [3], [torch.eye(4, 8).numpy()]]
     for visual in wrong:
         with pytest.raises(TypeError, match=r"\w: visual.* must be a .*tensor.*, got "):
             method.select_varlen(visual, prompt, **given)

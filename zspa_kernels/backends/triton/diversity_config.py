@@ -96,10 +96,11 @@ def config(d: int, itemsize: int, hip: bool = False) -> Config:
         warps=4 if hip else 8,
         # (64 + 64) rows x 128 bytes per stage: 64 KiB; AMD has 64 KiB in all.
         stages=2 if hip else 4,
-        # 576 tokens still have 72 programs, 2880 have one on each multiprocessor.
+        # 576 tokens still have 72 programs, 2880 as many as a group has at most.
         least_rows=8,
-        # Of the `block` best keys a program owns block/programs on average. `width` is that with
-        # room for two standard deviations at the largest group of each size.
+        # Of the `block` best keys a program owns block/programs on average. `width` has room for
+        # more than two standard deviations beyond that at the largest group of each size: smaller
+        # groups of 9 programs (14 keys) or 33 (4) still propose most of them.
         groups=(
             Group(programs=8, width=64, own=own, split=False),
             Group(programs=32, width=16, own=own, split=True),

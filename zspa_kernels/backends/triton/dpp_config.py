@@ -36,7 +36,7 @@ def config(d: int, itemsize: int, hip: bool = False) -> Config:
         **vars(shared),
         # 4 x 128 elements are 2 a thread of 256; with 8 a kernel for sm_80 spills.
         span=4,
-        # 2880 tokens on 132 multiprocessors are 22 rows per program.
+        # 2880 tokens are 22 or 23 rows for each of 128 programs.
         own_rows=32,
         # One column at a time is taken out of the tile: more columns make each of these dearer,
         # fewer read the columns before them more often.

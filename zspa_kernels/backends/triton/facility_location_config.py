@@ -69,7 +69,7 @@ def config(d: int, itemsize: int, hip: bool = False) -> Config:
         lanes=8,
         width=256,
         words=32,
-        # 8 x 16 keys: 2880 tokens on 132 multiprocessors are 22 a program.
+        # 8 x 16 keys: 2880 tokens are 22 or 23 for each of 128 programs.
         own=16,
         members=shared.groups[-1].programs,
         # A gain is a read of one column: more warps would wait longer for each other.

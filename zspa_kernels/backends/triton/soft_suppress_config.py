@@ -36,7 +36,7 @@ def config(d: int, itemsize: int, hip: bool = False) -> Config:
         **vars(shared),
         # A row per thread.
         lanes=256,
-        # 2880 tokens on 132 multiprocessors are 22 rows per program, and 4096 channels of 8 rows in
+        # 2880 tokens are 22 or 23 rows for each of 128 programs, and 4096 channels of 8 rows in
         # half precision 64 KiB on their way in two steps. Sums are 16 float64 a thread of 256.
         own_rows=8,
         wide=min(512, width),

@@ -16,6 +16,7 @@ import torch
 
 from bench import gpu_checks  # noqa: F401  (enters all checks into CHECKS)
 from bench.gpu_check import BY_DTYPE, CHECKS
+from python_tests.ptx.barriers import EVERY, SPARED
 from python_tests.ptx.faults import HARMLESS
 from python_tests.ptx.machine import Kernel
 
@@ -91,6 +92,24 @@ def test_an_op_without_products_runs_on_the_machine() -> None:
 )
 def test_every_check_passes_on_the_machine(target: str, check: tuple[str, str]) -> None:
     passes(target, *filter(None, check))
+
+
+def missed(op: str, every: int) -> None:
+    (found,) = machine("python_tests.ptx.barriers", "90", op, str(every))
+    assert found["barriers"] >= 8
+    assert found["unreached"] == {}
+    most = {place: count for place, (count, _why) in SPARED[op].items()}
+    assert all(count <= most.get(place, 0) for place, count in found["spared"].items()), found
+
+
+def test_a_missing_barrier_shows() -> None:
+    missed("soft_suppress", 3)
+
+
+@pytest.mark.ptx_full
+@pytest.mark.parametrize("op", SPARED)
+def test_missing_barriers_of_each_op_show(op: str) -> None:
+    missed(op, EVERY.get(op, 1))
 
 
 def test_planted_faults_show() -> None:

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import track
 
 from python_tests.trees import OLDEST, ROOT, TREES, install
+from zspa_kernels.hf.architectures import ARCHITECTURES
 
 PAGE = ROOT / "docs" / "hf.md"
 BEGIN, END = "<!-- hf:matrix:begin -->", "<!-- hf:matrix:end -->"
@@ -27,7 +28,7 @@ BEGIN, END = "<!-- hf:matrix:begin -->", "<!-- hf:matrix:end -->"
 PINNED = re.search(r"^transformers==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
 VERSIONS = [OLDEST, "5.3.0", "5.17.0", "5.20.2"] + ([PINNED[1]] if PINNED else [])
 TESTS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("python_tests/test_hf_*.py"))
-NAMES = ["llava_next", "llava", "qwen2_5_vl", "qwen3_vl", "internvl", "gemma3", "smolvlm"]
+NAMES = sorted(ARCHITECTURES, key=len, reverse=True)  # "llava" is a part of another's name
 OTHERS = "independent of the model"
 
 Counts = dict[str, Counter[str]]

@@ -13,7 +13,7 @@ import transformers
 from torch import Tensor
 
 import zspa_kernels as zk
-from python_tests import vlms
+from python_tests import vlm_models, vlms
 from python_tests.hf_oracle import NEW, generate, rows
 from zspa_kernels import hf
 from zspa_kernels.hf.architectures import Target
@@ -113,7 +113,7 @@ def test_a_tower_without_cls_is_asked_what_each_patch_receives() -> None:
         vision_config=transformers.SiglipVisionConfig(
             **size, num_hidden_layers=3, num_attention_heads=2
         ),
-        text_config=vlms.text(transformers.LlamaConfig),
+        text_config=vlm_models.text(transformers.LlamaConfig),
         image_token_index=9,
         vision_feature_select_strategy="full",
         vision_feature_layer=-1,

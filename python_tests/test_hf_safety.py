@@ -15,7 +15,7 @@ import transformers
 from torch import nn
 
 import zspa_kernels as zk
-from python_tests import vlms
+from python_tests import vlm_models, vlms
 from python_tests.hf_oracle import NEW, cache_name, cache_of, generate, rows
 from zspa_kernels import hf
 from zspa_kernels.hf import continuation
@@ -351,7 +351,7 @@ def test_chunked_prefill_is_refused(tiny: vlms.Tiny) -> None:
 
 
 def test_unknown_models() -> None:
-    config = vlms.text(transformers.LlamaConfig)
+    config = vlm_models.text(transformers.LlamaConfig)
     model = transformers.LlamaForCausalLM(config)
     with pytest.raises(hf.UnsupportedModelError, match=r"gemma3, internvl, llava.*got LlamaForC"):
         METHOD(model)

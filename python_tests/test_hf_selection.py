@@ -291,7 +291,7 @@ def test_times_of_frames_are_no_question(name: str) -> None:
     assert asked[0] == [["and", "in", "please"], ["describe", "the", "cup"]]
     said = ["what", "time", "is", "in", "and", "in", "please"]  # that word is the user's
     assert asked[1] == [said, ["describe", "the", "cup"]]
-    assert ("seconds" in asked[2][0]) == (name == "qwen3_vl")
+    assert ("seconds" in asked[2][0]) == name.startswith("qwen3_vl")
 
 
 def test_newlines_of_llava_next() -> None:

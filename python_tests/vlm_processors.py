@@ -72,11 +72,12 @@ class SmolProcessor(SquareProcessor):
 class QwenProcessor:
     """The official one; its part for videos needs torchvision and is written out here.
 
-    `stamps`: the time of each pair of frames is said in front of it (Qwen3-VL).
+    `times`: how a model learns when a frame was. `"said"` in front of it (Qwen3-VL), `"given"` as
+    seconds (Qwen2.5-VL), or not at all (Qwen2-VL).
     """
 
-    def __init__(self, tok: Any, patch: int, pixels: int, merge: int = 2, stamps: bool = False):
-        self.tokenizer, self.merge, self.stamps = tok, merge, stamps
+    def __init__(self, tok: Any, patch: int, pixels: int, times: str, merge: int = 2):
+        self.tokenizer, self.merge, self.times = tok, merge, times
         kind = getattr(transformers, "Qwen2VLImageProcessor", None)
         options: dict[str, Any] = {
             "patch_size": patch,
@@ -104,7 +105,7 @@ class QwenProcessor:
             films = [self.film(frames) for frames in videos]
             encoded["pixel_values_videos"] = torch.cat([pixels for pixels, _ in films])
             encoded["video_grid_thw"] = torch.tensor([grid for _, grid in films])
-            if not self.stamps:
+            if self.times == "given":
                 slow = [1.5 if len(frames) > 4 else 1.0 for frames in videos]
                 encoded["second_per_grid_ts"] = torch.tensor(slow)
             texts = _fill(texts, QWEN_VIDEO, [self.said(grid) for _, grid in films])
@@ -131,7 +132,7 @@ class QwenProcessor:
         times, rows, columns = grid
         first, _, last, film = QWEN_MARKS
         count = rows * columns // self.merge**2
-        if not self.stamps:
+        if self.times != "said":
             return " ".join([first, *[film] * (times * count), last])
         pads = " ".join([film] * count)
         names = ("one", "two", "three")

@@ -42,10 +42,15 @@ class Architecture:
 ARCHITECTURES: Mapping[str, Architecture] = {
     "llava": Architecture("LLaVA-1.5", patches=True),
     "llava_next": Architecture("LLaVA-NeXT", tile="anyres", patches=True),
+    "qwen2_vl": Architecture("Qwen2-VL", projector="visual.merger", mrope=True, videos=True),
     "qwen2_5_vl": Architecture("Qwen2.5-VL", projector="visual.merger", mrope=True, videos=True),
     "qwen3_vl": Architecture("Qwen3-VL", projector="visual.merger", mrope=True, videos=True),
+    "qwen3_vl_moe": Architecture("Qwen3-VL", projector="visual.merger", mrope=True, videos=True),
     "internvl": Architecture("InternVL", image="run"),
     "gemma3": Architecture("Gemma 3"),
+    "idefics3": Architecture(
+        "Idefics3", image="run", tile="run", projector="connector.modality_projection"
+    ),
     "smolvlm": Architecture(
         "SmolVLM", image="run", tile="run", projector="connector.modality_projection"
     ),

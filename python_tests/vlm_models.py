@@ -1,0 +1,321 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The models of `vlms`: small, with random weights, each with its processor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from python_tests.vlm_processors import (
+    QWEN_IMAGE,
+    QWEN_MARKS,
+    VERSION,
+    QwenProcessor,
+    SmolProcessor,
+    SquareProcessor,
+)
+
+VOCABULARY = 320
+WORDS = (
+    "what is in this image picture describe the cat rocket coffee cup astronaut count objects on "
+    "table and compare two photos please answer shortly user assistant system you are helpful "
+    "colour of where who left right top bottom a an there how many red green blue time seconds one "
+    "two three film"
+)
+END = 2  # id of <end>, which closes a turn of the chat template
+TEMPLATE = (
+    "{% for m in messages %}<start> {{ m['role'] }} "
+    "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for part in m['content'] %}"
+    "{% if part['type'] == 'image' %}IMAGE {% else %}{{ part['text'] }} {% endif %}"
+    "{% endfor %}{% endif %} <end> {% endfor %}"
+    "{% if add_generation_prompt %}<start> assistant{% endif %}"
+)
+
+Parts = tuple[Any, Any, str]  # model, processor, how a prompt says "here is a picture"
+
+
+def tokenizer(special: Sequence[str], image: str) -> PreTrainedTokenizerFast:
+    words: dict[str, int] = {}
+    for token in ["<pad>", "<s>", "<end>", "<unk>", *special, "<start>", *WORDS.split()]:
+        words.setdefault(token, len(words))
+    core = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="<end>",
+        unk_token="<unk>",
+        padding_side="left",
+        model_input_names=["input_ids", "attention_mask"],
+        additional_special_tokens=[*special, "<start>"],
+    )
+    made.chat_template = TEMPLATE.replace("IMAGE", image)
+    return made
+
+
+def text(config: Any, **more: Any) -> Any:
+    values = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 8192,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": END,
+    }
+    return config(**{**values, **more})
+
+
+def _clip(size: int) -> Any:
+    return transformers.CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=size,
+        patch_size=14,
+        projection_dim=32,
+    )
+
+
+def _llava() -> Parts:
+    size = 112
+    tok = tokenizer(["<image>"], "<image>")
+    mark = tok.convert_tokens_to_ids("<image>")
+    config = transformers.LlavaConfig(
+        vision_config=_clip(size),
+        text_config=text(transformers.LlamaConfig),
+        image_token_index=mark,
+    )
+    config.image_token_id = mark
+    pictures = transformers.CLIPImageProcessor(
+        size={"shortest_edge": size}, crop_size={"height": size, "width": size}
+    )
+    processor = transformers.LlavaProcessor(
+        image_processor=pictures,
+        tokenizer=tok,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        image_token="<image>",
+        num_additional_image_tokens=1,
+    )
+    return transformers.LlavaForConditionalGeneration(config), processor, "<image>"
+
+
+def _llava_next() -> Parts:
+    size = 56
+    tok = tokenizer(["<image>"], "<image>")
+    mark = tok.convert_tokens_to_ids("<image>")
+    pins = [[size, 2 * size], [2 * size, size], [2 * size, 2 * size]]
+    config = transformers.LlavaNextConfig(
+        vision_config=_clip(size),
+        text_config=text(transformers.LlamaConfig),
+        image_token_index=mark,
+        image_grid_pinpoints=pins,
+    )
+    config.image_token_id = mark
+    pictures = transformers.LlavaNextImageProcessor(
+        size={"shortest_edge": size},
+        crop_size={"height": size, "width": size},
+        image_grid_pinpoints=pins,
+    )
+    processor = transformers.LlavaNextProcessor(
+        image_processor=pictures,
+        tokenizer=tok,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        image_token="<image>",
+        num_additional_image_tokens=1,
+    )
+    return transformers.LlavaNextForConditionalGeneration(config), processor, "<image>"
+
+
+FILMS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")  # these take videos
+
+
+def _qwen_tokens(tok: Any) -> dict[str, int]:
+    names = ("vision_start_token_id", "image_token_id", "vision_end_token_id", "video_token_id")
+    ids = tok.convert_tokens_to_ids(QWEN_MARKS)
+    return dict(zip(names, ids, strict=True))
+
+
+def _mrope() -> dict[str, Any]:
+    sections = {"mrope_section": [2, 3, 3]}
+    if VERSION >= (5, 0):
+        return {"rope_parameters": dict(rope_type="default", rope_theta=1e4, **sections)}
+    return {"rope_scaling": dict(type="mrope", **sections)}
+
+
+def _qwen2_5_vl() -> Parts:
+    tok = tokenizer(QWEN_MARKS, QWEN_IMAGE)
+    vision = {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_heads": 2,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "window_size": 56,
+        "fullatt_block_indexes": [1],
+        "out_hidden_size": 64,
+        "tokens_per_second": 2,
+    }
+    config = transformers.Qwen2_5_VLConfig(
+        text_config=text(dict, **_mrope()), vision_config=vision, **_qwen_tokens(tok)
+    )
+    model = transformers.Qwen2_5_VLForConditionalGeneration(config)
+    return model, QwenProcessor(tok, 14, 168 * 168, "given"), QWEN_IMAGE
+
+
+def _qwen2_vl() -> Parts:
+    tok = tokenizer(QWEN_MARKS, QWEN_IMAGE)
+    vision = {
+        "depth": 2,
+        "embed_dim": 32,
+        "hidden_size": 64,
+        "mlp_ratio": 2,
+        "num_heads": 2,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+    }
+    config = transformers.Qwen2VLConfig(
+        text_config=text(dict, **_mrope()), vision_config=vision, **_qwen_tokens(tok)
+    )
+    model = transformers.Qwen2VLForConditionalGeneration(config)
+    return model, QwenProcessor(tok, 14, 168 * 168, "none"), QWEN_IMAGE
+
+
+def _qwen3_vl() -> Parts:
+    return _qwen3(transformers.Qwen3VLConfig, transformers.Qwen3VLForConditionalGeneration)
+
+
+def _qwen3_vl_moe() -> Parts:
+    experts = {"moe_intermediate_size": 48, "num_experts": 4, "num_experts_per_tok": 2}
+    kinds = (transformers.Qwen3VLMoeConfig, transformers.Qwen3VLMoeForConditionalGeneration)
+    return _qwen3(*kinds, **experts)
+
+
+def _qwen3(configuration: Any, kind: Any, **more: Any) -> Parts:
+    tok = tokenizer(QWEN_MARKS, QWEN_IMAGE)
+    rope: dict[str, Any] = {
+        "rope_type": "default",
+        "mrope_section": [2, 3, 3],
+        "mrope_interleaved": True,
+    }
+    if VERSION >= (5, 0):
+        rope = {"rope_parameters": dict(rope_theta=1e4, **rope)}
+    else:
+        rope = {"rope_scaling": rope}
+    vision = {
+        "depth": 3,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_heads": 2,
+        "patch_size": 16,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "out_hidden_size": 64,
+        "num_position_embeddings": 64,
+        "deepstack_visual_indexes": [0, 1],
+    }
+    config = configuration(
+        text_config=text(dict, num_hidden_layers=3, head_dim=16, **rope, **more),
+        vision_config=vision,
+        **_qwen_tokens(tok),
+    )
+    return kind(config), QwenProcessor(tok, 16, 192 * 192, "said"), QWEN_IMAGE
+
+
+def _siglip() -> dict[str, Any]:
+    return {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 112,
+        "patch_size": 14,
+    }
+
+
+def _gemma3() -> Parts:
+    tok = tokenizer(["<image>"], "<image>")
+    mark = tok.convert_tokens_to_ids("<image>")
+    words = text(
+        transformers.Gemma3TextConfig,
+        head_dim=16,
+        sliding_window=64,
+        query_pre_attn_scalar=16,
+        layer_types=["sliding_attention", "full_attention"],
+    )
+    config = transformers.Gemma3Config(
+        text_config=words,
+        vision_config=transformers.SiglipVisionConfig(**_siglip()),
+        mm_tokens_per_image=16,
+        image_token_index=mark,
+    )
+    config.image_token_id = mark
+    model = transformers.Gemma3ForConditionalGeneration(config)
+    torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=0.1)
+    return model, SquareProcessor(tok, "<image>", 112, 16, "token_type_ids"), "<image>"
+
+
+def _internvl() -> Parts:
+    tok = tokenizer(["<image>"], "<image>")
+    mark = tok.convert_tokens_to_ids("<image>")
+    vision = transformers.InternVLVisionConfig(
+        **{**_siglip(), "image_size": [112, 112], "patch_size": [14, 14]}
+    )
+    config = transformers.InternVLConfig(
+        vision_config=vision,
+        text_config=text(transformers.Qwen2Config),
+        image_token_id=mark,
+        image_seq_length=16,
+        downsample_ratio=0.5,
+    )
+    model = transformers.InternVLForConditionalGeneration(config)
+    return model, SquareProcessor(tok, "<image>", 112, 16), "<image>"
+
+
+def _smolvlm() -> Parts:
+    return _idefics(transformers.SmolVLMConfig, transformers.SmolVLMForConditionalGeneration)
+
+
+def _idefics3() -> Parts:
+    return _idefics(transformers.Idefics3Config, transformers.Idefics3ForConditionalGeneration)
+
+
+def _idefics(configuration: Any, kind: Any) -> Parts:
+    tok = tokenizer(["<image>"], "<image>")
+    mark = tok.convert_tokens_to_ids("<image>")
+    config = configuration(
+        vision_config=_siglip(),
+        text_config=text(transformers.LlamaConfig),
+        image_token_id=mark,
+        scale_factor=2,
+    )
+    return kind(config), SmolProcessor(tok, "<image>", 112, 16), "<image>"
+
+
+BUILDERS: dict[str, Callable[[], Parts]] = {
+    "llava": _llava,
+    "llava_next": _llava_next,
+    "qwen2_vl": _qwen2_vl,
+    "qwen2_5_vl": _qwen2_5_vl,
+    "qwen3_vl": _qwen3_vl,
+    "qwen3_vl_moe": _qwen3_vl_moe,
+    "internvl": _internvl,
+    "gemma3": _gemma3,
+    "idefics3": _idefics3,
+    "smolvlm": _smolvlm,
+}

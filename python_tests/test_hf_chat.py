@@ -38,7 +38,7 @@ def test_three_turns(name: str, kind: str) -> None:
     cat: Any = vlms.photograph("chelsea", (170, 112))
     first = tiny.image
     if kind == "video":
-        cat, first = vlms.video("rocket", 4), vlms.QWEN_VIDEO
+        cat, first = vlms.video("rocket", 4), tiny.film
     cup = vlms.photograph("coffee", (130, 100))
     keep = torch.zeros(1, 0, dtype=torch.bool)
     ids = torch.zeros(1, 0, dtype=torch.long)
@@ -51,7 +51,9 @@ def test_three_turns(name: str, kind: str) -> None:
     ):
         pictures += new
         if new:
-            made = tiny.processor(**given(new), text=[text], return_tensors="pt", padding=True)
+            made = tiny.processor(
+                **given(tiny, new), text=[text], return_tensors="pt", padding=True
+            )
         else:
             made = tiny.processor.tokenizer([text], return_tensors="pt")
         ids = torch.cat((ids, made["input_ids"]), dim=1)
@@ -88,19 +90,22 @@ def test_three_turns(name: str, kind: str) -> None:
         used = int(keep.sum()) - 1  # the last token has not been read yet
 
 
-def given(shown: list[Any]) -> dict[str, Any]:
+def given(tiny: vlms.Tiny, shown: list[Any]) -> dict[str, Any]:
     """Pictures and videos as a processor takes them."""
     films = [one for one in shown if isinstance(one, list)]
-    found: dict[str, Any] = {"images": [[one for one in shown if not isinstance(one, list)]]}
+    pictures = [one for one in shown if not isinstance(one, list)]
+    # LLaVA-OneVision cuts pictures into tiles that share no list: those of earlier turns stay.
+    flat = tiny.name == "llava_onevision"
+    found: dict[str, Any] = {"images": pictures if flat else [pictures]}
     return {**found, "videos": films} if films else found
 
 
 def whole(tiny: vlms.Tiny, ids: torch.Tensor, pictures: list[Any]) -> dict[str, Any]:
     """The processor's output for a conversation given by its ids."""
-    words = " and ".join(
-        vlms.QWEN_VIDEO if isinstance(one, list) else tiny.image for one in pictures
+    words = " and ".join(tiny.film if isinstance(one, list) else tiny.image for one in pictures)
+    made = dict(
+        tiny.processor(**given(tiny, pictures), text=[words], return_tensors="pt", padding=True)
     )
-    made = dict(tiny.processor(**given(pictures), text=[words], return_tensors="pt", padding=True))
     for name in ("mm_token_type_ids", "token_type_ids"):
         if name in made:
             mark = shown(tiny, ids).to(made[name].dtype)

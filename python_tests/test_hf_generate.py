@@ -32,7 +32,7 @@ ALWAYS = ("llava", "llava_next", "qwen2_5_vl")
 EVERY = "ZSPA_HF_MATRIX" in os.environ
 SOME = vlms.VERSION < (5, 23) and not EVERY
 #: Models whose code for this is that of another one; compiling takes ten seconds.
-TWINS = ("qwen2_vl", "qwen3_vl_moe", "idefics3")
+TWINS = ("llava_onevision", "mistral3", "qwen2_vl", "qwen3_vl_moe", "idefics3")
 NAMES = [
     pytest.param(
         name,
@@ -441,9 +441,9 @@ def test_accelerate_hooks(name: str) -> None:
     assert cache_of(got).get_seq_length() == cache_of(expected).get_seq_length()
 
 
-# Accelerate does not load the first two's own parameters, nor what Idefics3 looks for placeholders
-# with, and gives the experts of Qwen3-VL-MoE other last bits: all of it unpruned as well.
-STAYING = ("llava_next", "gemma3", "idefics3", "qwen3_vl_moe")
+# Unpruned as well, accelerate does not load the first three's own parameters, nor what Idefics3
+# looks for placeholders with, and gives the experts of Qwen3-VL-MoE other last bits.
+STAYING = ("llava_next", "llava_onevision", "gemma3", "idefics3", "qwen3_vl_moe")
 
 
 @needs_accelerate

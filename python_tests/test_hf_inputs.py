@@ -58,7 +58,7 @@ def test_dropped_tokens_are_as_if_hidden(name: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["ragged", "video"])
-@pytest.mark.parametrize("name", vlms.FILMS)
+@pytest.mark.parametrize("name", vlms.QWENS)
 def test_gaps_in_positions_do_not_cut_the_prompt(name: str, kind: str) -> None:
     """Of four axes of positions transformers reads the first as that of packed sequences."""
     tiny = vlms.get(name)
@@ -88,7 +88,7 @@ def test_pruned_inputs_serve_any_number_of_calls(tiny: vlms.Tiny) -> None:
 
 
 @pytest.mark.parametrize("kind", ["ragged", "video"])
-@pytest.mark.parametrize("name", vlms.FILMS)
+@pytest.mark.parametrize("name", vlms.QWENS)
 def test_kinds_of_tokens_that_are_not_given(name: str, kind: str) -> None:
     """P7: without them Qwen would count pictures as if they were text."""
     tiny = vlms.get(name)

@@ -17,7 +17,7 @@ import torch
 import transformers
 
 import zspa_kernels as zk
-from python_tests import vlms
+from python_tests import vlm_models, vlms
 from python_tests.hf_oracle import (
     NEW,
     cache_name,
@@ -249,7 +249,7 @@ def test_a_window_shorter_than_the_prompt(name: str) -> None:
     tiny = vlms.get(name)
     config = copy.deepcopy(tiny.model.config)
     if name == "llava":  # Mistral's layers are of no kinds: all of them slide
-        config.text_config = vlms.text(transformers.MistralConfig, sliding_window=8)
+        config.text_config = vlm_models.text(transformers.MistralConfig, sliding_window=8)
     config.text_config.sliding_window = 8
     torch.manual_seed(0)
     model = type(tiny.model)(config).eval()

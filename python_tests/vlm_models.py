@@ -15,6 +15,8 @@ from python_tests.vlm_processors import (
     QWEN_IMAGE,
     QWEN_MARKS,
     VERSION,
+    MistralProcessor,
+    OneVisionProcessor,
     QwenProcessor,
     SmolProcessor,
     SquareProcessor,
@@ -139,7 +141,53 @@ def _llava_next() -> Parts:
     return transformers.LlavaNextForConditionalGeneration(config), processor, "<image>"
 
 
-FILMS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")  # these take videos
+def _llava_onevision() -> Parts:
+    size = 56
+    tok = tokenizer(["<image>", "<video>"], "<image>")
+    image, video = tok.convert_tokens_to_ids(["<image>", "<video>"])
+    pins = [[size, 2 * size], [2 * size, size], [2 * size, 2 * size]]
+    ratio = "anyres_max_2"  # four tiles are made smaller, two are not
+    config = transformers.LlavaOnevisionConfig(
+        vision_config=transformers.SiglipVisionConfig(
+            **{**_siglip(), "image_size": size, "vision_use_head": False}
+        ),
+        text_config=text(transformers.Qwen2Config),
+        image_token_index=image,
+        video_token_index=video,
+        image_grid_pinpoints=pins,
+        vision_aspect_ratio=ratio,
+    )
+    config.image_token_id, config.video_token_id = image, video
+    model = transformers.LlavaOnevisionForConditionalGeneration(config)
+    return model, OneVisionProcessor(tok, size, 14, pins, ratio), "<image>"
+
+
+def _mistral3() -> Parts:
+    marks = ["[IMG]", "[IMG_BREAK]", "[IMG_END]"]
+    tok = tokenizer(marks, marks[0])
+    mark = tok.convert_tokens_to_ids(marks[0])
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 112,
+        "patch_size": 14,
+    }
+    config = transformers.Mistral3Config(
+        vision_config=transformers.PixtralVisionConfig(**vision),
+        text_config=text(transformers.MistralConfig, head_dim=16, sliding_window=None),
+        image_token_index=mark,
+        spatial_merge_size=2,
+    )
+    config.image_token_id = mark
+    model = transformers.Mistral3ForConditionalGeneration(config)
+    return model, MistralProcessor(tok, 28, 168), marks[0]
+
+
+# These take videos.
+QWENS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+FILMS = ("llava_onevision", *QWENS)
 
 
 def _qwen_tokens(tok: Any) -> dict[str, int]:
@@ -310,6 +358,8 @@ def _idefics(configuration: Any, kind: Any) -> Parts:
 BUILDERS: dict[str, Callable[[], Parts]] = {
     "llava": _llava,
     "llava_next": _llava_next,
+    "llava_onevision": _llava_onevision,
+    "mistral3": _mistral3,
     "qwen2_vl": _qwen2_vl,
     "qwen2_5_vl": _qwen2_5_vl,
     "qwen3_vl": _qwen3_vl,

@@ -139,6 +139,85 @@ class QwenProcessor:
         return " ".join(f"time {name} seconds {first} {pads} {last}" for name in names[:times])
 
 
+class OneVisionProcessor:
+    """LLaVA-OneVision's. Its own class needs torchvision, but for the part that makes tiles."""
+
+    frames = 3  # of a video; all of a batch have as many
+
+    def __init__(self, tok: Any, size: int, patch: int, pins: list[list[int]], ratio: str):
+        self.tokenizer, self.size, self.side, self.ratio = tok, size, size // patch, ratio
+        self.image_processor = transformers.LlavaOnevisionImageProcessor(
+            size={"height": size, "width": size}, image_grid_pinpoints=pins
+        )
+        # What it says of counts needs these and no other part.
+        self._counts = transformers.LlavaOnevisionProcessor.__new__(
+            transformers.LlavaOnevisionProcessor
+        )
+        self._counts.image_processor = self.image_processor
+        self._counts.num_image_tokens, self._counts.vision_aspect_ratio = self.side**2, ratio
+
+    def __call__(
+        self, images: Any, text: Any, videos: Sequence[Any] = (), **options: Any
+    ) -> dict[str, Any]:
+        texts = [text] if isinstance(text, str) else text
+        encoded: dict[str, Any] = {}
+        if _flat(images):
+            groups = [group if isinstance(group, list) else [group] for group in images]
+            groups = [group for group in groups if group]
+            seen = self.image_processor(images=groups, return_tensors="pt")
+            sizes = iter(seen["image_sizes"].tolist())
+            counts = [self.count(next(sizes), len(group)) for group in groups for _ in group]
+            encoded.update(seen)
+            encoded["batch_num_images"] = torch.tensor([len(group) for group in groups])
+            texts = _fill(texts, "<image>", [" ".join(["<image>"] * count) for count in counts])
+        if videos:
+            films = [
+                self.image_processor(images=[list(frames[: self.frames])], return_tensors="pt")
+                for frames in videos
+            ]
+            # The first tile is the whole picture.
+            frames = [film["pixel_values"][:, 0] for film in films]
+            encoded["pixel_values_videos"] = torch.stack(frames)
+            count = self.frames * (-(-self.side // 2)) ** 2 + 1
+            texts = _fill(texts, "<video>", [" ".join(["<video>"] * count)] * len(films))
+        encoded.update(self.tokenizer(texts, return_tensors="pt", padding=True))
+        encoded.pop("token_type_ids", None)
+        return encoded
+
+    def count(self, size: list[int], pictures: int) -> int:
+        """Tokens of a picture among those of its prompt."""
+        if pictures > 1:
+            return self.side**2 + 1
+        number: int = self._counts._get_number_of_features(*size, self.size, self.size)
+        return number
+
+
+class MistralProcessor:
+    """Pictures keep their shape: [IMG] for each square of pixels, and an end to each row."""
+
+    def __init__(self, tok: Any, square: int, longest: int):
+        self.tokenizer, self.square, self.longest = tok, square, longest
+
+    def __call__(self, images: Any, text: Any, **options: Any) -> dict[str, Any]:
+        texts = [text] if isinstance(text, str) else text
+        pictures, shown = [], []
+        for one in _flat(images):
+            scale = self.longest / max(one.size)
+            columns, rows = (max(1, round(edge * scale / self.square)) for edge in one.size)
+            small = np.asarray(one.resize((columns * self.square, rows * self.square)))
+            pictures.append(torch.from_numpy(small.copy()).permute(2, 0, 1).float() / 127.5 - 1)
+            lines = [" ".join(["[IMG]"] * columns)] * rows
+            shown.append(" [IMG_BREAK] ".join(lines) + " [IMG_END]")
+        sizes = torch.tensor([list(one.shape[1:]) for one in pictures])
+        padded = torch.zeros(len(pictures), 3, *sizes.amax(0).tolist())
+        for one, into in zip(pictures, padded, strict=True):
+            into[:, : one.shape[1], : one.shape[2]] = one
+        texts = _fill(texts, "[IMG]", shown)
+        words = dict(self.tokenizer(texts, return_tensors="pt", padding=True))
+        words.pop("token_type_ids", None)
+        return {**words, "pixel_values": padded, "image_sizes": sizes}
+
+
 def _fill(texts: Sequence[str], mark: str, shown: Sequence[str]) -> list[str]:
     """Each `mark` in turn replaced by what is shown."""
     pieces = iter(shown)

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from skimage import data as photographs
 
-from python_tests.vlm_models import BUILDERS, FILMS
+from python_tests.vlm_models import BUILDERS, FILMS, QWENS
 from python_tests.vlm_processors import QWEN_VIDEO, VERSION
 
 
@@ -41,6 +41,11 @@ class Tiny:
     model: Any
     processor: Any
     image: str  # how the prompt says "here is a picture"
+
+    @property
+    def film(self) -> str:
+        """How it says "here is a video"."""
+        return QWEN_VIDEO if self.name in QWENS else "<video>"
 
     def inputs(self, kind: str = "single", words: str = "what is in this picture") -> Any:
         """`"single"`: one picture. `"ragged"`: a padded batch of prompts with one and with two.
@@ -74,9 +79,9 @@ class Tiny:
             (
                 [cat],
                 [video("rocket", 6)],
-                f"what time is in {QWEN_VIDEO} and in {self.image} please",
+                f"what time is in {self.film} and in {self.image} please",
             ),
-            ([], [video("coffee", 4)], f"{QWEN_VIDEO} describe the cup"),
+            ([], [video("coffee", 4)], f"{self.film} describe the cup"),
         ]
         pictures, films, texts = zip(*(prompts[i] for i in chosen), strict=True)
         return self.processor(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .hf import ImageReport, PruneReport
 from .hf.architectures import Target
-from .hf.layout import anyres_tiles
+from .hf.tiles import anyres_tiles
 from .types import Selection
 from .visualize import LEGEND, Panel, compare
 
@@ -95,15 +95,20 @@ def seen(
     if bool((cell[:, 1] < 0).logical_and(cell[:, 0] >= 0).any()):
         raise ValueError(f"seen: image must be a grid of tokens, got {len(cell)} tokens")
     values = inputs[modality.pixels].detach().float().cpu()
-    if target.arch.tile == "anyres":
-        pictures = _anyres(target, inputs, values, cell, image)
+    number = sum(other.video == one.video for other in report.images[:image])
+    in_tiles = target.arch.in_tiles and not one.video
+    if in_tiles:
+        pictures = _anyres(target, inputs, values, cell, number)
+    elif target.arch.in_tiles:
+        pictures = _frames(values, cell, number)
     elif target.arch.mrope:
-        number = sum(other.video == one.video for other in report.images[:image])
         pictures = _patches(target, inputs[modality.grid], values, number)
+    elif target.arch.sized:
+        pictures = _sized(inputs, values, number)
     else:
-        pictures = _tiles(values, report.images, image)
+        pictures = _tiles(values, report.images, number)
     coloured = [_colours(picture, values, processor) for picture in pictures]
-    return _mosaic(coloured, cell, target.arch.tile == "anyres")
+    return _mosaic(coloured, cell, in_tiles)
 
 
 def kept(
@@ -223,7 +228,7 @@ def _patches(target: Target, grid: Tensor, values: Tensor, image: int) -> list[T
 def _anyres(
     target: Target, inputs: Mapping[str, Any], values: Tensor, cell: Tensor, image: int
 ) -> list[Tensor]:
-    """LLaVA-NeXT's small picture, and the part of its large one that has tokens."""
+    """The small picture, and the part of the large one that has tokens."""
     shapes = anyres_tiles(target, inputs)
     if image >= len(shapes) or values.ndim != 5 or len(values) != len(shapes):
         raise ValueError(
@@ -232,15 +237,57 @@ def _anyres(
         )
     high, wide = shapes[image][1]
     small, tiles = values[image, 0], values[image, 1 : 1 + high * wide]
+    if not len(tiles):
+        return [small]
     size = small.shape[-1]
-    large = tiles.reshape(high, wide, 3, size, size).permute(2, 0, 3, 1, 4)
+    whole = tiles.reshape(high, wide, 3, size, size).permute(2, 0, 3, 1, 4)
+    whole = whole.reshape(3, high * size, wide * size)
     vision = target.model.config.vision_config
-    top, left, bottom, right = (vision.patch_size * edge for edge in _box(cell[cell[:, 0] > 0]))
-    return [small, large.reshape(3, high * size, wide * size)[:, top:bottom, left:right]]
+    side, patches = vision.patch_size, size // vision.patch_size
+    box = _box(cell[cell[:, 0] > 0])
+    if target.arch.tile != "shrunk":
+        top, left, bottom, right = (side * edge for edge in box)
+        return [small, whole[:, top:bottom, left:right]]
+    # The padding is cut off by rows and columns of patches before the picture is made smaller.
+    grid = torch.arange(high * wide * patches**2).reshape(1, high * patches, wide * patches)
+    inside = target.module_attribute("unpad_image")(grid, inputs["image_sizes"][image].tolist())
+    (top, left), (bottom, right) = (
+        divmod(int(edge), wide * patches) for edge in (inside.min(), inside.max())
+    )
+    seen = whole[:, top * side : (bottom + 1) * side, left * side : (right + 1) * side]
+    return [small, _scaled(seen, box[2] * side, box[3] * side)]
+
+
+def _frames(values: Tensor, cell: Tensor, video: int) -> list[Tensor]:
+    """LLaVA-OneVision's frames, a whole number of pixels a token."""
+    _, _, rows, columns = _box(cell)
+    frames = values[video]
+    side = frames.shape[-1] // columns
+    return [_scaled(frame, rows * side, columns * side) for frame in frames]
+
+
+def _scaled(picture: Tensor, height: int, width: int) -> Tensor:
+    scaled = torch.nn.functional.interpolate(
+        picture[None], (height, width), mode="bilinear", antialias=True
+    )
+    return scaled[0]
+
+
+def _sized(inputs: Mapping[str, Any], values: Tensor, image: int) -> list[Tensor]:
+    """Mistral 3's picture without what makes a batch of it."""
+    sizes = inputs["image_sizes"].tolist()
+    if image >= len(sizes) or len(values) != len(sizes):
+        raise ValueError(
+            f"seen: inputs must be those of the report, got {len(values)} pictures and "
+            f"{len(sizes)} image_sizes"
+        )
+    height, width = sizes[image]
+    return [values[image][:, :height, :width]]
 
 
 def _box(cells: Tensor) -> tuple[int, int, int, int]:
     """(top, left, bottom, right) of the rows and columns in `[n, 3]`; the last two excluded."""
+    cells = cells[cells[:, 0] >= 0]
     low, high = cells[:, 1:].amin(0).tolist(), cells[:, 1:].amax(0).tolist()
     return low[0], low[1], high[0] + 1, high[1] + 1
 

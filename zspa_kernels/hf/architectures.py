@@ -22,7 +22,10 @@ class Architecture:
         name: as people call it.
         image: what counts as one image: an `"entry"` of what the encoder returns, or a `"run"` of
             placeholders that nothing interrupts (InternVL returns tiles, SmolVLM whole samples).
-        tile: likewise; `"anyres"`: LLaVA-NeXT's base picture and the tiles of its larger one.
+        tile: likewise; `"anyres"`: LLaVA-NeXT's base picture and the tiles of its larger one;
+            `"shrunk"`: LLaVA-OneVision's, whose larger one is made smaller once it is encoded.
+        sized: an image has as many rows and columns of tokens as `image_sizes` says, and each row
+            ends with a token of text (Mistral 3).
         projector: path of the module between vision tower and language model.
         mrope: positions have three axes (time, row, column).
         videos: it takes videos beside pictures. Where it does not, their frames are pictures.
@@ -32,16 +35,24 @@ class Architecture:
     name: str
     image: str = "entry"
     tile: str = "entry"
+    sized: bool = False
     projector: str = "multi_modal_projector"
     mrope: bool = False
     videos: bool = False
     patches: bool = False
+
+    @property
+    def in_tiles(self) -> bool:
+        """Whether large pictures are cut into tiles and put together again; see `tiles`."""
+        return self.tile in ("anyres", "shrunk")
 
 
 # By `config.model_type`.
 ARCHITECTURES: Mapping[str, Architecture] = {
     "llava": Architecture("LLaVA-1.5", patches=True),
     "llava_next": Architecture("LLaVA-NeXT", tile="anyres", patches=True),
+    "llava_onevision": Architecture("LLaVA-OneVision", tile="shrunk", videos=True),
+    "mistral3": Architecture("Mistral 3", sized=True),
     "qwen2_vl": Architecture("Qwen2-VL", projector="visual.merger", mrope=True, videos=True),
     "qwen2_5_vl": Architecture("Qwen2.5-VL", projector="visual.merger", mrope=True, videos=True),
     "qwen3_vl": Architecture("Qwen3-VL", projector="visual.merger", mrope=True, videos=True),
@@ -70,6 +81,11 @@ class Modality:
     name: str
     pixels: str
     token: int
+
+    @property
+    def moves(self) -> bool:
+        """Videos."""
+        return self.name == "video"
 
     @property
     def grid(self) -> str:
@@ -121,9 +137,10 @@ class Target:
         if token is None:
             token = config.image_token_index
         found = [Modality("image", "pixel_values", int(token))]
-        if arch.videos:
-            found.append(Modality("video", "pixel_values_videos", int(config.video_token_id)))
         takes = "mm_encoder_outputs" in inspect.signature(type(base).forward).parameters
+        # Older ones add LLaVA-OneVision's newline behind what the encoder returns.
+        if arch.videos and (takes or not arch.in_tiles):
+            found.append(Modality("video", "pixel_values_videos", int(config.video_token_id)))
         return cls(arch, base, inner, tuple(found), takes)
 
     def given(self, inputs: Mapping[str, Any]) -> list[Modality]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .architectures import Target
 from .errors import UnsupportedMethodError, unwatched
-from .layout import along_tokens
+from .tiles import along_tokens
 
 #: Whether a vision tower, by its `model_type`, has a [CLS] token, which becomes no visual token.
 _TOWERS = {"clip_vision_model": True, "siglip_vision_model": False}

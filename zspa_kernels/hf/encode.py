@@ -158,7 +158,7 @@ def _rebuild(encoded: Encoded, part: Part, rows: Sequence[Tensor]) -> Any:
         # One tensor for prompts of unequal lengths: rows as long as all of them can be cut into.
         length = math.gcd(*(len(row) for row in rows)) or 1  # a method may keep nothing
         tokens = encoded.tokens[torch.cat(list(rows))]
-        kept: Any = tokens.reshape(-1, length, tokens.shape[-1])
+        kept: Any = tokens.reshape(-1, length, tokens.shape[-1]) if length else tokens[None]
     else:
         kept = type(pooled)(encoded.tokens[row] for row in rows)
     kept_deep = [

@@ -56,7 +56,7 @@ def prune(
         method: likewise, as are all others.
         scope: what shares a budget.
         positions: of kept tokens.
-        keep_newline: whether LLaVA-NeXT's newline tokens are all kept.
+        keep_newline: whether LLaVA-NeXT's and LLaVA-OneVision's newline tokens are all kept.
         query: which words count.
         processor: of the model, or its tokenizer.
         merge: whether dropped tokens are merged into kept ones.

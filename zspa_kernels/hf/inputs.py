@@ -125,8 +125,8 @@ def prune_inputs(
         scope: what shares a budget: every `"image"` or video, every `"tile"` of an image or time
             of a video, or all the images and videos of a prompt (`"sample"`).
         positions: `"original"`: kept tokens keep their positions. `"compact"`: they are renumbered.
-        keep_newline: LLaVA-NeXT ends each row of a picture with the same learned vector. True keeps
-            all of them beside the budget, False chooses among them as among the other tokens.
+        keep_newline: LLaVA-NeXT and LLaVA-OneVision end each row of a picture with one learned
+            vector. True keeps them all beside the budget, False chooses among them as among others.
         query: the words that count as the prompt. `"question"`: the text from the first image to
             the end of its turn, without special tokens; `"all"`: every word of the prompt. A list
             of texts, one or one for each prompt (needs `processor`). Or a bool mask `[B, L]` over
@@ -223,9 +223,10 @@ def refuse(target: Target, inputs: Mapping[str, Any]) -> None:
                 f"prune: {name} must be None, got one: pictures are pruned that come as "
                 f"{' or '.join(one.pixels for one in target.modalities)} beside input_ids"
             )
-    if inputs.get("pixel_values_videos") is not None and not target.arch.videos:
+    if inputs.get("pixel_values_videos") is not None and len(target.modalities) == 1:
+        old = " before transformers 5.20" if target.arch.videos else ""
         raise UnsupportedInputError(
-            f"prune: pixel_values_videos must be None, got one: {target.arch.name} takes the "
+            f"prune: pixel_values_videos must be None{old}, got one: {target.arch.name} takes the "
             f"frames of a video as pictures, pixel_values"
         )
     cache = continuation.cache_in(inputs)
@@ -280,7 +281,7 @@ def prune_batch(
         options.query,
         options.processor,
         ids.device,
-        where.stamps(ids_host),
+        where.inner_text(ids_host, target.arch.sized),
     )
     given = collected.tensors(target, inputs)
     ratings = rate(method, target, inputs, encoded)

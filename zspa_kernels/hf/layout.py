@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import tiles
 from .architectures import Modality, Target
 from .errors import PlaceholderMismatchError, UnsupportedInputError
 
@@ -25,8 +26,9 @@ class Layout:
         sample: which prompt.
         column: where in the prompt.
         image: which image or video, counted through the batch.
-        cell: `[T, 3]`: tile, row and column in the picture; -1 for LLaVA-NeXT's newline tokens,
-            and wherever an image is no square of tokens. Tiles of a video are its times.
+        cell: `[T, 3]`: tile, row and column in the picture; -1 for newline tokens (LLaVA-NeXT,
+            LLaVA-OneVision), and wherever an image is no square of tokens. Tiles of a video are its
+            times.
         video: bool `[T]`: of a video.
     """
 
@@ -54,28 +56,39 @@ class Layout:
         tiles = int(tile.max()) + 1 if len(tile) else 1
         return self.image * tiles + tile
 
-    def stamps(self, ids: Tensor) -> Tensor:
-        """Bool `[B, L]`: text that belongs to a video, the time of each of its frames (Qwen3-VL).
+    def inner_text(self, ids: Tensor, sized: bool) -> Tensor:
+        """Bool `[B, L]`: text that belongs to an image or a video and is no word of anybody.
 
-        It stands between frames. That of the first one begins with the same token as the others.
+        That is the time of each frame of a video (Qwen3-VL), and, if images are `sized`, the end of
+        each row of an image (Mistral 3).
         """
         found = torch.zeros_like(ids, dtype=torch.bool)
-        for number in self.image[self.video].unique().tolist():
+        numbers = self.image if sized else self.image[self.video]
+        for number in numbers.unique().tolist():
             mine = self.image == number
             row, columns = int(self.sample[mine][0]), self.column[mine]
             first, last = int(columns[0]), int(columns[-1])
             between = found.new_ones(last - first + 1)
             between[columns - first] = False
             found[row, first : last + 1] = between
-            gap = (between.nonzero().flatten() + first).tolist()
-            # <end of vision> <time> ... <start of vision>: up to the next frame.
-            size = next((i for i, at in enumerate(gap, gap[0]) if at != i), len(gap)) if gap else 0
-            if size > 2:
-                before = ids[row, max(first - 2 * size, 0) : first]
-                opened = (before == ids[row, gap[1]]).nonzero().flatten()
-                if len(opened):
-                    found[row, first - len(before) + int(opened[-1]) : first] = True
+            if sized:
+                found[row, last + 1 : last + 2] = True
+            else:
+                self._first_time(ids, row, first, between, found)
         return found
+
+    def _first_time(
+        self, ids: Tensor, row: int, first: int, between: Tensor, found: Tensor
+    ) -> None:
+        """Mark the time of the first frame, which begins with the same token as the others."""
+        gap = (between.nonzero().flatten() + first).tolist()
+        # <end of vision> <time> ... <start of vision>: up to the next frame.
+        size = next((i for i, at in enumerate(gap, gap[0]) if at != i), len(gap)) if gap else 0
+        if size > 2:
+            before = ids[row, max(first - 2 * size, 0) : first]
+            opened = (before == ids[row, gap[1]]).nonzero().flatten()
+            if len(opened):
+                found[row, first - len(before) + int(opened[-1]) : first] = True
 
 
 def layout(
@@ -127,13 +140,13 @@ def _layout(
             "prune: input_ids must have all tokens of an image in one prompt, got an image that "
             "spans two; make prompts and pictures with one call of the model's processor"
         )
-    if target.arch.tile == "anyres":
-        cell = _anyres(target, inputs)
-    elif target.arch.mrope:
-        cell = _grids(target, inputs[modality.grid])
+    if target.arch.mrope or target.arch.sized:
+        cell = _grids(_sizes(target, inputs, modality))
+    elif target.arch.in_tiles:
+        cell = tiles.of_videos(target, sizes) if modality.moves else tiles.cells(target, inputs)
     else:
         cell = _squares(image, kinds[target.arch.tile])
-    return Layout(sample, column, image, cell, torch.full_like(start, modality.name == "video"))
+    return Layout(sample, column, image, cell, torch.full_like(start, modality.moves))
 
 
 def _lengths(label: Tensor) -> list[int]:
@@ -158,71 +171,18 @@ def _squares(image: Tensor, tile: Tensor) -> Tensor:
     return torch.cat(cells, dim=1).T if cells else torch.zeros((0, 3), dtype=torch.long)
 
 
-def _grids(target: Target, grids: Tensor) -> Tensor:
-    """Cells of Qwen's pictures or videos, whose grids come with the inputs."""
-    merge = int(target.model.config.vision_config.spatial_merge_size)
-    cells = []
-    for frames, rows, columns in grids.tolist():
-        axes = (torch.arange(frames), torch.arange(rows // merge), torch.arange(columns // merge))
-        cells.append(torch.cartesian_prod(*axes).reshape(-1, 3))
-    return torch.cat(cells)
-
-
-def _anyres(target: Target, inputs: Mapping[str, Any]) -> Tensor:
-    """Cells of LLaVA-NeXT's pictures: tile 0 is the small one, the others are tiles of the large.
-
-    The model's own packing is given the cells instead of features, so its rows, padding and
-    newlines are right by construction. Rows and columns of tiles count through the large picture.
-    """
+def _sizes(target: Target, inputs: Mapping[str, Any], modality: Modality) -> list[list[int]]:
+    """Times, rows and columns of tokens of each picture or video."""
     config = target.model.config
-    side = config.vision_config.image_size // config.vision_config.patch_size
-    grid = torch.cartesian_prod(torch.arange(side), torch.arange(side))
-    pictures = []
-    for count, (_, wide) in anyres_tiles(target, inputs):
-        cells = [torch.cat((torch.zeros(side * side, 1), grid), dim=1)]
-        for number in range(1, count):
-            row, column = divmod(number - 1, wide)
-            shift = torch.tensor([row * side, column * side])
-            label = torch.full((side * side, 1), float(number))
-            cells.append(torch.cat((label, grid + shift), dim=1))
-        pictures.append(torch.stack(cells))
-    return torch.cat(pack_anyres(target, inputs, pictures, -1.0)).long()
+    if target.arch.sized:
+        side = int(config.vision_config.patch_size * config.spatial_merge_size)
+        return [[1, *(edge // side for edge in size)] for size in inputs["image_sizes"].tolist()]
+    merge = int(config.vision_config.spatial_merge_size)
+    grids = inputs[modality.grid].tolist()
+    return [[times, rows // merge, columns // merge] for times, rows, columns in grids]
 
 
-def anyres_tiles(target: Target, inputs: Mapping[str, Any]) -> list[tuple[int, tuple[int, int]]]:
-    """For each picture: how many tiles it has with the small one, and how they are laid out."""
-    config = target.model.config
-    size = config.vision_config.image_size
-    shape = target.module_attribute("get_anyres_image_grid_shape")
-    found = []
-    for picture in inputs["image_sizes"].tolist():
-        high, wide = map(int, shape(picture, config.image_grid_pinpoints, size))
-        found.append((1 + high * wide, (high, wide)))
-    return found
-
-
-def pack_anyres(
-    target: Target, inputs: Mapping[str, Any], pictures: list[Tensor], newline: float
-) -> list[Tensor]:
-    """Values `[tiles, n, C]` of each picture in the order of its tokens, `[tokens, C]`."""
-    packed = target.inner.pack_image_features(
-        pictures,
-        inputs["image_sizes"].cpu(),
-        vision_feature_select_strategy=target.model.config.vision_feature_select_strategy,
-        image_newline=pictures[0].new_full((pictures[0].shape[-1],), newline),
-    )
-    values: list[Tensor] = packed[0]
-    return values
-
-
-def along_tokens(target: Target, inputs: Mapping[str, Any], values: Tensor) -> Tensor:
-    """Values `[tiles, n]` or `[tiles, n, C]` of patches in the order of visual tokens `[T, ...]`.
-
-    NaN at LLaVA-NeXT's newline tokens, which are no patches: what is rated by it is not chosen.
-    """
-    if target.arch.tile != "anyres":
-        return values.flatten(0, 1)
-    counts = [tiles for tiles, _ in anyres_tiles(target, inputs)]
-    pictures = list(values.reshape(*values.shape[:2], -1).split(counts))
-    packed = torch.cat(pack_anyres(target, inputs, pictures, torch.nan))
-    return packed.reshape(-1, *values.shape[2:])
+def _grids(sizes: Sequence[Sequence[int]]) -> Tensor:
+    """Cells of pictures or videos that have (times, rows, columns)."""
+    axes = [[torch.arange(edge) for edge in size] for size in sizes]
+    return torch.cat([torch.cartesian_prod(*one).reshape(-1, 3) for one in axes])

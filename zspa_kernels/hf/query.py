@@ -49,7 +49,7 @@ def embeddings(
     query: Query,
     processor: Any,
     device: torch.device,
-    stamps: Tensor,
+    inner: Tensor,
 ) -> list[Tensor]:
     """Text embeddings `[m, D]` of each prompt's query; m may be 0.
 
@@ -61,10 +61,11 @@ def embeddings(
         query: see `prune_inputs`.
         processor: or tokenizer, or None.
         device: of the model's inputs.
-        stamps: bool `[B, L]` on the host, True at text that is part of a video and no question.
+        inner: bool `[B, L]` on the host, True at text that is part of an image or a video.
     """
-    if isinstance(query, str) and query == "question":
-        valid = valid & ~stamps
+    # The end of a row is no word; the time of a frame is one, but not of the question.
+    if isinstance(query, str) and (query == "question" or target.arch.sized):
+        valid = valid & ~inner
     words = _words(target, ids, valid, visual, query, processor)
     table = target.model.get_input_embeddings()
     # Not on the weights' device: offloaded ones are on none until accelerate's hook loads them.

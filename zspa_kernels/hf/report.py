@@ -22,7 +22,7 @@ class ImageReport:
         indices: int64 `[after]`, ascending: the kept ones, counted from the image's first token.
         core_mask: bool `[after]`: True where chosen for relevance to the prompt.
         cell: int64 `[before, 3]`: tile, row and column of every token in the picture as the model
-            saw it; -1 as tile for LLaVA-NeXT's newline tokens. For a video the tile is the time.
+            saw it; -1 as tile for newline tokens (LLaVA-NeXT). For a video the tile is the time.
         video: it is a video.
     """
 

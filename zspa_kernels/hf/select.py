@@ -16,7 +16,8 @@ from ..types import Selection, select_each
 from .architectures import Target
 from .encode import Encoded, Part
 from .errors import UnsupportedMethodError, UnsupportedModelError
-from .layout import Layout, along_tokens
+from .layout import Layout
+from .tiles import along_frames, along_tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,7 +203,9 @@ def _rate(method: Any, target: Target, inputs: Mapping[str, Any], part: Part) ->
     """Ratings of pictures or of videos, in the order of their tokens."""
     with torch.no_grad():
         ratings: Tensor = method.rate(part.features)
-    if target.arch.tile == "anyres":
+    if target.arch.in_tiles and part.modality.moves:
+        ratings = along_frames(target, ratings, len(part.sizes))
+    elif target.arch.in_tiles:
         ratings = along_tokens(target, inputs, ratings)
     elif hasattr(getattr(target.inner, "visual", None), "window_size"):
         ratings = ratings[_window_order(target, inputs[part.modality.grid]).argsort()]

@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LLaVA-OneVision, whose large pictures are made smaller, and Mistral 3, whose rows have ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import ImageOps
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+import zspa_kernels as zk
+from python_tests import vlms
+from python_tests.hf_oracle import generate
+from zspa_kernels import hf, pictures
+from zspa_kernels.hf.architectures import Target
+from zspa_kernels.hf.encode import encode
+from zspa_kernels.hf.select import rate
+
+HALF = zk.DivPrune(keep=0.5)
+
+
+def pruned(tiny: vlms.Tiny, inputs: Any, method: Any = HALF, **options: Any) -> Any:
+    with hf.prune(tiny.model, method, **options) as handle:
+        generate(tiny.model, inputs, max_new_tokens=1)
+    return handle.report
+
+
+def one_picture(width: int, height: int) -> tuple[vlms.Tiny, Any]:
+    tiny = vlms.get("llava_onevision")
+    photo = vlms.photograph("chelsea", (width, height))
+    return tiny, tiny.processor(images=[photo], text=tiny.prompt("what"), return_tensors="pt")
+
+
+def features(tiny: vlms.Tiny, pixels: Tensor) -> Tensor:
+    """What the projector is given for pictures `[n, 3, 56, 56]`, `[n, 16, C]`."""
+    with torch.no_grad():
+        return tiny.model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-1]
+
+
+def grid(values: Tensor) -> Tensor:
+    """Values `[4, 16, C]` of tiles in two rows as one picture `[1, C, 8, 8]`."""
+    tiles = values.reshape(2, 2, 4, 4, -1)
+    return tiles.permute(4, 0, 2, 1, 3).reshape(1, -1, 8, 8)
+
+
+# ---- LLaVA-OneVision: cells ----------------------------------------------------------------------
+
+
+def test_cells_of_a_picture_that_is_made_smaller() -> None:
+    tiny, inputs = one_picture(112, 112)  # four tiles without padding: 8 x 8 become 5 x 5
+    cell = pruned(tiny, inputs).images[0].cell
+    small = [[0, r, c] for r in range(4) for c in range(4)]
+    large = [[1, r, c] if c < 5 else [-1, -1, -1] for r in range(5) for c in range(6)]
+    assert cell.tolist() == small + large
+    inner = tiny.model.model
+    with torch.no_grad():
+        tokens = encode(Target.of(tiny.model), inputs, need_features=False).tokens
+        made = inner.multi_modal_projector(features(tiny, inputs["pixel_values"][0]))
+    shrunk = interpolate(grid(made[1:]), (5, 5), mode="bilinear")[0]
+    for token, (tile, row, column) in zip(tokens, cell.tolist(), strict=True):
+        expected = inner.image_newline
+        if tile >= 0:
+            expected = shrunk[:, row, column] if tile else made[0, 4 * row + column]
+        torch.testing.assert_close(token, expected)
+
+
+@pytest.mark.parametrize(("width", "height", "rows", "columns"), [(112, 56, 4, 8), (112, 42, 4, 8)])
+def test_cells_of_a_picture_that_stays(width: int, height: int, rows: int, columns: int) -> None:
+    tiny, inputs = one_picture(width, height)
+    cell = pruned(tiny, inputs).images[0].cell[16:]
+    expected = [
+        [1, r, c] if c < columns else [-1, -1, -1] for r in range(rows) for c in range(columns + 1)
+    ]
+    assert cell.tolist() == expected
+
+
+def test_pictures_of_one_prompt_are_not_cut() -> None:
+    tiny = vlms.get("llava_onevision")
+    images = pruned(tiny, tiny.inputs("ragged"), scope="tile").images
+    small = [[0, r, c] for r in range(4) for c in range(4)]
+    assert [one.cell.tolist() for one in images[1:]] == [[*small, [-1, -1, -1]]] * 2
+    assert images[0].before > 17
+    for one in images:
+        counts = [int((one.cell[:, 0] == tile).sum()) for tile in (0, 1)]
+        ends = one.before - sum(counts)
+        tiles = [counts[0], counts[1] + ends] if counts[1] else [counts[0] + ends]
+        assert one.after == sum(zk.num_keep(count, 0.5) for count in tiles)
+
+
+def test_ends_of_rows_can_be_kept_beside_the_budget() -> None:
+    tiny, inputs = one_picture(112, 112)
+    image = pruned(tiny, inputs, zk.DivPrune(keep=7), keep_newline=True).images[0]
+    newline = image.cell[:, 0] < 0
+    assert image.after == 7 + int(newline.sum())
+    assert int(newline[image.indices].sum()) == int(newline.sum())
+
+
+# ---- LLaVA-OneVision: videos ---------------------------------------------------------------------
+
+
+def needs_videos() -> None:
+    if vlms.VERSION < (5, 20):
+        pytest.skip("transformers >= 5.20: older ones add a newline behind the encoder's result")
+
+
+def test_cells_and_budgets_of_videos() -> None:
+    needs_videos()
+    tiny = vlms.get("llava_onevision")
+    inputs = tiny.inputs("video")
+    report = pruned(tiny, inputs)
+    assert [(one.sample, one.video) for one in report.images] == [(0, True), (0, False), (1, True)]
+    frames = [[t, r, c] for t in range(3) for r in range(2) for c in range(2)]
+    for one in report.images[::2]:
+        assert one.cell.tolist() == [*frames, [-1, -1, -1]]
+        assert one.after == zk.num_keep(13, 0.5)
+    film = pruned(tiny, inputs, scope="tile").images[0]
+    kept = film.cell[film.indices, 0]
+    assert [int((kept == t).sum()) for t in range(2)] == [2, 2]
+    assert int((kept == 2).sum() + (kept < 0).sum()) == zk.num_keep(5, 0.5)
+
+
+# ---- LLaVA-OneVision: ratings --------------------------------------------------------------------
+
+
+def test_zooprune_rates_what_becomes_a_token() -> None:
+    """Ratings of patches are made smaller as their features are."""
+    tiny, inputs = one_picture(112, 112)
+    target = Target.of(tiny.model)
+    method = zk.ZOOPrune(keep=0.3, projector=target.projector())
+    with torch.no_grad():
+        encoded = encode(target, inputs, need_features=True)
+        ratings = rate(method, target, inputs, encoded)
+    own = method.rate(features(tiny, inputs["pixel_values"][0]))
+    shrunk = interpolate(grid(own[1:, :, None]), (5, 5), mode="bilinear")[0, 0]
+    assert ratings is not None
+    torch.testing.assert_close(ratings[:16], own[0])
+    large = ratings[16:].reshape(5, 6)
+    torch.testing.assert_close(large[:, :5], shrunk)
+    assert large[:, 5].isnan().all()
+    report = pruned(tiny, inputs, method)
+    alone = method.select(encoded.tokens, sensitivity=ratings)
+    assert torch.equal(report.images[0].indices, alone.indices)
+
+
+def test_zooprune_rates_frames() -> None:
+    needs_videos()
+    tiny = vlms.get("llava_onevision")
+    inputs = tiny.inputs("video")
+    target = Target.of(tiny.model)
+    method = zk.ZOOPrune(keep=0.3, projector=target.projector())
+    with torch.no_grad():
+        encoded = encode(target, inputs, need_features=True)
+        ratings = rate(method, target, inputs, encoded)
+    assert ratings is not None
+    own = method.rate(features(tiny, inputs["pixel_values_videos"].flatten(0, 1)))
+    pooled = interpolate(own.reshape(6, 1, 4, 4), (2, 2), mode="bilinear").reshape(2, 12)
+    films = ratings[encoded.part == 1].reshape(2, 13)
+    torch.testing.assert_close(films[:, :12], pooled)
+    assert films[:, 12].isnan().all()
+
+
+# ---- Mistral 3 -----------------------------------------------------------------------------------
+
+
+def test_ends_of_rows_are_no_words() -> None:
+    tiny = vlms.get("mistral3")
+    photo = vlms.photograph("chelsea", (170, 112))
+    text = f"<start> user {tiny.image} what is this <end> <start> assistant"
+    inputs = tiny.processor(images=[photo], text=text, return_tensors="pt")
+    table = tiny.model.get_input_embeddings().weight
+    words: list[list[str]] = []
+
+    class Listening:
+        def select(self, visual: Tensor, prompt: Tensor) -> zk.Selection:
+            ids = [int((table == row).all(-1).nonzero()[0]) for row in prompt]
+            words.append(tiny.processor.tokenizer.convert_ids_to_tokens(ids))
+            return HALF.select(visual, prompt)
+
+    image = pruned(tiny, inputs, Listening()).images[0]
+    pruned(tiny, inputs, Listening(), processor=tiny.processor)
+    pruned(tiny, inputs, Listening(), query="all")
+    assert words[:2] == [["what", "is", "this"]] * 2
+    assert words[2] == ["<start>", "user", "what", "is", "this", "<end>", "<start>", "assistant"]
+    assert image.cell.tolist() == [[0, r, c] for r in range(4) for c in range(6)]
+
+
+def test_a_question_in_front_of_the_picture() -> None:
+    """The end of the last row is none, so the question is looked for before the picture."""
+    tiny = vlms.get("mistral3")
+    photo = vlms.photograph("chelsea", (170, 112))
+    text = f"what is {tiny.image}"
+    inputs = tiny.processor(images=[photo], text=text, return_tensors="pt")
+    assert pruned(tiny, inputs, zk.ZSPAPrune(keep=0.3)).query_tokens == [2]
+
+
+# ---- pictures ------------------------------------------------------------------------------------
+
+
+def alike(seen: Any, photo: Any) -> float:
+    """Correlation of what was rebuilt with a photograph."""
+    resized = np.asarray(photo.resize(seen.shape[1::-1]), dtype=np.float64)
+    return float(np.corrcoef(seen.astype(np.float64).ravel(), resized.ravel())[0, 1])
+
+
+@pytest.mark.parametrize(("size", "rows", "columns"), [((112, 112), 5, 5), ((112, 84), 4, 6)])
+def test_a_picture_that_was_made_smaller_is_drawn(
+    size: tuple[int, int], rows: int, columns: int
+) -> None:
+    tiny, inputs = one_picture(*size)
+    report = pruned(tiny, inputs)
+    view = pictures.seen(tiny.model, inputs, report, processor=tiny.processor)
+    assert view.grid == (max(4, rows), 4 + 1 + columns)
+    top = 14 * ((view.grid[0] - rows) // 2)
+    large = view.pixels[top : top + 14 * rows, 14 * 5 :]
+    assert alike(large, vlms.photograph("chelsea", size)) > 0.99
+    assert torch.equal(view.place < 0, report.images[0].cell[:, 0] < 0)
+
+
+def test_pictures_and_videos_of_a_batch_are_drawn() -> None:
+    tiny = vlms.get("llava_onevision")
+    inputs = tiny.inputs("ragged")
+    report = pruned(tiny, inputs)
+    view = pictures.seen(tiny.model, inputs, report, 2, processor=tiny.processor)
+    assert view.grid == (4, 4)
+    grey = (122, 116, 104)  # among others a picture is padded to a square
+    square = ImageOps.pad(vlms.photograph("coffee", (130, 100)), (130, 130), color=grey)
+    assert alike(view.pixels, square) > 0.98
+    needs_videos()
+    inputs = tiny.inputs("video")
+    report = pruned(tiny, inputs)
+    view = pictures.seen(tiny.model, inputs, report, 2, processor=tiny.processor)
+    assert view.grid == (2 + 1 + 2, 2 + 1 + 2)  # three frames in two rows
+    corner = view.pixels[: 2 * 28, : 2 * 28]
+    frame = ImageOps.pad(vlms.video("coffee", 4)[0], (112, 112), color=grey)
+    assert alike(corner, frame) > 0.98
+
+
+def test_a_picture_of_any_shape_is_drawn() -> None:
+    tiny = vlms.get("mistral3")
+    inputs = tiny.inputs("ragged")
+    report = pruned(tiny, inputs)
+    photos = [("chelsea", (170, 112)), ("rocket", (120, 150)), ("coffee", (130, 100))]
+    for image, (name, size) in enumerate(photos):
+        view = pictures.seen(tiny.model, inputs, report, image)
+        high, wide = inputs["image_sizes"][image].tolist()
+        assert view.grid == (high // 28, wide // 28)
+        assert view.pixels.shape[:2] == (high, wide)
+        assert alike(view.pixels, vlms.photograph(name, size)) > 0.99
+        assert view.place.tolist() == list(range(view.grid[0] * view.grid[1]))
+    wrong = {**inputs, "pixel_values": inputs["pixel_values"][:1]}
+    with pytest.raises(ValueError, match="those of the report, got 1 pictures and 3 image_sizes"):
+        pictures.seen(tiny.model, wrong, report)

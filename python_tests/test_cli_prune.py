@@ -185,7 +185,11 @@ FAILURE, USAGE = 1, 2
     [
         (["--model", "empty"], FAILURE, "cannot load empty: "),
         (["--model", "broken"], FAILURE, "cannot load broken: "),
-        (["--model", "text"], FAILURE, "text is a 'llama'; supported are gemma3, internvl, llava"),
+        (
+            ["--model", "text"],
+            FAILURE,
+            "text is a 'llama'; supported are gemma3, idefics3, internvl",
+        ),
         (["--model", "bare"], FAILURE, "cannot load bare: "),
         (["--model", "./nowhere"], FAILURE, "cannot load ./nowhere: no such folder"),
         (

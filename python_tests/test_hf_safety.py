@@ -353,7 +353,7 @@ def test_chunked_prefill_is_refused(tiny: vlms.Tiny) -> None:
 def test_unknown_models() -> None:
     config = vlm_models.text(transformers.LlamaConfig)
     model = transformers.LlamaForCausalLM(config)
-    with pytest.raises(hf.UnsupportedModelError, match=r"gemma3, internvl, llava.*got LlamaForC"):
+    with pytest.raises(hf.UnsupportedModelError, match=r"gemma3, idefics3, intern.*got LlamaForC"):
         METHOD(model)
     with pytest.raises(hf.UnsupportedModelError, match="got Linear"):
         METHOD(nn.Linear(2, 2))

@@ -75,9 +75,10 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("", ".models", ".models.simple", ".models.chat"):
         module(f"lmms_eval{name}", __path__=[])
     module("lmms_eval.models.registry_v2", ModelManifest=Manifest)
-    for name, kind in lmms.STOCK.items():
-        module(f"lmms_eval.models.simple.{name}", **{kind: Simple})
-        module(f"lmms_eval.models.chat.{name}", **{kind: Chat})
+    for name, (made, kinds) in lmms.STOCK.items():
+        for kind in kinds:
+            stock = {"simple": Simple, "chat": Chat}[kind]
+            module(f"lmms_eval.models.{kind}.{name}", **{made: stock})
     lmms._pruned.cache_clear()
 
 
@@ -106,8 +107,13 @@ def test_the_entry_point_leads_to_classes(tmp_path: Path, monkeypatch: pytest.Mo
 def test_manifests_name_classes_of_their_kind() -> None:
     manifests = lmms.manifests()
     assert [one.model_id for one in manifests] == [f"zspa_{name}" for name in lmms.STOCK]
+    assert manifests[1].chat_class_path is None  # lmms-eval has no such class
+    with pytest.raises(AttributeError, match="no attribute 'chat_qwen2_vl'"):
+        lmms.chat_qwen2_vl  # noqa: B018
     for one in manifests:
         for path, stock in ((one.simple_class_path, Simple), (one.chat_class_path, Chat)):
+            if path is None:
+                continue
             module, _, name = path.rpartition(".")
             assert module == lmms.__name__
             made = getattr(lmms, name)
@@ -203,15 +209,18 @@ def test_the_real_registry_resolves_them(tmp_path: Path, monkeypatch: pytest.Mon
     distribution(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     registry.load_entrypoint_manifests(overwrite=True)
-    for name in lmms.STOCK:
-        assert registry.resolve(f"zspa_{name}").class_path == f"zspa_kernels.lmms.chat_{name}"
-        simple = registry.resolve(f"zspa_{name}", force_simple=True)
-        assert simple.class_path == f"zspa_kernels.lmms.simple_{name}"
+    for name, (_, kinds) in lmms.STOCK.items():
+        best = registry.resolve(f"zspa_{name}")
+        assert best.class_path == f"zspa_kernels.lmms.{kinds[-1]}_{name}"
+        if "simple" in kinds:
+            simple = registry.resolve(f"zspa_{name}", force_simple=True)
+            assert simple.class_path == f"zspa_kernels.lmms.simple_{name}"
 
 
 @pytest.mark.usefixtures("real")
-@pytest.mark.parametrize("name", lmms.STOCK)
-@pytest.mark.parametrize("kind", ["simple", "chat"])
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for name, (_, kinds) in lmms.STOCK.items() for kind in kinds]
+)
 def test_the_real_classes_are_as_expected(kind: str, name: str) -> None:
     """Importing them needs all of lmms-eval's dependencies; their text says enough."""
     spec = importlib.util.find_spec(f"lmms_eval.models.{kind}.{name}")
@@ -220,12 +229,12 @@ def test_the_real_classes_are_as_expected(kind: str, name: str) -> None:
     classes = [
         node
         for node in ast.parse(Path(spec.origin).read_text()).body
-        if isinstance(node, ast.ClassDef) and node.name == lmms.STOCK[name]
+        if isinstance(node, ast.ClassDef) and node.name == lmms.STOCK[name][0]
     ]
     (found,) = classes
     methods = {node.name: node for node in found.body if isinstance(node, ast.FunctionDef)}
     assert [one.arg for one in methods["generate_until"].args.args] == ["self", "requests"]
-    if kind == "chat":  # derived from the simple one
+    if kind == "chat" and "simple" in lmms.STOCK[name][1]:  # derived from the simple one
         return
     assert "model" in methods
     written = ast.unparse(found)

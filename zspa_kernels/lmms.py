@@ -22,30 +22,37 @@ from .hf import prune
 
 _log = logging.getLogger(__name__)
 
-#: By the name of lmms-eval's model: its class, simple and chat.
-STOCK = {"llava_hf": "LlavaHf", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3_VL"}
+#: By the name of lmms-eval's model: its class, and which kinds of it there are.
+STOCK = {
+    "llava_hf": ("LlavaHf", ("simple", "chat")),  # LLaVA-1.5, LLaVA-NeXT and LLaVA-OneVision
+    "qwen2_vl": ("Qwen2_VL", ("simple",)),
+    "qwen2_5_vl": ("Qwen2_5_VL", ("simple", "chat")),
+    "qwen3_vl": ("Qwen3_VL", ("simple", "chat")),
+    "internvl_hf": ("InternVLHf", ("chat",)),
+    "gemma3": ("Gemma3", ("simple",)),
+    "huggingface": ("Huggingface", ("chat",)),  # any model of transformers
+}
 #: How a model is pruned, beside the options of the method.
 _PRUNING = ("scope", "positions", "keep_newline", "merge")
 
 
 def manifests() -> list[Any]:
-    """What lmms-eval registers: `zspa_llava_hf`, `zspa_qwen2_5_vl`, `zspa_qwen3_vl`."""
+    """What lmms-eval registers: `zspa_llava_hf` and so on, for each of `STOCK`."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return [
         ModelManifest(
             model_id=f"zspa_{name}",
-            simple_class_path=f"{__name__}.simple_{name}",
-            chat_class_path=f"{__name__}.chat_{name}",
+            **{f"{kind}_class_path": f"{__name__}.{kind}_{name}" for kind in kinds},
         )
-        for name in STOCK
+        for name, (_, kinds) in STOCK.items()
     ]
 
 
 def __getattr__(name: str) -> Any:
     """`simple_X` and `chat_X`: lmms-eval's class X with pruning, made when it is asked for."""
     kind, _, model = name.partition("_")
-    if kind not in ("simple", "chat") or model not in STOCK:
+    if model not in STOCK or kind not in STOCK[model][1]:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return _pruned(kind, model)
 
@@ -53,7 +60,7 @@ def __getattr__(name: str) -> Any:
 @functools.cache
 def _pruned(kind: str, model: str) -> type:
     module = importlib.import_module(f"lmms_eval.models.{kind}.{model}")
-    return with_pruning(getattr(module, STOCK[model]))
+    return with_pruning(getattr(module, STOCK[model][0]))
 
 
 def with_pruning(stock: type) -> type:

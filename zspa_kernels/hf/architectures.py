@@ -84,7 +84,7 @@ class Modality:
 
     @property
     def moves(self) -> bool:
-        """Videos."""
+        """Whether these are videos."""
         return self.name == "video"
 
     @property

@@ -57,7 +57,7 @@ class Layout:
         return self.image * tiles + tile
 
     def inner_text(self, ids: Tensor, sized: bool) -> Tensor:
-        """Bool `[B, L]`: text that belongs to an image or a video and is no word of anybody.
+        """Bool `[B, L]`: text that belongs to an image or a video and is nobody's word.
 
         That is the time of each frame of a video (Qwen3-VL), and, if images are `sized`, the end of
         each row of an image (Mistral 3).

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LLaVA-OneVision, whose large pictures are made smaller, and Mistral 3, whose rows have ends."""
+"""Pictures that are shrunk (LLaVA-OneVision), end rows (Mistral 3) or have names (Idefics3)."""
 
 from __future__ import annotations
 
@@ -166,11 +166,8 @@ def test_zooprune_rates_frames() -> None:
 # ---- Mistral 3 -----------------------------------------------------------------------------------
 
 
-def test_ends_of_rows_are_no_words() -> None:
-    tiny = vlms.get("mistral3")
-    photo = vlms.photograph("chelsea", (170, 112))
-    text = f"<start> user {tiny.image} what is this <end> <start> assistant"
-    inputs = tiny.processor(images=[photo], text=text, return_tensors="pt")
+def asked(tiny: vlms.Tiny, inputs: Any, **options: Any) -> list[str]:
+    """The words of the first prompt that a method is given."""
     table = tiny.model.get_input_embeddings().weight
     words: list[list[str]] = []
 
@@ -180,12 +177,21 @@ def test_ends_of_rows_are_no_words() -> None:
             words.append(tiny.processor.tokenizer.convert_ids_to_tokens(ids))
             return HALF.select(visual, prompt)
 
-    image = pruned(tiny, inputs, Listening()).images[0]
-    pruned(tiny, inputs, Listening(), processor=tiny.processor)
-    pruned(tiny, inputs, Listening(), query="all")
-    assert words[:2] == [["what", "is", "this"]] * 2
-    assert words[2] == ["<start>", "user", "what", "is", "this", "<end>", "<start>", "assistant"]
-    assert image.cell.tolist() == [[0, r, c] for r in range(4) for c in range(6)]
+    pruned(tiny, inputs, Listening(), **options)
+    return words[0]
+
+
+def test_ends_of_rows_are_no_words() -> None:
+    tiny = vlms.get("mistral3")
+    photo = vlms.photograph("chelsea", (170, 112))
+    text = f"<start> user {tiny.image} what is this <end> <start> assistant"
+    inputs = tiny.processor(images=[photo], text=text, return_tensors="pt")
+    assert asked(tiny, inputs) == ["what", "is", "this"]
+    assert asked(tiny, inputs, processor=tiny.processor) == ["what", "is", "this"]
+    everything = ["<start>", "user", "what", "is", "this", "<end>", "<start>", "assistant"]
+    assert asked(tiny, inputs, query="all") == everything
+    cell = pruned(tiny, inputs).images[0].cell
+    assert cell.tolist() == [[0, r, c] for r in range(4) for c in range(6)]
 
 
 def test_a_question_in_front_of_the_picture() -> None:
@@ -195,6 +201,43 @@ def test_a_question_in_front_of_the_picture() -> None:
     text = f"what is {tiny.image}"
     inputs = tiny.processor(images=[photo], text=text, return_tensors="pt")
     assert pruned(tiny, inputs, zk.ZSPAPrune(keep=0.3)).query_tokens == [2]
+
+
+# ---- Idefics3, SmolVLM ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["idefics3", "smolvlm"])
+def test_names_of_crops_are_no_words(name: str) -> None:
+    """A picture in three crops and one in one, with words between and behind them."""
+    tiny = vlms.get(name)
+    split = "<fake> <row_1_col_1> <image> <fake> <row_1_col_2> <image> a <fake> <global> <image>"
+    whole = "<fake> <global> <image> <fake>"
+    text = f"<start> user {split} <fake> compare {whole} {whole} and this <end> <start> assistant"
+    photos = [vlms.photograph(one) for one in ("chelsea", "coffee", "rocket", "chelsea", "coffee")]
+    inputs = tiny.processor(images=[photos], text=[text], return_tensors="pt")
+    words = ["compare", "and", "this"]
+    assert asked(tiny, inputs) == words
+    assert asked(tiny, inputs, processor=tiny.processor) == words
+    everything = ["<start>", "user", *words, "<end>", "<start>", "assistant"]
+    assert asked(tiny, inputs, query="all") == everything
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("what is <image>", ["what", "is"]),
+        ("<image> what is this", ["what", "is", "this"]),
+        ("where <image> is this", ["is", "this"]),
+        ("a this <image> is <image> this what", ["is", "this", "what"]),
+        ("what a <image> this what <image> this", ["this", "what", "this"]),
+    ],
+)
+def test_pictures_that_no_processor_announced(text: str, words: list[str]) -> None:
+    """Words around a picture stay the user's, unless all of its crops are announced alike."""
+    tiny = vlms.get("smolvlm")
+    photos = [vlms.photograph("chelsea")] * text.count("<image>")
+    inputs = tiny.processor(images=[photos], text=[text], return_tensors="pt")
+    assert asked(tiny, inputs) == words
 
 
 # ---- pictures ------------------------------------------------------------------------------------

@@ -194,17 +194,25 @@ def test_instruction_sets_meet_the_oracle(native_isa: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "most"), [("iid", 2.1), ("vlm", 1.3), ("clusters", 2.2), ("constant", 1.3)]
+    ("model", "d", "most"),
+    [
+        ("iid", 256, 2.1),
+        ("vlm", 256, 1.3),
+        ("clusters", 256, 2.2),
+        ("constant", 256, 1.3),
+        ("iid", 8, 5.0),  # most forecasts fail at once
+        ("iid", 64, 3.2),
+    ],
 )
 def test_work_is_little_more_than_that_of_the_plain_greedy(
-    model: str, most: float, require_backend: Require
+    model: str, d: int, most: float, require_backend: Require
 ) -> None:
     """Dots beside N k: the forecasts hold, and columns that were left over are used."""
     require_backend("cpp", "min_sum")
     from zspa_kernels.backends.cpp.min_sum import min_sum as native
 
     n, k = 1296, 130
-    visual = tokens(model, n, 256) if model in MODELS else special(model, n, 256).visual
+    visual = tokens(model, n, d) if model in MODELS else special(model, n, d).visual
     stats = torch.zeros(3, dtype=torch.int64)
     picks = native(visual[None], k, None, None, stats)
     _, dots, _ = stats.tolist()

@@ -144,7 +144,7 @@ def _llava_next() -> Parts:
 def _llava_onevision() -> Parts:
     size = 56
     tok = tokenizer(["<image>", "<video>"], "<image>")
-    image, video = tok.convert_tokens_to_ids(["<image>", "<video>"])
+    image, video = (tok.convert_tokens_to_ids(mark) for mark in ("<image>", "<video>"))
     pins = [[size, 2 * size], [2 * size, size], [2 * size, 2 * size]]
     ratio = "anyres_max_2"  # four tiles are made smaller, two are not
     config = transformers.LlavaOnevisionConfig(
@@ -344,7 +344,8 @@ def _idefics3() -> Parts:
 
 
 def _idefics(configuration: Any, kind: Any) -> Parts:
-    tok = tokenizer(["<image>"], "<image>")
+    crops = ["<row_1_col_1>", "<row_1_col_2>", "<global>"]
+    tok = tokenizer(["<image>", "<fake>", *crops], "<image>")
     mark = tok.convert_tokens_to_ids("<image>")
     config = configuration(
         vision_config=_siglip(),

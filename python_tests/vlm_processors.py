@@ -188,7 +188,8 @@ class OneVisionProcessor:
         """Tokens of a picture among those of its prompt."""
         if pictures > 1:
             return self.side**2 + 1
-        number: int = self._counts._get_number_of_features(*size, self.size, self.size)
+        height, width = size
+        number: int = self._counts._get_number_of_features(height, width, self.size, self.size)
         return number
 
 
@@ -210,8 +211,8 @@ class MistralProcessor:
             shown.append(" [IMG_BREAK] ".join(lines) + " [IMG_END]")
         sizes = torch.tensor([list(one.shape[1:]) for one in pictures])
         padded = torch.zeros(len(pictures), 3, *sizes.amax(0).tolist())
-        for one, into in zip(pictures, padded, strict=True):
-            into[:, : one.shape[1], : one.shape[2]] = one
+        for picture, into in zip(pictures, padded, strict=True):
+            into[:, : picture.shape[1], : picture.shape[2]] = picture
         texts = _fill(texts, "[IMG]", shown)
         words = dict(self.tokenizer(texts, return_tensors="pt", padding=True))
         words.pop("token_type_ids", None)

@@ -24,8 +24,10 @@ class Architecture:
             placeholders that nothing interrupts (InternVL returns tiles, SmolVLM whole samples).
         tile: likewise; `"anyres"`: LLaVA-NeXT's base picture and the tiles of its larger one;
             `"shrunk"`: LLaVA-OneVision's, whose larger one is made smaller once it is encoded.
-        sized: an image has as many rows and columns of tokens as `image_sizes` says, and each row
-            ends with a token of text (Mistral 3).
+        sized: an image has as many rows and columns of tokens as `image_sizes` says.
+        marks: text that the processor writes inside images. `"rows"`: a token behind each row of
+            one (Mistral 3). `"crops"`: two in front of each crop, one behind the last. `"times"`:
+            the time of each frame of a video (Qwen3-VL).
         projector: path of the module between vision tower and language model.
         mrope: positions have three axes (time, row, column).
         videos: it takes videos beside pictures. Where it does not, their frames are pictures.
@@ -36,6 +38,7 @@ class Architecture:
     image: str = "entry"
     tile: str = "entry"
     sized: bool = False
+    marks: str = ""
     projector: str = "multi_modal_projector"
     mrope: bool = False
     videos: bool = False
@@ -47,24 +50,27 @@ class Architecture:
         return self.tile in ("anyres", "shrunk")
 
 
+_QWEN: Any = {"projector": "visual.merger", "mrope": True, "videos": True}
+_IDEFICS: Any = {
+    "image": "run",
+    "tile": "run",
+    "marks": "crops",
+    "projector": "connector.modality_projection",
+}
 # By `config.model_type`.
 ARCHITECTURES: Mapping[str, Architecture] = {
     "llava": Architecture("LLaVA-1.5", patches=True),
     "llava_next": Architecture("LLaVA-NeXT", tile="anyres", patches=True),
     "llava_onevision": Architecture("LLaVA-OneVision", tile="shrunk", videos=True),
-    "mistral3": Architecture("Mistral 3", sized=True),
-    "qwen2_vl": Architecture("Qwen2-VL", projector="visual.merger", mrope=True, videos=True),
-    "qwen2_5_vl": Architecture("Qwen2.5-VL", projector="visual.merger", mrope=True, videos=True),
-    "qwen3_vl": Architecture("Qwen3-VL", projector="visual.merger", mrope=True, videos=True),
-    "qwen3_vl_moe": Architecture("Qwen3-VL", projector="visual.merger", mrope=True, videos=True),
+    "mistral3": Architecture("Mistral 3", sized=True, marks="rows"),
+    "qwen2_vl": Architecture("Qwen2-VL", **_QWEN),
+    "qwen2_5_vl": Architecture("Qwen2.5-VL", **_QWEN),
+    "qwen3_vl": Architecture("Qwen3-VL", **_QWEN, marks="times"),
+    "qwen3_vl_moe": Architecture("Qwen3-VL", **_QWEN, marks="times"),
     "internvl": Architecture("InternVL", image="run"),
     "gemma3": Architecture("Gemma 3"),
-    "idefics3": Architecture(
-        "Idefics3", image="run", tile="run", projector="connector.modality_projection"
-    ),
-    "smolvlm": Architecture(
-        "SmolVLM", image="run", tile="run", projector="connector.modality_projection"
-    ),
+    "idefics3": Architecture("Idefics3", **_IDEFICS),
+    "smolvlm": Architecture("SmolVLM", **_IDEFICS),
 }
 
 

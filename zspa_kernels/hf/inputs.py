@@ -25,6 +25,7 @@ from .errors import (
     UnsupportedModelError,
 )
 from .layout import Layout, layout
+from .marks import marks
 from .options import Options, fitted
 from .positions import full_positions, kept_positions
 from .query import Query
@@ -273,15 +274,10 @@ def prune_batch(
     where = layout(target, inputs, ids_host, encoded.sizes)
     asked = valid.clone()
     asked[:, :start] = False
+    marked = marks(target.arch, where, ids_host)
+    query, processor = options.query, options.processor
     words = queries.embeddings(
-        target,
-        ids_host,
-        asked,
-        visual,
-        options.query,
-        options.processor,
-        ids.device,
-        where.inner_text(ids_host, target.arch.sized),
+        target, ids_host, asked, visual, query, processor, ids.device, marked
     )
     given = collected.tensors(target, inputs)
     ratings = rate(method, target, inputs, encoded)

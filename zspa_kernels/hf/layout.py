@@ -56,40 +56,6 @@ class Layout:
         tiles = int(tile.max()) + 1 if len(tile) else 1
         return self.image * tiles + tile
 
-    def inner_text(self, ids: Tensor, sized: bool) -> Tensor:
-        """Bool `[B, L]`: text that belongs to an image or a video and is nobody's word.
-
-        That is the time of each frame of a video (Qwen3-VL), and, if images are `sized`, the end of
-        each row of an image (Mistral 3).
-        """
-        found = torch.zeros_like(ids, dtype=torch.bool)
-        numbers = self.image if sized else self.image[self.video]
-        for number in numbers.unique().tolist():
-            mine = self.image == number
-            row, columns = int(self.sample[mine][0]), self.column[mine]
-            first, last = int(columns[0]), int(columns[-1])
-            between = found.new_ones(last - first + 1)
-            between[columns - first] = False
-            found[row, first : last + 1] = between
-            if sized:
-                found[row, last + 1 : last + 2] = True
-            else:
-                self._first_time(ids, row, first, between, found)
-        return found
-
-    def _first_time(
-        self, ids: Tensor, row: int, first: int, between: Tensor, found: Tensor
-    ) -> None:
-        """Mark the time of the first frame, which begins with the same token as the others."""
-        gap = (between.nonzero().flatten() + first).tolist()
-        # <end of vision> <time> ... <start of vision>: up to the next frame.
-        size = next((i for i, at in enumerate(gap, gap[0]) if at != i), len(gap)) if gap else 0
-        if size > 2:
-            before = ids[row, max(first - 2 * size, 0) : first]
-            opened = (before == ids[row, gap[1]]).nonzero().flatten()
-            if len(opened):
-                found[row, first - len(before) + int(opened[-1]) : first] = True
-
 
 def layout(
     target: Target, inputs: Mapping[str, Any], ids: Tensor, sizes: Mapping[str, Sequence[int]]

@@ -49,7 +49,7 @@ def embeddings(
     query: Query,
     processor: Any,
     device: torch.device,
-    inner: Tensor,
+    marked: Tensor,
 ) -> list[Tensor]:
     """Text embeddings `[m, D]` of each prompt's query; m may be 0.
 
@@ -61,11 +61,11 @@ def embeddings(
         query: see `prune_inputs`.
         processor: or tokenizer, or None.
         device: of the model's inputs.
-        inner: bool `[B, L]` on the host, True at text that is part of an image or a video.
+        marked: bool `[B, L]` on the host, True at text that is part of an image or a video.
     """
-    # The end of a row is no word; the time of a frame is one, but not of the question.
-    if isinstance(query, str) and (query == "question" or target.arch.sized):
-        valid = valid & ~inner
+    # The time of a frame is a word, but not of the question; ends of rows, names of crops are none.
+    if isinstance(query, str) and (query == "question" or target.arch.marks != "times"):
+        valid = valid & ~marked
     words = _words(target, ids, valid, visual, query, processor)
     table = target.model.get_input_embeddings()
     # Not on the weights' device: offloaded ones are on none until accelerate's hook loads them.
@@ -136,7 +136,10 @@ def special_tokens(target: Target, processor: Any) -> set[int]:
         values: Mapping[str, Any] = part.to_dict()
         found += [v for k, v in values.items() if k.endswith(("_token_id", "_token_index"))]
     tokenizer = getattr(processor, "tokenizer", processor)
-    return set(_flat(found)) | set(getattr(tokenizer, "all_special_ids", ()))
+    # Most special tokens of a vocabulary have no role by which `all_special_ids` would know them.
+    added = getattr(tokenizer, "added_tokens_decoder", None) or {}
+    special = {number for number, token in added.items() if getattr(token, "special", False)}
+    return set(_flat(found)) | special | set(getattr(tokenizer, "all_special_ids", ()))
 
 
 def _flat(values: Iterable[Any]) -> list[int]:

@@ -13,8 +13,9 @@ import torch
 import zspa_kernels as zk
 from python_tests import vlms
 from python_tests.hf_oracle import generate
-from zspa_kernels.hf.architectures import Target
+from zspa_kernels.hf.architectures import ARCHITECTURES, Target
 from zspa_kernels.hf.layout import Layout, _squares
+from zspa_kernels.hf.marks import marks
 
 
 def images(tiny: vlms.Tiny, inputs: Any) -> list[Any]:
@@ -81,7 +82,7 @@ def test_a_run_of_tiles_is_one_image() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "marks"),
+    ("prompt", "places"),
     [
         # 9: a piece of the video, 7 and 8: its marks, 60 and 61: a time. As every frame has one:
         ([1, 50, 60, 7, 9, 9, 8, 60, 7, 9, 9, 8, 52], [2, 3, 6, 7, 8]),
@@ -92,9 +93,10 @@ def test_a_run_of_tiles_is_one_image() -> None:
         ([1, 50, 7, 9, 9, 8, 7, 9, 9, 8, 52], [5, 6]),
     ],
 )
-def test_where_the_times_of_frames_stand(prompt: list[int], marks: list[int]) -> None:
+def test_where_the_times_of_frames_stand(prompt: list[int], places: list[int]) -> None:
     ids = torch.tensor([prompt])
     column = (ids[0] == 9).nonzero().flatten()
     one = torch.zeros_like(column)
     where = Layout(one, column, one, torch.zeros(len(one), 3), torch.ones(len(one)).bool())
-    assert where.stamps(ids)[0].nonzero().flatten().tolist() == marks
+    found = marks(ARCHITECTURES["qwen3_vl"], where, ids)
+    assert found[0].nonzero().flatten().tolist() == places

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import ImageOps
+from tokenizers import AddedToken
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -19,8 +21,10 @@ from zspa_kernels import hf, pictures
 from zspa_kernels.hf.architectures import Target
 from zspa_kernels.hf.encode import encode
 from zspa_kernels.hf.select import rate
+from zspa_kernels.hf.tiles import of_videos
 
 HALF = zk.DivPrune(keep=0.5)
+GREY = (122, 116, 104)  # the processor's mean
 
 
 def pruned(tiny: vlms.Tiny, inputs: Any, method: Any = HALF, **options: Any) -> Any:
@@ -102,13 +106,7 @@ def test_ends_of_rows_can_be_kept_beside_the_budget() -> None:
 # ---- LLaVA-OneVision: videos ---------------------------------------------------------------------
 
 
-def needs_videos() -> None:
-    if vlms.VERSION < (5, 20):
-        pytest.skip("transformers >= 5.20: older ones add a newline behind the encoder's result")
-
-
 def test_cells_and_budgets_of_videos() -> None:
-    needs_videos()
     tiny = vlms.get("llava_onevision")
     inputs = tiny.inputs("video")
     report = pruned(tiny, inputs)
@@ -121,6 +119,27 @@ def test_cells_and_budgets_of_videos() -> None:
     kept = film.cell[film.indices, 0]
     assert [int((kept == t).sum()) for t in range(2)] == [2, 2]
     assert int((kept == 2).sum() + (kept < 0).sum()) == zk.num_keep(5, 0.5)
+
+
+def test_frames_of_an_odd_side() -> None:
+    """A tile of 27 x 27 patches, as of real models, becomes 14 x 14 tokens."""
+    vision = SimpleNamespace(image_size=384, patch_size=14)
+    target: Any = SimpleNamespace(
+        model=SimpleNamespace(config=SimpleNamespace(vision_config=vision))
+    )
+    cell = of_videos(target, [2 * 14**2 + 1])
+    expected = [[t, r, c] for t in range(2) for r in range(14) for c in range(14)]
+    assert cell.tolist() == [*expected, [-1, -1, -1]]
+
+
+def test_videos_before_the_encoder_returned_their_newline() -> None:
+    if vlms.VERSION >= (5, 20):
+        pytest.skip("transformers < 5.20: test_oldest_transformers")
+    tiny = vlms.get("llava_onevision")
+    inputs = {**tiny.inputs(), "pixel_values_videos": torch.zeros(1, 3, 3, 56, 56)}
+    refused = pytest.raises(hf.UnsupportedInputError, match=r"videos must be None before.* 5.20")
+    with refused, HALF(tiny.model):
+        generate(tiny.model, inputs)
 
 
 # ---- LLaVA-OneVision: ratings --------------------------------------------------------------------
@@ -147,7 +166,6 @@ def test_zooprune_rates_what_becomes_a_token() -> None:
 
 
 def test_zooprune_rates_frames() -> None:
-    needs_videos()
     tiny = vlms.get("llava_onevision")
     inputs = tiny.inputs("video")
     target = Target.of(tiny.model)
@@ -227,6 +245,7 @@ def test_names_of_crops_are_no_words(name: str) -> None:
     [
         ("what is <image>", ["what", "is"]),
         ("<image> what is this", ["what", "is", "this"]),
+        ("<image> this this", ["this", "this"]),
         ("where <image> is this", ["is", "this"]),
         ("a this <image> is <image> this what", ["is", "this", "what"]),
         ("what a <image> this what <image> this", ["this", "what", "this"]),
@@ -238,6 +257,18 @@ def test_pictures_that_no_processor_announced(text: str, words: list[str]) -> No
     photos = [vlms.photograph("chelsea")] * text.count("<image>")
     inputs = tiny.processor(images=[photos], text=[text], return_tensors="pt")
     assert asked(tiny, inputs) == words
+
+
+def test_special_tokens_without_a_role_are_no_words() -> None:
+    """A vocabulary marks them as special; they have no name such as that of the end of a turn."""
+    tiny = vlms.build("smolvlm")
+    tok = tiny.processor.tokenizer
+    tok.add_tokens([AddedToken("<odd>", special=True), AddedToken("<even>", special=False)])
+    assert tok.convert_tokens_to_ids("<odd>") not in tok.all_special_ids
+    inputs = tiny.processor(
+        images=[[vlms.photograph("chelsea")]], text=["<image> <odd> what <even>"]
+    )
+    assert asked(tiny, inputs, processor=tiny.processor) == ["what", "<even>"]
 
 
 # ---- pictures ------------------------------------------------------------------------------------
@@ -263,22 +294,25 @@ def test_a_picture_that_was_made_smaller_is_drawn(
     assert torch.equal(view.place < 0, report.images[0].cell[:, 0] < 0)
 
 
-def test_pictures_and_videos_of_a_batch_are_drawn() -> None:
+def test_pictures_of_a_batch_are_drawn() -> None:
     tiny = vlms.get("llava_onevision")
     inputs = tiny.inputs("ragged")
     report = pruned(tiny, inputs)
     view = pictures.seen(tiny.model, inputs, report, 2, processor=tiny.processor)
     assert view.grid == (4, 4)
-    grey = (122, 116, 104)  # among others a picture is padded to a square
-    square = ImageOps.pad(vlms.photograph("coffee", (130, 100)), (130, 130), color=grey)
+    # Among others a picture is padded to a square.
+    square = ImageOps.pad(vlms.photograph("coffee", (130, 100)), (130, 130), color=GREY)
     assert alike(view.pixels, square) > 0.98
-    needs_videos()
+
+
+def test_frames_of_a_video_are_drawn() -> None:
+    tiny = vlms.get("llava_onevision")
     inputs = tiny.inputs("video")
     report = pruned(tiny, inputs)
     view = pictures.seen(tiny.model, inputs, report, 2, processor=tiny.processor)
     assert view.grid == (2 + 1 + 2, 2 + 1 + 2)  # three frames in two rows
     corner = view.pixels[: 2 * 28, : 2 * 28]
-    frame = ImageOps.pad(vlms.video("coffee", 4)[0], (112, 112), color=grey)
+    frame = ImageOps.pad(vlms.video("coffee", 4)[0], (112, 112), color=GREY)
     assert alike(corner, frame) > 0.98
 
 

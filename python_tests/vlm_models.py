@@ -171,7 +171,7 @@ def _mistral3() -> Parts:
         "intermediate_size": 48,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
-        "image_size": 112,
+        "image_size": 168,
         "patch_size": 14,
     }
     config = transformers.Mistral3Config(

@@ -74,6 +74,8 @@ class Tiny:
         """The chosen prompts of the batch with videos."""
         if (5, 0) <= VERSION < (5, 17):
             pytest.skip("transformers >= 5.17: 5.3 finds no positions for these, unpruned as well")
+        if self.name == "llava_onevision" and VERSION < (5, 20):
+            pytest.skip("transformers >= 5.20: older ones are refused, see test_hf_tiles.py")
         cat = photograph("chelsea", (170, 112))
         prompts: list[Any] = [
             (

@@ -156,8 +156,9 @@ def _rebuild(encoded: Encoded, part: Part, rows: Sequence[Tensor]) -> Any:
     pooled, deep = _parts(raw)
     if isinstance(pooled, Tensor):
         # One tensor for prompts of unequal lengths: rows as long as all of them can be cut into.
-        length = math.gcd(*(len(row) for row in rows)) or 1  # a method may keep nothing
+        length = math.gcd(*(len(row) for row in rows))
         tokens = encoded.tokens[torch.cat(list(rows))]
+        # Nothing may be left; whoever repeats entries for beams needs one, of no tokens.
         kept: Any = tokens.reshape(-1, length, tokens.shape[-1]) if length else tokens[None]
     else:
         kept = type(pooled)(encoded.tokens[row] for row in rows)

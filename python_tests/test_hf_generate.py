@@ -31,7 +31,7 @@ CLOSE: dict[str, float] = {"rtol": 1e-4, "atol": 1e-4}
 ALWAYS = ("llava", "llava_next", "qwen2_5_vl")
 EVERY = "ZSPA_HF_MATRIX" in os.environ
 SOME = vlms.VERSION < (5, 23) and not EVERY
-#: Models whose code for this is that of another one; compiling takes ten seconds.
+#: Models not compiled by `make test`, which takes ten seconds each: others decode with like parts.
 TWINS = ("llava_onevision", "mistral3", "qwen2_vl", "qwen3_vl_moe", "idefics3")
 NAMES = [
     pytest.param(

@@ -91,46 +91,43 @@ def _clip(size: int) -> Any:
 
 def _llava() -> Parts:
     size = 112
-    tok = tokenizer(["<image>"], "<image>")
-    mark = tok.convert_tokens_to_ids("<image>")
-    config = transformers.LlavaConfig(
-        vision_config=_clip(size),
-        text_config=text(transformers.LlamaConfig),
-        image_token_index=mark,
-    )
-    config.image_token_id = mark
     pictures = transformers.CLIPImageProcessor(
         size={"shortest_edge": size}, crop_size={"height": size, "width": size}
     )
-    processor = transformers.LlavaProcessor(
-        image_processor=pictures,
-        tokenizer=tok,
-        patch_size=14,
-        vision_feature_select_strategy="default",
-        image_token="<image>",
-        num_additional_image_tokens=1,
-    )
-    return transformers.LlavaForConditionalGeneration(config), processor, "<image>"
+    kinds = (transformers.LlavaConfig, transformers.LlavaForConditionalGeneration)
+    return _of_clip(*kinds, transformers.LlavaProcessor, pictures, size)
+
+
+def _pins(size: int) -> list[list[int]]:
+    """How large pictures may be that are cut into tiles."""
+    return [[size, 2 * size], [2 * size, size], [2 * size, 2 * size]]
 
 
 def _llava_next() -> Parts:
     size = 56
-    tok = tokenizer(["<image>"], "<image>")
-    mark = tok.convert_tokens_to_ids("<image>")
-    pins = [[size, 2 * size], [2 * size, size], [2 * size, 2 * size]]
-    config = transformers.LlavaNextConfig(
-        vision_config=_clip(size),
-        text_config=text(transformers.LlamaConfig),
-        image_token_index=mark,
-        image_grid_pinpoints=pins,
-    )
-    config.image_token_id = mark
     pictures = transformers.LlavaNextImageProcessor(
         size={"shortest_edge": size},
         crop_size={"height": size, "width": size},
-        image_grid_pinpoints=pins,
+        image_grid_pinpoints=_pins(size),
     )
-    processor = transformers.LlavaNextProcessor(
+    kinds = (transformers.LlavaNextConfig, transformers.LlavaNextForConditionalGeneration)
+    processor = transformers.LlavaNextProcessor
+    return _of_clip(*kinds, processor, pictures, size, image_grid_pinpoints=_pins(size))
+
+
+def _of_clip(
+    configuration: Any, kind: Any, processor: Any, pictures: Any, size: int, **more: Any
+) -> Parts:
+    tok = tokenizer(["<image>"], "<image>")
+    mark = tok.convert_tokens_to_ids("<image>")
+    config = configuration(
+        vision_config=_clip(size),
+        text_config=text(transformers.LlamaConfig),
+        image_token_index=mark,
+        **more,
+    )
+    config.image_token_id = mark
+    made = processor(
         image_processor=pictures,
         tokenizer=tok,
         patch_size=14,
@@ -138,14 +135,14 @@ def _llava_next() -> Parts:
         image_token="<image>",
         num_additional_image_tokens=1,
     )
-    return transformers.LlavaNextForConditionalGeneration(config), processor, "<image>"
+    return kind(config), made, "<image>"
 
 
 def _llava_onevision() -> Parts:
     size = 56
     tok = tokenizer(["<image>", "<video>"], "<image>")
     image, video = (tok.convert_tokens_to_ids(mark) for mark in ("<image>", "<video>"))
-    pins = [[size, 2 * size], [2 * size, size], [2 * size, 2 * size]]
+    pins = _pins(size)
     ratio = "anyres_max_2"  # four tiles are made smaller, two are not
     config = transformers.LlavaOnevisionConfig(
         vision_config=transformers.SiglipVisionConfig(
@@ -166,14 +163,7 @@ def _mistral3() -> Parts:
     marks = ["[IMG]", "[IMG_BREAK]", "[IMG_END]"]
     tok = tokenizer(marks, marks[0])
     mark = tok.convert_tokens_to_ids(marks[0])
-    vision = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "image_size": 168,
-        "patch_size": 14,
-    }
+    vision = {**_siglip(), "image_size": 168}
     config = transformers.Mistral3Config(
         vision_config=transformers.PixtralVisionConfig(**vision),
         text_config=text(transformers.MistralConfig, head_dim=16, sliding_window=None),

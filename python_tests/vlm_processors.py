@@ -41,12 +41,7 @@ class SquareProcessor:
     def __call__(self, images: Any, text: Any, **options: Any) -> dict[str, Any]:
         texts = [text] if isinstance(text, str) else text
         shown = " ".join([self.image] * self.count)
-        encoded = dict(
-            self.tokenizer(
-                [one.replace(self.image, shown) for one in texts], return_tensors="pt", padding=True
-            )
-        )
-        encoded.pop("token_type_ids", None)
+        encoded = _words(self.tokenizer, [one.replace(self.image, shown) for one in texts])
         if self.types:
             mark = self.tokenizer.convert_tokens_to_ids(self.image)
             encoded[self.types] = (encoded["input_ids"] == mark).long()
@@ -109,9 +104,7 @@ class QwenProcessor:
                 slow = [1.5 if len(frames) > 4 else 1.0 for frames in videos]
                 encoded["second_per_grid_ts"] = torch.tensor(slow)
             texts = _fill(texts, QWEN_VIDEO, [self.said(grid) for _, grid in films])
-        words = dict(self.tokenizer(texts, return_tensors="pt", padding=True))
-        words.pop("token_type_ids", None)
-        encoded.update(words)
+        encoded.update(_words(self.tokenizer, texts))
         if VERSION >= (5, 3):  # generate of older versions refuses it
             picture, film = self.tokenizer.convert_tokens_to_ids(["<|image_pad|>", "<|video_pad|>"])
             ids = encoded["input_ids"]
@@ -145,7 +138,7 @@ class OneVisionProcessor:
     frames = 3  # of a video; all of a batch have as many
 
     def __init__(self, tok: Any, size: int, patch: int, pins: list[list[int]], ratio: str):
-        self.tokenizer, self.size, self.side, self.ratio = tok, size, size // patch, ratio
+        self.tokenizer, self.size, self.side = tok, size, size // patch
         self.image_processor = transformers.LlavaOnevisionImageProcessor(
             size={"height": size, "width": size}, image_grid_pinpoints=pins
         )
@@ -180,9 +173,7 @@ class OneVisionProcessor:
             encoded["pixel_values_videos"] = torch.stack(frames)
             count = self.frames * (-(-self.side // 2)) ** 2 + 1
             texts = _fill(texts, "<video>", [" ".join(["<video>"] * count)] * len(films))
-        encoded.update(self.tokenizer(texts, return_tensors="pt", padding=True))
-        encoded.pop("token_type_ids", None)
-        return encoded
+        return {**encoded, **_words(self.tokenizer, texts)}
 
     def count(self, size: list[int], pictures: int) -> int:
         """Tokens of a picture among those of its prompt."""
@@ -214,9 +205,12 @@ class MistralProcessor:
         for picture, into in zip(pictures, padded, strict=True):
             into[:, : picture.shape[1], : picture.shape[2]] = picture
         texts = _fill(texts, "[IMG]", shown)
-        words = dict(self.tokenizer(texts, return_tensors="pt", padding=True))
-        words.pop("token_type_ids", None)
-        return {**words, "pixel_values": padded, "image_sizes": sizes}
+        return {**_words(self.tokenizer, texts), "pixel_values": padded, "image_sizes": sizes}
+
+
+def _words(tok: Any, texts: Sequence[str]) -> dict[str, Any]:
+    """Ids and mask of a padded batch."""
+    return dict(tok(list(texts), return_tensors="pt", padding=True, return_token_type_ids=False))
 
 
 def _fill(texts: Sequence[str], mark: str, shown: Sequence[str]) -> list[str]:

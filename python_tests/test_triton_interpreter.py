@@ -114,7 +114,7 @@ def _keys_kernel(value, index, key, SIZE: tl.constexpr):
 def test_keys_order_by_value_then_index() -> None:
     inf, tiny = float("inf"), 1e-45
     values = [-inf, -2.0, -1.0, -tiny, -0.0, 0.0, -0.0, tiny, 1.0, 1.0, 3.4e38, inf]
-    index = [9, 8, 2**31 - 1, 4, 0, 1, 2, 5, 3, 4, 7, 6]
+    index = [9, 8, 2**31 - 1, 4, 0, 1, 2, 5, 3, 4, 7, 0]
     pad = [inf] * 4
     key = torch.empty(16, dtype=torch.int64)
     arguments = (torch.tensor(values + pad), torch.tensor(index + [7] * 4, dtype=torch.int32), key)

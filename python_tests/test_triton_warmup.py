@@ -134,11 +134,16 @@ def test_warmup_serves_images_of_other_sizes(launched: set[Any], num_tokens: int
         assert {name for name, *_ in launched - ready} == set(), (n, images)
 
 
-def test_only_the_thread_that_captures_is_refused(require_backend: Callable[..., None]) -> None:
-    """What other threads compile meanwhile is compiled, and the hook is as it was."""
+@pytest.mark.parametrize("before", [None, lambda: "skipped"])
+def test_only_the_thread_that_captures_is_refused(
+    before: Callable[[], str] | None,
+    require_backend: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What other threads compile meanwhile is up to the hook they had, which is as it was."""
     require_backend("triton")
     knobs = triton.knobs.runtime
-    before = knobs.jit_cache_hook
+    monkeypatch.setattr(knobs, "jit_cache_hook", before)
     found: list[Any] = []
 
     class Cold:
@@ -155,5 +160,5 @@ def test_only_the_thread_that_captures_is_refused(require_backend: Callable[...,
 
     with pytest.raises(RuntimeError, match=r"cold must be compiled.*zk\.warmup"):
         _common._launch_in_capture(Cold(), 1, (), {})
-    assert found == [None]
+    assert found == [before and before()]
     assert knobs.jit_cache_hook is before

@@ -16,6 +16,7 @@ from python_tests.triton_small import GROUPS, Runs, with_fault
 from python_tests.triton_together import RaceError
 from zspa_kernels._segments import ragged_table
 from zspa_kernels.backends.triton import (
+    _common,
     _scratch,
     facility_location,
     facility_location_config,
@@ -51,7 +52,7 @@ def interpreted(require_backend: Callable[..., None]) -> None:
 
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
-    small = {"list_block": 16, "programs": 4, "soft_rows": 4, "soft_cols": 4}
+    small = {"list_block": 16, "rows": 32, "programs": 4, "soft_rows": 4, "soft_cols": 4}
     greedy = {"lanes": 2, "width": 8, "words": 2, "own": 2}
     return Runs(monkeypatch, facility_location, **small, **greedy)
 
@@ -62,7 +63,7 @@ def _uniform(*shape: int) -> Tensor:
 
 @pytest.mark.parametrize("temperature", [0.0, 0.2])
 def test_many_blocks_pick_what_one_does(temperature: float, runs: Runs) -> None:
-    n, d, k = 36, 40, 12
+    n, d, k = 38, 40, 12
     visual, weights, words = tokens("clusters", n, d, seed=1), _uniform(n), _uniform(5, n) / n
     visual[::3] = 0.0  # these cover nothing, and need not be covered
     got = run(visual[None], k, words[None], weights[None], None, temperature, 0.5)[0]
@@ -91,6 +92,31 @@ def test_only_given_rows_are_covered(runs: Runs) -> None:
     words = _uniform(5, 9)
     got = run(torch.zeros(1, 9, 8), 9, words[None], None, None, 0.0, 1.0)[0]
     assert torch.equal(got, facility_location64(torch.zeros(9, 8), 9, benefits=words))
+
+
+@pytest.mark.raw_memory
+def test_columns_beyond_two_to_the_31_elements(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Columns are 2**30 elements apart, in files of which only what is written takes room."""
+    allocate = _scratch.allocate
+
+    def sparse(device: torch.device, plan: _scratch.Plan) -> dict[str, Tensor]:
+        size = {name: math.prod(shape) for name, (_, shape) in plan.items()}
+        large = {name for name in plan if size[name] >= 2**30}
+        assert large == {"matrix", "covered"}
+        return allocate(device, {name: plan[name] for name in plan.keys() - large}) | {
+            name: torch.from_file(str(tmp_path / name), shared=True, size=size[name])
+            for name in large
+        }
+
+    runs.programs, n = 1, 3
+    visual, picks = tokens("iid", n, 16)[None], torch.full((1, n), -1)
+    want = run(visual, n, None, None, None, 0.2, 1.0)
+    monkeypatch.setattr(_scratch, "allocate", sparse)
+    given = (None, None, None, 0.2, 1.0)
+    facility_location._greedy(visual, _common.Segments(1, n, 0, n), 2**30, picks, *given)
+    assert torch.equal(picks, want)
 
 
 def _bytes(n: int, images: int) -> int:

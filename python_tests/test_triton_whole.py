@@ -70,15 +70,15 @@ def change(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def _batch(n: int = 35, d: int = 24) -> Tensor:
-    """Two images; among the tokens a zero row, one without a value, and twins."""
+    """Two images; among the tokens a zero row, some without a value, and twins."""
     visual = torch.stack([tokens(model, n, d, seed=3) for model in ("vlm", "exact")])
-    visual[0, 5], visual[0, 9], visual[1, 30] = 0, torch.nan, visual[1, 11]
+    visual[0, 5], visual[:, 9], visual[1, 30] = 0, torch.nan, visual[1, 11]
     return visual
 
 
 def _weights(*shape: int) -> Tensor:
     weights = torch.rand(shape, generator=torch.Generator().manual_seed(1))
-    weights[..., 7] = torch.nan
+    weights[..., 7], weights[..., 9] = torch.nan, 2.0  # the heaviest one has no value
     return weights
 
 
@@ -95,8 +95,10 @@ def _runs() -> list[Tensor]:
     mask = torch.rand(2, 35, generator=torch.Generator().manual_seed(2)) < 0.8
     prompt = tokens("iid", 4, 24, seed=5).view(2, 2, 24)
     words = torch.tensor([[True, True], [False, False]])  # without one there is no core
+    nothing = torch.zeros(1, 12, dtype=torch.bool)
     return [
         diversity.diversity(visual, 35, None, None, mask),
+        diversity.diversity(visual[:1, :12], 2, None, weights[:1, :12].contiguous(), nothing),
         diversity.diversity(visual, 5, _seeds(), weights, None),
         select.select(visual, prompt, 11, 4, mask, words, "mean", False),
     ]

@@ -5,7 +5,7 @@
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help check ready build demo format lint types test sanitize aot ptx hf-matrix trees bench clean
+.PHONY: help check ready build demo format lint types test sanitize aot ptx hf-matrix trees vllm bench clean
 .NOTPARALLEL:
 
 ifdef PYTHON
@@ -24,7 +24,7 @@ SOURCES = $(shell find csrc python_tests -name '*.h' -o -name '*.cpp')
 NEEDS := setuptools pybind11
 demo: NEEDS += torch typer rich skimage matplotlib
 bench: NEEDS += torch typer rich matplotlib cpuinfo
-lint types test sanitize aot ptx hf-matrix format: NEEDS += torch triton numpy typer rich skimage matplotlib transformers pytest \
+lint types test sanitize aot ptx hf-matrix vllm format: NEEDS += torch triton numpy typer rich skimage matplotlib transformers pytest \
   pytest_benchmark hypothesis ruff mypy clang_format
 
 help:
@@ -36,6 +36,7 @@ help:
 	@echo 'make ptx     run the compiled Triton kernels, instruction by instruction, without a GPU (long)'
 	@echo 'make sanitize   the native kernels under the sanitizers of the compiler (minutes)'
 	@echo 'make hf-matrix   the tests of pruned models on several versions of transformers (minutes)'
+	@echo 'make vllm   the tests of every pruned model in vLLM (minutes)'
 	@echo 'make bench   the benchmarks'
 	@echo 'make clean   remove build outputs (.venv stays)'
 	@echo 'PYTHON=/path/to/python uses an environment that has the dependencies, instead of .venv'
@@ -75,6 +76,9 @@ sanitize: ready
 
 hf-matrix: build
 	@$(PY) -m python_tests.hf_matrix
+
+vllm: build trees
+	@ZSPA_VLLM_MODELS=all $(PY) -m pytest python_tests/test_vllm.py
 
 # Not with PYTHON=, which downloads nothing: tests of what is not there are skipped and say so.
 trees: ready

@@ -153,6 +153,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "_doctor": ("_dispatch", "_native", "_version"),
     "demo": (*PUBLIC, "_dispatch", "_doctor", "testing", "visualize"),
     "lmms": ("hf", "methods"),
+    "vllm": ("_contract_values", "api", "hf", "methods"),
     "_api_page": ("zspa_kernels", "_dispatch", "pictures", "projectors", "visualize"),
     "ask": ("_contract_values", "demo", "hf", "lmms", "methods", "pictures"),
     "cli": ("zspa_kernels", "_doctor", "ask", "demo", "methods"),
@@ -165,6 +166,7 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "pictures": ("matplotlib", "numpy"),
     "demo": ("numpy", "PIL", "skimage"),
     "lmms": ("lmms_eval",),
+    "vllm": ("vllm",),
     "ask": ("PIL", "transformers"),
     "cli": ("rich", "typer"),
 }

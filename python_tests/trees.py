@@ -3,9 +3,9 @@
 
     python -m python_tests.trees     installs what `make test` wants
 
-Another transformers, with its own dependencies; lmms-eval without its eighty dependencies, of which
-its registry of models needs one. A folder is put in front of the environment's path, whose torch
-all of them share.
+Another transformers, with its own dependencies; vLLM for CPUs with what it needs; lmms-eval without
+its eighty dependencies, of which its registry of models needs one. A folder is put in front of the
+environment's path, whose torch all of them share.
 """
 
 from __future__ import annotations
@@ -17,16 +17,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TREES = ROOT / "build" / "trees"
-_PINS, _OLDEST_PINS = ROOT / "constraints.txt", ROOT / "constraints-oldest.txt"
+_PINS, _OLDEST_PINS, _VLLM_PINS = (ROOT / f"constraints{of}.txt" for of in ("", "-oldest", "-vllm"))
 _found = re.search(r"^transformers==(.+)$", _OLDEST_PINS.read_text(), re.MULTILINE)
 if _found is None:
     raise ValueError(f"{_OLDEST_PINS.name} must pin transformers")
 #: The oldest supported transformers; everything that it needs is pinned.
 OLDEST: str = _found[1]
 LMMS_EVAL = "lmms-eval"
+VLLM = "vllm"
 #: What `make test` wants: arguments of pip, and the file of their pins.
 WANTED = {
     OLDEST: (["--no-deps", "-r", str(_OLDEST_PINS)], _OLDEST_PINS),
+    # It is large: compiling what is never imported would take longer than the download.
+    VLLM: (["--no-deps", "--no-compile", "-r", str(_VLLM_PINS)], _VLLM_PINS),
     LMMS_EVAL: (["--no-deps", "-c", str(_PINS), "lmms-eval", "loguru"], _PINS),
 }
 HOW = "`python -m python_tests.trees` downloads it"

@@ -104,10 +104,10 @@ def _words(
         return [[i for i in template.question(row) if i not in special] for row in whole]
     ends = turn_ends(target)
     shown = {one.token for one in target.modalities}
-    return [_question(row, shown, ends, special) for row in whole]
+    return [question(row, shown, ends, special) for row in whole]
 
 
-def _question(row: Sequence[int], shown: set[int], ends: set[int], special: set[int]) -> list[int]:
+def question(row: Sequence[int], shown: set[int], ends: set[int], special: set[int]) -> list[int]:
     """The text from the first image to the end of its turn; before the image if there is none."""
     first = next((i for i, token in enumerate(row) if token in shown), 0)
     behind = row[first:]
@@ -124,30 +124,35 @@ def turn_ends(target: Target) -> set[int]:
     """Ids that end a turn: the model's end-of-sequence ids."""
     config = target.model.config
     text = getattr(config, "text_config", config)
-    found = [target.model.generation_config.eos_token_id, text.eos_token_id]
-    return set(_flat(found))
+    return ids_of([target.model.generation_config.eos_token_id, text.eos_token_id])
 
 
 def special_tokens(target: Target, processor: Any) -> set[int]:
     """Ids that are no words: those the configuration names, and the tokenizer's if it is known."""
     config = target.model.config
-    found: list[Any] = [*(one.token for one in target.modalities), *turn_ends(target)]
-    for part in (config, getattr(config, "text_config", config), target.model.generation_config):
+    parts = (config, getattr(config, "text_config", config), target.model.generation_config)
+    shown = {one.token for one in target.modalities}
+    return shown | special_ids(parts, getattr(processor, "tokenizer", processor))
+
+
+def special_ids(configs: Iterable[Any], tokenizer: Any) -> set[int]:
+    """Ids that some configurations name, and the special tokens of a tokenizer, if there is one."""
+    found: list[Any] = []
+    for part in configs:
         values: Mapping[str, Any] = part.to_dict()
         found += [v for k, v in values.items() if k.endswith(("_token_id", "_token_index"))]
-    tokenizer = getattr(processor, "tokenizer", processor)
     # Most special tokens of a vocabulary have no role by which `all_special_ids` would know them.
     added = getattr(tokenizer, "added_tokens_decoder", None) or {}
     special = {number for number, token in added.items() if getattr(token, "special", False)}
-    return set(_flat(found)) | special | set(getattr(tokenizer, "all_special_ids", ()))
+    return ids_of(found) | special | set(getattr(tokenizer, "all_special_ids", ()))
 
 
-def _flat(values: Iterable[Any]) -> list[int]:
+def ids_of(values: Iterable[Any]) -> set[int]:
     """The ints among values and lists of values."""
-    found: list[int] = []
+    found: set[int] = set()
     for value in values:
         if isinstance(value, list | tuple):
-            found += _flat(value)
+            found |= ids_of(value)
         elif isinstance(value, int):
-            found.append(value)
+            found.add(value)
     return found

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pruning in vLLM: its parts here, its engine in a process with vLLM's own dependencies."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import zspa_kernels as zk
+from python_tests.trees import HOW, ROOT, TREES, VLLM, mark
+from zspa_kernels import vllm
+from zspa_kernels.hf import UnsupportedMethodError, UnsupportedModelError
+from zspa_kernels.methods import _registry
+from zspa_kernels.vllm.batches import Batches
+from zspa_kernels.vllm.options import Options, kept
+
+# One of each kind: positions of one axis and of three, features for deeper layers.
+MODELS = "llava qwen2_5_vl qwen3_vl"
+SERVED: dict[str, dict[str, Any]] = {
+    "allinrelevance": {},
+    "cdpruner": {"space": "llm"},
+    "cenprune": {},
+    "divprune": {},
+    "mmtok": {},
+    "todre": {},
+    "trimtokenator": {},
+    "zspaprune": {},
+}
+
+
+def test_the_engine() -> None:
+    if not mark(VLLM).exists():
+        pytest.skip(f"vLLM is not installed: {HOW}")
+    path = [str(TREES / VLLM), str(ROOT), str(ROOT / "python_tests" / "torchvision_ops")]
+    options = ["-q", "-W", "ignore", "-p", "no:cacheprovider", "--tb=short", "--show-capture=no"]
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, "python_tests/vllm_engine.py"],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "ZSPA_VLLM_MODELS": os.environ.get("ZSPA_VLLM_MODELS", MODELS),
+            "PYTHONPATH": os.pathsep.join([*path, os.environ.get("PYTHONPATH", "")]),
+            "OMP_NUM_THREADS": "1",
+            "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_LOGGING_LEVEL": "WARNING",
+            "VLLM_NO_USAGE_STATS": "1",
+            "HF_HUB_OFFLINE": "1",
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout[-8000:]
+    passed = re.search(r"(\d+) passed", run.stdout)
+    assert passed is not None, run.stdout
+    assert int(passed[1]) >= 30, run.stdout
+
+
+@pytest.mark.parametrize("name", zk.methods.available())
+def test_a_method_is_served_if_tokens_and_words_are_all_it_needs(name: str) -> None:
+    if name in SERVED:
+        assert Options.read({"method": name, **SERVED[name]}).count(50) == 5
+        return
+    with pytest.raises(
+        (UnsupportedMethodError, TypeError), match=r"which needs|must be given|merges"
+    ):
+        Options.read({"method": name})
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_as_many_tokens_as_there_are_places(name: str) -> None:
+    generator = torch.Generator().manual_seed(3)
+    visual = [torch.randn(n, 16, generator=generator) for n in (40, 25)]
+    visual[1][::2] = torch.nan  # 12 tokens that can be chosen, 15 places
+    prompt = [torch.randn(m, 16, generator=generator) for m in (3, 0)]
+    options = Options.read({"method": name, "keep": 15, **SERVED[name]})
+    assert [options.count(len(x)) for x in visual] == [15, 15]
+    first, second = kept(options.method, visual, prompt if options.reads else None)
+    alone = options.method.select(visual[0], prompt[0] if options.reads else None)
+    assert first.tolist() == alone.indices.tolist()
+    assert len(second) == len(set(second.tolist())) == 15
+    assert second.tolist() == sorted(second.tolist())
+
+
+def test_a_share_is_counted_as_the_method_does() -> None:
+    assert Options.read({"method": "divprune", "keep": 0.5}).count(7) == zk.num_keep(7, 0.5)
+    options = Options.read({"method": "mmtok", "keep": 0.5})
+    assert options.count(7) == zk.num_keep(7, 0.5, "floor") != zk.num_keep(7, 0.5)
+    assert options.asked({"keep": 3}).count(7) == 3
+    assert options.asked({"keep": 30}).count(7) == 7
+    assert options.asked(None) is options
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        (None, TypeError, 'hf_overrides must have a "zspa"'),
+        ({"method": "fastest"}, ValueError, "fastest"),
+        ({"keep": 2.0}, ValueError, "keep must be a share"),
+        ({"method": "divprune", "core_ratio": 0.4}, TypeError, "core_ratio"),
+        ({"query": ["a"]}, TypeError, "query must be a text"),
+    ],
+)
+def test_wrong_options_of_a_server(given: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        Options.of(SimpleNamespace(zspa=given))
+
+
+def test_a_method_of_ones_own_says_how_many_it_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Half:
+        def __init__(self, keep: float) -> None: ...
+
+        def select(self, visual: Any, prompt: Any = None) -> Any: ...
+
+    monkeypatch.setattr(_registry, "_entries", dict(_registry._entries))
+    zk.methods.register("half", Half)
+    with pytest.raises(UnsupportedMethodError, match="a dataclass with `keep`"):
+        Options.read({"method": "half"})
+
+
+def test_overrides_are_of_known_models() -> None:
+    how = vllm.overrides("divprune", keep=64)
+    config = SimpleNamespace(architectures=["Qwen2_5_VLForConditionalGeneration"])
+    assert how(config).architectures == ["ZspaQwen2_5_VLForConditionalGeneration"]
+    assert config.zspa == {"method": "divprune", "keep": 64}
+    assert how(SimpleNamespace(architectures=None)).architectures is None
+    with pytest.raises(UnsupportedModelError, match="got MolmoForCausalLM"):
+        how(SimpleNamespace(architectures=["MolmoForCausalLM"]))
+    with pytest.raises(UnsupportedMethodError, match="attention"):
+        vllm.overrides("fastervlm")
+
+
+def test_no_more_pictures_are_encoded_at_once_than_unpruned() -> None:
+    tiles = Batches(limit=100, patches=16)
+    pixels = [torch.zeros(n, 3, 8, 8) for n in (2, 3, 1, 7, 1)]  # 32, 48, 16, 112, 16 tokens
+    inputs = {"pixel_values": pixels, "image_sizes": torch.arange(10).view(5, 2)}
+    parts = list(tiles.split(inputs, 5))
+    assert [(start, stop) for start, stop, _ in parts] == [(0, 3), (3, 4), (4, 5)]
+    assert [x.shape[0] for x in parts[0][2]["pixel_values"]] == [2, 3, 1]
+    assert parts[1][2]["image_sizes"].tolist() == [[6, 7]]
+
+    grids = Batches(limit=10, merged=4)
+    grid = torch.tensor([[1, 4, 4], [1, 4, 6], [2, 4, 4]])  # 4, 6, 8 tokens
+    rows = torch.arange(72)
+    parts = list(grids.split({"pixel_values_videos": rows, "video_grid_thw": grid}, 3))
+    assert [(start, stop) for start, stop, _ in parts] == [(0, 2), (2, 3)]
+    assert parts[1][2]["pixel_values_videos"].tolist() == list(range(40, 72))
+    assert parts[1][2]["video_grid_thw"].tolist() == [[2, 4, 4]]
+
+    encoded = {"image_embeds": torch.zeros(3, 400, 8)}
+    assert [(start, stop) for start, stop, _ in tiles.split(encoded, 3)] == [(0, 3)]

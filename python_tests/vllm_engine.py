@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's engine with pruned models against transformers with the same ones.
+
+`make vllm` runs these with every model; `make test` with some, in a process of their own, because
+vLLM wants another transformers: see `test_vllm`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from vllm import LLM, SamplingParams
+from vllm.distributed import cleanup_dist_env_and_memory
+from vllm.engine.arg_utils import EngineArgs
+from vllm.exceptions import VLLMValidationError
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+import zspa_kernels as zk
+from python_tests import vllm_models
+from python_tests.vlm_models import QWENS
+from python_tests.vlms import photograph, video
+from zspa_kernels.vllm import model as pruned_model
+from zspa_kernels.vllm import options, overrides
+
+_ASKED = os.environ.get("ZSPA_VLLM_MODELS", "all")
+NAMES = list(vllm_models.BUILDERS) if _ASKED == "all" else _ASKED.split()
+KEEP = 0.3
+STEPS = 5
+QUESTIONS = ("what is in this picture", "count the objects on the table", "what colour is the cat")
+
+
+@dataclass
+class Engine:
+    """One engine, and the same model in transformers."""
+
+    name: str
+    llm: Any
+    model: Any
+    processor: Any
+    picked: list[Any] = field(default_factory=list)
+
+    @property
+    def image(self) -> str:
+        return "<|vision_start|> <|image_pad|> <|vision_end|>" if self.name in QWENS else "<image>"
+
+    def prompt(self, words: str, pictures: int = 1) -> str:
+        return f"<start> user {f'{self.image} ' * pictures}{words} <end> <start> assistant"
+
+    def request(self, words: str, *pictures: Any, **asked: Any) -> dict[str, Any]:
+        more = {"mm_processor_kwargs": {"zspa": asked}} if asked else {}
+        prompt = self.prompt(words, len(pictures))
+        return {"prompt": prompt, "multi_modal_data": {"image": list(pictures)}, **more}
+
+    def answers(self, *requests: Any) -> list[Any]:
+        sampling = SamplingParams(max_tokens=STEPS, temperature=0, logprobs=2, ignore_eos=True)
+        return list(self.llm.generate(list(requests), sampling, use_tqdm=False))
+
+    def expected(
+        self, method: Any, words: str, *pictures: Any, **how: Any
+    ) -> tuple[int, torch.Tensor]:
+        """Length of the pruned prompt, and logits `[steps, V]`, by transformers."""
+        inputs = self.processor(
+            images=list(pictures), text=self.prompt(words, len(pictures)), return_tensors="pt"
+        )
+        return self.logits(method, inputs, **how)
+
+    def logits(self, method: Any, inputs: Any, **how: Any) -> tuple[int, torch.Tensor]:
+        how["positions"] = "original" if self.name in QWENS else "compact"
+        with zk.hf.prune(self.model, method, processor=self.processor, **how) as handle:
+            made = self.model.generate(
+                **inputs,
+                max_new_tokens=STEPS,
+                min_new_tokens=STEPS,
+                do_sample=False,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+        report: Any = handle.report
+        return report.prompt_after[0], torch.stack(made.logits)[:, 0]
+
+
+def agree(answer: Any, expected: tuple[int, torch.Tensor]) -> None:
+    """Length and the probabilities of every step, until two tokens are as good as equal."""
+    length, logits = expected
+    assert len(answer.prompt_token_ids) == length
+    steps = zip(answer.outputs[0].logprobs, logits.log_softmax(-1), strict=True)
+    compared = 0
+    for found, wanted in steps:
+        for token, one in found.items():
+            assert one.logprob == pytest.approx(float(wanted[token]), abs=2e-4)
+        compared += 1
+        best = wanted.topk(2).values
+        if best[0] - best[1] < 1e-3:
+            break
+    assert compared
+
+
+def load(folder: Path, **more: Any) -> LLM:
+    arguments: dict[str, Any] = {
+        "enforce_eager": True,
+        "dtype": "float32",
+        "max_model_len": 256,
+        "limit_mm_per_prompt": {"image": 3},
+        "seed": 0,
+        **more,
+    }
+    return LLM(str(folder), **arguments)
+
+
+@contextlib.contextmanager
+def running(name: str, folder: Path, how: Any, **more: Any) -> Iterator[Engine]:
+    """An engine with a model that lies in `folder`, pruned as `how` says."""
+    model, processor = vllm_models.save(name, folder)
+    llm = load(folder, hf_overrides=how, **more)
+    made = Engine(name, llm, model, processor)
+    try:
+        yield made
+    finally:
+        del llm, made.llm
+        gc.collect()
+        cleanup_dist_env_and_memory()
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def engine(request: Any, tmp_path_factory: Any) -> Iterator[Engine]:
+    folder = tmp_path_factory.mktemp(request.param)
+    with (
+        running(request.param, folder, overrides(keep=KEEP)) as made,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        choose = options.kept
+
+        def noted(method: Any, visual: Any, prompt: Any) -> Any:
+            chosen = choose(method, visual, prompt)
+            made.picked += zip(chosen, visual, prompt or [None] * len(visual), strict=True)
+            return chosen
+
+        patch.setattr(pruned_model, "kept", noted)
+        yield made
+
+
+CAT, ROCKET, CUP = (
+    photograph(name, size)
+    for name, size in (("chelsea", (170, 112)), ("rocket", (120, 150)), ("coffee", (130, 100)))
+)
+
+
+def test_an_answer_is_that_of_transformers(engine: Engine) -> None:
+    for words, pictures in ((QUESTIONS[0], [CAT]), (QUESTIONS[1], [ROCKET, CUP])):
+        engine.picked.clear()
+        (answer,) = engine.answers(engine.request(words, *pictures))
+        method = zk.ZSPAPrune(keep=KEEP)
+        agree(answer, engine.expected(method, words, *pictures))
+        assert len(engine.picked) == len(pictures)
+        for chosen, visual, prompt in engine.picked:
+            assert chosen.tolist() == method.select(visual, prompt).indices.tolist()
+
+
+def test_requests_of_one_batch_keep_what_each_asks_for(engine: Engine) -> None:
+    asked = [0.2, 7, 1.0, 0.5]
+    requests = [
+        engine.request(QUESTIONS[i % 3], [CAT, ROCKET, CUP][i % 3], keep=keep)
+        for i, keep in enumerate(asked)
+    ]
+    for i, (answer, keep) in enumerate(zip(engine.answers(*requests), asked, strict=True)):
+        method = zk.ZSPAPrune(keep=keep)
+        agree(answer, engine.expected(method, QUESTIONS[i % 3], [CAT, ROCKET, CUP][i % 3]))
+
+
+def test_the_same_picture_is_chosen_from_anew_for_another_question(engine: Engine) -> None:
+    engine.picked.clear()
+    for words in (*QUESTIONS[:2], QUESTIONS[0]):
+        engine.answers(engine.request(words, CUP, keep=0.4))
+    # The third is the first again: nothing is encoded.
+    (_, picture, one), (_, again, other) = engine.picked
+    assert picture.equal(again)
+    assert one.shape != other.shape or not one.equal(other)
+
+
+@pytest.mark.parametrize(
+    ("asked", "query"),
+    [("all", "all"), ("the red cup", ["the red cup"])],
+)
+def test_relevance_to_other_words(engine: Engine, asked: str, query: Any) -> None:
+    (answer,) = engine.answers(engine.request(QUESTIONS[0], ROCKET, query=asked))
+    method = zk.ZSPAPrune(keep=KEEP)
+    agree(answer, engine.expected(method, QUESTIONS[0], ROCKET, query=query))
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"keep": 0.0}, "keep must be a share in \\(0, 1\\]"),
+        ({"keep": "many"}, "keep must be a float"),
+        ({"query": 3}, "query must be a text"),
+        ({"core_ratio": 0.1}, "may have keep, query, got 'core_ratio'"),
+    ],
+)
+def test_a_wrong_request_is_refused_and_the_next_one_answered(
+    engine: Engine, asked: Any, message: str
+) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        engine.answers(engine.request(QUESTIONS[0], CAT, **asked))
+    engine.answers(engine.request(QUESTIONS[0], CAT))
+
+
+def test_videos(engine: Engine) -> None:
+    # A film shorter than it is wide: behind a longer one, transformers and vLLM number text apart.
+    film = np.stack([np.asarray(frame) for frame in video("coffee", 4)])
+    told = {"fps": 2.0, "total_num_frames": 4, "frames_indices": list(range(4)), "duration": 2.0}
+    about = {**told, "video_backend": "opencv", "do_sample_frames": False}
+    timed = engine.name in ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+    place = "<|vision_start|> <|video_pad|> <|vision_end|>" if engine.name in QWENS else "<video>"
+    text = f"<start> user {place} what is in this film <end> <start> assistant"
+    data = {"video": [(film, about)] if timed else [film]}
+
+    def asked(keep: float) -> Any:
+        options = {"mm_processor_kwargs": {"zspa": {"keep": keep}}}
+        return {"prompt": text, "multi_modal_data": data, **options}
+
+    if engine.name in ("qwen3_vl", "qwen3_vl_moe", "llava", "llava_next"):
+        with pytest.raises(VLLMValidationError, match="At most 0 video"):
+            engine.answers(asked(KEEP))
+        return
+    part, whole = engine.answers(asked(KEEP), asked(1.0))
+    if engine.name == "llava_onevision":  # whose videos this transformers cannot prune
+        words = len(text.split()) - 1
+        tokens = len(whole.prompt_token_ids) - words
+        assert len(part.prompt_token_ids) - words == zk.num_keep(tokens, KEEP)
+        return
+    more = {"video_metadata": [told]} if timed else {}
+    inputs = engine.processor(
+        videos=[film], text=text, return_tensors="pt", do_sample_frames=False, **more
+    )
+    agree(part, engine.logits(zk.ZSPAPrune(keep=KEEP), inputs))
+    agree(whole, engine.logits(zk.ZSPAPrune(keep=1.0), inputs))
+
+
+@pytest.mark.parametrize(("name", "processes"), [("llava", "1"), ("qwen2_5_vl", "0")])
+def test_a_prompt_that_is_read_in_parts(
+    name: str, processes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LLaVA's in processes of vLLM's own, which find the pruned models by the entry point."""
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", processes)
+    parts = {"max_num_batched_tokens": 16, "max_num_seqs": 3}
+    with running(name, tmp_path, overrides(keep=KEEP), **parts) as engine:
+        requests = [
+            engine.request(QUESTIONS[0], CAT, keep=0.8),
+            engine.request(QUESTIONS[1], ROCKET, CUP),
+        ]
+        for _ in range(2):  # what was read once is in caches
+            first, second = engine.answers(*requests)
+            agree(first, engine.expected(zk.ZSPAPrune(keep=0.8), QUESTIONS[0], CAT))
+            agree(second, engine.expected(zk.ZSPAPrune(keep=KEEP), QUESTIONS[1], ROCKET, CUP))
+
+
+def test_the_command_line(tmp_path: Path) -> None:
+    vllm_models.save("llava", tmp_path)
+    how = {
+        "architectures": ["ZspaLlavaForConditionalGeneration"],
+        "zspa": {"method": "divprune", "keep": 64},
+    }
+    parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
+    given = parser.parse_args(["--model", str(tmp_path), "--hf-overrides", json.dumps(how)])
+    config = EngineArgs.from_cli_args(given).create_model_config().hf_config
+    assert config.architectures == how["architectures"]
+    assert config.zspa == how["zspa"]
+
+
+def test_pruning_by_two_is_refused(tmp_path: Path) -> None:
+    with (
+        pytest.raises(Exception, match="video_pruning_rate must be None"),
+        running("qwen2_5_vl", tmp_path, overrides(keep=KEEP), video_pruning_rate=0.5),
+    ):
+        pass

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The models that vLLM loads by name: its own, pruned."""
+
+from __future__ import annotations
+
+from vllm.model_executor.models.llava import LlavaForConditionalGeneration
+from vllm.model_executor.models.llava_next import LlavaNextForConditionalGeneration
+from vllm.model_executor.models.llava_onevision import LlavaOnevisionForConditionalGeneration
+from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
+from vllm.model_executor.models.qwen2_vl import Qwen2VLForConditionalGeneration
+from vllm.model_executor.models.qwen3_vl import Qwen3VLForConditionalGeneration
+from vllm.model_executor.models.qwen3_vl_moe import Qwen3VLMoeForConditionalGeneration
+
+from .model import PruningModel, pruned
+from .mrope import PruningMRopeModel
+
+
+@pruned
+class ZspaLlavaForConditionalGeneration(PruningModel, LlavaForConditionalGeneration):
+    """LLaVA-1.5."""
+
+
+@pruned
+class ZspaLlavaNextForConditionalGeneration(PruningModel, LlavaNextForConditionalGeneration):
+    """LLaVA-NeXT."""
+
+
+@pruned
+class ZspaLlavaOnevisionForConditionalGeneration(
+    PruningModel, LlavaOnevisionForConditionalGeneration
+):
+    """LLaVA-OneVision."""
+
+
+@pruned
+class ZspaQwen2VLForConditionalGeneration(PruningMRopeModel, Qwen2VLForConditionalGeneration):
+    """Qwen2-VL."""
+
+
+@pruned
+class ZspaQwen2_5_VLForConditionalGeneration(  # noqa: N801
+    PruningMRopeModel, Qwen2_5_VLForConditionalGeneration
+):
+    """Qwen2.5-VL."""
+
+
+@pruned
+class ZspaQwen3VLForConditionalGeneration(PruningMRopeModel, Qwen3VLForConditionalGeneration):
+    """Qwen3-VL."""
+
+    only_images = True  # what vLLM embeds of a video also has the words between its frames
+
+
+@pruned
+class ZspaQwen3VLMoeForConditionalGeneration(PruningMRopeModel, Qwen3VLMoeForConditionalGeneration):
+    """Qwen3-VL with experts."""
+
+    only_images = True

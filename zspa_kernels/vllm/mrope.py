@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models whose positions have three axes, time, row and column: kept tokens stay where they were.
+
+vLLM numbers a prompt before it encodes the pictures, when nobody knows yet which tokens will stay.
+It lets a model that prunes correct the numbers afterwards, from what the encoder returned; so the
+positions of the kept tokens travel in columns behind their embeddings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from vllm.multimodal.inputs import (
+    MultiModalFeatureSpec,
+    MultiModalFieldConfig,
+    MultiModalFieldElem,
+    MultiModalKwargsItem,
+    PlaceholderRange,
+)
+from vllm.platforms import current_platform
+
+from .model import PruningModel
+
+# A position is written in two digits: bfloat16 has every integer up to 256.
+_BASE = 256
+_AXES = 3
+_COLUMNS = 2 * _AXES
+_MODALITIES = ("image", "video")
+#: What positions are made of, by modality; what a model does not have is left out.
+_GRID = {"image": ("image_grid_thw",), "video": ("video_grid_thw", "second_per_grid_ts")}
+
+
+class PruningMRopeModel(PruningModel):
+    """Mixed into a model of vLLM's with three axes of positions."""
+
+    supports_multimodal_pruning: ClassVar[bool] = True
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        # The stock model need not append positions of its own.
+        self.is_multimodal_pruning_enabled = False
+        config = vllm_config.model_config.hf_config
+        self._merged: int = config.vision_config.spatial_merge_size**2  # patches a token
+        self._shown = [getattr(config, f"{name}_token_id") for name in _MODALITIES]
+
+    def _before(self, model_config: Any) -> None:
+        super()._before(model_config)
+        # vLLM asks its configuration, which knows of one kind of pruning only.
+        model_config.multimodal_config.is_multimodal_pruning_enabled = _enabled
+        if current_platform.is_cpu():
+            _ask_on_cpus()
+
+    def get_encoder_cudagraph_config(self) -> Any:
+        """None: a captured encoder would return all tokens."""
+        return replace(super().get_encoder_cudagraph_config(), modalities=[])
+
+    def get_mrope_input_positions(
+        self, input_tokens: list[int], mm_features: list[Any]
+    ) -> tuple[Tensor, int]:
+        """Positions `[3, L]` of a pruned prompt, and what its next token's exceeds L by.
+
+        Text has the positions of the whole prompt. Kept tokens have those of the first ones, until
+        `recompute_mrope_positions`.
+        """
+        whole: list[int] = []  # the prompt, unpruned
+        stay: list[Tensor] = []  # which of it is in the pruned one
+        moved = []
+        done = 0
+        for feature in sorted(mm_features, key=lambda one: one.mm_position.offset):
+            place = feature.mm_position
+            text = input_tokens[done : place.offset]
+            stay.append(torch.arange(len(text) + place.length) + len(whole))
+            whole += text
+            tokens = int(feature.data[_GRID[feature.modality][0]].data.prod()) // self._merged
+            at = PlaceholderRange(offset=len(whole), length=tokens)
+            moved.append(replace(feature, mm_position=at))
+            whole += [input_tokens[place.offset]] * tokens
+            done = place.offset + place.length
+        text = input_tokens[done:]
+        stay.append(torch.arange(len(text)) + len(whole))
+        positions, _ = super().get_mrope_input_positions(whole + text, moved)
+        return positions[:, torch.cat(stay)], int(positions.max()) + 1 - len(input_tokens)
+
+    def recompute_mrope_positions(
+        self,
+        input_ids: Any,
+        multimodal_embeddings: Sequence[Tensor],
+        mrope_positions: Tensor,
+        num_computed_tokens: int,
+    ) -> tuple[list[Tensor], Tensor, int]:
+        """Takes the columns off; see vLLM's `SupportsMultiModalPruning`.
+
+        Args:
+            input_ids: of the prompt, `[L]`.
+            multimodal_embeddings: of the part of the prompt that is read now, in its order.
+            mrope_positions: `[3, L]`.
+            num_computed_tokens: where that part begins.
+        """
+        ids = torch.as_tensor(input_ids, device=mrope_positions.device)
+        visual = torch.isin(ids, torch.tensor(self._shown, device=ids.device))
+        positions = mrope_positions.clone()
+        if multimodal_embeddings:
+            digits = torch.cat([one[:, -_COLUMNS:] for one in multimodal_embeddings])
+            inside = digits.to(positions)[:, :_AXES] * _BASE + digits.to(positions)[:, _AXES:]
+            every = torch.arange(len(ids), device=ids.device)
+            # A picture begins behind the text in front of it.
+            before = torch.where(visual, -1, every).cummax(0).values
+            here = every[num_computed_tokens:][visual[num_computed_tokens:]][: len(digits)]
+            start = torch.where(before[here] < 0, 0, positions[0, before[here]] + 1)
+            positions[:, here] = inside.T + start
+        return (
+            [one[:, :-_COLUMNS] for one in multimodal_embeddings],
+            positions,
+            int(positions.max()) + 1 - len(ids) if len(ids) else 0,
+        )
+
+    def _cut(
+        self, tokens: Tensor, indices: Tensor | None, place: int, inputs: Mapping[str, Any]
+    ) -> Tensor:
+        inside = self._inside(len(tokens), place, inputs).to(tokens.device)
+        if indices is not None:
+            tokens, inside = tokens[indices], inside[indices]
+        digits = torch.cat((inside // _BASE, inside % _BASE), dim=1)
+        return torch.cat((tokens, digits.to(tokens)), dim=1)
+
+    def _inside(self, tokens: int, place: int, inputs: Mapping[str, Any]) -> Tensor:
+        """Positions `[n, 3]` of one picture's tokens, as if it were all of the prompt."""
+        modality = next(name for name in _MODALITIES if _GRID[name][0] in inputs)
+        field = MultiModalFieldConfig.batched(modality).field
+        data = {
+            name: MultiModalFieldElem(inputs[name][place].cpu(), field)
+            for name in _GRID[modality]
+            if name in inputs
+        }
+        feature = MultiModalFeatureSpec(
+            data=MultiModalKwargsItem(data),
+            modality=modality,
+            identifier="",
+            mm_position=PlaceholderRange(offset=0, length=tokens),
+        )
+        positions: Tensor = super().get_mrope_input_positions([0] * tokens, [feature])[0]
+        return positions.T
+
+
+def _enabled() -> bool:
+    return True
+
+
+def _ask_on_cpus() -> None:
+    """Lets vLLM's runner on CPUs ask whether its model prunes, as the one on GPUs does."""
+    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+
+    def enabled(runner: Any) -> bool:
+        return isinstance(runner.__dict__.get("model"), PruningMRopeModel)
+
+    def ignored(runner: Any, value: bool) -> None:
+        """The runner's own answer, False before it has a model."""
+
+    CPUModelRunner.is_multimodal_pruning_enabled = property(enabled, ignored)

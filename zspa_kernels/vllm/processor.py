@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's processing of a prompt, with room for the kept tokens only.
+
+vLLM encodes an image before the language model reads the prompt, and caches the result by the hash
+of the image and of the processor's arguments. So everything the selection depends on is put among
+these arguments: how much is kept, and, for methods that read the prompt, its words. They travel
+with the image to the encoder as fields of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.multimodal.inputs import MultiModalFieldConfig
+from vllm.multimodal.processing import (
+    BaseMultiModalProcessor,
+    PromptInsertion,
+    PromptReplacement,
+    PromptUpdateDetails,
+)
+
+from ..hf import query
+from ..hf.errors import UnsupportedModelError
+from ..hf.template import Template
+from .options import KEY, QUERIES, Options
+
+#: Fields of an image, each followed by its modality.
+KEEP, WORDS = "zspa_keep_", "zspa_words_"
+#: What configurations call the ids that stand for visual tokens.
+_PLACEHOLDERS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+
+
+#: By the kind of an update of the prompt: its field for what is put in.
+_CONTENT = {PromptInsertion: "insertion", PromptReplacement: "replacement"}
+
+
+_inner = inspect.signature(BaseMultiModalProcessor._apply_hf_processor_main)
+if list(_inner.parameters) != ["self", "mm_items", "hf_kwargs"]:
+    raise UnsupportedModelError(
+        "vllm: vLLM must have `_apply_hf_processor_main(mm_items, hf_kwargs)`, as 0.31 to 0.33 do, "
+        f"got {_inner}"
+    )
+
+
+class PruningProcessor(BaseMultiModalProcessor[Any]):
+    """Mixed into the processor of a model; see `pruning`."""
+
+    @functools.cached_property
+    def _served(self) -> Options:
+        return Options.of(self.info.get_hf_config())
+
+    def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> Any:
+        """Unpruned ones: a request may keep everything, and vLLM's budgets must allow for it."""
+        inputs = super().get_dummy_inputs(*args, **kwargs)
+        inputs.hf_processor_mm_kwargs = {**inputs.hf_processor_mm_kwargs, KEY: {"keep": 1.0}}
+        return inputs
+
+    def apply(self, inputs: Any, timing_ctx: Any) -> Any:
+        """The prompt with its pictures, pruned as the server says, or the request.
+
+        Raises:
+            TypeError, ValueError: an option of the request is unknown or out of range, or two
+                pictures have nothing between them and their positions have three axes.
+        """
+        given = dict(inputs.hf_processor_mm_kwargs)
+        options = self._served.asked(given.pop(KEY, None))
+        chosen: dict[str, Any] = {"method": repr(options.method), "keep": options.method.keep}
+        if options.reads:
+            chosen["words"] = self._words(inputs.prompt, options.query)
+        inputs.hf_processor_mm_kwargs = {**given, KEY: chosen}
+        made = super().apply(inputs, timing_ctx)
+        if self.info.ctx.model_config.uses_mrope:
+            _check_apart(made["mm_placeholders"])
+        return made
+
+    def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, Any]) -> Any:
+        stock, chosen = _split(hf_kwargs)
+        data = super()._apply_hf_processor_main(mm_items, stock)
+        for modality, items in mm_items.items():
+            keep = torch.tensor(signed(chosen["keep"]), dtype=torch.float64)
+            data[KEEP + modality] = keep.expand(len(items)).clone()
+            if "words" in chosen:
+                words = torch.tensor(chosen["words"], dtype=torch.long)
+                data[WORDS + modality] = [words] * len(items)
+        return data
+
+    def _get_mm_fields_config(
+        self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        stock, _ = _split(hf_processor_mm_kwargs)
+        fields = dict(super()._get_mm_fields_config(hf_inputs, stock))
+        for name in hf_inputs:
+            if name.startswith(KEEP):
+                modality = name.removeprefix(KEEP)
+                fields[name] = MultiModalFieldConfig.batched(modality, keep_on_cpu=True)
+                fields[WORDS + modality] = MultiModalFieldConfig.batched(modality)
+        return fields
+
+    def _get_prompt_updates(
+        self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, Any], out_mm_kwargs: Any
+    ) -> Sequence[Any]:
+        stock, chosen = _split(hf_processor_mm_kwargs)
+        updates = super()._get_prompt_updates(mm_items, stock, out_mm_kwargs)
+        options = self._served.keeping(chosen["keep"])
+        return [_shortened(update, options) for update in updates]
+
+    def _words(self, prompt: Sequence[int], asked: str) -> list[int]:
+        """Ids of the words that relevance is measured against."""
+        tokenizer = self.info.get_tokenizer()
+        if asked not in QUERIES:
+            return list(tokenizer.encode(asked, add_special_tokens=False))
+        config = self.info.get_hf_config()
+        shown = query.ids_of(getattr(config, name, None) for name in _PLACEHOLDERS)
+        if asked == "all":
+            return [i for i in prompt if i not in shown]
+        text = getattr(config, "text_config", config)
+        special = query.special_ids((config, text), tokenizer)
+        if self._template is not None:
+            return [i for i in self._template.question(prompt) if i not in special]
+        ends = query.ids_of([text.eos_token_id, tokenizer.eos_token_id])
+        return query.question(prompt, shown, ends, special)
+
+    @functools.cached_property
+    def _template(self) -> Template | None:
+        return Template.of(self.info.get_hf_processor())
+
+
+def _check_apart(places: Mapping[str, Sequence[Any]]) -> None:
+    """Raises where a picture begins at another's end: positions start anew behind text only."""
+    ranges = [(one.offset, one.length) for many in places.values() for one in many]
+    ends = {offset + length for offset, length in ranges}
+    for offset, _ in ranges:
+        if offset in ends:
+            raise ValueError(
+                "vllm: prompt must have a token between two pictures, such as <|vision_start|>, "
+                f"got none before position {offset}"
+            )
+
+
+def _split(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments of the stock processor, and ours."""
+    stock = dict(kwargs)
+    return stock, stock.pop(KEY)
+
+
+def _shortened(update: Any, options: Options) -> Any:
+    """An update of the prompt that puts in as many placeholders as tokens are kept."""
+
+    def content(item: int) -> PromptUpdateDetails:
+        return _kept_places(update.resolve(item).content, options)
+
+    return replace(update, **{_CONTENT[type(update)]: content})
+
+
+def _kept_places(details: PromptUpdateDetails, options: Options) -> PromptUpdateDetails:
+    """As many placeholders as tokens are kept, the first ones; everything between them stays."""
+    embedded = [True] * len(details.full)
+    if details.is_embed is not None:
+        embedded = details.is_embed(details.full).tolist()
+    left = options.count(sum(embedded))
+    full, mask = [], []
+    for token, is_embed in zip(details.full, embedded, strict=True):
+        left -= is_embed
+        if not is_embed or left >= 0:
+            full.append(token)
+            mask.append(is_embed)
+    if details.is_embed is None:
+        return PromptUpdateDetails(full)
+    kept = torch.tensor(mask)
+    return PromptUpdateDetails(full, lambda _: kept)
+
+
+@functools.cache
+def pruning(stock: type[BaseMultiModalProcessor[Any]]) -> type[PruningProcessor]:
+    """A processor of vLLM's that leaves room for the kept tokens only."""
+    return type(f"Zspa{stock.__name__}", (PruningProcessor, stock), {"__module__": __name__})
+
+
+def signed(keep: float) -> float:
+    """A share, or a count with a minus, in one number of a tensor; see `asked`."""
+    return -keep if isinstance(keep, int) else keep
+
+
+def asked(keep: Tensor) -> list[float]:
+    """What is kept of each picture: a share, or a count."""
+    return [value if value > 0 else int(-value) for value in keep.tolist()]

@@ -15,11 +15,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import hypothesis
 import pytest
 import torch
+
+from python_tests import quicker
 
 hypothesis.settings.register_profile(
     "zspa", derandomize=True, deadline=None, max_examples=50, database=None
@@ -73,28 +74,9 @@ def require_backend() -> Callable[..., None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def quicker_interpreter() -> Iterator[None]:
-    """Device functions of Triton's interpreter are prepared once, not at every call.
-
-    It patches triton.language at each launch, and looks for more to patch at each call of a device
-    function. That takes a third of its time and finds something for Triton's own functions, once.
-    """
-    try:
-        from triton.runtime.interpreter import InterpretedFunction
-    except ImportError:
-        yield
-        return
-    prepare = InterpretedFunction.__call__
-    prepared: set[str] = set()
-
-    def call(function: Any, *args: Any, **kwargs: Any) -> Any:
-        module = function.fn.__module__
-        if module.startswith("triton.") and module not in prepared:
-            prepared.add(module)
-            return prepare(function, *args, **kwargs)
-        return function.rewrite()(*args, **kwargs)
-
+    """Triton's interpreter does not prepare the same thing again and again."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(InterpretedFunction, "__call__", call)
+        quicker.use(patch)
         yield
 
 

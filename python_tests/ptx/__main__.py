@@ -21,7 +21,9 @@ from torch import Tensor
 from .machine import Launcher
 
 PROGRAMS = 3  # that share an image
-SIZES = (150, 400)  # tokens of what each op is asked first
+# Tokens of what each op is asked first: more than are candidates at a time, and several tiles of a
+# program. The time of a run grows with them.
+SIZES = (150, 200)
 STEMS = (
     *("diversity", "diversity_whole", "dpp", "facility_location", "facility_location_matrix"),
     *("min_sum", "relevance_topk", "select", "sensitivity", "soft_suppress", "suppress"),

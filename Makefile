@@ -6,7 +6,6 @@
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .PHONY: help check ready build demo format lint types test sanitize aot ptx hf-matrix trees vllm bench clean
-.NOTPARALLEL:
 
 ifdef PYTHON
 PY := $(PYTHON)
@@ -50,7 +49,9 @@ demo: build
 WORKERS = $(shell $(PY) -c 'import importlib.util as u; \
   print("-n auto --maxprocesses 4 --dist worksteal" if u.find_spec("xdist") else "")')
 
-test: lint types trees
+# Types take one core, downloads the other.
+test: lint
+	@$(MAKE) -j 2 types trees
 	@$(PY) -m pytest $(WORKERS)
 
 lint: build
@@ -110,7 +111,12 @@ ready: .venv/.installed
 	@$(MAKE) check
 	$(BASE_PYTHON) -m venv .venv
 	$(PY) -m pip install -q -c constraints.txt cmake ninja pybind11 setuptools
-	$(PY) -m pip install -q -c constraints.txt --no-build-isolation -e '.[dev]'
+	@# pip is one process for a minute: the compiler takes the other cores. Then all of them make the
+	@# byte code, which pip would do by itself; packages hold files that are none of this Python's.
+	$(PY) setup.py -q build_ext --inplace & native=$$!; \
+	ZSPA_NO_NATIVE=1 $(PY) -m pip install -q --no-compile -c constraints.txt --no-build-isolation -e '.[dev]'; \
+	installed=$$?; wait $$native && exit $$installed
+	@$(PY) -m compileall -qq -j 0 .venv/lib || true
 	@touch $@
 endif
 

@@ -53,6 +53,11 @@ def pytest_sessionstart() -> None:
             pytest.exit(f"required backend {name} is missing: {why}", returncode=1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests come first, so that of several processes none is left alone with one."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session")
 def require_backend() -> Callable[..., None]:
     """`require_backend(name, op="select", device="cpu")`: skips with the reason why it cannot run.

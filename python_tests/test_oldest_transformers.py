@@ -9,6 +9,7 @@ from python_tests import hf_matrix
 from python_tests.trees import HOW, OLDEST, mark
 
 
+@pytest.mark.slow
 def test_pruned_models_with_the_oldest_transformers() -> None:
     if not mark(OLDEST).exists():
         pytest.skip(f"transformers {OLDEST} is not installed: {HOW}")

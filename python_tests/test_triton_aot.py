@@ -118,6 +118,7 @@ def _waits(report: dict[str, Any]) -> list[str]:
     return faults
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", triton_aot.TARGETS)
 def test_default_kernels_fit(target: str, tmp_path: Path) -> None:
     reports = _compile(tmp_path, target, "default", "bfloat16")

@@ -70,6 +70,7 @@ def passes(target: str, checks: str, *dtype: str) -> None:
         assert races <= HARMLESS, report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["90", "100"])
 def test_each_op_runs_on_the_machine(target: str) -> None:
     passes(target, FIRST, "bfloat16")

@@ -32,7 +32,7 @@ ALWAYS = ("llava", "llava_next", "qwen2_5_vl")
 EVERY = "ZSPA_HF_MATRIX" in os.environ
 SOME = vlms.VERSION < (5, 23) and not EVERY
 #: Models not compiled by `make test`, which takes ten seconds each: others decode with like parts.
-TWINS = ("llava_onevision", "mistral3", "qwen2_vl", "qwen3_vl_moe", "idefics3")
+TWINS = ("llava_next", "llava_onevision", "mistral3", "qwen2_vl", "qwen3_vl_moe", "idefics3")
 NAMES = [
     pytest.param(
         name,

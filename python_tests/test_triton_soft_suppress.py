@@ -82,10 +82,11 @@ def test_picks_are_those_of_float64(
     n, d = 42, 36
     visual, mask = (tokens(kind, n, d), None) if kind in MODELS else special(kind, n, d)
     scores = (torch.rand(n, generator=torch.Generator().manual_seed(1)) * 9).floor() / 8
-    scores[::11], scores[3::13], scores[5::17] = torch.nan, torch.inf, -0.25
+    scores[::11], scores[3::13], scores[5::17], scores[1] = torch.nan, torch.inf, -0.25, -torch.inf
     if "spread" in given:
         given = {**given, "positions": _places(n).to(dtype)}
-        given["positions"][9, 1] = torch.nan
+        given["positions"][[9, 10, 12], [1, 1, 0]] = torch.tensor([math.nan, -math.inf, -math.inf])
+        scores[[9, 10, 12]] = 2.0  # the first, were they anywhere
     _one(visual.to(dtype), scores, 14, mask, **given)
 
 

@@ -201,13 +201,14 @@ def test_rows_are_alone_in_a_batch_and_fewer_are_the_first(runs: Runs) -> None:
 
 
 def test_the_barrier_cannot_be_spared(runs: Runs) -> None:
-    images = [tokens(model, 12, 20, seed=6) for model in ("iid", "exact", "video")]
+    # Tiles of rows go beyond the last one.
+    images = [tokens(model, 13, 20, seed=6) for model in ("iid", "exact", "video")]
     visual = torch.stack(images, 1).transpose(0, 1)  # an image does not begin where one ends
-    scores = torch.arange(36).view(3, 12).remainder(5) / 4
+    scores = torch.arange(39).view(3, 13).remainder(5) / 4
 
     def work() -> list[Tensor]:
-        near: dict[str, Any] = {"positions": _places(12).expand(3, 12, 2), "spread": 1.5}
+        near: dict[str, Any] = {"positions": _places(13).expand(3, 13, 2), "spread": 1.5}
         # All tokens by scaling: those of score 0 come last.
-        return [_run(visual, scores, 12, rule="scale"), _run(visual, scores, 5, reach=2.0, **near)]
+        return [_run(visual, scores, 13, rule="scale"), _run(visual, scores, 5, reach=2.0, **near)]
 
     runs.every_barrier_is_needed(soft_suppress._soft_suppress_greedy_kernel, work, count=1)

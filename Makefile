@@ -90,8 +90,9 @@ endif
 bench: build
 	@$(PY) -m bench.run
 
+# Without the pipes of a parallel make, which ninja asks for and does not get.
 build: ready
-	@$(PY) setup.py -q build_ext --inplace
+	@MAKEFLAGS= $(PY) setup.py -q build_ext --inplace
 
 clean:
 	rm -rf build dist *.egg-info zspa_kernels/_C*.so .pytest_cache .mypy_cache .ruff_cache
@@ -113,7 +114,7 @@ ready: .venv/.installed
 	$(PY) -m pip install -q -c constraints.txt cmake ninja pybind11 setuptools
 	@# pip is one process for a minute: the compiler takes the other cores. Then all of them make the
 	@# byte code, which pip would do by itself; packages hold files that are none of this Python's.
-	$(PY) setup.py -q build_ext --inplace & native=$$!; \
+	MAKEFLAGS= $(PY) setup.py -q build_ext --inplace & native=$$!; \
 	ZSPA_NO_NATIVE=1 $(PY) -m pip install -q --no-compile -c constraints.txt --no-build-isolation -e '.[dev]'; \
 	installed=$$?; wait $$native && exit $$installed
 	@$(PY) -m compileall -qq -j 0 .venv/lib || true

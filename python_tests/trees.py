@@ -27,8 +27,8 @@ LMMS_EVAL = "lmms-eval"
 VLLM = "vllm"
 #: What `make test` wants: arguments of pip, and the file of their pins.
 WANTED = {
-    OLDEST: (["--no-deps", "-r", str(_OLDEST_PINS)], _OLDEST_PINS),
-    # It is large: compiling what is never imported would take longer than the download.
+    # These are large: compiling what is never imported would take longer than the download.
+    OLDEST: (["--no-deps", "--no-compile", "-r", str(_OLDEST_PINS)], _OLDEST_PINS),
     VLLM: (["--no-deps", "--no-compile", "-r", str(_VLLM_PINS)], _VLLM_PINS),
     LMMS_EVAL: (["--no-deps", "-c", str(_PINS), "lmms-eval", "loguru"], _PINS),
 }

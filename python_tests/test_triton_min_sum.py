@@ -30,7 +30,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
 
 
 def test_many_passes_pick_what_one_at_a_time_does(runs: Runs) -> None:
-    n, d, k = 48, 24, 18
+    n, d, k = 48, 33, 18
     visual = tokens("vlm", n, d, seed=1)
     got = run(visual[None], k, None, None)[0]
     assert check_min_sum(visual, got, k, bound=bound(d, "triton")).decided > k / 2
@@ -79,6 +79,8 @@ def test_zero_rows_and_equal_rows_follow_their_indices(runs: Runs) -> None:
     visual[7] = 0.0
     first = [int(run(visual[None], 1, seeds, None)) for seeds in (None, torch.tensor([[7]]))]
     assert first[0] != first[1] == 0  # a seed without a direction is one
+    beyond = torch.full((2, 1), 12)  # names no token, though one of the next image lies there
+    assert run(visual.repeat(2, 1, 1), 1, beyond, None).tolist() == [first[:1]] * 2
     visual[first[0]] *= 9.0
     assert run(visual[None], 1, None, None).item() == first[0]
     alone = torch.eye(20)[[0, 0, 1]]  # no entry of a direction is larger than these

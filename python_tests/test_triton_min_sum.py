@@ -31,7 +31,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
 
 def test_many_passes_pick_what_one_at_a_time_does(runs: Runs) -> None:
     n, d, k = 48, 33, 18
-    visual = tokens("vlm", n, d, seed=1)
+    visual = tokens("iid", n, d, seed=1)
     got = run(visual[None], k, None, None)[0]
     assert check_min_sum(visual, got, k, bound=bound(d, "triton")).decided > k / 2
     # A round for the first pick, then two a pass: not all that is foreseen is picked, some is.

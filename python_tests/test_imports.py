@@ -154,7 +154,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "demo": (*PUBLIC, "_dispatch", "_doctor", "testing", "visualize"),
     "lmms": ("hf", "methods"),
     "vllm": ("_contract_values", "api", "hf", "methods"),
-    "_api_page": ("zspa_kernels", "_dispatch", "pictures", "projectors", "visualize"),
+    "_api_page": ("zspa_kernels", "_dispatch", "pictures", "projectors", "visualize", "vllm"),
     "ask": ("_contract_values", "demo", "hf", "lmms", "methods", "pictures"),
     "cli": ("zspa_kernels", "_doctor", "ask", "demo", "methods"),
 }

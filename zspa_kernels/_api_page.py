@@ -14,7 +14,7 @@ import torch
 
 import zspa_kernels as zk
 
-from . import _dispatch, pictures, projectors, visualize
+from . import _dispatch, pictures, projectors, visualize, vllm
 
 _ROOT = Path(__file__).resolve().parent.parent
 _HEAD = """# The API
@@ -49,6 +49,7 @@ _MODULES = (
     ("Methods", _METHODS, "zk.methods", zk.methods),
     ("What methods are composed of", "", "zk.primitives", zk.primitives),
     ("Models of transformers", "How to prune one: [hf.md](hf.md).", "zk.hf", zk.hf),
+    ("Models in vLLM", "How to serve one: [vllm.md](vllm.md).", "zspa_kernels.vllm", vllm),
     ("Projectors", "", "zspa_kernels.projectors", projectors),
     ("Pictures of a selection", "Extra `demo`.", "zspa_kernels.visualize", visualize),
     ("Pictures of what a model kept", "Extra `demo`.", "zspa_kernels.pictures", pictures),

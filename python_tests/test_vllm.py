@@ -148,6 +148,9 @@ def test_no_more_pictures_are_encoded_at_once_than_unpruned() -> None:
     assert [(start, stop) for start, stop, _ in parts] == [(0, 3), (3, 4), (4, 5)]
     assert [x.shape[0] for x in parts[0][2]["pixel_values"]] == [2, 3, 1]
     assert parts[1][2]["image_sizes"].tolist() == [[6, 7]]
+    words = [torch.zeros(n, dtype=torch.long) for n in (5, 16, 0, 0, 200)]
+    parts = list(tiles.split(inputs, 5, words))
+    assert [(start, stop) for start, stop, _ in parts] == [(0, 1), (1, 3), (3, 4), (4, 5)]
 
     grids = Batches(limit=10, merged=4)
     grid = torch.tensor([[1, 4, 4], [1, 4, 6], [2, 4, 4]])  # 4, 6, 8 tokens

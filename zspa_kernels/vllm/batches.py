@@ -3,15 +3,17 @@
 
 vLLM schedules pictures by their places in the prompt, and reserved memory for as many as fill a
 batch with all their tokens. With a tenth of the places it would hand ten times as many to the
-encoder.
+encoder. Nor did it reserve any for the words that the selection reads.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor
 
 _GRIDS = ("image_grid_thw", "video_grid_thw")
 _PIXELS = ("pixel_values", "pixel_values_videos")
@@ -22,7 +24,7 @@ class Batches:
     """Splits what is to be encoded.
 
     Attributes:
-        limit: visual tokens that are encoded at once, if they are not of one picture.
+        limit: visual tokens and words that are embedded at once, if they are not of one picture.
         patches: of one tile; 0 where a picture has a grid.
         merged: patches that make a token, where a picture has a grid.
     """
@@ -41,7 +43,7 @@ class Batches:
         return cls(limit, patches=(vision.image_size // vision.patch_size) ** 2)
 
     def split(
-        self, inputs: Mapping[str, Any], images: int
+        self, inputs: Mapping[str, Any], images: int, words: Sequence[Tensor] | None = None
     ) -> Iterator[tuple[int, int, dict[str, Any]]]:
         """Parts of a batch: the first image, the one behind the last, and their inputs."""
         pixels = next((inputs[name] for name in _PIXELS if name in inputs), None)
@@ -55,6 +57,8 @@ class Batches:
         else:
             rows = [math.prod(one) for one in grid.tolist()]
             sizes = [count // self.merged for count in rows]
+        if words is not None:
+            sizes = [size + len(own) for size, own in zip(sizes, words, strict=True)]
         start = 0
         while start < images:
             stop, total = start + 1, sizes[start]

@@ -57,7 +57,7 @@ class PruningModel(_Model):
         keep = next((asked(value) for name, value in fields.items() if name.startswith(KEEP)), [])
         words = next((value for name, value in fields.items() if name.startswith(WORDS)), None)
         chosen: list[Tensor] = []
-        for start, stop, part in self._batches.split(kwargs, len(keep)):
+        for start, stop, part in self._batches.split(kwargs, len(keep), words):
             encoded = list(super().embed_multimodal(**part))
             own = None if words is None else [self._embedded(row) for row in words[start:stop]]
             rows = self._rows(encoded, keep[start:stop], own)

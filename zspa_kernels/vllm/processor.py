@@ -72,7 +72,8 @@ class PruningProcessor(BaseMultiModalProcessor[Any]):
         options = self._served.asked(given.pop(KEY, None))
         chosen: dict[str, Any] = {"method": repr(options.method), "keep": options.method.keep}
         if options.reads:
-            chosen["words"] = self._words(inputs.prompt, options.query)
+            words = self._words(inputs.prompt, options.query)
+            chosen["words"] = torch.tensor(words, dtype=torch.long)  # hashed at once
         inputs.hf_processor_mm_kwargs = {**given, KEY: chosen}
         made = super().apply(inputs, timing_ctx)
         if self.info.ctx.model_config.uses_mrope:
@@ -86,8 +87,7 @@ class PruningProcessor(BaseMultiModalProcessor[Any]):
             keep = torch.tensor(signed(chosen["keep"]), dtype=torch.float64)
             data[KEEP + modality] = keep.expand(len(items)).clone()
             if "words" in chosen:
-                words = torch.tensor(chosen["words"], dtype=torch.long)
-                data[WORDS + modality] = [words] * len(items)
+                data[WORDS + modality] = [chosen["words"]] * len(items)
         return data
 
     def _get_mm_fields_config(

@@ -100,10 +100,11 @@ class PruningMRopeModel(PruningModel):
             mrope_positions: `[3, L]`.
             num_computed_tokens: where that part begins.
         """
-        ids = torch.as_tensor(input_ids, device=mrope_positions.device)
-        visual = torch.isin(ids, torch.tensor(self._shown, device=ids.device))
-        positions = mrope_positions.clone()
-        if multimodal_embeddings:
+        positions = mrope_positions
+        if multimodal_embeddings:  # not while an answer is written, when every step comes here
+            ids = torch.as_tensor(input_ids, device=positions.device)
+            visual = torch.isin(ids, torch.tensor(self._shown, device=ids.device))
+            positions = positions.clone()
             digits = torch.cat([one[:, -_COLUMNS:] for one in multimodal_embeddings])
             inside = digits.to(positions)[:, :_AXES] * _BASE + digits.to(positions)[:, _AXES:]
             every = torch.arange(len(ids), device=ids.device)
@@ -115,7 +116,7 @@ class PruningMRopeModel(PruningModel):
         return (
             [one[:, :-_COLUMNS] for one in multimodal_embeddings],
             positions,
-            int(positions.max()) + 1 - len(ids) if len(ids) else 0,
+            int(positions.max()) + 1 - positions.shape[1] if positions.numel() else 0,
         )
 
     def _cut(

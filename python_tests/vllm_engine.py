@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ from python_tests.vlm_models import QWENS
 from python_tests.vlms import photograph, video
 from zspa_kernels.vllm import model as pruned_model
 from zspa_kernels.vllm import options, overrides
+from zspa_kernels.vllm.models import ZspaQwen2VLForConditionalGeneration
 
 _ASKED = os.environ.get("ZSPA_VLLM_MODELS", "all")
 NAMES = list(vllm_models.BUILDERS) if _ASKED == "all" else _ASKED.split()
@@ -283,3 +285,34 @@ def test_pruning_by_two_is_refused(tmp_path: Path) -> None:
         running("qwen2_5_vl", tmp_path, overrides(keep=KEEP), video_pruning_rate=0.5),
     ):
         pass
+def test_steps_of_an_answer_read_no_prompt() -> None:
+    positions = torch.tensor([[0, 1, 1, 4], [0, 1, 2, 4], [0, 2, 1, 4]])
+    model = object.__new__(ZspaQwen2VLForConditionalGeneration)
+    made = model.recompute_mrope_positions(None, [], positions, 4)
+    assert made == ([], positions, 1)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"parallel_config.pipeline_parallel_size": 2},
+            "pipeline_parallel_size must be 1 .* got 2",
+        ),
+        ({"lora_config.enable_tower_connector_lora": True}, "enable_tower_connector_lora must be"),
+    ],
+)
+def test_what_no_pruned_model_can_be_served_with(config: Any, message: str) -> None:
+    given = MagicMock()
+    given.configure_mock(
+        **{
+            "model_config.multimodal_config.video_pruning_rate": None,
+            "lora_config.enable_tower_connector_lora": False,
+            "parallel_config.pipeline_parallel_size": 1,
+            **config,
+        }
+    )
+    with pytest.raises(ValueError, match=message):
+        ZspaQwen2VLForConditionalGeneration(vllm_config=given)
+
+

@@ -32,7 +32,7 @@ class PruningModel(_Model):
     only_images: ClassVar[bool] = False
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
-        self._before(vllm_config.model_config)
+        self._before(vllm_config)
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         config = vllm_config.model_config.hf_config
         self._options = Options.of(config)
@@ -40,12 +40,18 @@ class PruningModel(_Model):
         self._batches = Batches.of(config, vllm_config.scheduler_config.max_num_batched_tokens)
         _log.info("Visual tokens are pruned: %r", self._options.method)
 
-    def _before(self, model_config: Any) -> None:
+    def _before(self, vllm_config: Any) -> None:
         """What has to be known before the model is made."""
-        rate = model_config.multimodal_config.video_pruning_rate
+        rate = vllm_config.model_config.multimodal_config.video_pruning_rate
         if rate:
             raise ValueError(
                 f"vllm: video_pruning_rate must be None where zspa_kernels prunes, got {rate}"
+            )
+        # vLLM would tell the size of an encoder's batch by the tokens that are left.
+        if vllm_config.lora_config and vllm_config.lora_config.enable_tower_connector_lora:
+            raise ValueError(
+                "vllm: enable_tower_connector_lora must be False where zspa_kernels prunes, "
+                "got True"
             )
 
     def embed_multimodal(self, **kwargs: Any) -> Sequence[Tensor]:

@@ -47,8 +47,15 @@ class PruningMRopeModel(PruningModel):
         self._merged: int = config.vision_config.spatial_merge_size**2  # patches a token
         self._shown = [getattr(config, f"{name}_token_id") for name in _MODALITIES]
 
-    def _before(self, model_config: Any) -> None:
-        super()._before(model_config)
+    def _before(self, vllm_config: Any) -> None:
+        super()._before(vllm_config)
+        stages = vllm_config.parallel_config.pipeline_parallel_size
+        if stages > 1:
+            raise ValueError(
+                "vllm: pipeline_parallel_size must be 1 where positions have three axes, since "
+                f"only the first stage knows those of the kept tokens, got {stages}"
+            )
+        model_config = vllm_config.model_config
         # vLLM asks its configuration, which knows of one kind of pruning only.
         model_config.multimodal_config.is_multimodal_pruning_enabled = _enabled
         if current_platform.is_cpu():

@@ -216,6 +216,37 @@ def test_a_wrong_request_is_refused_and_the_next_one_answered(
     engine.answers(engine.request(QUESTIONS[0], CAT))
 
 
+@pytest.mark.parametrize(
+    ("prompt", "pictures", "message"),
+    [
+        ("what is PAD PAD <end>", 2, "a token behind each picture, such as"),
+        ("what is this PAD", 1, "a token behind each picture, such as"),
+        ("<|video_pad|> what is PAD <end>", 1, "as many placeholders as pictures"),
+        ("PAD what is PAD <end>", 1, "as many placeholders as pictures"),
+    ],
+)
+def test_places_of_pictures(engine: Engine, prompt: str, pictures: int, message: str) -> None:
+    """Positions with three axes: the model finds pictures by ids, and text behind them."""
+    text = prompt.replace("PAD", "<|image_pad|>" if engine.name in QWENS else "<image>")
+    request = {"prompt": text, "multi_modal_data": {"image": [CAT, CUP][:pictures]}}
+    if engine.name not in QWENS:
+        (answer,) = engine.answers(request)
+        count = sum(zk.num_keep(len(visual), KEEP) for _, visual, _ in engine.picked[-pictures:])
+        assert len(answer.prompt_token_ids) == count + len(text.split()) - pictures
+        return
+    with pytest.raises(ValueError, match=message):
+        engine.answers(request)
+
+
+def test_the_first_request_finds_all_warm(engine: Engine) -> None:
+    processor = engine.llm.llm_engine.renderer.mm_processor
+    limits = processor.info.allowed_mm_limits
+    made = processor.get_dummy_mm_inputs({name: 2 for name, most in limits.items() if most})
+    assert {name: len(places) for name, places in made["mm_placeholders"].items()} == {
+        name: 2 for name, most in limits.items() if most
+    }
+
+
 def test_videos(engine: Engine) -> None:
     # A film shorter than it is wide: behind a longer one, transformers and vLLM number text apart.
     film = np.stack([np.asarray(frame) for frame in video("coffee", 4)])
@@ -279,12 +310,6 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert config.zspa == how["zspa"]
 
 
-def test_pruning_by_two_is_refused(tmp_path: Path) -> None:
-    with (
-        pytest.raises(Exception, match="video_pruning_rate must be None"),
-        running("qwen2_5_vl", tmp_path, overrides(keep=KEEP), video_pruning_rate=0.5),
-    ):
-        pass
 def test_steps_of_an_answer_read_no_prompt() -> None:
     positions = torch.tensor([[0, 1, 1, 4], [0, 1, 2, 4], [0, 2, 1, 4]])
     model = object.__new__(ZspaQwen2VLForConditionalGeneration)
@@ -316,3 +341,9 @@ def test_what_no_pruned_model_can_be_served_with(config: Any, message: str) -> N
         ZspaQwen2VLForConditionalGeneration(vllm_config=given)
 
 
+def test_pruning_by_two_is_refused(tmp_path: Path) -> None:
+    with (
+        pytest.raises(Exception, match="video_pruning_rate must be None"),
+        running("qwen2_5_vl", tmp_path, overrides(keep=KEEP), video_pruning_rate=0.5),
+    ):
+        pass

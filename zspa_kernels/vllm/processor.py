@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
@@ -59,14 +59,18 @@ class PruningProcessor(BaseMultiModalProcessor[Any]):
         """Unpruned ones: a request may keep everything, and vLLM's budgets must allow for it."""
         inputs = super().get_dummy_inputs(*args, **kwargs)
         inputs.hf_processor_mm_kwargs = {**inputs.hf_processor_mm_kwargs, KEY: {"keep": 1.0}}
+        # A token behind each, as `_check_places` asks for.
+        inputs.prompt = [
+            i for one in inputs.prompt for i in ((one, 0) if one in self._shown else (one,))
+        ]
         return inputs
 
     def apply(self, inputs: Any, timing_ctx: Any) -> Any:
         """The prompt with its pictures, pruned as the server says, or the request.
 
         Raises:
-            TypeError, ValueError: an option of the request is unknown or out of range, or two
-                pictures have nothing between them and their positions have three axes.
+            TypeError, ValueError: an option of the request is unknown or out of range, or
+                positions have three axes and `_check_places` does not know them.
         """
         given = dict(inputs.hf_processor_mm_kwargs)
         options = self._served.asked(given.pop(KEY, None))
@@ -77,7 +81,7 @@ class PruningProcessor(BaseMultiModalProcessor[Any]):
         inputs.hf_processor_mm_kwargs = {**given, KEY: chosen}
         made = super().apply(inputs, timing_ctx)
         if self.info.ctx.model_config.uses_mrope:
-            _check_apart(made["mm_placeholders"])
+            _check_places(made["prompt_token_ids"], made["mm_placeholders"], self._shown)
         return made
 
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, Any]) -> Any:
@@ -115,31 +119,48 @@ class PruningProcessor(BaseMultiModalProcessor[Any]):
         tokenizer = self.info.get_tokenizer()
         if asked not in QUERIES:
             return list(tokenizer.encode(asked, add_special_tokens=False))
-        config = self.info.get_hf_config()
-        shown = query.ids_of(getattr(config, name, None) for name in _PLACEHOLDERS)
         if asked == "all":
-            return [i for i in prompt if i not in shown]
+            return [i for i in prompt if i not in self._shown]
+        config = self.info.get_hf_config()
         text = getattr(config, "text_config", config)
         special = query.special_ids((config, text), tokenizer)
         if self._template is not None:
             return [i for i in self._template.question(prompt) if i not in special]
         ends = query.ids_of([text.eos_token_id, tokenizer.eos_token_id])
-        return query.question(prompt, shown, ends, special)
+        return query.question(prompt, self._shown, ends, special)
+
+    @functools.cached_property
+    def _shown(self) -> set[int]:
+        """Ids that stand for visual tokens."""
+        config = self.info.get_hf_config()
+        return query.ids_of(getattr(config, name, None) for name in _PLACEHOLDERS)
 
     @functools.cached_property
     def _template(self) -> Template | None:
         return Template.of(self.info.get_hf_processor())
 
 
-def _check_apart(places: Mapping[str, Sequence[Any]]) -> None:
-    """Raises where a picture begins at another's end: positions start anew behind text only."""
-    ranges = [(one.offset, one.length) for many in places.values() for one in many]
-    ends = {offset + length for offset, length in ranges}
-    for offset, _ in ranges:
-        if offset in ends:
+def _check_places(
+    prompt: Sequence[int], places: Mapping[str, Sequence[Any]], shown: Set[int]
+) -> None:
+    """Raises where the model could not tell positions; see `PruningMRopeModel`.
+
+    It finds pictures by their ids, and where one ends by the text behind it.
+    """
+    ranges = [(one.offset, one.offset + one.length) for many in places.values() for one in many]
+    starts = {start for start, _ in ranges}
+    for _, end in ranges:
+        if end in starts or end == len(prompt):
             raise ValueError(
-                "vllm: prompt must have a token between two pictures, such as <|vision_start|>, "
-                f"got none before position {offset}"
+                "vllm: prompt must have a token behind each picture, such as <|vision_end|>, "
+                f"got none at position {end}"
+            )
+    inside = {i for start, end in ranges for i in range(start, end)}
+    for i, token in enumerate(prompt):
+        if token in shown and i not in inside:
+            raise ValueError(
+                "vllm: prompt must have as many placeholders as pictures, "
+                f"got one more, {token}, at position {i}"
             )
 
 

@@ -204,6 +204,7 @@ def test_relevance_to_other_words(engine: Engine, asked: str, query: Any) -> Non
     [
         ({"keep": 0.0}, "keep must be a share in \\(0, 1\\]"),
         ({"keep": "many"}, "keep must be a float"),
+        ({"keep": 10**400}, "keep must fit in 64 bits"),
         ({"query": 3}, "query must be a text"),
         ({"core_ratio": 0.1}, "may have keep, query, got 'core_ratio'"),
     ],

@@ -78,6 +78,8 @@ class Options:
                 known = ", ".join(_OF_A_REQUEST)
                 raise ValueError(f'vllm: "{KEY}" of a request may have {known}, got {name!r}')
         keep = _values.share_or_count("vllm", "keep", request.get("keep", self.method.keep))
+        if isinstance(keep, int):
+            keep = _values.integer("vllm", "keep", keep)  # more do not fit in a tensor
         return replace(self.keeping(keep), query=_query(request.get("query", self.query)))
 
     def keeping(self, keep: float) -> Options:

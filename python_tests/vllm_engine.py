@@ -326,6 +326,10 @@ def test_steps_of_an_answer_read_no_prompt() -> None:
             "pipeline_parallel_size must be 1 .* got 2",
         ),
         ({"lora_config.enable_tower_connector_lora": True}, "enable_tower_connector_lora must be"),
+        (
+            {"model_config.multimodal_config.mm_processor_kwargs": {"zspa": {"keep": 9}}},
+            "mm_processor_kwargs of a server must not have",
+        ),
     ],
 )
 def test_what_no_pruned_model_can_be_served_with(config: Any, message: str) -> None:
@@ -333,6 +337,7 @@ def test_what_no_pruned_model_can_be_served_with(config: Any, message: str) -> N
     given.configure_mock(
         **{
             "model_config.multimodal_config.video_pruning_rate": None,
+            "model_config.multimodal_config.mm_processor_kwargs": None,
             "lora_config.enable_tower_connector_lora": False,
             "parallel_config.pipeline_parallel_size": 1,
             **config,

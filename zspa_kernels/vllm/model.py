@@ -11,7 +11,7 @@ from vllm.logger import init_logger
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from .batches import Batches
-from .options import Options, kept
+from .options import KEY, Options, kept
 from .processor import KEEP, WORDS, asked, pruning
 
 _log = init_logger("vllm.zspa_kernels")  # vLLM shows what loggers below its own say
@@ -42,10 +42,16 @@ class PruningModel(_Model):
 
     def _before(self, vllm_config: Any) -> None:
         """What has to be known before the model is made."""
-        rate = vllm_config.model_config.multimodal_config.video_pruning_rate
+        given = vllm_config.model_config.multimodal_config
+        rate = given.video_pruning_rate
         if rate:
             raise ValueError(
                 f"vllm: video_pruning_rate must be None where zspa_kernels prunes, got {rate}"
+            )
+        if KEY in (given.mm_processor_kwargs or {}):
+            raise ValueError(
+                f'vllm: mm_processor_kwargs of a server must not have "{KEY}", which belongs into '
+                f"hf_overrides or a request's, got {given.mm_processor_kwargs[KEY]!r:.60}"
             )
         # vLLM would tell the size of an encoder's batch by the tokens that are left.
         if vllm_config.lora_config and vllm_config.lora_config.enable_tower_connector_lora:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from torch import Tensor, nn
 from vllm.logger import init_logger
+from vllm.lora.layers import VocabParallelEmbeddingWithLoRA
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from .batches import Batches
@@ -80,7 +81,13 @@ class PruningModel(_Model):
         return chosen
 
     def _embedded(self, words: Tensor) -> Tensor:
-        rows: Tensor = self.get_language_model().embed_input_ids(words)
+        language = self.get_language_model()
+        table = language.embed_input_ids
+        for module in language.modules():
+            # With adapters, vLLM looks words up by their places in a batch; these have none.
+            if isinstance(module, VocabParallelEmbeddingWithLoRA):
+                table = module.base_layer
+        rows: Tensor = table(words)
         return rows
 
     def _rows(

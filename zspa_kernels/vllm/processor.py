@@ -72,6 +72,10 @@ class PruningProcessor(BaseMultiModalProcessor[Any]):
             TypeError, ValueError: an option of the request is unknown or out of range, or
                 positions have three axes and `_check_places` does not know them.
         """
+        # Before anything is cached: vLLM would take what it cached for sent to the engine.
+        if self.info.ctx.model_config.uses_mrope:
+            counts = inputs.mm_data_items.get_all_counts()
+            _check_places(inputs.prompt, sum(counts.values()), self._shown)
         given = dict(inputs.hf_processor_mm_kwargs)
         options = self._served.asked(given.pop(KEY, None))
         chosen: dict[str, Any] = {"method": repr(options.method), "keep": options.method.keep}
@@ -79,10 +83,7 @@ class PruningProcessor(BaseMultiModalProcessor[Any]):
             words = self._words(inputs.prompt, options.query)
             chosen["words"] = torch.tensor(words, dtype=torch.long)  # hashed at once
         inputs.hf_processor_mm_kwargs = {**given, KEY: chosen}
-        made = super().apply(inputs, timing_ctx)
-        if self.info.ctx.model_config.uses_mrope:
-            _check_places(made["prompt_token_ids"], made["mm_placeholders"], self._shown)
-        return made
+        return super().apply(inputs, timing_ctx)
 
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, Any]) -> Any:
         stock, chosen = _split(hf_kwargs)
@@ -140,27 +141,22 @@ class PruningProcessor(BaseMultiModalProcessor[Any]):
         return Template.of(self.info.get_hf_processor())
 
 
-def _check_places(
-    prompt: Sequence[int], places: Mapping[str, Sequence[Any]], shown: Set[int]
-) -> None:
+def _check_places(prompt: Sequence[int], pictures: int, shown: Set[int]) -> None:
     """Raises where the model could not tell positions; see `PruningMRopeModel`.
 
     It finds pictures by their ids, and where one ends by the text behind it.
     """
-    ranges = [(one.offset, one.offset + one.length) for many in places.values() for one in many]
-    starts = {start for start, _ in ranges}
-    for _, end in ranges:
-        if end in starts or end == len(prompt):
+    places = [i for i, token in enumerate(prompt) if token in shown]
+    if len(places) != pictures:
+        raise ValueError(
+            "vllm: prompt must have a placeholder for each picture, "
+            f"got {len(places)} for {pictures}"
+        )
+    for i in places:
+        if i + 1 == len(prompt) or prompt[i + 1] in shown:
             raise ValueError(
                 "vllm: prompt must have a token behind each picture, such as <|vision_end|>, "
-                f"got none at position {end}"
-            )
-    inside = {i for start, end in ranges for i in range(start, end)}
-    for i, token in enumerate(prompt):
-        if token in shown and i not in inside:
-            raise ValueError(
-                "vllm: prompt must have as many placeholders as pictures, "
-                f"got one more, {token}, at position {i}"
+                f"got none behind position {i}"
             )
 
 

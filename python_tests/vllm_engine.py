@@ -31,7 +31,7 @@ from python_tests import vllm_models
 from python_tests.vlm_models import QWENS
 from python_tests.vlms import photograph, video
 from zspa_kernels.vllm import model as pruned_model
-from zspa_kernels.vllm import options, overrides
+from zspa_kernels.vllm import options, overrides, processor
 from zspa_kernels.vllm.models import ZspaQwen2VLForConditionalGeneration
 
 _ASKED = os.environ.get("ZSPA_VLLM_MODELS", "all")
@@ -251,6 +251,23 @@ def test_the_first_request_finds_all_warm(engine: Engine) -> None:
     assert {name: len(places) for name, places in made["mm_placeholders"].items()} == {
         name: 2 for name, most in limits.items() if most
     }
+
+
+def test_positions_beyond_the_table_are_refused(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if engine.name not in QWENS:
+        return
+    wide = photograph("rocket", (500, 28))  # 18 columns, of which one token stays
+    config = engine.llm.llm_engine.renderer.mm_processor.info.ctx.model_config
+    monkeypatch.setattr(config.hf_text_config, "max_position_embeddings", 64)
+    request = engine.request(QUESTIONS[2], wide, wide, keep=1)
+    monkeypatch.setattr(config, "max_model_len", 64)
+    monkeypatch.setattr(processor, "_TABLE", 1.5)
+    for _ in range(2):  # once more from the cache
+        with pytest.raises(ValueError, match="up to 98 positions, got a model with 96"):
+            engine.answers(request)
+    engine.answers(engine.request(QUESTIONS[1], wide, keep=1))
 
 
 def test_videos(engine: Engine) -> None:

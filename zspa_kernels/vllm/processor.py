@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,6 +37,8 @@ KEEP, WORDS = "zspa_keep_", "zspa_words_"
 _PLACEHOLDERS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
 
 
+#: Rows of vLLM's table of angles for each position that a model was trained with.
+_TABLE = 4
 #: By the kind of an update of the prompt: its field for what is put in.
 _CONTENT = {PromptInsertion: "insertion", PromptReplacement: "replacement"}
 
@@ -85,6 +88,15 @@ class PruningProcessor(BaseMultiModalProcessor[Any]):
         inputs.hf_processor_mm_kwargs = {**given, KEY: chosen}
         return super().apply(inputs, timing_ctx)
 
+    def _maybe_apply_prompt_updates(self, mm_items: Any, mm_res: Any) -> Any:
+        config = self.info.ctx.model_config
+        if config.uses_mrope:
+            pictures = [item[0].content for many in mm_res.prompt_updates.values() for item in many]
+            spare = sum(one.spread - len(one.full) for one in pictures)
+            trained = max(config.hf_text_config.max_position_embeddings, config.max_model_len)
+            _check_positions(config.max_model_len + spare, _TABLE * trained)
+        return super()._maybe_apply_prompt_updates(mm_items, mm_res)
+
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, Any]) -> Any:
         stock, chosen = _split(hf_kwargs)
         data = super()._apply_hf_processor_main(mm_items, stock)
@@ -113,7 +125,8 @@ class PruningProcessor(BaseMultiModalProcessor[Any]):
         stock, chosen = _split(hf_processor_mm_kwargs)
         updates = super()._get_prompt_updates(mm_items, stock, out_mm_kwargs)
         options = self._served.keeping(chosen["keep"])
-        return [_shortened(update, options) for update in updates]
+        vision = self.info.get_hf_config().vision_config
+        return [_shortened(update, options, out_mm_kwargs, vision) for update in updates]
 
     def _words(self, prompt: Sequence[int], asked: str) -> list[int]:
         """Ids of the words that relevance is measured against."""
@@ -160,22 +173,56 @@ def _check_places(prompt: Sequence[int], pictures: int, shown: Set[int]) -> None
             )
 
 
+def _check_positions(count: int, most: int) -> None:
+    """Raises where an answer could reach positions that vLLM's table of angles does not have."""
+    if count > most:
+        raise ValueError(
+            "vllm: prompt must have fewer or smaller pictures: with an answer of full length it "
+            f"has up to {count} positions, got a model with {most}"
+        )
+
+
 def _split(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Arguments of the stock processor, and ours."""
     stock = dict(kwargs)
     return stock, stock.pop(KEY)
 
 
-def _shortened(update: Any, options: Options) -> Any:
+@dataclass
+class _Places(PromptUpdateDetails):
+    """What is put into a prompt for a picture.
+
+    Attributes:
+        spread: positions that it takes on the longest of three axes.
+    """
+
+    spread: int = 0
+
+
+def _shortened(update: Any, options: Options, items: Any, vision: Any) -> Any:
     """An update of the prompt that puts in as many placeholders as tokens are kept."""
 
-    def content(item: int) -> PromptUpdateDetails:
-        return _kept_places(update.resolve(item).content, options)
+    def content(item: int) -> _Places:
+        made = _kept_places(update.resolve(item).content, options)
+        made.spread = _spread(items[update.modality][item], update.modality, vision)
+        return made
 
     return replace(update, **{_CONTENT[type(update)]: content})
 
 
-def _kept_places(details: PromptUpdateDetails, options: Options) -> PromptUpdateDetails:
+def _spread(item: Any, modality: str, vision: Any) -> int:
+    grid = item.get(f"{modality}_grid_thw")
+    if grid is None:
+        return 0
+    time, height, width = grid.data.tolist()
+    seconds = item.get("second_per_grid_ts")
+    if seconds is not None:
+        time *= float(seconds.data) * getattr(vision, "tokens_per_second", 1)
+    merged = vision.spatial_merge_size
+    return max(math.ceil(time), height // merged, width // merged)
+
+
+def _kept_places(details: PromptUpdateDetails, options: Options) -> _Places:
     """As many placeholders as tokens are kept, the first ones; everything between them stays."""
     embedded = [True] * len(details.full)
     if details.is_embed is not None:
@@ -188,9 +235,9 @@ def _kept_places(details: PromptUpdateDetails, options: Options) -> PromptUpdate
             full.append(token)
             mask.append(is_embed)
     if details.is_embed is None:
-        return PromptUpdateDetails(full)
+        return _Places(full)
     kept = torch.tensor(mask)
-    return PromptUpdateDetails(full, lambda _: kept)
+    return _Places(full, lambda _: kept)
 
 
 @functools.cache

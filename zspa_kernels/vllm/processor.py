@@ -214,12 +214,13 @@ def _spread(item: Any, modality: str, vision: Any) -> int:
     grid = item.get(f"{modality}_grid_thw")
     if grid is None:
         return 0
-    time, height, width = grid.data.tolist()
+    time, height, width = map(int, grid.data)
+    lasts = float(time)
     seconds = item.get("second_per_grid_ts")
     if seconds is not None:
-        time *= float(seconds.data) * getattr(vision, "tokens_per_second", 1)
-    merged = vision.spatial_merge_size
-    return max(math.ceil(time), height // merged, width // merged)
+        lasts *= float(seconds.data) * getattr(vision, "tokens_per_second", 1)
+    merged = int(vision.spatial_merge_size)
+    return max(math.ceil(lasts), height // merged, width // merged)
 
 
 def _kept_places(details: PromptUpdateDetails, options: Options) -> _Places:

@@ -35,13 +35,10 @@ from .options import KEY, QUERIES, Options
 KEEP, WORDS = "zspa_keep_", "zspa_words_"
 #: What configurations call the ids that stand for visual tokens.
 _PLACEHOLDERS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
-
-
 #: Rows of vLLM's table of angles for each position that a model was trained with.
 _TABLE = 4
 #: By the kind of an update of the prompt: its field for what is put in.
 _CONTENT = {PromptInsertion: "insertion", PromptReplacement: "replacement"}
-
 
 _inner = inspect.signature(BaseMultiModalProcessor._apply_hf_processor_main)
 if list(_inner.parameters) != ["self", "mm_items", "hf_kwargs"]:
@@ -135,19 +132,27 @@ class PruningProcessor(BaseMultiModalProcessor[Any]):
             return list(tokenizer.encode(asked, add_special_tokens=False))
         if asked == "all":
             return [i for i in prompt if i not in self._shown]
-        config = self.info.get_hf_config()
-        text = getattr(config, "text_config", config)
-        special = query.special_ids((config, text), tokenizer)
         if self._template is not None:
-            return [i for i in self._template.question(prompt) if i not in special]
+            return [i for i in self._template.question(prompt) if i not in self._special]
+        text = self._configs[-1]
         ends = query.ids_of([text.eos_token_id, tokenizer.eos_token_id])
-        return query.question(prompt, self._shown, ends, special)
+        return query.question(prompt, self._shown, ends, self._special)
+
+    @property
+    def _configs(self) -> tuple[Any, Any]:
+        """Of the model, and of its language model."""
+        config = self.info.get_hf_config()
+        return config, getattr(config, "text_config", config)
+
+    @functools.cached_property
+    def _special(self) -> set[int]:
+        """Ids that are no words."""
+        return query.special_ids(self._configs, self.info.get_tokenizer())
 
     @functools.cached_property
     def _shown(self) -> set[int]:
         """Ids that stand for visual tokens."""
-        config = self.info.get_hf_config()
-        return query.ids_of(getattr(config, name, None) for name in _PLACEHOLDERS)
+        return query.ids_of(getattr(self._configs[0], name, None) for name in _PLACEHOLDERS)
 
     @functools.cached_property
     def _template(self) -> Template | None:
@@ -211,6 +216,7 @@ def _shortened(update: Any, options: Options, items: Any, vision: Any) -> Any:
 
 
 def _spread(item: Any, modality: str, vision: Any) -> int:
+    """Positions of a picture on its longest axis; 0 where there is one axis for all of a prompt."""
     grid = item.get(f"{modality}_grid_thw")
     if grid is None:
         return 0

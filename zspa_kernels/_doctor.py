@@ -16,7 +16,16 @@ import torch
 from zspa_kernels import _dispatch, _native
 from zspa_kernels._version import __version__
 
-PACKAGES = ("triton", "transformers", "numpy", "scikit-image", "matplotlib", "typer", "rich")
+PACKAGES = (
+    "triton",
+    "transformers",
+    "vllm",
+    "numpy",
+    "scikit-image",
+    "matplotlib",
+    "typer",
+    "rich",
+)
 VARIABLES = (
     "ZSPA_NO_NATIVE",
     "TRITON_INTERPRET",

@@ -24,6 +24,7 @@ from vllm import LLM, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
 from vllm.engine.arg_utils import EngineArgs
 from vllm.exceptions import VLLMValidationError
+from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 import zspa_kernels as zk
@@ -369,6 +370,19 @@ def test_what_no_pruned_model_can_be_served_with(config: Any, message: str) -> N
     )
     with pytest.raises(ValueError, match=message):
         ZspaQwen2VLForConditionalGeneration(vllm_config=given)
+
+
+def test_caches_of_servers_with_other_options_are_apart(tmp_path: Path) -> None:
+    """A picture's hash may be shared by several servers."""
+    vllm_models.save("llava", tmp_path)
+
+    def hashed(**how: Any) -> Any:
+        given = EngineArgs(str(tmp_path), dtype="float32", hf_overrides=overrides(**how))
+        processor = MULTIMODAL_REGISTRY.create_processor(given.create_model_config())
+        items = processor.info.parse_mm_data({"image": [CAT]})
+        return processor("<start> user <image> what is this", items)["mm_hashes"]["image"]
+
+    assert hashed(core_ratio=0.2) == hashed(core_ratio=0.2) != hashed(core_ratio=0.4)
 
 
 def test_pruning_by_two_is_refused(tmp_path: Path) -> None:

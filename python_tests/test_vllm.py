@@ -23,6 +23,7 @@ from zspa_kernels.vllm.options import Options, kept
 
 # One of each kind: positions of one axis and of three, features for deeper layers.
 MODELS = "llava qwen2_5_vl qwen3_vl"
+FILES = ("python_tests/vllm_engine.py", "python_tests/vllm_parts.py")
 SERVED: dict[str, dict[str, Any]] = {
     "allinrelevance": {},
     "cdpruner": {"space": "llm"},
@@ -43,7 +44,7 @@ def test_the_engine() -> None:
     path = [str(TREES / VLLM), str(ROOT), str(ROOT / "python_tests" / "torchvision_ops")]
     options = ["-q", "-W", "ignore", "-p", "no:cacheprovider", "--tb=short", "--show-capture=no"]
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, "python_tests/vllm_engine.py"],
+        [sys.executable, "-m", "pytest", *options, *FILES],
         cwd=ROOT,
         env={
             **os.environ,

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parts of the pruning in vLLM that need vLLM, but no engine; see `vllm_engine`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
+
+import pytest
+import torch
+from vllm.engine.arg_utils import EngineArgs
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.inputs import (
+    MultiModalFeatureSpec,
+    MultiModalFieldConfig,
+    MultiModalFieldElem,
+    MultiModalKwargsItem,
+    PlaceholderRange,
+)
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+from python_tests import vllm_models
+from python_tests.vlms import photograph
+from zspa_kernels.vllm import overrides
+from zspa_kernels.vllm.models import ZspaQwen2VLForConditionalGeneration
+
+
+def test_the_command_line(tmp_path: Path) -> None:
+    vllm_models.save("llava", tmp_path)
+    how = {
+        "architectures": ["ZspaLlavaForConditionalGeneration"],
+        "zspa": {"method": "divprune", "keep": 64},
+    }
+    parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
+    given = parser.parse_args(["--model", str(tmp_path), "--hf-overrides", json.dumps(how)])
+    config = EngineArgs.from_cli_args(given).create_model_config().hf_config
+    assert config.architectures == how["architectures"]
+    assert config.zspa == how["zspa"]
+
+
+def test_steps_of_an_answer_read_no_prompt() -> None:
+    positions = torch.tensor([[0, 1, 1, 4], [0, 1, 2, 4], [0, 2, 1, 4]])
+    model = object.__new__(ZspaQwen2VLForConditionalGeneration)
+    made = model.recompute_mrope_positions(None, [], positions, 4)
+    assert made == ([], positions, 1)
+
+
+def test_text_has_the_positions_of_the_whole_prompt() -> None:
+    model = object.__new__(ZspaQwen2VLForConditionalGeneration)
+    vision = SimpleNamespace(spatial_merge_size=2)
+    model.__dict__.update(_merged=4, config=SimpleNamespace(vision_config=vision))
+    grid = MultiModalFieldElem(
+        torch.tensor([1, 8, 4]), MultiModalFieldConfig.batched("image").field
+    )  # four rows of two tokens
+    picture = MultiModalFeatureSpec(
+        data=MultiModalKwargsItem({"image_grid_thw": grid}),
+        modality="image",
+        identifier="",
+        mm_position=PlaceholderRange(offset=1, length=2),
+    )
+    positions, more = model.get_mrope_input_positions([1, 5, 5, 2, 3], [picture])
+    assert positions[:, [0, 3, 4]].tolist() == [[0, 5, 6]] * 3
+    assert more == 7 - 5
+
+
+def test_parts_of_a_prompt_are_numbered_like_the_whole() -> None:
+    model = object.__new__(ZspaQwen2VLForConditionalGeneration)
+    model.__dict__["_shown"] = [5, 7]
+    ids = [1, 5, 5, 5, 2, 7, 7, 3]
+    text = torch.tensor([0, 0, 0, 0, 303, 0, 0, 308])  # of pictures, nothing is known yet
+    inside = torch.tensor([[0, 1, 2], [0, 2, 0], [0, 300, 301], [0, 0, 1], [3, 0, 2]])
+    rows = torch.cat((torch.ones(5, 2), inside // 256, inside % 256), dim=1).bfloat16()
+    one, other = rows[:3], rows[3:]
+    wanted = text.repeat(3, 1)
+    wanted[:, 1:4] = inside[:3].T + 1
+    wanted[:, 5:7] = inside[3:].T + 304
+    for parts in (
+        [(0, [one, other])],
+        [(0, [one[:1]]), (2, [one[1:], other[:1]]), (6, [other[1:]])],
+    ):
+        positions = text.repeat(3, 1)
+        for start, read in parts:
+            kept, positions, more = model.recompute_mrope_positions(ids, read, positions, start)
+            assert all(x.shape[1] == 2 for x in kept)
+        assert positions.tolist() == wanted.tolist()
+        assert more == 309 - 8
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"parallel_config.pipeline_parallel_size": 2},
+            "pipeline_parallel_size must be 1 .* got 2",
+        ),
+        ({"lora_config.enable_tower_connector_lora": True}, "enable_tower_connector_lora must be"),
+        (
+            {"model_config.multimodal_config.mm_processor_kwargs": {"zspa": {"keep": 9}}},
+            "mm_processor_kwargs of a server must not have",
+        ),
+    ],
+)
+def test_what_no_pruned_model_can_be_served_with(config: Any, message: str) -> None:
+    given = MagicMock()
+    given.configure_mock(
+        **{
+            "model_config.multimodal_config.video_pruning_rate": None,
+            "model_config.multimodal_config.mm_processor_kwargs": None,
+            "lora_config.enable_tower_connector_lora": False,
+            "parallel_config.pipeline_parallel_size": 1,
+            **config,
+        }
+    )
+    with pytest.raises(ValueError, match=message):
+        ZspaQwen2VLForConditionalGeneration(vllm_config=given)
+
+
+def test_caches_of_servers_with_other_options_are_apart(tmp_path: Path) -> None:
+    """A picture's hash may be shared by several servers."""
+    vllm_models.save("llava", tmp_path)
+
+    def hashed(**how: Any) -> Any:
+        given = EngineArgs(str(tmp_path), dtype="float32", hf_overrides=overrides(**how))
+        processor = MULTIMODAL_REGISTRY.create_processor(given.create_model_config())
+        items = processor.info.parse_mm_data({"image": [photograph("chelsea", (170, 112))]})
+        return processor("<start> user <image> what is this", items)["mm_hashes"]["image"]
+
+    assert hashed(core_ratio=0.2) == hashed(core_ratio=0.2) != hashed(core_ratio=0.4)

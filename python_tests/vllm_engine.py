@@ -94,7 +94,7 @@ def agree(answer: Any, expected: tuple[int, torch.Tensor]) -> None:
     compared = 0
     for found, wanted in steps:
         for token, one in found.items():
-            assert one.logprob == pytest.approx(float(wanted[token]), abs=2e-4)
+            assert one.logprob == pytest.approx(float(wanted[token]), abs=1e-5)
         compared += 1
         best = wanted.topk(2).values
         if best[0] - best[1] < 1e-3:

@@ -22,10 +22,15 @@ from vllm.multimodal.inputs import (
 )
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+import zspa_kernels as zk
 from python_tests import vllm_models
 from python_tests.vlms import photograph
 from zspa_kernels.vllm import overrides
+from zspa_kernels.vllm.batches import Batches
+from zspa_kernels.vllm.model import PruningModel
 from zspa_kernels.vllm.models import ZspaQwen2VLForConditionalGeneration
+from zspa_kernels.vllm.options import Options
+from zspa_kernels.vllm.processor import signed
 
 
 def test_the_command_line(tmp_path: Path) -> None:
@@ -46,6 +51,41 @@ def test_steps_of_an_answer_read_no_prompt() -> None:
     model = object.__new__(ZspaQwen2VLForConditionalGeneration)
     made = model.recompute_mrope_positions(None, [], positions, 4)
     assert made == ([], positions, 1)
+
+
+def test_each_picture_of_a_batch_has_its_own_words_and_share() -> None:
+    generator = torch.Generator().manual_seed(5)
+    encoded = torch.randn(4, 8, 16, generator=generator)  # eight tokens a picture
+    table = torch.randn(30, 16, generator=generator)
+    words = [torch.tensor(own, dtype=torch.long) for own in ([3, 4], [5], [6, 7, 8], [])]
+    asked = (0.5, 3, 0.25, 1.0)
+
+    class Stock(torch.nn.Module):
+        def embed_multimodal(self, **inputs: Any) -> Any:
+            return [encoded[int(one[0, 0, 0, 0])] for one in inputs["pixel_values"]]
+
+        def get_language_model(self) -> Any:
+            language: Any = torch.nn.Module()
+            language.embed_input_ids = lambda ids: table[ids]
+            return language
+
+    class Model(PruningModel, Stock):
+        def __init__(self) -> None:
+            torch.nn.Module.__init__(self)
+            self._options = Options.read({"core_ratio": 0.5})
+            self._width, self._batches = 16, Batches(limit=20, patches=8)
+
+    inputs = {
+        "pixel_values": [torch.full((1, 1, 1, 1), float(i)) for i in range(4)],
+        "zspa_keep_image": torch.tensor([signed(keep) for keep in asked], dtype=torch.float64),
+        "zspa_words_image": words,
+    }
+    for found, visual, own, keep in zip(
+        Model().embed_multimodal(**inputs), encoded, words, asked, strict=True
+    ):
+        method = zk.ZSPAPrune(keep=keep, core_ratio=0.5)
+        (chosen,) = method.select_varlen([visual], [table[own]])
+        assert found.equal(visual[chosen.indices])
 
 
 def test_text_has_the_positions_of_the_whole_prompt() -> None:

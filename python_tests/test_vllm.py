@@ -37,7 +37,6 @@ SERVED: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_the_engine() -> None:
     if not mark(VLLM).exists():
         pytest.skip(f"vLLM is not installed: {HOW}")

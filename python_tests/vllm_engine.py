@@ -251,14 +251,15 @@ def test_the_first_request_finds_all_warm(engine: Engine) -> None:
 def test_positions_beyond_the_table_are_refused(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if engine.name not in QWENS:
-        return
-    wide = photograph("rocket", (500, 28))  # 18 columns, of which one token stays
+    wide = photograph("rocket", (500, 28))  # 18 columns of Qwen's, of which one token stays
     config = engine.llm.llm_engine.renderer.mm_processor.info.ctx.model_config
     monkeypatch.setattr(config.hf_text_config, "max_position_embeddings", 64)
     request = engine.request(QUESTIONS[2], wide, wide, keep=1)
     monkeypatch.setattr(config, "max_model_len", 64)
     monkeypatch.setattr(processor, "_TABLE", 1.5)
+    if engine.name not in QWENS:  # kept tokens are renumbered
+        engine.answers(request)
+        return
     for _ in range(2):  # once more from the cache
         with pytest.raises(ValueError, match="up to 98 positions, got a model with 96"):
             engine.answers(request)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,17 +21,27 @@ from vllm.multimodal.inputs import (
     MultiModalKwargsItem,
     PlaceholderRange,
 )
+from vllm.multimodal.processing import BaseMultiModalProcessor
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 import zspa_kernels as zk
 from python_tests import vllm_models
 from python_tests.vlms import photograph
+from zspa_kernels.hf import UnsupportedModelError
 from zspa_kernels.vllm import overrides
 from zspa_kernels.vllm.batches import Batches
 from zspa_kernels.vllm.model import PruningModel
 from zspa_kernels.vllm.models import ZspaQwen2VLForConditionalGeneration
 from zspa_kernels.vllm.options import Options
 from zspa_kernels.vllm.processor import signed
+
+
+def test_another_inner_interface_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def main(self: Any, prompt: Any, mm_items: Any, hf_kwargs: Any) -> None: ...
+
+    monkeypatch.setattr(BaseMultiModalProcessor, "_apply_hf_processor_main", main)
+    with pytest.raises(UnsupportedModelError, match=r"as 0.31 to 0.33 do, got .*, prompt: "):
+        runpy.run_module("zspa_kernels.vllm.processor")
 
 
 def test_the_command_line(tmp_path: Path) -> None:
@@ -91,7 +102,9 @@ def test_each_picture_of_a_batch_has_its_own_words_and_share() -> None:
 def test_text_has_the_positions_of_the_whole_prompt() -> None:
     model = object.__new__(ZspaQwen2VLForConditionalGeneration)
     vision = SimpleNamespace(spatial_merge_size=2)
-    model.__dict__.update(_merged=4, config=SimpleNamespace(vision_config=vision))
+    model.__dict__.update(
+        _batches=Batches(limit=1, merged=4), config=SimpleNamespace(vision_config=vision)
+    )
     grid = MultiModalFieldElem(
         torch.tensor([1, 8, 4]), MultiModalFieldConfig.batched("image").field
     )  # four rows of two tokens

@@ -77,9 +77,9 @@ def text(config: Any, **more: Any) -> Any:
     return config(**{**values, **more})
 
 
-def _clip(size: int) -> Any:
+def _clip(size: int, width: int) -> Any:
     return transformers.CLIPVisionConfig(
-        hidden_size=32,
+        hidden_size=width,
         intermediate_size=48,
         num_hidden_layers=3,
         num_attention_heads=2,
@@ -89,40 +89,51 @@ def _clip(size: int) -> Any:
     )
 
 
-def _llava() -> Parts:
+def llava(width: int = 32, **words: int) -> Parts:
+    """`width` of the vision tower; `words` are options of the language model's configuration."""
     size = 112
     pictures = transformers.CLIPImageProcessor(
         size={"shortest_edge": size}, crop_size={"height": size, "width": size}
     )
     kinds = (transformers.LlavaConfig, transformers.LlavaForConditionalGeneration)
-    return _of_clip(*kinds, transformers.LlavaProcessor, pictures, size)
+    vision, text_config = _clip(size, width), text(transformers.LlamaConfig, **words)
+    return _of_clip(*kinds, transformers.LlavaProcessor, pictures, vision, text_config)
 
 
-def _pins(size: int) -> list[list[int]]:
+def pins(size: int) -> list[list[int]]:
     """How large pictures may be that are cut into tiles."""
     return [[size, 2 * size], [2 * size, size], [2 * size, 2 * size]]
 
 
-def _llava_next() -> Parts:
+def llava_next(width: int = 32, **words: int) -> Parts:
+    """As `llava`."""
     size = 56
     pictures = transformers.LlavaNextImageProcessor(
         size={"shortest_edge": size},
         crop_size={"height": size, "width": size},
-        image_grid_pinpoints=_pins(size),
+        image_grid_pinpoints=pins(size),
     )
     kinds = (transformers.LlavaNextConfig, transformers.LlavaNextForConditionalGeneration)
     processor = transformers.LlavaNextProcessor
-    return _of_clip(*kinds, processor, pictures, size, image_grid_pinpoints=_pins(size))
+    vision, text_config = _clip(size, width), text(transformers.LlamaConfig, **words)
+    more = {"image_grid_pinpoints": pins(size)}
+    return _of_clip(*kinds, processor, pictures, vision, text_config, **more)
 
 
 def _of_clip(
-    configuration: Any, kind: Any, processor: Any, pictures: Any, size: int, **more: Any
+    configuration: Any,
+    kind: Any,
+    processor: Any,
+    pictures: Any,
+    vision: Any,
+    words: Any,
+    **more: Any,
 ) -> Parts:
     tok = tokenizer(["<image>"], "<image>")
     mark = tok.convert_tokens_to_ids("<image>")
     config = configuration(
-        vision_config=_clip(size),
-        text_config=text(transformers.LlamaConfig),
+        vision_config=vision,
+        text_config=words,
         image_token_index=mark,
         **more,
     )
@@ -139,31 +150,36 @@ def _of_clip(
 
 
 def _llava_onevision() -> Parts:
-    size = 56
     tok = tokenizer(["<image>", "<video>"], "<image>")
-    image, video = (tok.convert_tokens_to_ids(mark) for mark in ("<image>", "<video>"))
-    pins = _pins(size)
     ratio = "anyres_max_2"  # four tiles are made smaller, two are not
+    model = onevision(tok, ratio)
+    return model, OneVisionProcessor(tok, ONEVISION, 14, pins(ONEVISION), ratio), "<image>"
+
+
+ONEVISION = 56  # rows and columns of a tile
+
+
+def onevision(tok: Any, ratio: str, width: int = 32, **words: int) -> Any:
+    """A LLaVA-OneVision for a tokenizer with `<image>` and `<video>`; else as `llava`."""
+    image, video = (tok.convert_tokens_to_ids(mark) for mark in ("<image>", "<video>"))
+    tower = {**siglip(width), "image_size": ONEVISION, "vision_use_head": False}
     config = transformers.LlavaOnevisionConfig(
-        vision_config=transformers.SiglipVisionConfig(
-            **{**_siglip(), "image_size": size, "vision_use_head": False}
-        ),
-        text_config=text(transformers.Qwen2Config),
+        vision_config=transformers.SiglipVisionConfig(**tower),
+        text_config=text(transformers.Qwen2Config, **words),
         image_token_index=image,
         video_token_index=video,
-        image_grid_pinpoints=pins,
+        image_grid_pinpoints=pins(ONEVISION),
         vision_aspect_ratio=ratio,
     )
     config.image_token_id, config.video_token_id = image, video
-    model = transformers.LlavaOnevisionForConditionalGeneration(config)
-    return model, OneVisionProcessor(tok, size, 14, pins, ratio), "<image>"
+    return transformers.LlavaOnevisionForConditionalGeneration(config)
 
 
 def _mistral3() -> Parts:
     marks = ["[IMG]", "[IMG_BREAK]", "[IMG_END]"]
     tok = tokenizer(marks, marks[0])
     mark = tok.convert_tokens_to_ids(marks[0])
-    vision = {**_siglip(), "image_size": 168}
+    vision = {**siglip(), "image_size": 168}
     config = transformers.Mistral3Config(
         vision_config=transformers.PixtralVisionConfig(**vision),
         text_config=text(transformers.MistralConfig, head_dim=16, sliding_window=None),
@@ -180,7 +196,7 @@ QWENS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 FILMS = ("llava_onevision", *QWENS)
 
 
-def _qwen_tokens(tok: Any) -> dict[str, int]:
+def qwen_tokens(tok: Any) -> dict[str, int]:
     names = ("vision_start_token_id", "image_token_id", "vision_end_token_id", "video_token_id")
     ids = tok.convert_tokens_to_ids(QWEN_MARKS)
     return dict(zip(names, ids, strict=True))
@@ -193,45 +209,43 @@ def _mrope() -> dict[str, Any]:
     return {"rope_scaling": dict(type="mrope", **sections)}
 
 
+def _qwen_vision(patch: int, **more: Any) -> dict[str, Any]:
+    pairs = {"spatial_merge_size": 2, "temporal_patch_size": 2}
+    return {"depth": 2, "num_heads": 2, "patch_size": patch, **pairs, **more}
+
+
+def qwen2_5_vision(width: int = 32) -> dict[str, Any]:
+    windows = {"window_size": 56, "fullatt_block_indexes": [1]}
+    sizes = {"hidden_size": width, "intermediate_size": 48, "out_hidden_size": 64}
+    return _qwen_vision(14, **sizes, **windows, tokens_per_second=2)
+
+
+def qwen2_vision(width: int = 32) -> dict[str, Any]:
+    return _qwen_vision(14, embed_dim=width, hidden_size=64, mlp_ratio=2)
+
+
+def qwen3_vision(width: int = 32, patch: int = 16) -> dict[str, Any]:
+    sizes = {"hidden_size": width, "intermediate_size": 48, "out_hidden_size": 64}
+    deep = {"depth": 3, "deepstack_visual_indexes": [0, 1]}
+    return _qwen_vision(patch, **sizes, **deep, num_position_embeddings=64)
+
+
 def _qwen2_5_vl() -> Parts:
-    tok = tokenizer(QWEN_MARKS, QWEN_IMAGE)
-    vision = {
-        "depth": 2,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_heads": 2,
-        "patch_size": 14,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-        "window_size": 56,
-        "fullatt_block_indexes": [1],
-        "out_hidden_size": 64,
-        "tokens_per_second": 2,
-    }
-    config = transformers.Qwen2_5_VLConfig(
-        text_config=text(dict, **_mrope()), vision_config=vision, **_qwen_tokens(tok)
-    )
-    model = transformers.Qwen2_5_VLForConditionalGeneration(config)
-    return model, QwenProcessor(tok, 14, 168 * 168, "given"), QWEN_IMAGE
+    kinds = (transformers.Qwen2_5_VLConfig, transformers.Qwen2_5_VLForConditionalGeneration)
+    return _qwen2(*kinds, qwen2_5_vision(), "given")
 
 
 def _qwen2_vl() -> Parts:
+    kinds = (transformers.Qwen2VLConfig, transformers.Qwen2VLForConditionalGeneration)
+    return _qwen2(*kinds, qwen2_vision(), "none")
+
+
+def _qwen2(configuration: Any, kind: Any, vision: Any, times: str) -> Parts:
     tok = tokenizer(QWEN_MARKS, QWEN_IMAGE)
-    vision = {
-        "depth": 2,
-        "embed_dim": 32,
-        "hidden_size": 64,
-        "mlp_ratio": 2,
-        "num_heads": 2,
-        "patch_size": 14,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-    }
-    config = transformers.Qwen2VLConfig(
-        text_config=text(dict, **_mrope()), vision_config=vision, **_qwen_tokens(tok)
+    config = configuration(
+        text_config=text(dict, **_mrope()), vision_config=vision, **qwen_tokens(tok)
     )
-    model = transformers.Qwen2VLForConditionalGeneration(config)
-    return model, QwenProcessor(tok, 14, 168 * 168, "none"), QWEN_IMAGE
+    return kind(config), QwenProcessor(tok, 14, 168 * 168, times), QWEN_IMAGE
 
 
 def _qwen3_vl() -> Parts:
@@ -255,29 +269,17 @@ def _qwen3(configuration: Any, kind: Any, **more: Any) -> Parts:
         rope = {"rope_parameters": dict(rope_theta=1e4, **rope)}
     else:
         rope = {"rope_scaling": rope}
-    vision = {
-        "depth": 3,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_heads": 2,
-        "patch_size": 16,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-        "out_hidden_size": 64,
-        "num_position_embeddings": 64,
-        "deepstack_visual_indexes": [0, 1],
-    }
     config = configuration(
         text_config=text(dict, num_hidden_layers=3, head_dim=16, **rope, **more),
-        vision_config=vision,
-        **_qwen_tokens(tok),
+        vision_config=qwen3_vision(),
+        **qwen_tokens(tok),
     )
     return kind(config), QwenProcessor(tok, 16, 192 * 192, "said"), QWEN_IMAGE
 
 
-def _siglip() -> dict[str, Any]:
+def siglip(width: int = 32) -> dict[str, Any]:
     return {
-        "hidden_size": 32,
+        "hidden_size": width,
         "intermediate_size": 48,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
@@ -298,7 +300,7 @@ def _gemma3() -> Parts:
     )
     config = transformers.Gemma3Config(
         text_config=words,
-        vision_config=transformers.SiglipVisionConfig(**_siglip()),
+        vision_config=transformers.SiglipVisionConfig(**siglip()),
         mm_tokens_per_image=16,
         image_token_index=mark,
     )
@@ -312,7 +314,7 @@ def _internvl() -> Parts:
     tok = tokenizer(["<image>"], "<image>")
     mark = tok.convert_tokens_to_ids("<image>")
     vision = transformers.InternVLVisionConfig(
-        **{**_siglip(), "image_size": [112, 112], "patch_size": [14, 14]}
+        **{**siglip(), "image_size": [112, 112], "patch_size": [14, 14]}
     )
     config = transformers.InternVLConfig(
         vision_config=vision,
@@ -338,7 +340,7 @@ def _idefics(configuration: Any, kind: Any) -> Parts:
     tok = tokenizer(["<image>", "<fake>", *crops], "<image>")
     mark = tok.convert_tokens_to_ids("<image>")
     config = configuration(
-        vision_config=_siglip(),
+        vision_config=siglip(),
         text_config=text(transformers.LlamaConfig),
         image_token_id=mark,
         scale_factor=2,
@@ -347,8 +349,8 @@ def _idefics(configuration: Any, kind: Any) -> Parts:
 
 
 BUILDERS: dict[str, Callable[[], Parts]] = {
-    "llava": _llava,
-    "llava_next": _llava_next,
+    "llava": llava,
+    "llava_next": llava_next,
     "llava_onevision": _llava_onevision,
     "mistral3": _mistral3,
     "qwen2_vl": _qwen2_vl,

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..hf.errors import UnsupportedModelError
-from .options import KEY, Options
+from .options import KEY, METHOD, SHARE, Options
 
 __all__ = ["ARCHITECTURES", "Overrides", "overrides", "register"]
 
@@ -69,11 +69,11 @@ class Overrides:
         return config
 
 
-def overrides(method: str = "zspaprune", *, keep: float = 0.1, **options: Any) -> Overrides:
+def overrides(method: str = METHOD, *, keep: float = SHARE, **options: Any) -> Overrides:
     """`hf_overrides` for vLLM's `LLM` and `EngineArgs`, with which a model is pruned.
 
     Args:
-        method: name of a method that chooses by tokens and words; see `methods.names`.
+        method: name of a method that chooses by tokens and words; see `methods.available`.
         keep: share of each picture's tokens in (0, 1], or a count.
         options: other options of the method, such as `core_ratio`; and `query`, what relevance is
             measured against: `"question"`, `"all"` words of the prompt, or a text.

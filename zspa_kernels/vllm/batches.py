@@ -43,12 +43,12 @@ class Batches:
         return cls(limit, patches=(vision.image_size // vision.patch_size) ** 2)
 
     def split(
-        self, inputs: Mapping[str, Any], images: int, words: Sequence[Tensor] | None = None
+        self, inputs: Mapping[str, Any], pictures: int, words: Sequence[Tensor] | None = None
     ) -> Iterator[tuple[int, int, dict[str, Any]]]:
-        """Parts of a batch: the first image, the one behind the last, and their inputs."""
+        """Parts of a batch: the first picture, the one behind the last, and their inputs."""
         pixels = next((inputs[name] for name in _PIXELS if name in inputs), None)
         if pixels is None:  # encoded elsewhere
-            yield 0, images, dict(inputs)
+            yield 0, pictures, dict(inputs)
             return
         grid = next((inputs[name] for name in _GRIDS if name in inputs), None)
         if grid is None:
@@ -60,9 +60,9 @@ class Batches:
         if words is not None:
             sizes = [size + len(own) for size, own in zip(sizes, words, strict=True)]
         start = 0
-        while start < images:
+        while start < pictures:
             stop, total = start + 1, sizes[start]
-            while stop < images and total + sizes[stop] <= self.limit:
+            while stop < pictures and total + sizes[stop] <= self.limit:
                 total += sizes[stop]
                 stop += 1
             yield start, stop, self._part(inputs, start, stop, rows)
@@ -73,7 +73,7 @@ class Batches:
         inputs: Mapping[str, Any], start: int, stop: int, rows: list[int] | None
     ) -> dict[str, Any]:
         def cut(name: str, value: Any) -> Any:
-            if rows is not None and name in _PIXELS:  # [patches of all images, channels]
+            if rows is not None and name in _PIXELS:  # [patches of all pictures, channels]
                 return value[sum(rows[:start]) : sum(rows[:stop])]
             return value[start:stop]
 

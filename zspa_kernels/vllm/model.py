@@ -37,7 +37,7 @@ class PruningModel(_Model):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         config = vllm_config.model_config.hf_config
         self._options = Options.of(config)
-        self._width: int = getattr(config, "text_config", config).hidden_size
+        self._width: int = vllm_config.model_config.hf_text_config.hidden_size
         self._batches = Batches.of(config, vllm_config.scheduler_config.max_num_batched_tokens)
         _log.info("Visual tokens are pruned: %r", self._options.method)
 

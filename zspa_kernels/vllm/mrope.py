@@ -24,6 +24,7 @@ from vllm.multimodal.inputs import (
 from vllm.platforms import current_platform
 
 from .model import PruningModel
+from .processor import placeholders
 
 # A position is written in two digits: bfloat16 has every integer up to 256.
 _BASE = 256
@@ -43,9 +44,7 @@ class PruningMRopeModel(PruningModel):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         # The stock model need not append positions of its own.
         self.is_multimodal_pruning_enabled = False
-        config = vllm_config.model_config.hf_config
-        self._merged: int = config.vision_config.spatial_merge_size**2  # patches a token
-        self._shown = [getattr(config, f"{name}_token_id") for name in _MODALITIES]
+        self._shown = sorted(placeholders(vllm_config.model_config.hf_config))
 
     def _before(self, vllm_config: Any) -> None:
         super()._before(vllm_config)
@@ -82,7 +81,8 @@ class PruningMRopeModel(PruningModel):
             text = input_tokens[done : place.offset]
             stay.append(torch.arange(len(text) + place.length) + len(whole))
             whole += text
-            tokens = int(feature.data[_GRID[feature.modality][0]].data.prod()) // self._merged
+            patches = int(feature.data[_GRID[feature.modality][0]].data.prod())
+            tokens = patches // self._batches.merged
             at = PlaceholderRange(offset=len(whole), length=tokens)
             moved.append(replace(feature, mm_position=at))
             whole += [input_tokens[place.offset]] * tokens

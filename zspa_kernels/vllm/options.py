@@ -16,7 +16,8 @@ from ..hf.errors import UnsupportedMethodError
 
 #: The key of the options in `hf_overrides` and in `mm_processor_kwargs`.
 KEY = "zspa"
-QUERIES = ("question", "all")
+#: Method and share of a server that names none.
+METHOD, SHARE = "zspaprune", 0.1
 _OF_A_REQUEST = ("keep", "query")
 #: What an encoder in vLLM has at hand for a method, by the name of the method's input.
 _GIVEN = ("visual", "prompt")
@@ -55,7 +56,7 @@ class Options:
             )
         options = dict(given)
         query = _query(options.pop("query", "question"))
-        method = methods.get(options.pop("method", "zspaprune"), **{"keep": 0.1, **options})
+        method = methods.get(options.pop("method", METHOD), **{"keep": SHARE, **options})
         return cls(_served(method), query)
 
     @property
@@ -87,7 +88,7 @@ class Options:
         return replace(self, method=replace(self.method, keep=keep))
 
     def count(self, tokens: int) -> int:
-        """How many of an picture's tokens are kept."""
+        """How many of a picture's tokens are kept."""
         rounding = getattr(self.method, "rounding", "round")
         return api.num_keep(tokens, self.method.keep, rounding)
 

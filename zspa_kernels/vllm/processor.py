@@ -29,7 +29,7 @@ from vllm.multimodal.processing import (
 from ..hf import query
 from ..hf.errors import UnsupportedModelError
 from ..hf.template import Template
-from .options import KEY, QUERIES, Options
+from .options import KEY, Options
 
 #: Fields of an image, each followed by its modality.
 KEEP, WORDS = "zspa_keep_", "zspa_words_"
@@ -128,35 +128,35 @@ class PruningProcessor(BaseMultiModalProcessor[Any]):
     def _words(self, prompt: Sequence[int], asked: str) -> list[int]:
         """Ids of the words that relevance is measured against."""
         tokenizer = self.info.get_tokenizer()
-        if asked not in QUERIES:
+        if asked not in query.QUERIES:
             return list(tokenizer.encode(asked, add_special_tokens=False))
         if asked == "all":
             return [i for i in prompt if i not in self._shown]
         if self._template is not None:
             return [i for i in self._template.question(prompt) if i not in self._special]
-        text = self._configs[-1]
-        ends = query.ids_of([text.eos_token_id, tokenizer.eos_token_id])
+        words = self.info.ctx.model_config.hf_text_config
+        ends = query.ids_of([words.eos_token_id, tokenizer.eos_token_id])
         return query.question(prompt, self._shown, ends, self._special)
-
-    @property
-    def _configs(self) -> tuple[Any, Any]:
-        """Of the model, and of its language model."""
-        config = self.info.get_hf_config()
-        return config, getattr(config, "text_config", config)
 
     @functools.cached_property
     def _special(self) -> set[int]:
         """Ids that are no words."""
-        return query.special_ids(self._configs, self.info.get_tokenizer())
+        configs = (self.info.get_hf_config(), self.info.ctx.model_config.hf_text_config)
+        return query.special_ids(configs, self.info.get_tokenizer())
 
     @functools.cached_property
     def _shown(self) -> set[int]:
         """Ids that stand for visual tokens."""
-        return query.ids_of(getattr(self._configs[0], name, None) for name in _PLACEHOLDERS)
+        return placeholders(self.info.get_hf_config())
 
     @functools.cached_property
     def _template(self) -> Template | None:
         return Template.of(self.info.get_hf_processor())
+
+
+def placeholders(config: Any) -> set[int]:
+    """Ids that stand for visual tokens."""
+    return query.ids_of(getattr(config, name, None) for name in _PLACEHOLDERS)
 
 
 def _check_places(prompt: Sequence[int], pictures: int, shown: Set[int]) -> None:

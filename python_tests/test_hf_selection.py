@@ -117,7 +117,7 @@ def test_a_template_is_asked_for_texts_or_parts() -> None:
         apply_chat_template = staticmethod(render)
 
     processor = SimpleNamespace(tokenizer=Words(), chat_template="x", apply_chat_template=render)
-    expected = Template(before=[97, 98], between=[100], behind=[101])
+    expected = Template(before=[97, 98], between=[100], behind=[101], opening=[])
     assert Template.of(Words()) == Template.of(processor) == expected
     assert shape == [str, list]
     for row, left in (
@@ -127,7 +127,9 @@ def test_a_template_is_asked_for_texts_or_parts() -> None:
         ([97, 98, 5, 100, 6, 100, 7, 101], [7]),
     ):
         assert expected.question(row) == left
-    assert Template(before=[97], between=[], behind=[101]).question([97, 5]) == [5]
+    assert Template([97], [], [101], []).question([97, 5]) == [5]
+    lines = Template(before=[97], between=[100], behind=[10], opening=[10])
+    assert lines.question([97, 5, 10, 6, 10]) == [5, 10, 6]  # a line break in the question
     one, two, three = "zspaquestionone", "zspaanswer", "zspaquestiontwo"
     for rendered in ("the last turn only", f"a {three} c {two} d {one} e", f"{one} {two} {one}"):
         processor.apply_chat_template = lambda messages, text=rendered, **options: text
@@ -141,6 +143,36 @@ def test_a_template_is_asked_for_texts_or_parts() -> None:
     silent = Words()
     silent.chat_template = None
     assert Template.of(silent) is None
+
+
+def test_a_prompt_may_end_otherwise_than_its_template_says(tiny: vlms.Tiny) -> None:
+    """One that forbids the model to think, gives the answer's first words, or asks for none."""
+
+    class Thinking:
+        """Writes `<end> <start> assistant <unk>` behind the last question."""
+
+        chat_template = "its own"
+        all_special_ids = ()
+
+        def __call__(self, text: str, **options: bool) -> Any:
+            return tiny.processor.tokenizer(text, **options)
+
+        def apply_chat_template(self, messages: list[dict[str, Any]], **options: bool) -> str:
+            turns = [f"<start> {one['role']} {one['content']} <end>" for one in messages]
+            return " ".join([*turns, "<start> assistant <unk>"])
+
+    first = f"{USER} <image> what is this"
+    texts = [
+        f"{first} <end> <start> assistant <unk>",
+        f"{first} <end> <start> assistant <unk> <s> <unk>",
+        f"{first} <end> <start> assistant a cat",
+        f"{first} <end>",
+        first,
+        f"{first} <end> <start> assistant a cat <end> {USER} who <end>",
+        f"{first} <end> <start> assistant a cat <end> {USER} where <end> <start> assistant left",
+    ]
+    got = asked(tiny, texts, processor=Thinking())
+    assert got == [["what", "is", "this"]] * 5 + [["who"], ["where"]]
 
 
 def test_given_words_and_masks(tiny: vlms.Tiny) -> None:

@@ -18,11 +18,13 @@ class Template:
         between: from the end of an answer to the next question; may be empty.
         before: from the start of the prompt to its first question.
         behind: from the last question to the end of the prompt, where the answer will begin.
+        opening: what `behind` and the text before a given answer both begin with; may be empty.
     """
 
     before: list[int]
     between: list[int]
     behind: list[int]
+    opening: list[int]
 
     @classmethod
     def of(cls, processor: Any) -> Template | None:
@@ -48,25 +50,32 @@ class Template:
         if places != sorted(places) or any(rendered.count(word) != 1 for word in _WORDS):
             return None  # one that repeats, drops or moves turns says nothing about their borders
         before, rest = rendered.split(first)
-        _, rest = rest.split(answer)
+        answered, rest = rest.split(answer)
         between, behind = rest.split(second)
 
         def ids(text: str) -> list[int]:
             found: list[int] = list(tokenizer(text, add_special_tokens=False)["input_ids"])
             return found
 
-        return cls(ids(before), ids(between), ids(behind))
+        after = ids(behind)
+        return cls(ids(before), ids(between), after, after[: common(after, ids(answered))])
 
     def question(self, row: Sequence[int]) -> list[int]:
         """What is left of a prompt without padding: its last question, with its image tokens."""
         words = list(row)
-        words = words[: len(words) - common(words[::-1], self.behind[::-1])]
+        ended = common(words[::-1], self.behind[::-1])
+        words = words[: len(words) - ended]
         start = last(words, self.between)
-        if start is not None:
-            return words[start:]
-        # A prompt may begin with what the tokenizer adds, such as a beginning-of-sequence token.
-        skip = next((i for i in range(2) if words[i : i + 1] == self.before[:1]), 0)
-        return words[skip + common(words[skip:], self.before) :]
+        if start is None:
+            # A prompt may begin with what the tokenizer adds, such as a beginning-of-sequence token.
+            skip = next((i for i in range(2) if words[i : i + 1] == self.before[:1]), 0)
+            start = skip + common(words[skip:], self.before)
+        words = words[start:]
+        if ended < len(self.behind):
+            # Another end: it forbids the model to think, or gives the first words of the answer.
+            begun = last(words, self.opening)
+            words = words if begun is None else words[: begun - len(self.opening)]
+        return words
 
 
 def common(one: Sequence[int], other: Sequence[int]) -> int:

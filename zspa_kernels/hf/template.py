@@ -67,7 +67,7 @@ class Template:
         words = words[: len(words) - ended]
         start = last(words, self.between)
         if start is None:
-            # A prompt may begin with what the tokenizer adds, such as a beginning-of-sequence token.
+            # A prompt may begin with what the tokenizer adds, such as one for its beginning.
             skip = next((i for i in range(2) if words[i : i + 1] == self.before[:1]), 0)
             start = skip + common(words[skip:], self.before)
         words = words[start:]

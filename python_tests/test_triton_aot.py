@@ -40,6 +40,13 @@ STACK = {
     "_dpp_greedy_kernel": 16,
     "_min_sum_greedy_kernel": 16,
 }
+# The same, in bytes of kernels for sm_120, of any dtype.
+STACK_SM_120 = {
+    "_relevance_topk_norm_kernel": 16,
+    "_diversity_norm_kernel": 16,
+    "_diversity_greedy_kernel": 24,
+    "_relevance_topk_max_kernel": 16,
+}
 # Pairs that no barrier orders (`triton_races`), and need not.
 HARMLESS = {
     # One element is one thread's; what other warps read of it goes nowhere.
@@ -94,7 +101,7 @@ def _fits(report: dict[str, Any]) -> list[str]:
         faults.append("multiplies float32 values in TF32")
     if report["shared"] > triton_aot.TARGETS[report["target"]]:
         faults.append("needs more shared memory than there is")
-    if report["spill"] > (STACK.get(report["kernel"], 0) if float32 else 0) and report["aligned"]:
+    if report["spill"] > _stack(report["kernel"], report["target"], float32) and report["aligned"]:
         faults.append("spills registers")
     if report["kernel"] in PRODUCTS and not float32 and not report["matrix"]:
         faults.append("does not use the matrix units")
@@ -102,6 +109,12 @@ def _fits(report: dict[str, Any]) -> list[str]:
         faults += _waits(report)
     faults += [f"does not order {r}" for r in report.get("races", ()) if r not in HARMLESS]
     return [f"{report} {fault}" for fault in faults]
+
+
+def _stack(kernel: str, target: str, float32: bool) -> int:
+    """Bytes that a kernel may have on the stack."""
+    blackwell = STACK_SM_120.get(kernel, 0) if target == "sm_120" else 0
+    return max(blackwell, STACK.get(kernel, 0) if float32 else 0)
 
 
 def _waits(report: dict[str, Any]) -> list[str]:

@@ -226,7 +226,7 @@ def _forms(
 ) -> Tensor:
     rows = tokens.flatten(0, 1)
     R, H = factor.shape
-    cfg = _config(H, rows.shape[1], 1, factor)
+    cfg = _config(rows, w1, 1, factor)
     blocks = max(1, triton.cdiv(R, cfg.form_r))
     scores = _floats(rows, len(rows))
     for part, out in zip(rows.split(cfg.rows), scores.split(cfg.rows), strict=True):
@@ -244,7 +244,7 @@ def _forms(
             BLOCK_H=cfg.form_h,
             REVERSED=cfg.reverse,
             num_warps=cfg.form_warps,
-            num_stages=cfg.stages,
+            num_stages=cfg.form_stages,
         )
         _score(part, parts, 1, out, cfg)
     return scores.view(tokens.shape[:2])
@@ -261,7 +261,7 @@ def _responses(
 ) -> Tensor:
     rows = tokens.flatten(0, 1)
     (m, H), O = shifts.shape, len(w2)  # noqa: E741
-    cfg = _config(H, rows.shape[1], m, w2)
+    cfg = _config(rows, w1, m, w2)
     blocks_m, blocks_o = triton.cdiv(m, cfg.response_m), triton.cdiv(O, cfg.response_o)
     scores = _floats(rows, len(rows))
     for part, out in zip(rows.split(cfg.rows), scores.split(cfg.rows), strict=True):
@@ -280,7 +280,7 @@ def _responses(
             BLOCK_H=cfg.response_h,
             REVERSED=cfg.reverse,
             num_warps=cfg.response_warps,
-            num_stages=cfg.stages,
+            num_stages=cfg.response_stages,
         )
         _score(part, parts, m, out, cfg)
     return scores.view(tokens.shape[:2])
@@ -310,8 +310,11 @@ def _hidden(rows: Tensor, w1: Tensor | None) -> Tensor:
         return rows.float() @ w1.float().T
 
 
-def _config(h: int, d: int, m: int, weight: Tensor) -> Config:
-    return config(h, d, m, weight.element_size(), torch.version.hip is not None)
+def _config(rows: Tensor, w1: Tensor | None, m: int, weight: Tensor) -> Config:
+    # What `_hidden` makes is float32.
+    hidden_itemsize = rows.element_size() if w1 is None else 4
+    h, d, itemsize = weight.shape[1], rows.shape[1], weight.element_size()
+    return config(h, d, m, itemsize, hidden_itemsize, torch.version.hip is not None)
 
 
 def _floats(like: Tensor, *shape: int) -> Tensor:

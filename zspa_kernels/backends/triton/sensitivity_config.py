@@ -18,13 +18,14 @@ class Config:
     form_r: int
     form_h: int
     form_warps: int
+    form_stages: int
     # Responses: response_n tokens times response_m directions are the rows of a tile.
     response_n: int
     response_m: int
     response_o: int
     response_h: int
     response_warps: int
-    stages: int
+    response_stages: int
     # Scores: a stream over the tokens and their partial sums.
     score_n: int
     score_m: int
@@ -35,12 +36,15 @@ class Config:
     reverse: bool = False  # run the grid back to front; for tests of program order
 
 
-def config(h: int, d: int, m: int, itemsize: int, hip: bool = False) -> Config:
+def config(
+    h: int, d: int, m: int, itemsize: int, hidden_itemsize: int, hip: bool = False
+) -> Config:
     """The configuration for H hidden units, D channels, m directions.
 
-    `itemsize` is that of the weights a tile is multiplied with.
+    `itemsize` is that of the weights a tile is multiplied with, `hidden_itemsize` that of the
+    pre-activations.
     """
-    half = itemsize == 2
+    half, wide = itemsize == 2, hidden_itemsize == 4
     width = max(16, 1 << (h - 1).bit_length())  # tl.dot needs 16
     directions = min(16, 1 << (m - 1).bit_length())
     return Config(
@@ -49,8 +53,14 @@ def config(h: int, d: int, m: int, itemsize: int, hip: bool = False) -> Config:
         # one 128-byte line. float32 does without matrix units: 32 x 64, as 64 rows spill on sm_100.
         form_n=128 if half else 32,
         form_r=128 if half else 64,
-        form_h=min(width, 64 if half else 32),
+        form_h=min(width, 64 if half and not wide else 32),
         form_warps=8 if half else 4,
+        # (128 + 128) x 128 bytes per stage; AMD has 64 KiB. Derivatives cost more than the products
+        # of their block, so two programs a multiprocessor, one at each, are worth more than loads
+        # far ahead: pre-activations of float32 leave both 128 registers with 32 units a time and 2
+        # stages (with 3 some kernels take more, or spill; 64 units, 112 KiB, are too much for many
+        # a GPU).
+        form_stages=2 if hip or (half and wide) else 3,
         # The same tile; a token's derivatives are shared by its 16 directions. 64 hidden units at a
         # time, or 256 outputs, would spill the quotients.
         response_n=(128 if half else 32) // directions,
@@ -58,8 +68,7 @@ def config(h: int, d: int, m: int, itemsize: int, hip: bool = False) -> Config:
         response_o=128 if half else 64,
         response_h=min(width, 32),
         response_warps=8 if half else 4,
-        # (128 + 128) x 128 bytes per stage; AMD has 64 KiB.
-        stages=2 if hip else 3,
+        response_stages=2 if hip else 3,
         score_n=16,
         score_m=directions,
         score_k=min(max(16, 1 << (d - 1).bit_length()), 256),

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -81,8 +83,53 @@ def hidden_with_grad(tiny: vlms.Tiny, inputs: Mapping[str, Any], keep: Tensor) -
     if tiny.name == "gemma3":
         mask = {"full_attention": mask, "sliding_attention": mask}
     rest = {k: v for k, v in inputs.items() if k not in ("attention_mask", "token_type_ids")}
-    output = tiny.model(**rest, attention_mask=mask, position_ids=positions, use_cache=False)
+    with _passing_over(tiny.model, keep):
+        output = tiny.model(**rest, attention_mask=mask, position_ids=positions, use_cache=False)
     return output.logits
+
+
+@contextlib.contextmanager
+def _passing_over(model: Any, keep: Tensor) -> Iterator[None]:
+    """Layers with states (Qwen3.5) read the kept tokens one by one, and no mask."""
+    layers = [part for part in model.modules() if hasattr(part, "A_log")]
+    for part in layers:
+        vars(part)["forward"] = functools.partial(_delta_rule, part, keep)
+    try:
+        yield
+    finally:
+        for part in layers:
+            del vars(part)["forward"]
+
+
+def _delta_rule(part: Any, keep: Tensor, hidden_states: Tensor, **_: Any) -> Tensor:
+    """What a layer `part` makes of `[B, L, D]` if a token that is not kept changes no state."""
+    batch = len(hidden_states)
+    heads, repeat = part.num_v_heads, part.num_v_heads // part.num_k_heads
+    mixed = part.in_proj_qkv(hidden_states)
+    beta = part.in_proj_b(hidden_states).sigmoid()
+    rate = torch.nn.functional.softplus(part.in_proj_a(hidden_states) + part.dt_bias)
+    decay = (-part.A_log.exp() * rate).exp()
+    window = mixed.new_zeros(batch, mixed.shape[-1], part.conv_kernel_size)
+    state = mixed.new_zeros(batch, heads, part.head_k_dim, part.head_v_dim)
+    read = []
+    for t, real in enumerate(keep.T):
+        moved = torch.cat((window[..., 1:], mixed[:, t, :, None]), dim=-1)
+        window = torch.where(real[:, None, None], moved, window)
+        seen = torch.nn.functional.silu((window * part.conv1d.weight[:, 0]).sum(-1))
+        q, k, v = seen.split([part.key_dim, part.key_dim, part.value_dim], dim=-1)
+        q, k = (
+            torch.nn.functional.normalize(x.view(batch, part.num_k_heads, -1), dim=-1)
+            for x in (q, k)
+        )
+        q, k = (x.repeat_interleave(repeat, 1) for x in (q, k))
+        old = decay[:, t, :, None, None] * state
+        error = v.view(batch, heads, -1) - torch.einsum("bhk,bhkv->bhv", k, old)
+        new = old + torch.einsum("bh,bhk,bhv->bhkv", beta[:, t], k, error)
+        state = torch.where(real[:, None, None, None], new, state)
+        read.append(torch.einsum("bhk,bhkv->bhv", q, state) * part.head_k_dim**-0.5)
+    out, gate = torch.stack(read, dim=1), part.in_proj_z(hidden_states)
+    made = part.norm(out.reshape(-1, part.head_v_dim), gate.reshape(-1, part.head_v_dim))
+    return part.out_proj(made.reshape(batch, len(read), -1))
 
 
 def shown(tiny: vlms.Tiny, ids: Tensor) -> Tensor:

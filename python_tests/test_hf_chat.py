@@ -146,7 +146,7 @@ def test_compact_positions_and_conversations_that_change() -> None:
     assert torch.equal(anew, expected)
 
 
-@pytest.mark.parametrize("name", ["llava_next", "qwen3_vl", "smolvlm"])
+@pytest.mark.parametrize("name", ["llava_next", "qwen3_vl", "qwen3_5", "smolvlm"])
 def test_another_picture_is_another_conversation(name: str) -> None:
     """The words are the same, and so are the ids: the cache would show the picture of before.
 

@@ -92,7 +92,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None, causal: bool) 
     return attended.transpose(0, 1)
 
 
-@pytest.fixture(params=["llava", "llava_next", "qwen2_5_vl"])
+@pytest.fixture(params=["llava", "llava_next", "qwen2_5_vl", "qwen3_5"])
 def tiny(request: pytest.FixtureRequest) -> vlms.Tiny:
     return vlms.build(request.param)
 
@@ -141,7 +141,7 @@ def test_pruned_prompts(tiny: vlms.Tiny, kernels: Kernels, kind: str, positions:
             torch.testing.assert_close(got[b, 0], oracle[b, last], **CLOSE)
     # One prompt is one sequence, whatever gaps its positions have; a padded batch is two.
     assert set(kernels.segments) <= {None, 1 if kind == "single" else 2}
-    looked = kind == "single" and positions == "original" and tiny.name != "qwen2_5_vl"
+    looked = kind == "single" and positions == "original" and tiny.name not in vlms.QWENS
     assert (1 in kernels.segments) == looked
 
 

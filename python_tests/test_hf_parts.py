@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 import zspa_kernels as zk
 from python_tests import vlms
@@ -37,6 +38,15 @@ def test_models_in_wrappers(monkeypatch: pytest.MonkeyPatch) -> None:
         target = Target.of(one)
         assert (target.model, target.inner) == (model, inner)
         assert target.takes_features == (vlms.VERSION >= (5, 20))
+
+
+def test_versions_that_lose_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In transformers before 5.13 several tokens behind a cache begin with empty states."""
+    tiny = vlms.get("qwen3_5")
+    monkeypatch.delattr(transformers.masking_utils, "create_recurrent_attention_mask")
+    with pytest.raises(zk.hf.UnsupportedModelError, match=r"be 5\.13 or newer for Qwen3\.5, got"):
+        Target.of(tiny.model)
+    Target.of(vlms.get("qwen3_vl").model)
 
 
 def test_cells_are_places_in_the_picture() -> None:

@@ -175,6 +175,11 @@ def test_a_direct_call_sees_the_kept_tokens_only(name: str, kind: str) -> None:
             report = handle.report
             assert report is not None
             ends = torch.tensor(report.prompt_after if kind == "right" else [0, 0]) - 1
+            if kind == "right" and name in vlm_models.STATES:
+                # They have read the padding behind the prompts; unpruned nobody says so.
+                with pytest.raises(hf.UnsupportedInputError, match="its padding on the left when"):
+                    by_hand(tiny.model, inputs, first, ends)
+                continue
             steps = by_hand(tiny.model, inputs, first, ends)
             generated = rows(generate(tiny.model, padded))
         torch.testing.assert_close(steps, generated, **CLOSE)

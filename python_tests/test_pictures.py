@@ -102,7 +102,7 @@ def test_llava_next_sees_a_small_picture_and_tiles_of_a_large_one() -> None:
     assert len(lit.indices) == everything.after - int((cell[:, 0] < 0).sum())
 
 
-@pytest.mark.parametrize("name", ["smolvlm", "gemma3", "internvl", "qwen3_vl"])
+@pytest.mark.parametrize("name", ["smolvlm", "gemma3", "internvl", "qwen3_vl", "qwen3_5"])
 def test_each_image_of_a_batch_is_its_own(name: str) -> None:
     tiny = vlms.get(name)
     inputs = tiny.inputs("ragged")

@@ -192,8 +192,10 @@ def _mistral3() -> Parts:
 
 
 # These take videos.
-QWENS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+QWENS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5")
 FILMS = ("llava_onevision", *QWENS)
+# These have layers that keep a state instead of keys and values.
+STATES = ("qwen3_5",)
 
 
 def qwen_tokens(tok: Any) -> dict[str, int]:
@@ -249,21 +251,58 @@ def _qwen2(configuration: Any, kind: Any, vision: Any, times: str) -> Parts:
 
 
 def _qwen3_vl() -> Parts:
-    return _qwen3(transformers.Qwen3VLConfig, transformers.Qwen3VLForConditionalGeneration)
+    kinds = (transformers.Qwen3VLConfig, transformers.Qwen3VLForConditionalGeneration)
+    return _qwen3(*kinds, qwen3_vision())
 
 
 def _qwen3_vl_moe() -> Parts:
     experts = {"moe_intermediate_size": 48, "num_experts": 4, "num_experts_per_tok": 2}
     kinds = (transformers.Qwen3VLMoeConfig, transformers.Qwen3VLMoeForConditionalGeneration)
-    return _qwen3(*kinds, **experts)
+    return _qwen3(*kinds, qwen3_vision(), **experts)
 
 
-def _qwen3(configuration: Any, kind: Any, **more: Any) -> Parts:
+def _qwen3_5() -> Parts:
+    kinds = (transformers.Qwen3_5Config, transformers.Qwen3_5ForConditionalGeneration)
+    return _hybrid(*_qwen3(*kinds, _qwen3_5_vision(), (2, 1, 1), **HYBRID))
+
+
+def _hybrid(model: Any, *others: Any) -> Parts:
+    for part in model.modules():
+        if hasattr(part, "A_log"):  # as made by default, a state forgets within a token or two
+            torch.nn.init.uniform_(part.A_log, -5.0, -2.0)
+            torch.nn.init.normal_(part.conv1d.weight, std=0.5)
+    return (model, *others)
+
+
+# Layers with states (a gated delta rule) before and behind one with attention.
+HYBRID: dict[str, Any] = {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+
+
+def _qwen3_5_vision() -> dict[str, Any]:
+    vision = {**qwen3_vision(), "depth": 2}
+    del vision["deepstack_visual_indexes"]
+    return vision
+
+
+def _qwen3(
+    configuration: Any,
+    kind: Any,
+    vision: dict[str, Any],
+    sections: Sequence[int] = (2, 3, 3),
+    **more: Any,
+) -> Parts:
     tok = tokenizer(QWEN_MARKS, QWEN_IMAGE)
     rope: dict[str, Any] = {
         "rope_type": "default",
-        "mrope_section": [2, 3, 3],
+        "mrope_section": list(sections),
         "mrope_interleaved": True,
+        "partial_rotary_factor": sum(sections) / 8,
     }
     if VERSION >= (5, 0):
         rope = {"rope_parameters": dict(rope_theta=1e4, **rope)}
@@ -271,7 +310,7 @@ def _qwen3(configuration: Any, kind: Any, **more: Any) -> Parts:
         rope = {"rope_scaling": rope}
     config = configuration(
         text_config=text(dict, num_hidden_layers=3, head_dim=16, **rope, **more),
-        vision_config=qwen3_vision(),
+        vision_config=vision,
         **qwen_tokens(tok),
     )
     return kind(config), QwenProcessor(tok, 16, 192 * 192, "said"), QWEN_IMAGE
@@ -357,8 +396,11 @@ BUILDERS: dict[str, Callable[[], Parts]] = {
     "qwen2_5_vl": _qwen2_5_vl,
     "qwen3_vl": _qwen3_vl,
     "qwen3_vl_moe": _qwen3_vl_moe,
+    "qwen3_5": _qwen3_5,
     "internvl": _internvl,
     "gemma3": _gemma3,
     "idefics3": _idefics3,
     "smolvlm": _smolvlm,
 }
+# The versions of transformers from which on these are pruned; see Target.of.
+SINCE = {"qwen3_5": (5, 13)}

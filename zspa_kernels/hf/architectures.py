@@ -32,6 +32,7 @@ class Architecture:
         mrope: positions have three axes (time, row, column).
         videos: it takes videos beside pictures. Where it does not, their frames are pictures.
         patches: a visual token is one patch of the vision tower, in its order.
+        states: layers of the language model keep a state instead of keys and values.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Architecture:
     mrope: bool = False
     videos: bool = False
     patches: bool = False
+    states: bool = False
 
     @property
     def in_tiles(self) -> bool:
@@ -67,6 +69,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "qwen2_5_vl": Architecture("Qwen2.5-VL", **_QWEN),
     "qwen3_vl": Architecture("Qwen3-VL", **_QWEN, marks="times"),
     "qwen3_vl_moe": Architecture("Qwen3-VL", **_QWEN, marks="times"),
+    "qwen3_5": Architecture("Qwen3.5", **_QWEN, marks="times", states=True),
     "internvl": Architecture("InternVL", image="run"),
     "gemma3": Architecture("Gemma 3"),
     "idefics3": Architecture("Idefics3", **_IDEFICS),
@@ -137,6 +140,13 @@ class Target:
             raise UnsupportedModelError(
                 f"prune: model must be a ...ForConditionalGeneration of {known}, no part and no "
                 f"parallel wrapper of one, got {type(model).__name__} (model_type {kind!r})"
+            )
+        masks = sys.modules.get("transformers.masking_utils")
+        if arch.states and not hasattr(masks, "create_recurrent_attention_mask"):
+            raise UnsupportedModelError(
+                f"prune: transformers must be 5.13 or newer for {arch.name}, got "
+                f"{transformers_version()}: in older ones its layers forget their states when a "
+                f"call goes on with several tokens"
             )
         config = base.config
         token = getattr(config, "image_token_id", None)

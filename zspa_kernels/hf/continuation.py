@@ -30,6 +30,7 @@ class Continuation:
         first: `[B, 1]`, position of the first token behind the prompt.
         shift: `[B, 1]`, by how much a position given by the caller is too large.
         own_positions: the caller's positions are not to be used.
+        spoilt: layers with states have read padding behind a prompt.
     """
 
     mask: Tensor
@@ -37,6 +38,7 @@ class Continuation:
     first: Tensor
     shift: Tensor
     own_positions: bool
+    spoilt: bool
 
     def corrected(self, target: Target, arguments: dict[str, Any], cache: Any) -> dict[str, Any]:
         """The arguments of a forward call that goes on from `cache`."""
@@ -49,6 +51,12 @@ class Continuation:
                 f"prune: input_ids must be [B * n, tokens] when going on from the cache of "
                 f"{len(self.mask)} pruned prompts, got {list(tokens.shape[:2])}; a cache of some "
                 f"of them does not say which they are"
+            )
+        if self.spoilt:
+            raise UnsupportedInputError(
+                f"prune: attention_mask must have its padding on the left when going on from a "
+                f"prompt of {target.arch.name}, got one with padding on the right, which has "
+                f"changed the states of its layers"
             )
         slots = arguments.get("cache_position")
         if slots is None or not self.own_positions:

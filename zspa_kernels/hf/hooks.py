@@ -98,8 +98,10 @@ class Hooks:
         self, pruned: Pruned, length: int, own_positions: bool = False
     ) -> Continuation:
         """How to go on from a prompt whose masks have `length` columns."""
-        shift = pruned.unpruned_next - pruned.next_positions
-        return Continuation(pruned.mask, length, pruned.next_positions, shift, own_positions)
+        first, mask = pruned.next_positions, pruned.mask
+        spoilt = self._target.arch.states and not bool(mask[:, -1].all())
+        shift = pruned.unpruned_next - first
+        return Continuation(mask, length, first, shift, own_positions, spoilt)
 
     def _before(
         self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]

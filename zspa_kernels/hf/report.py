@@ -60,7 +60,8 @@ class PruneReport:
         prompt_after: tokens of each pruned prompt, without padding.
         query_tokens: words of each prompt against which relevance was measured; 0: there were
             none, and its images were pruned by diversity.
-        kv_bytes_before: keys and values of all layers for the unpruned batch, padding included.
+        kv_bytes_before: keys and values of all layers for the unpruned batch, padding included,
+            without the states of layers that have no keys (Qwen3.5).
         kv_bytes_after: for the pruned batch.
         scope: what shares a budget.
         positions: `"original"` or `"compact"`.
@@ -127,7 +128,10 @@ class PruneReport:
 
 
 def kv_bytes(target: Target, batch: int, length: int) -> int:
-    """Bytes of keys and values for `length` tokens a prompt; sliding layers hold a window."""
+    """Bytes of keys and values for `length` tokens a prompt.
+
+    Sliding layers hold a window, layers with a state none.
+    """
     config = target.model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -137,6 +141,7 @@ def kv_bytes(target: Target, batch: int, length: int) -> int:
     kinds = getattr(config, "layer_types", None) or [one] * config.num_hidden_layers
     # The token that is read next has the last slot of a window.
     short = length if window is None else min(length, window - 1)
-    slots = sum(short if kind.startswith("sliding") else length for kind in kinds)
+    held = [kind for kind in kinds if kind != "linear_attention"]
+    slots = sum(short if kind.startswith("sliding") else length for kind in held)
     size: int = 2 * batch * slots * heads * width * torch.finfo(target.model.dtype).bits // 8
     return size

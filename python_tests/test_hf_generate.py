@@ -32,7 +32,10 @@ ALWAYS = ("llava", "llava_next", "qwen2_5_vl")
 EVERY = "ZSPA_HF_MATRIX" in os.environ
 SOME = vlms.VERSION < (5, 23) and not EVERY
 #: Models not compiled by `make test`, which takes ten seconds each: others decode with like parts.
-TWINS = ("llava_next", "llava_onevision", "mistral3", "qwen2_vl", "qwen3_vl_moe", "idefics3")
+TWINS = (
+    "llava_next", "llava_onevision", "mistral3", "qwen2_vl", "qwen3_vl_moe", "qwen3_5_moe",
+    "idefics3",
+)  # fmt: skip
 NAMES = [
     pytest.param(
         name,
@@ -446,8 +449,8 @@ def test_accelerate_hooks(name: str) -> None:
 
 
 # Unpruned as well, accelerate does not load the first three's own parameters, nor what Idefics3
-# looks for placeholders with, and gives the experts of Qwen3-VL-MoE other last bits.
-STAYING = ("llava_next", "llava_onevision", "gemma3", "idefics3", "qwen3_vl_moe")
+# looks for placeholders with, and gives experts other last bits.
+STAYING = ("llava_next", "llava_onevision", "gemma3", "idefics3", "qwen3_vl_moe", "qwen3_5_moe")
 
 
 @needs_accelerate

@@ -192,10 +192,10 @@ def _mistral3() -> Parts:
 
 
 # These take videos.
-QWENS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5")
+QWENS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
 FILMS = ("llava_onevision", *QWENS)
 # These have layers that keep a state instead of keys and values.
-STATES = ("qwen3_5",)
+STATES = ("qwen3_5", "qwen3_5_moe")
 
 
 def qwen_tokens(tok: Any) -> dict[str, int]:
@@ -255,15 +255,23 @@ def _qwen3_vl() -> Parts:
     return _qwen3(*kinds, qwen3_vision())
 
 
+EXPERTS = {"moe_intermediate_size": 48, "num_experts": 4, "num_experts_per_tok": 2}
+
+
 def _qwen3_vl_moe() -> Parts:
-    experts = {"moe_intermediate_size": 48, "num_experts": 4, "num_experts_per_tok": 2}
     kinds = (transformers.Qwen3VLMoeConfig, transformers.Qwen3VLMoeForConditionalGeneration)
-    return _qwen3(*kinds, qwen3_vision(), **experts)
+    return _qwen3(*kinds, qwen3_vision(), **EXPERTS)
 
 
 def _qwen3_5() -> Parts:
     kinds = (transformers.Qwen3_5Config, transformers.Qwen3_5ForConditionalGeneration)
     return _hybrid(*_qwen3(*kinds, _qwen3_5_vision(), (2, 1, 1), **HYBRID))
+
+
+def _qwen3_5_moe() -> Parts:
+    experts = {**EXPERTS, "shared_expert_intermediate_size": 32}
+    kinds = (transformers.Qwen3_5MoeConfig, transformers.Qwen3_5MoeForConditionalGeneration)
+    return _hybrid(*_qwen3(*kinds, _qwen3_5_vision(), (2, 1, 1), **HYBRID, **experts))
 
 
 def _hybrid(model: Any, *others: Any) -> Parts:
@@ -397,10 +405,11 @@ BUILDERS: dict[str, Callable[[], Parts]] = {
     "qwen3_vl": _qwen3_vl,
     "qwen3_vl_moe": _qwen3_vl_moe,
     "qwen3_5": _qwen3_5,
+    "qwen3_5_moe": _qwen3_5_moe,
     "internvl": _internvl,
     "gemma3": _gemma3,
     "idefics3": _idefics3,
     "smolvlm": _smolvlm,
 }
 # The versions of transformers from which on these are pruned; see Target.of.
-SINCE = {"qwen3_5": (5, 13)}
+SINCE = dict.fromkeys(STATES, (5, 13))

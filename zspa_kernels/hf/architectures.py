@@ -70,6 +70,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "qwen3_vl": Architecture("Qwen3-VL", **_QWEN, marks="times"),
     "qwen3_vl_moe": Architecture("Qwen3-VL", **_QWEN, marks="times"),
     "qwen3_5": Architecture("Qwen3.5", **_QWEN, marks="times", states=True),
+    "qwen3_5_moe": Architecture("Qwen3.5", **_QWEN, marks="times", states=True),
     "internvl": Architecture("InternVL", image="run"),
     "gemma3": Architecture("Gemma 3"),
     "idefics3": Architecture("Idefics3", **_IDEFICS),

@@ -263,13 +263,23 @@ def _qwen3_vl_moe() -> Parts:
     return _qwen3(*kinds, qwen3_vision(), **EXPERTS)
 
 
+# Layers with states (a gated delta rule) before and behind one with attention.
+HYBRID: dict[str, Any] = {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+
+
 def _qwen3_5() -> Parts:
     kinds = (transformers.Qwen3_5Config, transformers.Qwen3_5ForConditionalGeneration)
     return _hybrid(*_qwen3(*kinds, _qwen3_5_vision(), (2, 1, 1), **HYBRID))
 
 
 def _qwen3_5_moe() -> Parts:
-    experts = {**EXPERTS, "shared_expert_intermediate_size": 32}
+    experts: dict[str, Any] = {**EXPERTS, "shared_expert_intermediate_size": 32}
     kinds = (transformers.Qwen3_5MoeConfig, transformers.Qwen3_5MoeForConditionalGeneration)
     return _hybrid(*_qwen3(*kinds, _qwen3_5_vision(), (2, 1, 1), **HYBRID, **experts))
 
@@ -280,16 +290,6 @@ def _hybrid(model: Any, *others: Any) -> Parts:
             torch.nn.init.uniform_(part.A_log, -5.0, -2.0)
             torch.nn.init.normal_(part.conv1d.weight, std=0.5)
     return (model, *others)
-
-
-# Layers with states (a gated delta rule) before and behind one with attention.
-HYBRID: dict[str, Any] = {
-    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8,
-}
 
 
 def _qwen3_5_vision() -> dict[str, Any]:

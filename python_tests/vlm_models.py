@@ -279,9 +279,9 @@ def _qwen3_5() -> Parts:
 
 
 def _qwen3_5_moe() -> Parts:
-    experts: dict[str, Any] = {**EXPERTS, "shared_expert_intermediate_size": 32}
+    words: dict[str, Any] = {**HYBRID, **EXPERTS, "shared_expert_intermediate_size": 32}
     kinds = (transformers.Qwen3_5MoeConfig, transformers.Qwen3_5MoeForConditionalGeneration)
-    return _hybrid(*_qwen3(*kinds, _qwen3_5_vision(), (2, 1, 1), **HYBRID, **experts))
+    return _hybrid(*_qwen3(*kinds, _qwen3_5_vision(), (2, 1, 1), **words))
 
 
 def _hybrid(model: Any, *others: Any) -> Parts:

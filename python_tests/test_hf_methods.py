@@ -20,6 +20,7 @@ from zspa_kernels.hf.architectures import Target
 from zspa_kernels.hf.collect import wanted
 from zspa_kernels.hf.encode import Encoded, encode
 from zspa_kernels.methods import Input
+from zspa_kernels.primitives import Merging
 
 CLOSE: dict[str, float] = {"rtol": 1e-4, "atol": 1e-5}
 #: Their tensors are the language model's, or those of a CLIP text tower, which no LLaVA has.
@@ -340,6 +341,41 @@ def test_every_way_in_merges_the_same(options: dict[str, Any]) -> None:
         output_logits=True,
     )
     torch.testing.assert_close(rows(turn), expected, **CLOSE)
+
+
+@dataclass(frozen=True)
+class Neighbours(zk.MethodBase):
+    """Keeps every fourth token, and in it a quarter of the one before; its last slot is empty."""
+
+    def assign(self, visual: Tensor, prompt: Tensor | None = None) -> Merging:
+        n = len(visual)
+        kept = torch.arange(n - 1, 0, -4).flip(0)
+        slots = torch.arange(len(kept))
+        owner, weights = torch.full((n,), -1), torch.zeros(n)
+        owner[kept] = owner[kept - 1] = slots
+        weights[kept], weights[kept - 1] = 0.75, 0.25
+        indices = torch.cat((kept, torch.tensor([-1])))
+        core = torch.zeros(len(indices), dtype=torch.bool)
+        return Merging(zk.Selection(indices, core), owner, weights)
+
+    def select(self, visual: Tensor, prompt: Tensor | None = None) -> zk.Selection:
+        return self.assign(visual, prompt).selection
+
+
+@pytest.mark.skipif(vlms.VERSION < (5, 20), reason="transformers >= 5.20 (mm_encoder_outputs)")
+def test_what_deeper_layers_are_given_is_merged_as_well() -> None:
+    """By a method of a user's own; its empty slots change no token."""
+    tiny = vlms.get("qwen3_vl")
+    inputs = tiny.inputs()
+    with torch.no_grad():
+        encoded = encode(Target.of(tiny.model), inputs, need_features=False)
+    pruned = zk.hf.prune_inputs(tiny.model, inputs, Neighbours())
+    output = pruned["mm_encoder_outputs"]["image"]
+    got = [torch.cat(list(one)) for one in (output.pooler_output, *output.deepstack_features)]
+    kept = torch.arange(len(encoded.tokens) - 1, 0, -4).flip(0)
+    assert len(got) == 1 + len(encoded.deep) > 1
+    for now, before in zip(got, (encoded.tokens, *encoded.deep), strict=True):
+        torch.testing.assert_close(now, 0.75 * before[kept] + 0.25 * before[kept - 1])
 
 
 @pytest.mark.parametrize("method", ["visionzip", "tome"])

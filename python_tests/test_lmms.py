@@ -223,25 +223,33 @@ def test_the_real_registry_resolves_them(tmp_path: Path, monkeypatch: pytest.Mon
 )
 def test_the_real_classes_are_as_expected(kind: str, name: str) -> None:
     """Importing them needs all of lmms-eval's dependencies; their text says enough."""
-    spec = importlib.util.find_spec(f"lmms_eval.models.{kind}.{name}")
-    assert spec is not None
-    assert spec.origin is not None
-    classes = [
-        node
-        for node in ast.parse(Path(spec.origin).read_text()).body
-        if isinstance(node, ast.ClassDef) and node.name == lmms.STOCK[name][0]
-    ]
-    (found,) = classes
-    methods = {node.name: node for node in found.body if isinstance(node, ast.FunctionDef)}
+    methods, written = {}, ""
+    for one in reversed(lineage(f"lmms_eval.models.{kind}.{name}", lmms.STOCK[name][0])):
+        methods |= {node.name: node for node in one.body if isinstance(node, ast.FunctionDef)}
+        written += ast.unparse(one)
     assert [one.arg for one in methods["generate_until"].args.args] == ["self", "requests"]
-    if kind == "chat" and "simple" in lmms.STOCK[name][1]:  # derived from the simple one
-        return
     assert "model" in methods
-    written = ast.unparse(found)
     assert "self.processor = " in written or "self._image_processor = " in written
     taken = {one.arg for one in (*methods["__init__"].args.args,)}
     ours = {"method", "keep", "core_ratio", "scope", "positions", "keep_newline"}
     assert not taken & ours
+
+
+def lineage(module: str, name: str) -> list[ast.ClassDef]:
+    """A class of lmms-eval's and those it derives from, of which one is imported from each."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    tree = ast.parse(Path(spec.origin).read_text())
+    (found,) = [x for x in tree.body if isinstance(x, ast.ClassDef) and x.name == name]
+    bases = {base.id for base in found.bases if isinstance(base, ast.Name)}
+    classes = [found]
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("lmms_eval.models."):
+            for alias in node.names:
+                if (alias.asname or alias.name) in bases:
+                    classes += lineage(str(node.module), alias.name)
+    return classes
 
 
 def test_a_tenth_is_kept_where_nothing_is_said() -> None:

@@ -28,6 +28,7 @@ STOCK = {
     "qwen2_vl": ("Qwen2_VL", ("simple",)),
     "qwen2_5_vl": ("Qwen2_5_VL", ("simple", "chat")),
     "qwen3_vl": ("Qwen3_VL", ("simple", "chat")),
+    "qwen3_5": ("Qwen3_5", ("simple", "chat")),
     "internvl_hf": ("InternVLHf", ("chat",)),
     "gemma3": ("Gemma3", ("simple",)),
     "huggingface": ("Huggingface", ("chat",)),  # any model of transformers

@@ -223,7 +223,8 @@ def test_the_real_registry_resolves_them(tmp_path: Path, monkeypatch: pytest.Mon
 )
 def test_the_real_classes_are_as_expected(kind: str, name: str) -> None:
     """Importing them needs all of lmms-eval's dependencies; their text says enough."""
-    methods, written = {}, ""
+    methods: dict[str, ast.FunctionDef] = {}
+    written = ""
     for one in reversed(lineage(f"lmms_eval.models.{kind}.{name}", lmms.STOCK[name][0])):
         methods |= {node.name: node for node in one.body if isinstance(node, ast.FunctionDef)}
         written += ast.unparse(one)

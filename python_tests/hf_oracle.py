@@ -15,6 +15,9 @@ from torch import Tensor
 from python_tests import vlms
 
 NEW = 3  # tokens that a test generates
+TYPES = ("token_type_ids", "mm_token_type_ids")
+#: The tokens of an image see one another; in the second's sliding layers only.
+TOGETHER = ("gemma3", "gemma4_moe", "gemma4_unified")
 
 
 def generate(model: Any, inputs: Mapping[str, Any], **more: Any) -> Any:
@@ -69,23 +72,33 @@ def hidden_with_grad(tiny: vlms.Tiny, inputs: Mapping[str, Any], keep: Tensor) -
     """The same in the grad mode of the caller."""
     ids = inputs["input_ids"]
     length = ids.shape[1]
-    seen = torch.ones(length, length, dtype=torch.bool).tril().expand(len(ids), -1, -1)
-    if tiny.name == "gemma3":  # the tokens of an image see one another
-        image = inputs["token_type_ids"].bool()
-        start = image & ~torch.nn.functional.pad(image, (1, 0))[:, :-1]
-        block = start.cumsum(-1).masked_fill(~image, 0)
-        seen = seen | ((block[:, :, None] == block[:, None, :]) & image[:, :, None])
-    seen = seen & keep[:, None, :]
-    # A row that sees nothing would be NaN; its logits are not looked at.
-    seen = seen | torch.eye(length, dtype=torch.bool)
-    mask: Any = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
+    causal = torch.ones(length, length, dtype=torch.bool).tril().expand(len(ids), -1, -1)
+
+    def additive(seen: Tensor) -> Tensor:
+        # A row that sees nothing would be NaN; its logits are not looked at.
+        seen = (seen & keep[:, None, :]) | torch.eye(length, dtype=torch.bool)
+        smallest = torch.finfo(torch.float32).min
+        return torch.zeros(seen.shape).masked_fill(~seen, smallest)[:, None]
+
+    mask: Any = additive(causal)
+    if tiny.name.startswith("gemma"):
+        whole = sliding = mask
+        if tiny.name in TOGETHER:  # the tokens of an image see one another
+            sliding = additive(causal | _together(shown(tiny, ids)))
+            whole = whole if tiny.name == "gemma4_moe" else sliding
+        mask = {"full_attention": whole, "sliding_attention": sliding}
     positions = original_positions(tiny, inputs, inputs["attention_mask"])
-    if tiny.name == "gemma3":
-        mask = {"full_attention": mask, "sliding_attention": mask}
-    rest = {k: v for k, v in inputs.items() if k not in ("attention_mask", "token_type_ids")}
+    rest = {k: v for k, v in inputs.items() if k not in ("attention_mask", *TYPES)}
     with _passing_over(tiny.model, keep):
         output = tiny.model(**rest, attention_mask=mask, position_ids=positions, use_cache=False)
     return output.logits
+
+
+def _together(image: Tensor) -> Tensor:
+    """Bool `[B, L, L]`: both are of the same run of `image` `[B, L]`."""
+    start = image & ~torch.nn.functional.pad(image, (1, 0))[:, :-1]
+    block = start.cumsum(-1).masked_fill(~image, 0)
+    return (block[:, :, None] == block[:, None, :]) & image[:, :, None]
 
 
 @contextlib.contextmanager

@@ -38,6 +38,7 @@ def test_three_turns(name: str, kind: str) -> None:
     cat: Any = vlms.photograph("chelsea", (170, 112))
     first = tiny.image
     if kind == "video":
+        tiny.videos(1)  # skips where a model cannot be asked about them
         cat, first = vlms.video("rocket", 4), tiny.film
     cup = vlms.photograph("coffee", (130, 100))
     keep = torch.zeros(1, 0, dtype=torch.bool)

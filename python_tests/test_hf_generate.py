@@ -17,7 +17,7 @@ import transformers
 
 import zspa_kernels as zk
 from python_tests import vlm_models, vlms
-from python_tests.hf_oracle import NEW, cache_of, generate, rows
+from python_tests.hf_oracle import NEW, TOGETHER, cache_of, generate, rows
 from zspa_kernels import hf
 from zspa_kernels.hf.architectures import Target
 from zspa_kernels.hf.generating import lengths
@@ -34,7 +34,7 @@ SOME = vlms.VERSION < (5, 23) and not EVERY
 #: Models not compiled by `make test`, which takes ten seconds each: others decode with like parts.
 TWINS = (
     "llava_next", "llava_onevision", "mistral3", "qwen2_vl", "qwen3_vl_moe", "qwen3_5_moe",
-    "idefics3",
+    "gemma4_moe", "gemma4_unified", "idefics3",
 )  # fmt: skip
 NAMES = [
     pytest.param(
@@ -91,6 +91,10 @@ def test_beams_and_samples_of_a_batch(name: str, kind: str) -> None:
 def test_other_ways_of_generating(name: str, options: dict[str, Any]) -> None:
     if "prefill_chunk_size" in options and vlms.VERSION < (5, 23):
         pytest.skip("transformers >= 5.23: older ones are refused, see test_hf_safety.py")
+    if "cache_implementation" in options and name in TOGETHER[1:] and vlms.VERSION < (5, 23):
+        pytest.skip(
+            "transformers >= 5.23: 5.20 misplaces masks in a static cache, unpruned as well"
+        )
     tiny = vlms.get(name)
     # A batch with padding, where that can be: old versions miscount it in a static cache.
     inputs = tiny.inputs("single" if "prompt_lookup_num_tokens" in options else "ragged")
@@ -229,8 +233,8 @@ def test_compiled_decoding_has_no_new_graphs_or_breaks(name: str) -> None:
     tiny.model.__dict__.pop("_compiled_call", None)
     torch._dynamo.reset()
     assert handle.calls == 1
-    # Gemma 3's two kinds of masks make a second graph, with or without pruning.
-    assert plain == (2 if name == "gemma3" else 1, 0)
+    # Gemma's two kinds of masks make a second graph, with or without pruning.
+    assert plain == (2 if name.startswith("gemma") else 1, 0)
     assert pruned == plain
 
 
@@ -402,8 +406,10 @@ def test_peft_models(name: str) -> None:
     inputs = tiny.inputs("ragged")
     with METHOD(tiny.model):
         bare = rows(generate(tiny.model, inputs))
-    # Random adapters in the language model and in the vision tower.
-    config = peft.LoraConfig(target_modules=r".*(q_proj|qkv)", r=2, init_lora_weights=False)
+    # Random adapters in the language model and in the vision tower, whose layers Gemma 4 wraps.
+    layers = [n for n, m in tiny.model.named_modules() if isinstance(m, torch.nn.Linear)]
+    chosen = [one for one in layers if "q_proj" in one or one.endswith("qkv")]
+    config = peft.LoraConfig(target_modules=chosen, r=2, init_lora_weights=False)
     model = peft.get_peft_model(tiny.model, config)
     with METHOD(model) as handle:
         output = generate(model, inputs)
@@ -461,6 +467,8 @@ def test_weights_that_are_on_no_device(name: str, tmp_path: Path) -> None:
 
     if name.startswith("qwen3_vl") and vlms.VERSION < (5, 17):
         pytest.skip("transformers >= 5.17: this encoder's positions are on no device, unpruned too")
+    if name == "gemma4":
+        pytest.skip("other models: this one reads a row of its embeddings itself, unpruned as well")
     tiny = vlms.build(name)
     inputs = tiny.inputs("ragged")
     with METHOD(tiny.model) as handle:
@@ -468,7 +476,10 @@ def test_weights_that_are_on_no_device(name: str, tmp_path: Path) -> None:
     model = accelerate.disk_offload(tiny.model, str(tmp_path), execution_device="cpu")
     assert model.get_input_embeddings().weight.device.type == "meta"
     with METHOD(model) as offloaded:
-        assert torch.equal(rows(generate(model, inputs)), expected)
+        got = rows(generate(model, inputs))
+    # Its experts are added up in another order, unpruned as well.
+    exact = {} if name == "gemma4_moe" else {"rtol": 0.0, "atol": 0.0}
+    torch.testing.assert_close(got, expected, **exact)
     assert offloaded.report is not None
     assert handle.report is not None
     for one, other in zip(offloaded.report.images, handle.report.images, strict=True):

@@ -15,6 +15,7 @@ import zspa_kernels as zk
 from python_tests import vlms
 from python_tests.colours import NAMES, colourful
 from python_tests.hf_oracle import generate
+from python_tests.vlm_models import GEMMAS
 from zspa_kernels import pictures
 from zspa_kernels.visualize import CORE_COLOUR, DIVERSITY_COLOUR, light
 
@@ -79,6 +80,26 @@ def test_times_of_a_video_are_drawn_apart() -> None:
     close(other.pixels[: 28 * high, : 28 * wide], vlms.video("coffee", 4)[0])
 
 
+@pytest.mark.parametrize("name", GEMMAS[::2])
+def test_frames_of_a_video_are_drawn_apart(name: str) -> None:
+    tiny = vlms.get(name)
+    inputs = tiny.inputs("video")
+    view = pictures.seen(tiny.model, inputs, report_of(tiny, inputs), 2)
+    assert view.grid == (2 * 3 + 1, 2 * 5 + 1)
+    assert view.place.tolist() == [
+        (top + r) * 11 + left + c
+        for top, left in ((0, 0), (0, 6), (4, 0), (4, 6))
+        for r in range(3)
+        for c in range(5)
+    ]
+    for frame, (top, left) in zip(
+        vlms.video("coffee", 4), ((0, 0), (0, 108), (72, 0), (72, 108)), strict=True
+    ):
+        part = view.pixels[top : top + 54, left : left + 90]
+        pair = np.corrcoef(part.ravel(), np.asarray(frame.resize((90, 54))).ravel())
+        assert pair[0, 1] > 0.99
+
+
 def test_llava_next_sees_a_small_picture_and_tiles_of_a_large_one() -> None:
     tiny = vlms.get("llava_next")
     photo = vlms.photograph("rocket", (112, 84))  # the large one is padded above and below
@@ -102,7 +123,9 @@ def test_llava_next_sees_a_small_picture_and_tiles_of_a_large_one() -> None:
     assert len(lit.indices) == everything.after - int((cell[:, 0] < 0).sum())
 
 
-@pytest.mark.parametrize("name", ["smolvlm", "gemma3", "internvl", "qwen3_vl", "qwen3_5"])
+@pytest.mark.parametrize(
+    "name", ["smolvlm", "gemma3", "internvl", "qwen3_vl", "qwen3_5", *GEMMAS[::2]]
+)
 def test_each_image_of_a_batch_is_its_own(name: str) -> None:
     tiny = vlms.get(name)
     inputs = tiny.inputs("ragged")
@@ -213,7 +236,7 @@ def test_what_does_not_belong_together_is_refused() -> None:
     other = report_of(vlms.get("gemma3"), vlms.get("gemma3").inputs())
     with pytest.raises(ValueError, match="of the same inputs, got another for 'two'"):
         pictures.kept(tiny.model, single, {"one": report, "two": other})
-    for name in ("qwen2_5_vl", "llava_next"):
+    for name in ("qwen2_5_vl", "llava_next", "gemma4"):
         tiny = vlms.get(name)
         report = report_of(tiny, tiny.inputs())
         wrong = {**tiny.inputs(), "pixel_values": tiny.inputs()["pixel_values"][:0]}

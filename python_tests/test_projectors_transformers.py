@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -185,6 +186,22 @@ def test_a_linear_connector_is_read_without_its_shuffle() -> None:
     scores = zk.sensitivity(connector.modality_projection, x)
     weight = connector.modality_projection.proj.weight.double()
     assert torch.allclose(scores.double(), weight.norm() / weight.shape[1] ** 0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["gemma4", "gemma4_unified"])
+def test_a_norm_that_is_registered_behind_its_layer(name: str) -> None:
+    kind = name.title().replace("_", "") + "MultimodalEmbedder"
+    sizes = {"hidden_size": C, "output_proj_dims": C, "rms_norm_eps": 1e-6}
+    module = getattr(models(name), kind)(SimpleNamespace(**sizes), SimpleNamespace(hidden_size=O))
+    x = torch.randn(TOKENS, C, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(read_projector(module).outputs(x), module(x))
+    weight = module.embedding_projection.weight.double()
+    expected = weight.norm() / weight.shape[1] ** 0.5
+    assert torch.allclose(zk.sensitivity(module, x).double(), expected, rtol=1e-6)
+    twisted = nn.Sequential(nn.Linear(C, C), nn.GELU())  # no norm, and it stands behind
+    with pytest.raises(ValueError, match=r"projector must compute \[norm,\] Linear, activ"):
+        read_projector(twisted)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from python_tests.vlm_processors import (
     QWEN_IMAGE,
     QWEN_MARKS,
     VERSION,
+    GemmaProcessor,
     MistralProcessor,
     OneVisionProcessor,
     QwenProcessor,
@@ -193,7 +194,8 @@ def _mistral3() -> Parts:
 
 # These take videos.
 QWENS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
-FILMS = ("llava_onevision", *QWENS)
+GEMMAS = ("gemma4", "gemma4_moe", "gemma4_unified")
+FILMS = ("llava_onevision", *QWENS, *GEMMAS)
 # These have layers that keep a state instead of keys and values.
 STATES = ("qwen3_5", "qwen3_5_moe")
 
@@ -357,6 +359,66 @@ def _gemma3() -> Parts:
     return model, SquareProcessor(tok, "<image>", 112, 16, "token_type_ids"), "<image>"
 
 
+def _gemma4() -> Parts:
+    """A small one: embeddings for each layer, the last layers without keys of their own."""
+    words = {
+        "num_hidden_layers": 4,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "num_kv_shared_layers": 2,
+        "vocab_size_per_layer_input": VOCABULARY,
+        "hidden_size_per_layer_input": 8,
+    }
+    return _gemma("Gemma4", **words)
+
+
+def _gemma4_moe() -> Parts:
+    """A large one: experts, pictures whose tokens see one another, values that are keys."""
+    experts = {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 48}
+    words = {"hidden_size_per_layer_input": 0, "enable_moe_block": True, **experts}
+    return _gemma("Gemma4", **words, **_LARGE)
+
+
+def _gemma4_unified() -> Parts:
+    return _gemma("Gemma4Unified", **_LARGE)
+
+
+_LARGE: Any = {
+    "layer_types": ["sliding_attention", "full_attention"],
+    "use_bidirectional_attention": "vision",
+    "attention_k_eq_v": True,
+    "num_global_key_value_heads": 1,
+}
+
+
+SOUND = 16  # channels of what Gemma 4 hears
+
+
+def _gemma(kind: str, **words: Any) -> Parts:
+    marks = ["<image>", "<video>", "<audio>", "<boi>", "<eoi>"]
+    tok = tokenizer(marks, "<image>")
+    names = ("image_token_id", "video_token_id", "audio_token_id", "boi_token_id", "eoi_token_id")
+    merged = kind == "Gemma4Unified"
+    if merged:
+        vision = {"mm_embed_dim": 32, "mm_posemb_size": 64, "output_proj_dims": 32}
+        audio = {"audio_embed_dim": SOUND}
+    else:
+        chunks = {"attention_chunk_size": 4, "attention_context_left": 3}
+        audio = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, **chunks}
+        audio.update(subsampling_conv_channels=[SOUND, 4], output_proj_dims=24)
+        sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+        heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16}
+        vision = {**sizes, **heads, "position_embedding_size": 64}
+    heads = {"head_dim": 16, "global_head_dim": 32}
+    config = getattr(transformers, f"{kind}Config")(
+        text_config=text(dict, **heads, sliding_window=1024, **words),
+        vision_config={**vision, "patch_size": 6, "pooling_kernel_size": 3},
+        audio_config=audio,
+        **dict(zip(names, tok.convert_tokens_to_ids(marks), strict=True)),
+    )
+    model = getattr(transformers, f"{kind}ForConditionalGeneration")(config)
+    return model, GemmaProcessor(tok, 6, merged), "<image>"
+
+
 def _internvl() -> Parts:
     tok = tokenizer(["<image>"], "<image>")
     mark = tok.convert_tokens_to_ids("<image>")
@@ -408,8 +470,11 @@ BUILDERS: dict[str, Callable[[], Parts]] = {
     "qwen3_5_moe": _qwen3_5_moe,
     "internvl": _internvl,
     "gemma3": _gemma3,
+    "gemma4": _gemma4,
+    "gemma4_moe": _gemma4_moe,
+    "gemma4_unified": _gemma4_unified,
     "idefics3": _idefics3,
     "smolvlm": _smolvlm,
 }
 # The versions of transformers from which on these are pruned; see Target.of.
-SINCE = dict.fromkeys(STATES, (5, 13))
+SINCE = {**dict.fromkeys(STATES, (5, 13)), **dict.fromkeys(GEMMAS, (5, 17))}

@@ -208,6 +208,67 @@ class MistralProcessor:
         return {**_words(self.tokenizer, texts), "pixel_values": padded, "image_sizes": sizes}
 
 
+class GemmaProcessor:
+    """Gemma 4's: pictures keep their shape, and their patches say where they are.
+
+    `merged`: the patches of a token are one, as the model without an encoder is given them.
+    """
+
+    pool, most = 3, 20  # rows and columns of patches in a token; tokens of a picture
+
+    def __init__(self, tok: Any, patch: int, merged: bool):
+        self.tokenizer, self.side, self.merged = tok, self.pool * patch, merged
+        self.patch = self.side if merged else patch
+
+    def __call__(
+        self, images: Any, text: Any, videos: Sequence[Any] = (), **options: Any
+    ) -> dict[str, Any]:
+        texts = [text] if isinstance(text, str) else text
+        encoded: dict[str, Any] = {}
+        if _flat(images):
+            pixels, places, counts = self.patches(_flat(images))
+            encoded.update(pixel_values=pixels, image_position_ids=places)
+            texts = _fill(texts, "<image>", [self.said("<image>", count) for count in counts])
+        if videos:
+            pixels, places, counts = self.patches(_flat(list(videos)))
+            encoded.update(pixel_values_videos=pixels, video_position_ids=places)
+            encoded["num_frames_per_video"] = torch.tensor([len(frames) for frames in videos])
+            left, shown = iter(counts), []
+            for frames in videos:
+                times = zip(("one", "two", "three", "there", "right", "left"), frames, strict=False)
+                said = [f"time {time} {self.said('<video>', next(left))}" for time, _ in times]
+                shown.append(" ".join(said))
+            texts = _fill(texts, "<video>", shown)
+        encoded.update(_words(self.tokenizer, texts))
+        picture, film = self.tokenizer.convert_tokens_to_ids(["<image>", "<video>"])
+        ids = encoded["input_ids"]
+        encoded["mm_token_type_ids"] = (ids == picture).int() + 2 * (ids == film).int()
+        return encoded
+
+    def said(self, mark: str, count: int) -> str:
+        return " ".join(["<boi>", *[mark] * count, "<eoi>"])
+
+    def patches(
+        self, pictures: Sequence[Image.Image]
+    ) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+        """Values `[n, most, 3 * P * P]` with padding, their columns and rows, numbers of tokens."""
+        most = self.most * (self.side // self.patch) ** 2
+        pixels = torch.zeros(len(pictures), most, 3 * self.patch**2)
+        places = torch.full((len(pictures), most, 2), -1)
+        counts = []
+        for one, values, place in zip(pictures, pixels, places, strict=True):
+            scale = (self.most / (one.width * one.height)) ** 0.5
+            wide, high = (int(scale * edge) * self.side for edge in one.size)
+            small = np.asarray(one.resize((wide, high)), dtype=np.float32) / 255
+            rows, columns = high // self.patch, wide // self.patch
+            blocks = torch.from_numpy(small).reshape(rows, self.patch, columns, self.patch, 3)
+            values[: rows * columns] = blocks.permute(0, 2, 1, 3, 4).flatten(2).flatten(0, 1)
+            grid = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
+            place[: rows * columns] = grid.flip(1)
+            counts.append(high * wide // self.side**2)
+        return pixels, places, counts
+
+
 def _words(tok: Any, texts: Sequence[str]) -> dict[str, Any]:
     """Ids and mask of a padded batch."""
     return dict(tok(list(texts), return_tensors="pt", padding=True, return_token_type_ids=False))

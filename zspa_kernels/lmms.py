@@ -31,6 +31,7 @@ STOCK = {
     "qwen3_5": ("Qwen3_5", ("simple", "chat")),
     "internvl_hf": ("InternVLHf", ("chat",)),
     "gemma3": ("Gemma3", ("simple",)),
+    "gemma4": ("Gemma4", ("simple",)),
     "huggingface": ("Huggingface", ("chat",)),  # any model of transformers
 }
 #: How a model is pruned, beside the options of the method.

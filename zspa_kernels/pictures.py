@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .hf import ImageReport, PruneReport
-from .hf.architectures import Target
+from .hf.architectures import Modality, Target
 from .hf.tiles import anyres_tiles
 from .types import Selection
 from .visualize import LEGEND, Panel, compare
@@ -105,6 +105,8 @@ def seen(
         pictures = _patches(target, inputs[modality.grid], values, number)
     elif target.arch.sized:
         pictures = _sized(inputs, values, number)
+    elif target.arch.placed:
+        pictures = _placed(inputs, modality, values, number)
     else:
         pictures = _tiles(values, report.images, number)
     coloured = [_colours(picture, values, processor) for picture in pictures]
@@ -283,6 +285,29 @@ def _sized(inputs: Mapping[str, Any], values: Tensor, image: int) -> list[Tensor
         )
     height, width = sizes[image]
     return [values[image][:, :height, :width]]
+
+
+def _placed(
+    inputs: Mapping[str, Any], modality: Modality, values: Tensor, image: int
+) -> list[Tensor]:
+    """Gemma 4's patches `[pictures, patches, P * P * C]`, put where they were."""
+    places = inputs[modality.places].cpu()
+    frames = inputs["num_frames_per_video"].tolist() if modality.moves else [1] * len(places)
+    if len(values) != sum(frames) or image >= len(frames):
+        raise ValueError(
+            f"seen: inputs must be those of the report, got {len(values)} pictures for the places "
+            f"of {sum(frames)}"
+        )
+    found = []
+    for patches, place in zip(
+        values.split(frames)[image], places.split(frames)[image], strict=True
+    ):
+        column, row = place[place[:, 0] >= 0].T
+        side = math.isqrt(patches.shape[-1] // 3)
+        picture = torch.zeros(int(row.max()) + 1, int(column.max()) + 1, side, side, 3)
+        picture[row, column] = patches[place[:, 0] >= 0].reshape(-1, side, side, 3)
+        found.append(picture.permute(4, 0, 2, 1, 3).flatten(3).flatten(1, 2))
+    return found
 
 
 def _box(cells: Tensor) -> tuple[int, int, int, int]:

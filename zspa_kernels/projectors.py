@@ -119,6 +119,10 @@ def read_projector(projector: nn.Module | Projector, op: str = "read_projector")
         raise TypeError(f"{op}: projector must be a torch.nn.Module, got {type(projector)!r:.60}")
     parts = list(_leaves(projector))
     norm_width = _norm_width(parts[0])
+    last = parts[0]
+    if len(parts) == 2 and isinstance(last, nn.Linear):  # Gemma 4 registers its norm behind it
+        parts.reverse()
+        norm_width = last.in_features
     norm = parts.pop(0) if norm_width else None
     linear = [isinstance(part, nn.Linear) for part in parts]
     if linear not in ([True], [True, False, True]) or _has_own_parameters(projector):

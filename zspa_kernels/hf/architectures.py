@@ -25,9 +25,11 @@ class Architecture:
         tile: likewise; `"anyres"`: LLaVA-NeXT's base picture and the tiles of its larger one;
             `"shrunk"`: LLaVA-OneVision's, whose larger one is made smaller once it is encoded.
         sized: an image has as many rows and columns of tokens as `image_sizes` says.
+        placed: as `image_position_ids` say, the columns and rows of all patches, -1 at padding.
         marks: text that the processor writes inside images. `"rows"`: a token behind each row of
             one (Mistral 3). `"crops"`: two in front of each crop, one behind the last. `"times"`:
-            the time of each frame of a video (Qwen3-VL).
+            the time of each frame of a video (Qwen3-VL). `"clocks"`: likewise, all as long
+            (Gemma 4).
         projector: path of the module between vision tower and language model.
         mrope: positions have three axes (time, row, column).
         videos: it takes videos beside pictures. Where it does not, their frames are pictures.
@@ -39,6 +41,7 @@ class Architecture:
     image: str = "entry"
     tile: str = "entry"
     sized: bool = False
+    placed: bool = False
     marks: str = ""
     projector: str = "multi_modal_projector"
     mrope: bool = False
@@ -53,6 +56,7 @@ class Architecture:
 
 
 _QWEN: Any = {"projector": "visual.merger", "mrope": True, "videos": True}
+_GEMMA: Any = {"placed": True, "videos": True, "marks": "clocks"}
 _IDEFICS: Any = {
     "image": "run",
     "tile": "run",
@@ -73,6 +77,10 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "qwen3_5_moe": Architecture("Qwen3.5", **_QWEN, marks="times", states=True),
     "internvl": Architecture("InternVL", image="run"),
     "gemma3": Architecture("Gemma 3"),
+    "gemma4": Architecture("Gemma 4", **_GEMMA, projector="embed_vision"),
+    "gemma4_unified": Architecture(
+        "Gemma 4", **_GEMMA, projector="embed_vision.multimodal_embedder"
+    ),
     "idefics3": Architecture("Idefics3", **_IDEFICS),
     "smolvlm": Architecture("SmolVLM", **_IDEFICS),
 }
@@ -101,6 +109,11 @@ class Modality:
     def grid(self) -> str:
         """Name of their sizes in patches (Qwen)."""
         return f"{self.name}_grid_thw"
+
+    @property
+    def places(self) -> str:
+        """Name of the places of their patches (Gemma 4)."""
+        return f"{self.name}_position_ids"
 
     @property
     def encoder(self) -> str:
@@ -150,13 +163,19 @@ class Target:
                 f"call goes on with several tokens"
             )
         config = base.config
+        if arch.placed and not hasattr(config.get_text_config(), "per_layer_config"):
+            raise UnsupportedModelError(
+                f"prune: transformers must be 5.17 or newer for {arch.name}, got "
+                f"{transformers_version()}: older ones do not say how large each layer's cache is"
+            )
         token = getattr(config, "image_token_id", None)
         if token is None:
             token = config.image_token_index
         found = [Modality("image", "pixel_values", int(token))]
         takes = "mm_encoder_outputs" in inspect.signature(type(base).forward).parameters
-        # Older ones add LLaVA-OneVision's newline behind what the encoder returns.
-        if arch.videos and (takes or not arch.in_tiles):
+        # Older ones add LLaVA-OneVision's newline behind what the encoder returns, and take Gemma
+        # 4's videos as one tensor with an axis for each.
+        if arch.videos and (takes or not (arch.in_tiles or arch.placed)):
             found.append(Modality("video", "pixel_values_videos", int(config.video_token_id)))
         return cls(arch, base, inner, tuple(found), takes)
 

@@ -100,6 +100,11 @@ class ChatState:
             )
         if continuation.cache_in(call) is not None:
             raise UnsupportedInputError("ChatState: the cache must be its own, got another one")
+        if call.get("input_features") is not None:
+            raise UnsupportedInputError(
+                "ChatState: input_features must be None, got one: transformers would put a sound "
+                "of an earlier turn into the new one; use `with method(model):` for each turn"
+            )
         refuse(self._target, call)
         generating.refuse(self._target, call)
         call["attention_mask"] = torch.ones_like(ids)

@@ -109,11 +109,13 @@ def _encode(
     seen: list[Tensor] = []
     thread = threading.get_ident()
 
-    def see(_: Any, args: tuple[Any, ...]) -> None:
+    def see(_: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         if threading.get_ident() == thread:  # hooks are called for the pictures of all threads
-            seen.append(args[0])
+            seen.append((*args, *named.values())[0])
 
-    hook = target.projector().register_forward_pre_hook(see) if need_features else None
+    hook = None
+    if need_features:
+        hook = target.projector().register_forward_pre_hook(see, with_kwargs=True)
     try:
         raw = getattr(type(target.inner), modality.encoder)(target.inner, **arguments)
     finally:

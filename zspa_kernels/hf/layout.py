@@ -108,6 +108,8 @@ def _layout(
         )
     if target.arch.mrope or target.arch.sized:
         cell = _grids(_sizes(target, inputs, modality))
+    elif target.arch.placed:
+        cell = _placed(inputs, modality, sizes)
     elif target.arch.in_tiles:
         cell = tiles.of_videos(target, sizes) if modality.moves else tiles.cells(target, inputs)
     else:
@@ -146,6 +148,20 @@ def _sizes(target: Target, inputs: Mapping[str, Any], modality: Modality) -> lis
     merge = int(config.vision_config.spatial_merge_size)
     grids = inputs[modality.grid].tolist()
     return [[times, rows // merge, columns // merge] for times, rows, columns in grids]
+
+
+def _placed(inputs: Mapping[str, Any], modality: Modality, sizes: Sequence[int]) -> Tensor:
+    """Cells of pictures or videos whose patches say where they are: `[pictures, patches, 2]`."""
+    places = inputs[modality.places].cpu()
+    patches = (places[..., 0] >= 0).sum(1)
+    frames = inputs["num_frames_per_video"].tolist() if modality.moves else [1] * len(places)
+    found = []
+    for one, count, size in zip(places.split(frames), patches.split(frames), sizes, strict=True):
+        side = math.isqrt(int(count.sum()) // size)  # of the square of patches that is a token
+        for time, (columns, rows) in enumerate(((one.amax(1) + 1) // side).tolist()):
+            axes = (torch.tensor([time]), torch.arange(rows), torch.arange(columns))
+            found.append(torch.cartesian_prod(*axes))
+    return torch.cat(found)
 
 
 def _grids(sizes: Sequence[Sequence[int]]) -> Tensor:

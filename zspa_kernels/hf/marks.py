@@ -28,10 +28,11 @@ def marks(arch: Architecture, where: Layout, ids: Tensor) -> Tensor:
             _between(columns, found[row])
             last = int(columns[-1])
             found[row, last + 1 : last + 2] = True
-    elif arch.marks == "times":
+    elif arch.marks in ("times", "clocks"):
+        first = _first_time if arch.marks == "times" else _first_clock
         for number in where.image[where.video].unique().tolist():
             row, columns = _place(where, number)
-            _first_time(ids[row], columns, _between(columns, found[row]), found[row])
+            first(ids[row], columns, _between(columns, found[row]), found[row])
     return found
 
 
@@ -61,6 +62,16 @@ def _first_time(ids: Tensor, columns: Tensor, gap: Tensor, found: Tensor) -> Non
         opened = (before == ids[gap[1]]).nonzero().flatten()
         if len(opened):
             found[first - len(before) + int(opened[-1]) : first] = True
+
+
+def _first_clock(ids: Tensor, columns: Tensor, gap: Tensor, found: Tensor) -> None:
+    """Likewise where all times are as long, and none but the first stands directly behind text."""
+    # <end of image> [space] <time> <start of image>, and for the first frame perhaps no space.
+    size = int((gap.diff() == 1).long().cumprod(0).sum()) if len(gap) else 0
+    first = int(columns[0])
+    if 1 < size <= first and ids[first - 1] == ids[gap[size]]:
+        start = first - size
+        found[start + int(ids[start] != ids[gap[1]]) : first] = True
 
 
 def _crops(ids: Tensor, columns: Tensor, found: Tensor) -> None:

@@ -64,7 +64,8 @@ def embeddings(
         marked: bool `[B, L]` on the host, True at text that is part of an image or a video.
     """
     # The time of a frame is a word, but not of the question; ends of rows, names of crops are none.
-    if isinstance(query, str) and (query == "question" or target.arch.marks != "times"):
+    of_videos = target.arch.marks in ("times", "clocks")
+    if isinstance(query, str) and (query == "question" or not of_videos):
         valid = valid & ~marked
     words = _words(target, ids, valid, visual, query, processor)
     table = target.model.get_input_embeddings()
@@ -78,7 +79,8 @@ def _words(
     target: Target, ids: Tensor, valid: Tensor, visual: Tensor, query: Query, processor: Any
 ) -> list[list[int]]:
     """Token ids of each prompt's query."""
-    text = valid & ~visual
+    # Nor is a piece of a sound (Gemma 4) a word.
+    text = valid & ~visual & (ids != getattr(target.model.config, "audio_token_id", -1))
     if isinstance(query, Tensor):
         if query.shape != ids.shape:
             raise ValueError(

@@ -133,15 +133,19 @@ def kv_bytes(target: Target, batch: int, length: int) -> int:
     Sliding layers hold a window, layers with a state none.
     """
     config = target.model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    window = getattr(config, "sliding_window", None)
     # Without layer_types (Mistral) the window is that of all layers, as for transformers' caches.
-    one = "full_attention" if window is None else "sliding_attention"
-    kinds = getattr(config, "layer_types", None) or [one] * config.num_hidden_layers
-    # The token that is read next has the last slot of a window.
-    short = length if window is None else min(length, window - 1)
-    held = [kind for kind in kinds if kind != "linear_attention"]
-    slots = sum(short if kind.startswith("sliding") else length for kind in held)
-    size: int = 2 * batch * slots * heads * width * torch.finfo(target.model.dtype).bits // 8
-    return size
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+    # The last layers of Gemma 4 may read what earlier ones cache.
+    own = len(kinds) - (getattr(config, "num_kv_shared_layers", None) or 0)
+    # Since 5.17; before it layers do not differ in heads.
+    layers = getattr(config, "per_layer_config", None) or [config] * len(kinds)
+    size = 0
+    for kind, layer in zip(kinds[:own], layers, strict=False):
+        if kind == "linear_attention":
+            continue
+        heads = getattr(layer, "num_key_value_heads", None) or layer.num_attention_heads
+        width = getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads
+        window = getattr(layer, "sliding_window", None) if kind.startswith("sliding") else None
+        # The token that is read next has the last slot of a window.
+        size += heads * width * (length if window is None else min(length, window - 1))
+    return 2 * batch * size * torch.finfo(target.model.dtype).bits // 8

@@ -21,8 +21,8 @@ from zspa_kernels.methods import _registry
 from zspa_kernels.vllm.batches import Batches
 from zspa_kernels.vllm.options import Options, kept
 
-# One of each kind: positions of one axis and of three, features for deeper layers.
-MODELS = "llava qwen2_5_vl qwen3_vl"
+# One of each kind: positions of one axis and of three, features for deeper layers, text inside.
+MODELS = "llava qwen2_5_vl qwen3_vl mistral3"
 FILES = ("python_tests/vllm_engine.py", "python_tests/vllm_parts.py")
 SERVED: dict[str, dict[str, Any]] = {
     "allinrelevance": {},
@@ -142,7 +142,7 @@ def test_overrides_are_of_known_models() -> None:
 
 
 def test_no_more_pictures_are_encoded_at_once_than_unpruned() -> None:
-    tiles = Batches(limit=100, patches=16)
+    tiles = Batches(limit=100, tile=16)
     pixels = [torch.zeros(n, 3, 8, 8) for n in (2, 3, 1, 7, 1)]  # 32, 48, 16, 112, 16 tokens
     inputs = {"pixel_values": pixels, "image_sizes": torch.arange(10).view(5, 2)}
     parts = list(tiles.split(inputs, 5))
@@ -161,5 +161,36 @@ def test_no_more_pictures_are_encoded_at_once_than_unpruned() -> None:
     assert parts[1][2]["pixel_values_videos"].tolist() == list(range(40, 72))
     assert parts[1][2]["video_grid_thw"].tolist() == [[2, 4, 4]]
 
+    # Tiles one behind the other, those of all pictures, and an id that all of them share.
+    flat = {"pixel_values_flat": torch.arange(7), "pixel_mask": torch.arange(7) + 10}
+    shared = {"image_num_patches": torch.tensor([4, 2, 1]), "image_token_id": torch.tensor(3)}
+    parts = list(tiles.split({**flat, **shared}, 3))
+    assert [(start, stop) for start, stop, _ in parts] == [(0, 2), (2, 3)]
+    assert {name: value.tolist() for name, value in parts[1][2].items()} == {
+        "pixel_values_flat": [6],
+        "pixel_mask": [16],
+        "image_num_patches": [1],
+        "image_token_id": 3,
+    }
+
+    squares = Batches(limit=10, square=28)
+    pixels = [torch.zeros(3, 28 * rows, 56) for rows in (2, 3, 4)]  # 4, 6, 8 tokens
+    parts = list(squares.split({"pixel_values": pixels}, 3))
+    assert [(start, stop) for start, stop, _ in parts] == [(0, 2), (2, 3)]
+
     encoded = {"image_embeds": torch.zeros(3, 400, 8)}
     assert [(start, stop) for start, stop, _ in tiles.split(encoded, 3)] == [(0, 3)]
+
+
+def test_tokens_of_a_tile() -> None:
+    def tile(image: Any, patch: Any, **more: Any) -> Batches:
+        vision = SimpleNamespace(image_size=image, patch_size=patch)
+        return Batches.of(SimpleNamespace(vision_config=vision, **more), 9)
+
+    assert tile(112, 14) == Batches(9, tile=64)
+    assert tile([112, 112], [14, 14], downsample_ratio=0.5) == Batches(9, tile=16)
+    assert tile(112, 14, scale_factor=2) == Batches(9, tile=16)
+    assert tile(112, 14, mm_tokens_per_image=4) == Batches(9, tile=4)
+    assert tile(1540, 14, spatial_merge_size=2) == Batches(9, square=28)
+    grid = SimpleNamespace(spatial_merge_size=2)
+    assert Batches.of(SimpleNamespace(vision_config=grid), 9) == Batches(9, merged=4)

@@ -24,16 +24,30 @@ from vllm.exceptions import VLLMValidationError
 
 import zspa_kernels as zk
 from python_tests import vllm_models
-from python_tests.vlm_models import QWENS
+from python_tests.vlm_models import QWEN_IMAGE, QWENS
 from python_tests.vlms import photograph, video
 from zspa_kernels.vllm import model as pruned_model
 from zspa_kernels.vllm import options, overrides, processor
 
 _ASKED = os.environ.get("ZSPA_VLLM_MODELS", "all")
 NAMES = list(vllm_models.BUILDERS) if _ASKED == "all" else _ASKED.split()
+#: Models whose prompts are read in parts, and whether by processes of vLLM's own.
+IN_PARTS = [("llava", "1"), ("qwen2_5_vl", "0")]
+if _ASKED == "all":
+    IN_PARTS += [(name, "0") for name in ("mistral3", "internvl", "gemma3", "smolvlm")]
 KEEP = 0.3
 STEPS = 5
 QUESTIONS = ("what is in this picture", "count the objects on the table", "what colour is the cat")
+
+
+#: Models with videos.
+FILMS = ("llava_onevision", "internvl", "internvl_chat", "qwen2_vl", "qwen2_5_vl")
+#: How a prompt says that here is a picture.
+PLACES = {
+    "gemma3": "image <boi>",  # without the word, line breaks around two pictures are one token
+    "mistral3": "[IMG]",
+    **dict.fromkeys(QWENS, QWEN_IMAGE),
+}
 
 
 @dataclass
@@ -48,7 +62,7 @@ class Engine:
 
     @property
     def image(self) -> str:
-        return "<|vision_start|> <|image_pad|> <|vision_end|>" if self.name in QWENS else "<image>"
+        return PLACES.get(self.name, "<image>")
 
     def prompt(self, words: str, pictures: int = 1) -> str:
         return f"<start> user {f'{self.image} ' * pictures}{words} <end> <start> assistant"
@@ -62,16 +76,28 @@ class Engine:
         sampling = SamplingParams(max_tokens=STEPS, temperature=0, logprobs=2, ignore_eos=True)
         return list(self.llm.generate(list(requests), sampling, use_tqdm=False))
 
+    def inputs(self, words: str, *pictures: Any, **how: Any) -> Any:
+        """A prompt for transformers."""
+        text = self.prompt(words, len(pictures))
+        return self.processor(images=list(pictures), text=text, return_tensors="pt", **how)
+
+    def tokens(self, words: str, *pictures: Any) -> int:
+        """How many tokens the pictures have, unpruned."""
+        mark = self.model.config.image_token_id
+        return int((self.inputs(words, *pictures)["input_ids"] == mark).sum())
+
+    def tokens_seen(self) -> int:
+        """How many were chosen among, since `picked` was cleared."""
+        return sum(len(visual) for _, visual, _ in self.picked)
+
     def expected(
         self, method: Any, words: str, *pictures: Any, **how: Any
     ) -> tuple[int, torch.Tensor]:
         """Length of the pruned prompt, and logits `[steps, V]`, by transformers."""
-        inputs = self.processor(
-            images=list(pictures), text=self.prompt(words, len(pictures)), return_tensors="pt"
-        )
-        return self.logits(method, inputs, **how)
+        return self.logits(method, self.inputs(words, *pictures), **how)
 
     def logits(self, method: Any, inputs: Any, **how: Any) -> tuple[int, torch.Tensor]:
+        inputs.pop("token_type_ids", None)  # vLLM has no bidirectional attention on CPUs
         how["positions"] = "original" if self.name in QWENS else "compact"
         with zk.hf.prune(self.model, method, processor=self.processor, **how) as handle:
             made = self.model.generate(
@@ -158,7 +184,7 @@ def test_an_answer_is_that_of_transformers(engine: Engine) -> None:
         (answer,) = engine.answers(engine.request(words, *pictures))
         method = zk.ZSPAPrune(keep=KEEP)
         agree(answer, engine.expected(method, words, *pictures))
-        assert len(engine.picked) == len(pictures)
+        assert engine.tokens_seen() == engine.tokens(words, *pictures)
         for chosen, visual, prompt in engine.picked:
             assert chosen.tolist() == method.select(visual, prompt).indices.tolist()
 
@@ -179,7 +205,9 @@ def test_the_same_picture_is_chosen_from_anew_for_another_question(engine: Engin
     for words in (*QUESTIONS[:2], QUESTIONS[0]):
         engine.answers(engine.request(words, CUP, keep=0.4))
     # The third is the first again: nothing is encoded.
-    (_, picture, one), (_, again, other) = engine.picked
+    assert engine.tokens_seen() == 2 * engine.tokens(QUESTIONS[0], CUP)
+    half = len(engine.picked) // 2
+    (_, picture, one), (_, again, other) = engine.picked[0], engine.picked[half]
     assert picture.equal(again)
     assert one.shape != other.shape or not one.equal(other)
 
@@ -189,7 +217,18 @@ def test_the_same_picture_is_chosen_from_anew_for_another_question(engine: Engin
     [("all", "all"), ("the red cup", ["the red cup"])],
 )
 def test_relevance_to_other_words(engine: Engine, asked: str, query: Any) -> None:
+    engine.picked.clear()
     (answer,) = engine.answers(engine.request(QUESTIONS[0], ROCKET, query=asked))
+    if query == "all":  # without what processors write for pictures
+        tokenizer = engine.processor.tokenizer
+        sent = tokenizer(engine.prompt(QUESTIONS[0]))["input_ids"]
+        places = tokenizer.convert_tokens_to_ids(["<image>", "<boi>", "[IMG]", "<|image_pad|>"])
+        words = [i for i in sent if i not in places or i == tokenizer.unk_token_id]
+        embedded = engine.model.get_input_embeddings()(torch.tensor(words))
+        assert engine.picked
+        assert all(prompt.allclose(embedded) for _, _, prompt in engine.picked)
+        ids = engine.inputs(QUESTIONS[0], ROCKET)["input_ids"]
+        query = torch.isin(ids, torch.tensor(words))
     method = zk.ZSPAPrune(keep=KEEP)
     agree(answer, engine.expected(method, QUESTIONS[0], ROCKET, query=query))
 
@@ -223,13 +262,14 @@ def test_a_wrong_request_is_refused_and_the_next_one_answered(
 )
 def test_places_of_pictures(engine: Engine, prompt: str, pictures: int, message: str) -> None:
     """Positions with three axes: the model finds pictures by ids, and text behind them."""
-    text = prompt.replace("PAD", "<|image_pad|>" if engine.name in QWENS else "<image>")
+    text = prompt.replace("PAD", "<|image_pad|>" if engine.name in QWENS else engine.image)
     given = [CAT, CUP][:pictures]
     request = {"prompt": text, "multi_modal_data": {"image": given}}
     if engine.name not in QWENS:
         (answer,) = engine.answers(request)
-        count = sum(zk.num_keep(len(visual), KEEP) for _, visual, _ in engine.picked[-pictures:])
-        assert len(answer.prompt_token_ids) == count + len(text.split()) - pictures
+        length, _ = engine.expected(zk.ZSPAPrune(keep=KEEP), QUESTIONS[0], *given)
+        other = engine.prompt(QUESTIONS[0], pictures)
+        assert len(answer.prompt_token_ids) == length + len(text.split()) - len(other.split())
         return
     with pytest.raises(ValueError, match=message):
         engine.answers(request)
@@ -266,6 +306,25 @@ def test_positions_beyond_the_table_are_refused(
     engine.answers(engine.request(QUESTIONS[1], wide, keep=1))
 
 
+def test_crops_of_gemma(engine: Engine) -> None:
+    if engine.name != "gemma3":
+        pytest.skip("others crop by themselves, or not at all")
+    crops = {
+        "do_pan_and_scan": True,
+        "pan_and_scan_min_crop_size": 40,
+        "pan_and_scan_max_num_crops": 1,  # line breaks of two would be one token
+        "pan_and_scan_min_ratio_to_activate": 1.4,
+    }
+    inputs = engine.inputs(QUESTIONS[0], CAT, **crops)
+    assert len(inputs["pixel_values"]) == 2
+    request = engine.request(QUESTIONS[0], CAT, CUP)
+    request["mm_processor_kwargs"] = crops
+    (answer,) = engine.answers(request)
+    inputs = engine.inputs(QUESTIONS[0], CAT, CUP, **crops)
+    words = [f"image image {QUESTIONS[0]}"]  # without those that the processor writes
+    agree(answer, engine.logits(zk.ZSPAPrune(keep=KEEP), inputs, query=words))
+
+
 def test_videos(engine: Engine) -> None:
     # A film shorter than it is wide: behind a longer one, transformers and vLLM number text apart.
     film = np.stack([np.asarray(frame) for frame in video("coffee", 4)])
@@ -280,7 +339,7 @@ def test_videos(engine: Engine) -> None:
         options = {"mm_processor_kwargs": {"zspa": {"keep": keep}}}
         return {"prompt": text, "multi_modal_data": data, **options}
 
-    if engine.name in ("qwen3_vl", "qwen3_vl_moe", "llava", "llava_next"):
+    if engine.name not in FILMS:
         with pytest.raises(VLLMValidationError, match="At most 0 video"):
             engine.answers(asked(KEEP))
         return
@@ -294,18 +353,20 @@ def test_videos(engine: Engine) -> None:
     inputs = engine.processor(
         videos=[film], text=text, return_tensors="pt", do_sample_frames=False, **more
     )
-    agree(part, engine.logits(zk.ZSPAPrune(keep=KEEP), inputs))
+    # To transformers, the numbers of InternVL's frames are words like others.
+    how = {"query": ["what is in this film"]} if "internvl" in engine.name else {}
+    agree(part, engine.logits(zk.ZSPAPrune(keep=KEEP), inputs, **how))
     agree(whole, engine.logits(zk.ZSPAPrune(keep=1.0), inputs))
 
 
-@pytest.mark.parametrize(("name", "processes"), [("llava", "1"), ("qwen2_5_vl", "0")])
+@pytest.mark.parametrize(("name", "processes"), IN_PARTS)
 def test_a_prompt_that_is_read_in_parts(
     name: str, processes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """LLaVA's in processes of vLLM's own, which find the pruned models by the entry point."""
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", processes)
     # With adapters, and more words than a part has.
-    parts = {"max_num_batched_tokens": 16, "max_num_seqs": 3, "enable_lora": name == "llava"}
+    parts = {"max_num_batched_tokens": 16, "max_num_seqs": 3, "enable_lora": name not in QWENS}
     words = " ".join(QUESTIONS * 2)
     with running(name, tmp_path, overrides(keep=KEEP), **parts) as engine:
         requests = [

@@ -12,6 +12,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from python_tests import vlm_models as models
+from python_tests.vllm_internvl import SIZE, TOKENS, ChatProcessor, as_published
 
 # vLLM's attention on CPUs wants heads of at least 32 channels; these towers have two.
 _HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1}
@@ -55,6 +56,121 @@ def _llava_onevision() -> Pair:
         chat_template=tok.chat_template,
     )
     return models.onevision(tok, ratio, _WIDTH, **_HEADS), processor
+
+
+def _gemma3() -> Pair:
+    marks = {"boi_token": "<boi>", "eoi_token": "<eoi>", "image_token": "<image>"}
+    # vLLM looks for these, which pictures have around them.
+    lines = ["\n" * count for count in (1, 2, 3, 4)]
+    tok = models.tokenizer([*marks.values(), *lines], marks["boi_token"])
+    tok._set_model_specific_special_tokens(special_tokens=marks)
+    text = models.text(
+        transformers.Gemma3TextConfig,
+        **_HEADS,
+        head_dim=32,
+        sliding_window=64,
+        query_pre_attn_scalar=32,
+        layer_types=["sliding_attention", "full_attention"],
+    )
+    config = transformers.Gemma3Config(
+        text_config=text,
+        vision_config=transformers.SiglipVisionConfig(**models.siglip(_WIDTH)),
+        mm_tokens_per_image=16,
+        boi_token_index=tok.boi_token_id,
+        eoi_token_index=tok.eoi_token_id,
+        image_token_index=tok.image_token_id,
+    )
+    config.image_token_id = tok.image_token_id
+    model = transformers.Gemma3ForConditionalGeneration(config)
+    torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=0.1)
+    pictures = transformers.Gemma3ImageProcessor(size={"height": 112, "width": 112})
+    processor = transformers.Gemma3Processor(
+        pictures, tok, chat_template=tok.chat_template, image_seq_length=16
+    )
+    return model, processor
+
+
+def _idefics3() -> Pair:
+    return _idefics("Idefics3")
+
+
+def _smolvlm() -> Pair:
+    return _idefics("SmolVLM")
+
+
+def _idefics(name: str) -> Pair:
+    crops = [f"<row_{i}_col_{j}>" for i in (1, 2, 3) for j in (1, 2, 3)]
+    marks = ["<fake_token_around_image>", "<global-img>", "<end_of_utterance>"]
+    tok = models.tokenizer(["<image>", *marks, *crops], "<image>")
+    config = getattr(transformers, f"{name}Config")(
+        vision_config={**models.siglip(_WIDTH), "image_size": 56},
+        text_config=models.text(transformers.LlamaConfig, **_HEADS),
+        image_token_id=tok.convert_tokens_to_ids("<image>"),
+        scale_factor=2,
+    )
+    sizes = {"size": {"longest_edge": 112}, "max_image_size": {"longest_edge": 56}}
+    pictures = getattr(transformers, f"{name}ImageProcessor")(**sizes)
+    films = [transformers.SmolVLMVideoProcessor(**sizes)] if name == "SmolVLM" else []
+    processor = getattr(transformers, f"{name}Processor")(
+        pictures, tok, *films, chat_template=tok.chat_template, image_seq_len=4
+    )
+    return getattr(transformers, f"{name}ForConditionalGeneration")(config), processor
+
+
+def _mistral3() -> Pair:
+    marks = ["[IMG]", "[IMG_BREAK]", "[IMG_END]"]
+    tok = models.tokenizer(marks, marks[0])
+    vision = {**models.siglip(_WIDTH), "image_size": 112, "head_dim": 32}
+    config = transformers.Mistral3Config(
+        vision_config=transformers.PixtralVisionConfig(**vision),
+        text_config=models.text(
+            transformers.MistralConfig, **_HEADS, head_dim=32, sliding_window=None
+        ),
+        image_token_index=tok.convert_tokens_to_ids(marks[0]),
+        spatial_merge_size=2,
+    )
+    config.image_token_id = config.image_token_index
+    processor = transformers.PixtralProcessor(
+        transformers.PixtralImageProcessor(size={"longest_edge": 112}, patch_size=14),
+        tok,
+        patch_size=14,
+        spatial_merge_size=2,
+        chat_template=tok.chat_template,
+    )
+    return transformers.Mistral3ForConditionalGeneration(config), processor
+
+
+def _internvl_chat() -> Pair:
+    processor = ChatProcessor()
+    return _internvl_model(processor.context), processor
+
+
+def _internvl_model(mark: int) -> Any:
+    tower = {**models.siglip(_WIDTH), "image_size": [SIZE, SIZE], "patch_size": [14, 14]}
+    config = transformers.InternVLConfig(
+        vision_config=transformers.InternVLVisionConfig(**tower),
+        text_config=models.text(transformers.Qwen2Config, **_HEADS),
+        image_token_id=mark,
+        image_seq_length=TOKENS,
+        tie_word_embeddings=False,
+    )
+    return transformers.InternVLForConditionalGeneration(config)
+
+
+def _internvl() -> Pair:
+    names = ("start_image_token", "end_image_token", "context_image_token", "video_token")
+    marks = dict(zip(names, ("<img>", "</img>", "<image>", "<video>"), strict=True))
+    tok = models.tokenizer(list(marks.values()), "<image>")
+    tok._set_model_specific_special_tokens(special_tokens=marks)
+    square = {"height": SIZE, "width": SIZE}
+    processor = transformers.InternVLProcessor(
+        transformers.GotOcr2ImageProcessor(size=square, max_patches=4, crop_to_patches=True),
+        tok,
+        transformers.InternVLVideoProcessor(size=square),
+        image_seq_length=TOKENS,
+        chat_template=tok.chat_template,
+    )
+    return _internvl_model(tok.context_image_token_id), processor
 
 
 def _qwen2_5_vl() -> Pair:
@@ -101,6 +217,12 @@ BUILDERS: dict[str, Callable[[], Pair]] = {
     "llava": _llava,
     "llava_next": _llava_next,
     "llava_onevision": _llava_onevision,
+    "mistral3": _mistral3,
+    "internvl": _internvl,
+    "internvl_chat": _internvl_chat,
+    "gemma3": _gemma3,
+    "idefics3": _idefics3,
+    "smolvlm": _smolvlm,
     "qwen2_vl": _qwen2_vl,
     "qwen2_5_vl": _qwen2_5_vl,
     "qwen3_vl": _qwen3_vl,
@@ -114,16 +236,19 @@ def save(name: str, folder: Path) -> Pair:
     model, processor = BUILDERS[name]()
     model.eval().save_pretrained(folder)
     processor.save_pretrained(folder)
-    _as_published(folder / "model.safetensors")
+    _as_published(folder / "model.safetensors", model.config.vision_config.model_type)
+    if name == "internvl_chat":
+        as_published(folder, model)
     return model, processor
 
 
-def _as_published(file: Path) -> None:
+def _as_published(file: Path, kind: str) -> None:
     """Weights named and laid out as in published models, which is what vLLM expects."""
     tower = "vision_tower."
+    wrapped = kind in ("clip_vision_model", "siglip_vision_model")
 
     def published(name: str, weight: torch.Tensor) -> tuple[str, torch.Tensor]:
-        if name.startswith(tower) and "vision_model." not in name:
+        if wrapped and name.startswith(tower) and "vision_model." not in name:
             name = f"{tower}vision_model.{name.removeprefix(tower)}"
         if ".experts." in name:
             weight = weight.transpose(1, 2).contiguous()

@@ -13,6 +13,7 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 from vllm.engine.arg_utils import EngineArgs
+from vllm.model_executor.models.interfaces import supports_encoder_cudagraph
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import (
     MultiModalFeatureSpec,
@@ -21,19 +22,20 @@ from vllm.multimodal.inputs import (
     MultiModalKwargsItem,
     PlaceholderRange,
 )
-from vllm.multimodal.processing import BaseMultiModalProcessor
+from vllm.multimodal.processing import BaseMultiModalProcessor, PromptUpdateDetails
 from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.v1.worker.gpu.attn_utils import compute_mm_prefix_ranges
 
 import zspa_kernels as zk
 from python_tests import vllm_models
 from python_tests.vlms import photograph
 from zspa_kernels.hf import UnsupportedModelError
-from zspa_kernels.vllm import overrides
+from zspa_kernels.vllm import ARCHITECTURES, models, overrides
 from zspa_kernels.vllm.batches import Batches
 from zspa_kernels.vllm.model import PruningModel
 from zspa_kernels.vllm.models import ZspaQwen2VLForConditionalGeneration
 from zspa_kernels.vllm.options import Options
-from zspa_kernels.vllm.processor import signed
+from zspa_kernels.vllm.processor import PruningProcessor, _kept_places, signed
 
 
 def test_another_inner_interface_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,16 +66,38 @@ def test_steps_of_an_answer_read_no_prompt() -> None:
     assert made == ([], positions, 1)
 
 
-def test_each_picture_of_a_batch_has_its_own_words_and_share() -> None:
+@pytest.mark.parametrize("runs", [1, 2])
+def test_each_picture_of_a_batch_has_its_own_words_and_share(runs: int) -> None:
+    """And each of two crops that text stands between."""
     generator = torch.Generator().manual_seed(5)
     encoded = torch.randn(4, 8, 16, generator=generator)  # eight tokens a picture
     table = torch.randn(30, 16, generator=generator)
     words = [torch.tensor(own, dtype=torch.long) for own in ([3, 4], [5], [6, 7, 8], [])]
     asked = (0.5, 3, 0.25, 1.0)
+    model = _pruned(encoded, table, 8 // runs)
+    inputs = {
+        "pixel_values": torch.arange(4.0).repeat_interleave(runs)[:, None, None, None],
+        "num_patches": torch.tensor([runs] * 4),
+        "zspa_keep_image": torch.tensor([signed(keep) for keep in asked], dtype=torch.float64),
+        "zspa_words_image": words,
+    }
+    for found, visual, own, keep in zip(
+        model.embed_multimodal(**inputs), encoded, words, asked, strict=True
+    ):
+        method = zk.ZSPAPrune(keep=keep, core_ratio=0.5)
+        crops = visual.split(8 // runs)
+        chosen = method.select_varlen(list(crops), [table[own]] * runs)
+        kept = [crop[one.indices] for crop, one in zip(crops, chosen, strict=True)]
+        assert found.equal(torch.cat(kept))
+
+
+def _pruned(encoded: torch.Tensor, table: torch.Tensor, tile: int) -> Any:
+    """A model that encodes the picture of number n to `encoded[n]`, in tiles of so many tokens."""
 
     class Stock(torch.nn.Module):
         def embed_multimodal(self, **inputs: Any) -> Any:
-            return [encoded[int(one[0, 0, 0, 0])] for one in inputs["pixel_values"]]
+            assert len(inputs["pixel_values"]) == sum(inputs["num_patches"])
+            return [encoded[int(one)] for one in inputs["pixel_values"].flatten().unique()]
 
         def get_language_model(self) -> Any:
             language: Any = torch.nn.Module()
@@ -81,22 +105,59 @@ def test_each_picture_of_a_batch_has_its_own_words_and_share() -> None:
             return language
 
     class Model(PruningModel, Stock):
+        apart = "num_patches"
+
         def __init__(self) -> None:
             torch.nn.Module.__init__(self)
             self._options = Options.read({"core_ratio": 0.5})
-            self._width, self._batches = 16, Batches(limit=20, patches=8)
+            self._width, self._batches = 16, Batches(limit=20, tile=tile)
 
+    return Model()
+
+
+def test_places_of_kept_tokens_and_of_text_between_them() -> None:
+    details = PromptUpdateDetails.select_token_id([7, 5, 5, 5, 5, 8, 5, 5, 9, 9], 5)
+    options = Options.read({"method": "divprune", "keep": 0.5})
+    found = _kept_places(details, options, inside=False)
+    assert found.full == [7, 5, 5, 8, 5, 9, 9]
+    assert found.is_embed is not None
+    assert [i for i, yes in enumerate(found.is_embed(found.full)) if yes] == [1, 2, 4]
+    found = _kept_places(details, options, inside=True)
+    assert (found.full, found.is_embed) == ([5] * (3 + 4), None)
+    assert _kept_places(PromptUpdateDetails([5] * 6), options, inside=False).full == [5] * 3
+
+
+def test_a_place_of_several_ids_is_no_word() -> None:
+    """`<image>` of InternVL is a word like others to its tokenizer."""
+    processor: Any = object.__new__(PruningProcessor)
+    processor.info = MagicMock()
+    processor.__dict__.update(_marks=[[5, 6, 7], [9]], _special={1}, _template=None)
+    words = processor.info.ctx.model_config.hf_text_config
+    words.eos_token_id = processor.info.get_tokenizer().eos_token_id = 2
+    prompt = [1, 3, 5, 6, 7, 5, 4, 9, 6, 2, 8]
+    assert processor._words(prompt, "all") == [1, 3, 5, 4, 6, 2, 8]
+    assert processor._words(prompt, "question") == [5, 4, 6]
+
+
+def test_text_inside_a_picture_stays_where_it_is() -> None:
+    encoded = torch.arange(12.0)[:, None] + torch.zeros(12, 16)
+    table = torch.arange(30.0)[:, None] + 100 * torch.ones(30, 16)
+    model = _pruned(encoded[None, 1:7], table, 6)
+    text = torch.tensor([-1, -1, 20, -1, -1, 20, -1, -1, 21])
     inputs = {
-        "pixel_values": [torch.full((1, 1, 1, 1), float(i)) for i in range(4)],
-        "zspa_keep_image": torch.tensor([signed(keep) for keep in asked], dtype=torch.float64),
-        "zspa_words_image": words,
+        "pixel_values": torch.zeros(1, 1, 1, 1),
+        "num_patches": torch.tensor([1]),
+        "zspa_keep_image": torch.tensor([-3.0], dtype=torch.float64),
+        "zspa_words_image": [torch.tensor([3])],
+        "zspa_text_image": [text],
     }
-    for found, visual, own, keep in zip(
-        Model().embed_multimodal(**inputs), encoded, words, asked, strict=True
-    ):
-        method = zk.ZSPAPrune(keep=keep, core_ratio=0.5)
-        (chosen,) = method.select_varlen([visual], [table[own]])
-        assert found.equal(visual[chosen.indices])
+    (found,) = model.embed_multimodal(**inputs)
+    values = found[:, 0].tolist()
+    whole = [1, 2, 120, 3, 4, 120, 5, 6, 121]
+    assert len(values) == 6
+    assert [one for one in values if one > 99] == [120, 120, 121]
+    left = iter(whole)
+    assert all(one in left for one in values)  # in their order
 
 
 def test_text_has_the_positions_of_the_whole_prompt() -> None:
@@ -182,3 +243,35 @@ def test_caches_of_servers_with_other_options_are_apart(tmp_path: Path) -> None:
         return processor("<start> user <image> what is this", items)["mm_hashes"]["image"]
 
     assert hashed(core_ratio=0.2) == hashed(core_ratio=0.2) != hashed(core_ratio=0.4)
+
+
+def test_ranges_of_gemmas_bidirectional_attention(tmp_path: Path) -> None:
+    """Which vLLM has on GPUs; they must be the kept tokens of each picture, and crop."""
+    vllm_models.save("gemma3", tmp_path)
+    given = EngineArgs(str(tmp_path), dtype="float32", hf_overrides=overrides(keep=5))
+    config = given.create_model_config()
+    assert config.is_mm_prefix_lm
+    processor = MULTIMODAL_REGISTRY.create_processor(config)
+    items = processor.info.parse_mm_data({"image": [photograph("chelsea", (170, 112))] * 2})
+    made = processor("<boi> what is this <boi>", items)
+    mark = processor.info.get_hf_config().image_token_index
+    features = [
+        SimpleNamespace(modality="image", mm_position=one)
+        for one in made["mm_placeholders"]["image"]
+    ]
+    ranges = compute_mm_prefix_ranges(["a"], {"a": features})[0]
+    ids = made["prompt_token_ids"]
+    assert [ids[first : last + 1] for first, last in ranges] == [[mark] * 5] * 2
+    assert ids.count(mark) == 10
+
+
+def test_no_encoder_that_returns_all_tokens_is_captured() -> None:
+    for name in ARCHITECTURES:
+        kind = getattr(models, f"Zspa{name}")
+        assert kind.get_encoder_cudagraph_config is PruningModel.get_encoder_cudagraph_config
+    gemma = object.__new__(models.ZspaGemma3ForConditionalGeneration)
+    gemma.__dict__["config"] = MagicMock()
+    assert supports_encoder_cudagraph(gemma)
+    assert not gemma.get_encoder_cudagraph_config().modalities
+    llava = object.__new__(models.ZspaLlavaForConditionalGeneration)
+    assert not supports_encoder_cudagraph(llava)

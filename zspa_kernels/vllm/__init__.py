@@ -27,13 +27,19 @@ __all__ = ["ARCHITECTURES", "Overrides", "overrides", "register"]
 
 #: What vLLM can prune, as a model's configuration calls it.
 ARCHITECTURES = (
+    "Gemma3ForConditionalGeneration",
+    "Idefics3ForConditionalGeneration",
+    "InternVLChatModel",
+    "InternVLForConditionalGeneration",
     "LlavaForConditionalGeneration",
     "LlavaNextForConditionalGeneration",
     "LlavaOnevisionForConditionalGeneration",
+    "Mistral3ForConditionalGeneration",
     "Qwen2VLForConditionalGeneration",
     "Qwen2_5_VLForConditionalGeneration",
     "Qwen3VLForConditionalGeneration",
     "Qwen3VLMoeForConditionalGeneration",
+    "SmolVLMForConditionalGeneration",
 )
 
 

@@ -15,8 +15,11 @@ from typing import Any
 
 from torch import Tensor
 
+#: Fields with pixels begin so.
+_PIXELS = "pixel_"
 _GRIDS = ("image_grid_thw", "video_grid_thw")
-_PIXELS = ("pixel_values", "pixel_values_videos")
+#: Tiles of each picture, where those of all stand one behind the other.
+_TILES = ("image_num_patches", "video_num_patches", "num_patches")
 
 
 @dataclass(frozen=True)
@@ -25,13 +28,15 @@ class Batches:
 
     Attributes:
         limit: visual tokens and words that are embedded at once, if they are not of one picture.
-        patches: of one tile; 0 where a picture has a grid.
+        tile: tokens of one tile; 0 where a picture has a size of its own.
         merged: patches that make a token, where a picture has a grid.
+        square: rows of pixels that make a row of tokens, where a picture has neither.
     """
 
     limit: int
-    patches: int = 0
+    tile: int = 0
     merged: int = 1
+    square: int = 0
 
     @classmethod
     def of(cls, config: Any, limit: int) -> Batches:
@@ -40,23 +45,31 @@ class Batches:
         merged = getattr(vision, "spatial_merge_size", None)
         if merged is not None:
             return cls(limit, merged=merged**2)
-        return cls(limit, patches=(vision.image_size // vision.patch_size) ** 2)
+        size, patch = (
+            edge if isinstance(edge, int) else edge[0]
+            for edge in (
+                getattr(config, "force_image_size", None) or vision.image_size,
+                vision.patch_size,
+            )
+        )
+        merge = getattr(config, "spatial_merge_size", None)
+        if merge is not None:
+            return cls(limit, square=patch * merge)
+        pooled = getattr(config, "mm_tokens_per_image", None)
+        if pooled is not None:
+            return cls(limit, tile=pooled)
+        side = size // patch * getattr(config, "downsample_ratio", 1)
+        return cls(limit, tile=int(side / getattr(config, "scale_factor", 1)) ** 2)
 
     def split(
         self, inputs: Mapping[str, Any], pictures: int, words: Sequence[Tensor] | None = None
     ) -> Iterator[tuple[int, int, dict[str, Any]]]:
         """Parts of a batch: the first picture, the one behind the last, and their inputs."""
-        pixels = next((inputs[name] for name in _PIXELS if name in inputs), None)
+        pixels = next((value for name, value in inputs.items() if name.startswith(_PIXELS)), None)
         if pixels is None:  # encoded elsewhere
             yield 0, pictures, dict(inputs)
             return
-        grid = next((inputs[name] for name in _GRIDS if name in inputs), None)
-        if grid is None:
-            rows = None
-            sizes = [self.patches * math.prod(one.shape[:-3]) for one in pixels]
-        else:
-            rows = [math.prod(one) for one in grid.tolist()]
-            sizes = [count // self.merged for count in rows]
+        rows, sizes = self._sizes(inputs, pixels)
         if words is not None:
             sizes = [size + len(own) for size, own in zip(sizes, words, strict=True)]
         start = 0
@@ -68,12 +81,27 @@ class Batches:
             yield start, stop, self._part(inputs, start, stop, rows)
             start = stop
 
+    def _sizes(self, inputs: Mapping[str, Any], pixels: Any) -> tuple[list[int] | None, list[int]]:
+        """Rows of pixels and tokens of each picture; no rows where it has pixels of its own."""
+        grid = next((inputs[name] for name in _GRIDS if name in inputs), None)
+        if grid is not None:
+            rows = [math.prod(one) for one in grid.tolist()]
+            return rows, [count // self.merged for count in rows]
+        tiles = next((inputs[name] for name in _TILES if name in inputs), None)
+        if tiles is not None:
+            return tiles.tolist(), [self.tile * count for count in tiles.tolist()]
+        if self.square:
+            return None, [math.prod(one.shape[-2:]) // self.square**2 for one in pixels]
+        return None, [self.tile * math.prod(one.shape[:-3]) for one in pixels]
+
     @staticmethod
     def _part(
         inputs: Mapping[str, Any], start: int, stop: int, rows: list[int] | None
     ) -> dict[str, Any]:
         def cut(name: str, value: Any) -> Any:
-            if rows is not None and name in _PIXELS:  # [patches of all pictures, channels]
+            if isinstance(value, Tensor) and value.ndim == 0:  # of all pictures
+                return value
+            if rows is not None and name.startswith(_PIXELS):  # one picture's behind the other's
                 return value[sum(rows[:start]) : sum(rows[:stop])]
             return value[start:stop]
 

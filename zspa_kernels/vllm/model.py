@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
+import torch
 from torch import Tensor, nn
 from vllm.logger import init_logger
 from vllm.lora.layers import VocabParallelEmbeddingWithLoRA
@@ -13,7 +15,7 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from .batches import Batches
 from .options import KEY, Options, kept
-from .processor import KEEP, WORDS, asked, pruning
+from .processor import KEEP, TEXT, VISUAL, WORDS, asked, pruning
 
 _log = init_logger("vllm.zspa_kernels")  # vLLM shows what loggers below its own say
 
@@ -28,9 +30,15 @@ class PruningModel(_Model):
 
     Attributes:
         only_images: it cannot prune videos, so it takes none.
+        apart: name of the input that counts the tiles of each picture, or frames of each video,
+            where text stands between them: then each has a share of its own.
+        inside: text stands between a picture's tokens, all of which have one share. How many of
+            them are in front of it is known when they are chosen, so the encoder returns it, too.
     """
 
     only_images: ClassVar[bool] = False
+    apart: ClassVar[str] = ""
+    inside: ClassVar[bool] = False
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         self._before(vllm_config)
@@ -61,24 +69,43 @@ class PruningModel(_Model):
                 "got True"
             )
 
+    def get_encoder_cudagraph_config(self) -> Any:
+        """None: a captured encoder would return all tokens."""
+        return replace(super().get_encoder_cudagraph_config(), modalities=[])
+
     def embed_multimodal(self, **kwargs: Any) -> Sequence[Tensor]:
-        """Embeddings of the kept tokens of each picture, `[k, C]`, in their order.
+        """Embeddings of the kept tokens, and of text inside, of each picture, `[k, C]`, in order.
 
         C is the width of the language model, or more: features for its deeper layers stand behind.
         """
-        fields = {name: kwargs.pop(name) for name in list(kwargs) if name.startswith((KEEP, WORDS))}
-        keep = next((asked(value) for name, value in fields.items() if name.startswith(KEEP)), [])
-        words = next((value for name, value in fields.items() if name.startswith(WORDS)), None)
+        keep, words, text = (_field(kwargs, kind) for kind in (KEEP, WORDS, TEXT))
+        shares = [] if keep is None else asked(keep)
         chosen: list[Tensor] = []
-        for start, stop, part in self._batches.split(kwargs, len(keep), words):
+        for start, stop, part in self._batches.split(kwargs, len(shares), words):
             encoded = list(super().embed_multimodal(**part))
             own = None if words is None else [self._embedded(row) for row in words[start:stop]]
-            rows = self._rows(encoded, keep[start:stop], own)
-            chosen += [
-                self._cut(x, indices, place, part)
-                for place, (x, indices) in enumerate(zip(encoded, rows, strict=True))
-            ]
+            rows = self._rows([self._runs(x, part) for x in encoded], shares[start:stop], own)
+            for place, (x, indices) in enumerate(zip(encoded, rows, strict=True)):
+                tokens = self._cut(x, indices, place, part)
+                if text is not None:
+                    tokens = self._with_text(tokens, indices, text[start + place])
+                chosen.append(tokens)
         return chosen
+
+    def _with_text(self, tokens: Tensor, indices: Tensor, text: Tensor) -> Tensor:
+        """Kept `tokens`, those at `indices` of a picture, and the text that stands between them.
+
+        Args:
+            tokens: `[k, C]`.
+            indices: `[k]`.
+            text: ids `[n]` on the host of all that stands in the prompt for the picture, unpruned;
+                `VISUAL` for its tokens.
+        """
+        visual = text == VISUAL
+        places = [where.nonzero().flatten().to(tokens.device) for where in (visual, ~visual)]
+        order = torch.cat((places[0][indices], places[1])).argsort()
+        written = self._embedded(text[~visual].to(tokens.device))
+        return torch.cat((tokens, written))[order]
 
     def _embedded(self, words: Tensor) -> Tensor:
         language = self.get_language_model()
@@ -90,31 +117,48 @@ class PruningModel(_Model):
         rows: Tensor = table(words)
         return rows
 
+    def _runs(self, tokens: Tensor, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
+        """One picture's tokens, those apart that text stands between."""
+        return tokens.split(self._batches.tile) if self.apart in inputs else [tokens]
+
     def _rows(
-        self, encoded: list[Tensor], keep: Sequence[float], words: list[Tensor] | None
-    ) -> list[Tensor | None]:
-        """Which rows of each picture stay, None for all; one ragged call a number of them."""
-        rows: list[Tensor | None] = [None] * len(encoded)
-        groups: dict[int, list[int]] = {}
-        for i, (x, share) in enumerate(zip(encoded, keep, strict=True)):
-            count = self._options.keeping(share).count(len(x))
-            if count < len(x):
-                groups.setdefault(count, []).append(i)
+        self,
+        runs: Sequence[Sequence[Tensor]],
+        keep: Sequence[float],
+        words: list[Tensor] | None,
+    ) -> list[Tensor]:
+        """Which rows of each picture stay; one ragged call a number of them."""
+        rows = []
+        for one in runs:
+            sizes = [len(run) for run in one]
+            rows.append(list(torch.arange(sum(sizes), device=one[0].device).split(sizes)))
+        groups: dict[int, list[tuple[int, int]]] = {}
+        for i, one in enumerate(runs):
+            for j, run in enumerate(one):
+                count = self._options.keeping(keep[i]).count(len(run))
+                if count < len(run):
+                    groups.setdefault(count, []).append((i, j))
         for count, alike in groups.items():
             picked = kept(
                 self._options.keeping(count).method,
-                [encoded[i][:, : self._width] for i in alike],
-                None if words is None else [words[i] for i in alike],
+                [runs[i][j][:, : self._width] for i, j in alike],
+                None if words is None else [words[i] for i, _ in alike],
             )
-            for i, indices in zip(alike, picked, strict=True):
-                rows[i] = indices
-        return rows
+            for (i, j), indices in zip(alike, picked, strict=True):
+                rows[i][j] = rows[i][j][indices]
+        return [torch.cat(one) for one in rows]
 
     def _cut(
-        self, tokens: Tensor, indices: Tensor | None, place: int, inputs: Mapping[str, Any]
+        self, tokens: Tensor, indices: Tensor, place: int, inputs: Mapping[str, Any]
     ) -> Tensor:
-        """Rows of one picture's tokens, None for all; it is at `place` among the `inputs`."""
-        return tokens if indices is None else tokens[indices]
+        """Rows of one picture's tokens; it is at `place` among the `inputs`."""
+        return tokens[indices]
+
+
+def _field(inputs: dict[str, Any], kind: str) -> Any:
+    """One of our fields, taken out of the `inputs`; None if it is not there."""
+    name = next((name for name in inputs if name.startswith(kind)), None)
+    return None if name is None else inputs.pop(name)
 
 
 def pruned(model: Any) -> Any:
@@ -123,7 +167,7 @@ def pruned(model: Any) -> Any:
 
     def processor(info: Any, dummy_inputs: Any, **more: Any) -> Any:
         kind: Any = type(stock.processor(info, dummy_inputs, **more))
-        return pruning(kind)(info, dummy_inputs, **more)
+        return pruning(kind, model.inside)(info, dummy_inputs, **more)
 
     def info(ctx: Any) -> Any:
         made = stock.info(ctx)

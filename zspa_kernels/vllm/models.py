@@ -3,13 +3,19 @@
 
 from __future__ import annotations
 
+from vllm.model_executor.models.gemma3_mm import Gemma3ForConditionalGeneration
+from vllm.model_executor.models.idefics3 import Idefics3ForConditionalGeneration
+from vllm.model_executor.models.interns1 import InternS1ForConditionalGeneration
+from vllm.model_executor.models.internvl import InternVLChatModel
 from vllm.model_executor.models.llava import LlavaForConditionalGeneration
 from vllm.model_executor.models.llava_next import LlavaNextForConditionalGeneration
 from vllm.model_executor.models.llava_onevision import LlavaOnevisionForConditionalGeneration
+from vllm.model_executor.models.mistral3 import Mistral3ForConditionalGeneration
 from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 from vllm.model_executor.models.qwen2_vl import Qwen2VLForConditionalGeneration
 from vllm.model_executor.models.qwen3_vl import Qwen3VLForConditionalGeneration
 from vllm.model_executor.models.qwen3_vl_moe import Qwen3VLMoeForConditionalGeneration
+from vllm.model_executor.models.smolvlm import SmolVLMForConditionalGeneration
 
 from .model import PruningModel, pruned
 from .mrope import PruningMRopeModel
@@ -30,6 +36,20 @@ class ZspaLlavaOnevisionForConditionalGeneration(
     PruningModel, LlavaOnevisionForConditionalGeneration
 ):
     """LLaVA-OneVision."""
+
+
+@pruned
+class ZspaInternVLForConditionalGeneration(PruningModel, InternS1ForConditionalGeneration):
+    """InternVL in the format of transformers, which vLLM reads with the code for Intern-S1."""
+
+    apart = "video_num_patches"
+
+
+@pruned
+class ZspaInternVLChatModel(PruningModel, InternVLChatModel):
+    """InternVL as its authors publish it."""
+
+    apart = "video_num_patches"
 
 
 @pruned
@@ -56,3 +76,31 @@ class ZspaQwen3VLMoeForConditionalGeneration(PruningMRopeModel, Qwen3VLMoeForCon
     """Qwen3-VL with experts."""
 
     only_images = True
+
+
+@pruned
+class ZspaMistral3ForConditionalGeneration(PruningModel, Mistral3ForConditionalGeneration):
+    """Mistral 3."""
+
+    inside = True  # the ends of rows
+
+
+@pruned
+class ZspaGemma3ForConditionalGeneration(PruningModel, Gemma3ForConditionalGeneration):
+    """Gemma 3."""
+
+    apart = "num_patches"
+
+
+@pruned
+class ZspaIdefics3ForConditionalGeneration(PruningModel, Idefics3ForConditionalGeneration):
+    """Idefics3."""
+
+    apart = "num_patches"
+
+
+@pruned
+class ZspaSmolVLMForConditionalGeneration(PruningModel, SmolVLMForConditionalGeneration):
+    """SmolVLM."""
+
+    apart = "num_patches"

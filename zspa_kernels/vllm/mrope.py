@@ -60,10 +60,6 @@ class PruningMRopeModel(PruningModel):
         if current_platform.is_cpu():
             _ask_on_cpus()
 
-    def get_encoder_cudagraph_config(self) -> Any:
-        """None: a captured encoder would return all tokens."""
-        return replace(super().get_encoder_cudagraph_config(), modalities=[])
-
     def get_mrope_input_positions(
         self, input_tokens: list[int], mm_features: list[Any]
     ) -> tuple[Tensor, int]:
@@ -127,13 +123,11 @@ class PruningMRopeModel(PruningModel):
         )
 
     def _cut(
-        self, tokens: Tensor, indices: Tensor | None, place: int, inputs: Mapping[str, Any]
+        self, tokens: Tensor, indices: Tensor, place: int, inputs: Mapping[str, Any]
     ) -> Tensor:
-        inside = self._inside(len(tokens), place, inputs).to(tokens.device)
-        if indices is not None:
-            tokens, inside = tokens[indices], inside[indices]
+        inside = self._inside(len(tokens), place, inputs).to(tokens.device)[indices]
         digits = torch.cat((inside // _BASE, inside % _BASE), dim=1)
-        return torch.cat((tokens, digits.to(tokens)), dim=1)
+        return torch.cat((tokens[indices], digits.to(tokens)), dim=1)
 
     def _inside(self, tokens: int, place: int, inputs: Mapping[str, Any]) -> Tensor:
         """Positions `[n, 3]` of one picture's tokens, as if it were all of the prompt."""

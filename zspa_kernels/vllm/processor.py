@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import math
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from vllm.multimodal.processing import (
     PromptReplacement,
     PromptUpdateDetails,
 )
+from vllm.multimodal.processing.processor import replace_token_matches
 
 from ..hf import query
 from ..hf.errors import UnsupportedModelError
@@ -32,7 +34,9 @@ from ..hf.template import Template
 from .options import KEY, Options
 
 #: Fields of an image, each followed by its modality.
-KEEP, WORDS = "zspa_keep_", "zspa_words_"
+KEEP, WORDS, TEXT = "zspa_keep_", "zspa_words_", "zspa_text_"
+#: Stands for a visual token, or a picture, among ids of text.
+VISUAL = -1
 #: What configurations call the ids that stand for visual tokens.
 _PLACEHOLDERS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
 #: Rows of vLLM's table of angles for each position that a model was trained with.
@@ -49,7 +53,13 @@ if list(_inner.parameters) != ["self", "mm_items", "hf_kwargs"]:
 
 
 class PruningProcessor(BaseMultiModalProcessor[Any]):
-    """Mixed into the processor of a model; see `pruning`."""
+    """Mixed into the processor of a model; see `pruning`.
+
+    Attributes:
+        inside: the encoder also returns the text that stands between tokens of a picture.
+    """
+
+    inside: ClassVar[bool] = False
 
     @functools.cached_property
     def _served(self) -> Options:
@@ -102,6 +112,10 @@ class PruningProcessor(BaseMultiModalProcessor[Any]):
             data[KEEP + modality] = keep.expand(len(items)).clone()
             if "words" in chosen:
                 data[WORDS + modality] = [chosen["words"]] * len(items)
+        if self.inside and mm_items:  # not in caches yet
+            for update in super()._get_prompt_updates(mm_items, stock, data):
+                places = (update.resolve(i).content for i in range(len(mm_items[update.modality])))
+                data[TEXT + update.modality] = [_text(one) for one in places]
         return data
 
     def _get_mm_fields_config(
@@ -112,8 +126,9 @@ class PruningProcessor(BaseMultiModalProcessor[Any]):
         for name in hf_inputs:
             if name.startswith(KEEP):
                 modality = name.removeprefix(KEEP)
-                fields[name] = MultiModalFieldConfig.batched(modality, keep_on_cpu=True)
-                fields[WORDS + modality] = MultiModalFieldConfig.batched(modality)
+                for kind, host in ((KEEP, True), (WORDS, False), (TEXT, True)):
+                    field = MultiModalFieldConfig.batched(modality, keep_on_cpu=host)
+                    fields[kind + modality] = field
         return fields
 
     def _get_prompt_updates(
@@ -123,20 +138,37 @@ class PruningProcessor(BaseMultiModalProcessor[Any]):
         updates = super()._get_prompt_updates(mm_items, stock, out_mm_kwargs)
         options = self._served.keeping(chosen["keep"])
         vision = self.info.get_hf_config().vision_config
-        return [_shortened(update, options, out_mm_kwargs, vision) for update in updates]
+        return [
+            _shortened(update, options, out_mm_kwargs, vision, self.inside) for update in updates
+        ]
 
     def _words(self, prompt: Sequence[int], asked: str) -> list[int]:
         """Ids of the words that relevance is measured against."""
         tokenizer = self.info.get_tokenizer()
         if asked not in query.QUERIES:
             return list(tokenizer.encode(asked, add_special_tokens=False))
+        row = list(prompt)
+        for mark in self._marks:
+            row = replace_token_matches(row, mark, [VISUAL])
         if asked == "all":
-            return [i for i in prompt if i not in self._shown]
+            return [i for i in row if i != VISUAL]
+        special = self._special | {VISUAL}
         if self._template is not None:
-            return [i for i in self._template.question(prompt) if i not in self._special]
+            return [i for i in self._template.question(row) if i not in special]
         words = self.info.ctx.model_config.hf_text_config
         ends = query.ids_of([words.eos_token_id, tokenizer.eos_token_id])
-        return query.question(prompt, self._shown, ends, self._special)
+        return query.question(row, {VISUAL}, ends, special)
+
+    @functools.cached_property
+    def _marks(self) -> list[list[int]]:
+        """The ids by which a prompt says that here is a picture, or a video."""
+        marks = [[i] for i in self._shown]
+        for modality in self.info.allowed_mm_limits:
+            text = self.dummy_inputs.get_dummy_text({modality: 1})
+            ids = list(self.info.get_tokenizer().encode(text, add_special_tokens=False))
+            if ids and not self._shown.intersection(ids):
+                marks.append(ids)
+        return marks
 
     @functools.cached_property
     def _special(self) -> set[int]:
@@ -204,11 +236,11 @@ class _Places(PromptUpdateDetails):
     spread: int = 0
 
 
-def _shortened(update: Any, options: Options, items: Any, vision: Any) -> Any:
+def _shortened(update: Any, options: Options, items: Any, vision: Any, inside: bool) -> Any:
     """An update of the prompt that puts in as many placeholders as tokens are kept."""
 
     def content(item: int) -> _Places:
-        made = _kept_places(update.resolve(item).content, options)
+        made = _kept_places(update.resolve(item).content, options, inside)
         made.spread = _spread(items[update.modality][item], update.modality, vision)
         return made
 
@@ -229,28 +261,43 @@ def _spread(item: Any, modality: str, vision: Any) -> int:
     return max(math.ceil(lasts), height // merged, width // merged)
 
 
-def _kept_places(details: PromptUpdateDetails, options: Options) -> _Places:
-    """As many placeholders as tokens are kept, the first ones; everything between them stays."""
-    embedded = [True] * len(details.full)
-    if details.is_embed is not None:
-        embedded = details.is_embed(details.full).tolist()
-    left = options.count(sum(embedded))
-    full, mask = [], []
-    for token, is_embed in zip(details.full, embedded, strict=True):
-        left -= is_embed
-        if not is_embed or left >= 0:
-            full.append(token)
-            mask.append(is_embed)
-    if details.is_embed is None:
-        return _Places(full)
+def _kept_places(details: PromptUpdateDetails, options: Options, inside: bool) -> _Places:
+    """As many placeholders as tokens are kept, the first ones of each run; text stays.
+
+    With text `inside` nobody knows yet where between the kept tokens it will be, but all of it
+    will: there are placeholders for it, too.
+    """
+    embedded = [one == VISUAL for one in _text(details).tolist()]
+    if inside:
+        mark = details.full[embedded.index(True)]
+        count = options.count(sum(embedded)) + embedded.count(False)
+        return _Places([mark] * count)
+    full, mask, done = [], [], 0
+    for is_embed, group in itertools.groupby(embedded):
+        size = len(list(group))
+        left = options.count(size) if is_embed else size
+        full += details.full[done : done + left]
+        mask += [is_embed] * left
+        done += size
     kept = torch.tensor(mask)
-    return _Places(full, lambda _: kept)
+    return _Places(full, None if all(mask) else lambda _: kept)
+
+
+def _text(details: PromptUpdateDetails) -> Tensor:
+    """Ids that stand for a picture; `VISUAL` for its tokens."""
+    ids = torch.tensor(details.full)
+    if details.is_embed is None:
+        return torch.full_like(ids, VISUAL)
+    return ids.masked_fill(details.is_embed(details.full), VISUAL)
 
 
 @functools.cache
-def pruning(stock: type[BaseMultiModalProcessor[Any]]) -> type[PruningProcessor]:
+def pruning(
+    stock: type[BaseMultiModalProcessor[Any]], inside: bool = False
+) -> type[PruningProcessor]:
     """A processor of vLLM's that leaves room for the kept tokens only."""
-    return type(f"Zspa{stock.__name__}", (PruningProcessor, stock), {"__module__": __name__})
+    more = {"__module__": __name__, "inside": inside}
+    return type(f"Zspa{stock.__name__}", (PruningProcessor, stock), more)
 
 
 def signed(keep: float) -> float:

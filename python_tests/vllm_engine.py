@@ -23,8 +23,8 @@ from vllm.distributed import cleanup_dist_env_and_memory
 from vllm.exceptions import VLLMValidationError
 
 import zspa_kernels as zk
-from python_tests import vllm_models
-from python_tests.vlm_models import QWEN_IMAGE, QWENS
+from python_tests import vllm_delta, vllm_models
+from python_tests.vlm_models import QWEN_IMAGE, QWENS, STATES
 from python_tests.vlms import photograph, video
 from zspa_kernels.vllm import model as pruned_model
 from zspa_kernels.vllm import options, overrides, processor
@@ -34,7 +34,7 @@ NAMES = list(vllm_models.BUILDERS) if _ASKED == "all" else _ASKED.split()
 #: Models whose prompts are read in parts, and whether by processes of vLLM's own.
 IN_PARTS = [("llava", "1"), ("qwen2_5_vl", "0")]
 if _ASKED == "all":
-    IN_PARTS += [(name, "0") for name in ("mistral3", "internvl", "gemma3", "smolvlm")]
+    IN_PARTS += [(name, "0") for name in ("mistral3", "internvl", "gemma3", "smolvlm", "qwen3_5")]
 KEEP = 0.3
 STEPS = 5
 QUESTIONS = ("what is in this picture", "count the objects on the table", "what colour is the cat")
@@ -144,14 +144,20 @@ def load(folder: Path, **more: Any) -> LLM:
 def running(name: str, folder: Path, how: Any, **more: Any) -> Iterator[Engine]:
     """An engine with a model that lies in `folder`, pruned as `how` says."""
     model, processor = vllm_models.save(name, folder)
-    llm = load(folder, hf_overrides=how, **more)
-    made = Engine(name, llm, model, processor)
-    try:
-        yield made
-    finally:
-        del llm, made.llm
-        gc.collect()
-        cleanup_dist_env_and_memory()
+    with pytest.MonkeyPatch.context() as patch:
+        if name in STATES:
+            vllm_delta.install(patch)
+            # Beside the model, transformers takes it for Qwen3.5's own.
+            processor.tokenizer.save_pretrained(folder / "tokenizer")
+            more["tokenizer"] = str(folder / "tokenizer")
+        llm = load(folder, hf_overrides=how, **more)
+        made = Engine(name, llm, model, processor)
+        try:
+            yield made
+        finally:
+            del llm, made.llm
+            gc.collect()
+            cleanup_dist_env_and_memory()
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -330,7 +336,7 @@ def test_videos(engine: Engine) -> None:
     film = np.stack([np.asarray(frame) for frame in video("coffee", 4)])
     told = {"fps": 4.0, "total_num_frames": 4, "frames_indices": list(range(4)), "duration": 1.0}
     about = {**told, "video_backend": "opencv", "do_sample_frames": False}
-    timed = engine.name in ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+    timed = engine.name in ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", *STATES)
     place = "<|vision_start|> <|video_pad|> <|vision_end|>" if engine.name in QWENS else "<video>"
     text = f"<start> user {place} what is in this film <end> <start> assistant"
     data = {"video": [(film, about)] if timed else [film]}

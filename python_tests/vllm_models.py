@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ _HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1}
 _WIDTH = 64
 _PIXELS = {"min_pixels": 56 * 56, "max_pixels": 168 * 168}
 _QWEN3 = {"num_hidden_layers": 3, "head_dim": 32, "interleaved": True}
+_EXPERTS = {**models.EXPERTS, "norm_topk_prob": True}  # which vLLM asks for
+_STATES = {**models.HYBRID, "linear_key_head_dim": 32, "linear_value_head_dim": 32}
 
 Pair = tuple[Any, Any]  # model, processor
 
@@ -186,22 +188,43 @@ def _qwen3_vl() -> Pair:
 
 
 def _qwen3_vl_moe() -> Pair:
-    experts = {"moe_intermediate_size": 48, "num_experts": 4, "num_experts_per_tok": 2}
-    experts["norm_topk_prob"] = True  # which vLLM asks for
-    return _qwen("Qwen3VLMoe", models.qwen3_vision(_WIDTH, 14), **_QWEN3, **experts)
+    return _qwen("Qwen3VLMoe", models.qwen3_vision(_WIDTH, 14), **_QWEN3, **_EXPERTS)
 
 
-def _qwen(name: str, vision: dict[str, Any], interleaved: bool = False, **text: Any) -> Pair:
+def _qwen3_5() -> Pair:
+    return _hybrid("Qwen3_5")
+
+
+def _qwen3_5_moe() -> Pair:
+    return _hybrid("Qwen3_5Moe", **_EXPERTS, shared_expert_intermediate_size=32)
+
+
+def _hybrid(name: str, **words: Any) -> Pair:
+    vision = {**models.qwen3_vision(_WIDTH, 14), "depth": 2}
+    del vision["deepstack_visual_indexes"]
+    part = {"mrope_section": [2, 1, 1], "partial_rotary_factor": 0.25}
+    model, processor = _qwen(name, vision, part, **_QWEN3, **_STATES, **words)
+    return models.remembering(model), processor
+
+
+def _qwen(
+    name: str,
+    vision: dict[str, Any],
+    rotary: Mapping[str, Any] | None = None,
+    interleaved: bool = False,
+    **text: Any,
+) -> Pair:
     tok = models.tokenizer(models.QWEN_MARKS, models.QWEN_IMAGE)
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]}
     if interleaved:
         rope["mrope_interleaved"] = True
+    rope.update(rotary or {})
     config = getattr(transformers, f"{name}Config")(
         text_config=models.text(dict, **_HEADS, **text, rope_parameters=rope),
         vision_config=vision,
         **models.qwen_tokens(tok),
     )
-    family = name.removesuffix("Moe")
+    family = "Qwen3VL" if interleaved else name
     films = "Qwen3VLVideoProcessor" if interleaved else "Qwen2VLVideoProcessor"
     sizes = {"patch_size": vision["patch_size"], "merge_size": 2, **_PIXELS}
     processor = getattr(transformers, f"{family}Processor")(
@@ -227,6 +250,8 @@ BUILDERS: dict[str, Callable[[], Pair]] = {
     "qwen2_5_vl": _qwen2_5_vl,
     "qwen3_vl": _qwen3_vl,
     "qwen3_vl_moe": _qwen3_vl_moe,
+    "qwen3_5": _qwen3_5,
+    "qwen3_5_moe": _qwen3_5_moe,
 }
 
 
@@ -250,7 +275,7 @@ def _as_published(file: Path, kind: str) -> None:
     def published(name: str, weight: torch.Tensor) -> tuple[str, torch.Tensor]:
         if wrapped and name.startswith(tower) and "vision_model." not in name:
             name = f"{tower}vision_model.{name.removeprefix(tower)}"
-        if ".experts." in name:
+        if ".experts." in name and weight.ndim == 3:
             weight = weight.transpose(1, 2).contiguous()
         return name, weight
 

@@ -13,6 +13,7 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 from vllm.engine.arg_utils import EngineArgs
+from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 from vllm.model_executor.models.interfaces import supports_encoder_cudagraph
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import (
@@ -30,7 +31,7 @@ import zspa_kernels as zk
 from python_tests import vllm_models
 from python_tests.vlms import photograph
 from zspa_kernels.hf import UnsupportedModelError
-from zspa_kernels.vllm import ARCHITECTURES, models, overrides
+from zspa_kernels.vllm import ARCHITECTURES, models, overrides, register
 from zspa_kernels.vllm.batches import Batches
 from zspa_kernels.vllm.model import PruningModel
 from zspa_kernels.vllm.models import ZspaQwen2VLForConditionalGeneration
@@ -263,6 +264,13 @@ def test_ranges_of_gemmas_bidirectional_attention(tmp_path: Path) -> None:
     ids = made["prompt_token_ids"]
     assert [ids[first : last + 1] for first, last in ranges] == [[mark] * 5] * 2
     assert ids.count(mark) == 10
+
+
+def test_what_vllm_sets_for_a_model_by_its_name() -> None:
+    register()
+    found = [MODELS_CONFIG_MAP.get(f"Zspa{name}") for name in ARCHITECTURES]
+    assert found == [MODELS_CONFIG_MAP.get(name) for name in ARCHITECTURES]
+    assert any(found)
 
 
 def test_no_encoder_that_returns_all_tokens_is_captured() -> None:

@@ -277,21 +277,24 @@ HYBRID: dict[str, Any] = {
 
 def _qwen3_5() -> Parts:
     kinds = (transformers.Qwen3_5Config, transformers.Qwen3_5ForConditionalGeneration)
-    return _hybrid(*_qwen3(*kinds, _qwen3_5_vision(), (2, 1, 1), **HYBRID))
+    model, *others = _qwen3(*kinds, _qwen3_5_vision(), (2, 1, 1), **HYBRID)
+    return (remembering(model), *others)
 
 
 def _qwen3_5_moe() -> Parts:
     words: dict[str, Any] = {**HYBRID, **EXPERTS, "shared_expert_intermediate_size": 32}
     kinds = (transformers.Qwen3_5MoeConfig, transformers.Qwen3_5MoeForConditionalGeneration)
-    return _hybrid(*_qwen3(*kinds, _qwen3_5_vision(), (2, 1, 1), **words))
+    model, *others = _qwen3(*kinds, _qwen3_5_vision(), (2, 1, 1), **words)
+    return (remembering(model), *others)
 
 
-def _hybrid(model: Any, *others: Any) -> Parts:
+def remembering(model: Any) -> Any:
+    """A model whose states do not forget within a token or two, as they do as made by default."""
     for part in model.modules():
-        if hasattr(part, "A_log"):  # as made by default, a state forgets within a token or two
+        if hasattr(part, "A_log"):
             torch.nn.init.uniform_(part.A_log, -5.0, -2.0)
             torch.nn.init.normal_(part.conv1d.weight, std=0.5)
-    return (model, *others)
+    return model
 
 
 def _qwen3_5_vision() -> dict[str, Any]:

@@ -37,6 +37,8 @@ ARCHITECTURES = (
     "Mistral3ForConditionalGeneration",
     "Qwen2VLForConditionalGeneration",
     "Qwen2_5_VLForConditionalGeneration",
+    "Qwen3_5ForConditionalGeneration",
+    "Qwen3_5MoeForConditionalGeneration",
     "Qwen3VLForConditionalGeneration",
     "Qwen3VLMoeForConditionalGeneration",
     "SmolVLMForConditionalGeneration",
@@ -46,9 +48,12 @@ ARCHITECTURES = (
 def register() -> None:
     """Tells vLLM of the pruned models. vLLM calls this in each of its processes."""
     from vllm.model_executor.models import ModelRegistry
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
     for name in ARCHITECTURES:
         ModelRegistry.register_model(f"Zspa{name}", f"{__name__}.models:Zspa{name}")
+        if name in MODELS_CONFIG_MAP:  # what vLLM sets for a model, by its name
+            MODELS_CONFIG_MAP[f"Zspa{name}"] = MODELS_CONFIG_MAP[name]
 
 
 @dataclass(frozen=True)

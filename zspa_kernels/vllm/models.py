@@ -13,6 +13,10 @@ from vllm.model_executor.models.llava_onevision import LlavaOnevisionForConditio
 from vllm.model_executor.models.mistral3 import Mistral3ForConditionalGeneration
 from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 from vllm.model_executor.models.qwen2_vl import Qwen2VLForConditionalGeneration
+from vllm.model_executor.models.qwen3_5 import (
+    Qwen3_5ForConditionalGeneration,
+    Qwen3_5MoeForConditionalGeneration,
+)
 from vllm.model_executor.models.qwen3_vl import Qwen3VLForConditionalGeneration
 from vllm.model_executor.models.qwen3_vl_moe import Qwen3VLMoeForConditionalGeneration
 from vllm.model_executor.models.smolvlm import SmolVLMForConditionalGeneration
@@ -74,6 +78,24 @@ class ZspaQwen3VLForConditionalGeneration(PruningMRopeModel, Qwen3VLForCondition
 @pruned
 class ZspaQwen3VLMoeForConditionalGeneration(PruningMRopeModel, Qwen3VLMoeForConditionalGeneration):
     """Qwen3-VL with experts."""
+
+    only_images = True
+
+
+@pruned
+class ZspaQwen3_5ForConditionalGeneration(  # noqa: N801
+    PruningMRopeModel, Qwen3_5ForConditionalGeneration
+):
+    """Qwen3.5."""
+
+    only_images = True
+
+
+@pruned
+class ZspaQwen3_5MoeForConditionalGeneration(  # noqa: N801
+    PruningMRopeModel, Qwen3_5MoeForConditionalGeneration
+):
+    """Qwen3.5 with experts."""
 
     only_images = True
 

@@ -13,6 +13,7 @@ import functools
 import inspect
 import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -26,7 +27,6 @@ from vllm.multimodal.processing import (
     PromptReplacement,
     PromptUpdateDetails,
 )
-from vllm.multimodal.processing.processor import replace_token_matches
 
 from ..hf import query
 from ..hf.errors import UnsupportedModelError
@@ -147,9 +147,7 @@ class PruningProcessor(BaseMultiModalProcessor[Any]):
         tokenizer = self.info.get_tokenizer()
         if asked not in query.QUERIES:
             return list(tokenizer.encode(asked, add_special_tokens=False))
-        row = list(prompt)
-        for mark in self._marks:
-            row = replace_token_matches(row, mark, [VISUAL])
+        row = self._marked(prompt)
         if asked == "all":
             return [i for i in row if i != VISUAL]
         special = self._special | {VISUAL}
@@ -159,16 +157,32 @@ class PruningProcessor(BaseMultiModalProcessor[Any]):
         ends = query.ids_of([words.eos_token_id, tokenizer.eos_token_id])
         return query.question(row, {VISUAL}, ends, special)
 
+    def _marked(self, prompt: Sequence[int]) -> list[int]:
+        """The prompt with `VISUAL` in the place of each picture, or video."""
+        ids, texts = self._marks
+        tokenizer = self.info.get_tokenizer()
+        # Its last characters may be one token with what follows, so it is looked for in the text.
+        pieces = (
+            re.split("|".join(map(re.escape, texts)), tokenizer.decode(prompt)) if texts else []
+        )
+        row = list(prompt)
+        if len(pieces) > 1:
+            rows = [tokenizer.encode(one, add_special_tokens=False) for one in pieces]
+            row = [*rows[0], *(i for one in rows[1:] for i in (VISUAL, *one))]
+        return [VISUAL if i in ids else i for i in row]
+
     @functools.cached_property
-    def _marks(self) -> list[list[int]]:
-        """The ids by which a prompt says that here is a picture, or a video."""
-        marks = [[i] for i in self._shown]
+    def _marks(self) -> tuple[set[int], list[str]]:
+        """By which a prompt says that here is a picture, or a video: ids, and words."""
+        ids, texts = set(self._shown), []
         for modality in self.info.allowed_mm_limits:
             text = self.dummy_inputs.get_dummy_text({modality: 1})
-            ids = list(self.info.get_tokenizer().encode(text, add_special_tokens=False))
-            if ids and not self._shown.intersection(ids):
-                marks.append(ids)
-        return marks
+            found = list(self.info.get_tokenizer().encode(text, add_special_tokens=False))
+            if len(found) == 1:
+                ids.update(found)
+            elif text and not ids.intersection(found):
+                texts.append(text)
+        return ids, texts
 
     @functools.cached_property
     def _special(self) -> set[int]:

@@ -17,9 +17,16 @@ from torch import Tensor
 
 #: Fields with pixels begin so.
 _PIXELS = "pixel_"
-_GRIDS = ("image_grid_thw", "video_grid_thw")
+#: Seconds of a step in time of each video (Qwen2.5-VL).
+SECONDS = "second_per_grid_ts"
+MODALITIES = ("image", "video")
 #: Tiles of each picture, where those of all stand one behind the other.
 _TILES = ("image_num_patches", "video_num_patches", "num_patches")
+
+
+def grid(modality: str) -> str:
+    """Name of the sizes of pictures, or videos, in patches (Qwen)."""
+    return f"{modality}_grid_thw"
 
 
 @dataclass(frozen=True)
@@ -83,9 +90,9 @@ class Batches:
 
     def _sizes(self, inputs: Mapping[str, Any], pixels: Any) -> tuple[list[int] | None, list[int]]:
         """Rows of pixels and tokens of each picture; no rows where it has pixels of its own."""
-        grid = next((inputs[name] for name in _GRIDS if name in inputs), None)
-        if grid is not None:
-            rows = [math.prod(one) for one in grid.tolist()]
+        found = next((inputs[name] for name in map(grid, MODALITIES) if name in inputs), None)
+        if found is not None:
+            rows = [math.prod(one) for one in found.tolist()]
             return rows, [count // self.merged for count in rows]
         tiles = next((inputs[name] for name in _TILES if name in inputs), None)
         if tiles is not None:

@@ -23,6 +23,7 @@ from vllm.multimodal.inputs import (
 )
 from vllm.platforms import current_platform
 
+from .batches import MODALITIES, SECONDS, grid
 from .model import PruningModel
 from .processor import placeholders
 
@@ -30,9 +31,6 @@ from .processor import placeholders
 _BASE = 256
 _AXES = 3
 _COLUMNS = 2 * _AXES
-_MODALITIES = ("image", "video")
-#: What positions are made of, by modality; what a model does not have is left out.
-_GRID = {"image": ("image_grid_thw",), "video": ("video_grid_thw", "second_per_grid_ts")}
 
 
 class PruningMRopeModel(PruningModel):
@@ -77,7 +75,7 @@ class PruningMRopeModel(PruningModel):
             text = input_tokens[done : place.offset]
             stay.append(torch.arange(len(text) + place.length) + len(whole))
             whole += text
-            patches = int(feature.data[_GRID[feature.modality][0]].data.prod())
+            patches = int(feature.data[grid(feature.modality)].data.prod())
             tokens = patches // self._batches.merged
             at = PlaceholderRange(offset=len(whole), length=tokens)
             moved.append(replace(feature, mm_position=at))
@@ -131,11 +129,11 @@ class PruningMRopeModel(PruningModel):
 
     def _inside(self, tokens: int, place: int, inputs: Mapping[str, Any]) -> Tensor:
         """Positions `[n, 3]` of one picture's tokens, as if it were all of the prompt."""
-        modality = next(name for name in _MODALITIES if _GRID[name][0] in inputs)
+        modality = next(name for name in MODALITIES if grid(name) in inputs)
         field = MultiModalFieldConfig.batched(modality).field
         data = {
             name: MultiModalFieldElem(inputs[name][place].cpu(), field)
-            for name in _GRID[modality]
+            for name in (grid(modality), SECONDS)
             if name in inputs
         }
         feature = MultiModalFeatureSpec(

@@ -31,6 +31,7 @@ from vllm.multimodal.processing import (
 from ..hf import query
 from ..hf.errors import UnsupportedModelError
 from ..hf.template import Template
+from .batches import SECONDS, grid
 from .options import KEY, Options
 
 #: Fields of an image, each followed by its modality.
@@ -263,12 +264,12 @@ def _shortened(update: Any, options: Options, items: Any, vision: Any, inside: b
 
 def _spread(item: Any, modality: str, vision: Any) -> int:
     """Positions of a picture on its longest axis; 0 where there is one axis for all of a prompt."""
-    grid = item.get(f"{modality}_grid_thw")
-    if grid is None:
+    size = item.get(grid(modality))
+    if size is None:
         return 0
-    time, height, width = map(int, grid.data)
+    time, height, width = map(int, size.data)
     lasts = float(time)
-    seconds = item.get("second_per_grid_ts")
+    seconds = item.get(SECONDS)
     if seconds is not None:
         lasts *= float(seconds.data) * getattr(vision, "tokens_per_second", 1)
     merged = int(vision.spatial_merge_size)

@@ -103,15 +103,32 @@ def _together(image: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def _passing_over(model: Any, keep: Tensor) -> Iterator[None]:
-    """Layers with states (Qwen3.5) read the kept tokens one by one, and no mask."""
-    layers = [part for part in model.modules() if hasattr(part, "A_log")]
-    for part in layers:
-        vars(part)["forward"] = functools.partial(_delta_rule, part, keep)
+    """Layers with states read the kept tokens one by one, and no mask."""
+    rules = {"A_log": _delta_rule, "conv_kernel_size": _short_convolution}
+    layers = []
+    for part in model.modules():
+        for name, rule in rules.items():
+            if hasattr(part, name) and part not in layers:
+                vars(part)["forward"] = functools.partial(rule, part, keep)
+                layers.append(part)
     try:
         yield
     finally:
         for part in layers:
             del vars(part)["forward"]
+
+
+def _short_convolution(part: Any, keep: Tensor, hidden_states: Tensor, **_: Any) -> Tensor:
+    """The same of a layer that mixes each token with the few kept ones before it (LFM2)."""
+    before, after, value = part.in_proj(hidden_states).chunk(3, dim=-1)
+    mixed = before * value
+    window = mixed.new_zeros(len(keep), mixed.shape[-1], part.conv_kernel_size)
+    read = []
+    for t, real in enumerate(keep.T):
+        moved = torch.cat((window[..., 1:], mixed[:, t, :, None]), dim=-1)
+        window = torch.where(real[:, None, None], moved, window)
+        read.append((window * part.conv.weight[:, 0]).sum(-1))
+    return part.out_proj(after * torch.stack(read, dim=1))
 
 
 def _delta_rule(part: Any, keep: Tensor, hidden_states: Tensor, **_: Any) -> Tensor:

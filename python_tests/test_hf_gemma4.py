@@ -153,12 +153,19 @@ def test_clocks_of_frames(before: list[int], first: str, marked: int) -> None:
     assert own == list(range(start + 1 - marked, start + 1)) if marked else not own
 
 
-def test_a_video_of_one_frame_has_no_clock() -> None:
-    ids = torch.tensor([[30, *clock("00:00 "), 2, 4, 4, 3, 31]])
+@pytest.mark.parametrize(
+    "row",
+    [
+        [30, *clock("00:00 "), 2, 4, 4, 3, 31],  # one frame: there is nothing to compare it with
+        [*[30] * 9, 4, 4, 3, *clock(" 00:01 "), 2, 4, 4, 3],  # one that no processor announced
+    ],
+)
+def test_no_clock_in_front_of_the_first_frame(row: list[int]) -> None:
+    ids = torch.tensor([row])
     column = (ids[0] == 4).nonzero().flatten()
     zero = torch.zeros_like(column)
-    where = Layout(zero, column, zero, torch.zeros(2, 3), zero == 0)
-    assert not marks(ARCHITECTURES["gemma4"], where, ids).any()
+    where = Layout(zero, column, zero, torch.zeros(len(column), 3), zero == 0)
+    assert not marks(ARCHITECTURES["gemma4"], where, ids)[0, : column[0]].any()
 
 
 def test_versions_that_do_not_say_how_large_caches_are() -> None:

@@ -34,7 +34,7 @@ SOME = vlms.VERSION < (5, 23) and not EVERY
 #: Models not compiled by `make test`, which takes ten seconds each: others decode with like parts.
 TWINS = (
     "llava_next", "llava_onevision", "mistral3", "qwen2_vl", "qwen3_vl_moe", "qwen3_5_moe",
-    "gemma4_moe", "gemma4_unified", "idefics3",
+    "gemma4_moe", "gemma4_unified", "lfm2_vl", "idefics3",
 )  # fmt: skip
 NAMES = [
     pytest.param(
@@ -102,7 +102,9 @@ def test_other_ways_of_generating(name: str, options: dict[str, Any]) -> None:
         options = {**options, "eos_token_id": vlm_models.VOCABULARY}
         if name == "gemma3":
             options["output_logits"] = False
-        if name in vlm_models.STATES:  # a state cannot be taken back, unpruned as well
+        if (
+            name in vlm_models.STATES and name != "lfm2_vl"
+        ):  # a state cannot be taken back, unpruned as well
             with METHOD(tiny.model), pytest.raises(ValueError, match="not supported with stateful"):
                 generate(tiny.model, inputs, **options)
             return
@@ -467,8 +469,8 @@ def test_weights_that_are_on_no_device(name: str, tmp_path: Path) -> None:
 
     if name.startswith("qwen3_vl") and vlms.VERSION < (5, 17):
         pytest.skip("transformers >= 5.17: this encoder's positions are on no device, unpruned too")
-    if name == "gemma4":
-        pytest.skip("other models: this one reads a row of its embeddings itself, unpruned as well")
+    if name in ("gemma4", "lfm2_vl"):
+        pytest.skip("other models: this one reads embeddings itself, unpruned as well")
     tiny = vlms.build(name)
     inputs = tiny.inputs("ragged")
     with METHOD(tiny.model) as handle:

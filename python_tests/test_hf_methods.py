@@ -260,8 +260,11 @@ def test_zooprune_without_a_projector_is_given_the_models() -> None:
         assert handle.report is not None
         found.append(handle.report.images[0].indices)
     assert torch.equal(*found)
-    with pytest.raises(zk.hf.UnsupportedMethodError, match="measure the projector of Gemma 3"):
-        zk.ZOOPrune(keep=0.2)(vlms.get("gemma3").model)
+    for name, title in (("gemma3", "Gemma 3"), ("lfm2_vl", "LFM2-VL")):
+        with pytest.raises(
+            zk.hf.UnsupportedMethodError, match=f"measure the projector of {title}, got"
+        ):
+            zk.ZOOPrune(keep=0.2)(vlms.get(name).model)
 
 
 # ---- merging -------------------------------------------------------------------------------------

@@ -271,6 +271,28 @@ def test_special_tokens_without_a_role_are_no_words() -> None:
     assert asked(tiny, inputs, processor=tiny.processor) == ["what", "<even>"]
 
 
+# ---- LFM2-VL -------------------------------------------------------------------------------------
+
+
+def test_names_of_tiles_are_no_words() -> None:
+    """A picture in two tiles and a small one, one that is whole, and another prompt."""
+    tiny = vlms.get("lfm2_vl")
+    split = "<first> <image> <second> <image> <small> <image>"
+    text = f"<start> user a {split} compare it with <image> and this <end> <start> assistant"
+    photos = [vlms.photograph(one, (140, 84)) for one in ("chelsea", "coffee", "rocket", "coffee")]
+    inputs = tiny.processor(
+        images=[*photos, photos[0]], text=[text, "<image> what"], return_tensors="pt"
+    )
+    words = ["compare", "<unk>", "<unk>", "and", "this"]
+    assert asked(tiny, inputs) == words
+    everything = ["<start>", "user", "a", "<first>", *words, "<end>", "<start>", "assistant"]
+    assert asked(tiny, inputs, query="all") == everything
+    images = pruned(tiny, inputs).images
+    assert [one.sample for one in images] == [0, 0, 0, 0, 1]
+    for one in images:
+        assert one.cell.tolist() == [[0, r, c] for r in range(3) for c in range(5)]
+
+
 # ---- pictures ------------------------------------------------------------------------------------
 
 
@@ -316,18 +338,20 @@ def test_frames_of_a_video_are_drawn() -> None:
     assert alike(corner, frame) > 0.98
 
 
-def test_a_picture_of_any_shape_is_drawn() -> None:
-    tiny = vlms.get("mistral3")
+@pytest.mark.parametrize("name", ["mistral3", "lfm2_vl"])
+def test_a_picture_of_any_shape_is_drawn(name: str) -> None:
+    tiny = vlms.get(name)
     inputs = tiny.inputs("ragged")
     report = pruned(tiny, inputs)
     photos = [("chelsea", (170, 112)), ("rocket", (120, 150)), ("coffee", (130, 100))]
-    for image, (name, size) in enumerate(photos):
+    sizes = "image_sizes" if name == "mistral3" else "spatial_shapes"
+    for image, (photo, size) in enumerate(photos):
         view = pictures.seen(tiny.model, inputs, report, image)
-        high, wide = inputs["image_sizes"][image].tolist()
+        high, wide = (inputs[sizes][image] * (1 if name == "mistral3" else 14)).tolist()
         assert view.grid == (high // 28, wide // 28)
         assert view.pixels.shape[:2] == (high, wide)
-        assert alike(view.pixels, vlms.photograph(name, size)) > 0.99
+        assert alike(view.pixels, vlms.photograph(photo, size)) > 0.99
         assert view.place.tolist() == list(range(view.grid[0] * view.grid[1]))
     wrong = {**inputs, "pixel_values": inputs["pixel_values"][:1]}
-    with pytest.raises(ValueError, match="those of the report, got 1 pictures and 3 image_sizes"):
+    with pytest.raises(ValueError, match=f"those of the report, got 1 pictures and 3 {sizes}"):
         pictures.seen(tiny.model, wrong, report)

@@ -197,7 +197,7 @@ QWENS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3
 GEMMAS = ("gemma4", "gemma4_moe", "gemma4_unified")
 FILMS = ("llava_onevision", *QWENS, *GEMMAS)
 # These have layers that keep a state instead of keys and values.
-STATES = ("qwen3_5", "qwen3_5_moe")
+STATES = ("qwen3_5", "qwen3_5_moe", "lfm2_vl")
 
 
 def qwen_tokens(tok: Any) -> dict[str, int]:

@@ -269,6 +269,34 @@ class GemmaProcessor:
         return pixels, places, counts
 
 
+class LiquidProcessor:
+    """LFM2-VL's: pictures keep their shape, and are lists of patches."""
+
+    def __init__(self, tok: Any, patch: int, longest: int):
+        self.tokenizer, self.patch, self.longest = tok, patch, longest
+
+    def __call__(self, images: Any, text: Any, **options: Any) -> dict[str, Any]:
+        texts = [text] if isinstance(text, str) else text
+        lists, shapes = [], []
+        for one in _flat(images):
+            scale = self.longest / max(one.size)
+            columns, rows = (2 * max(1, round(scale * edge / self.patch / 2)) for edge in one.size)
+            small = np.asarray(one.resize((columns * self.patch, rows * self.patch)))
+            blocks = torch.from_numpy(small.copy()).float() / 127.5 - 1
+            blocks = blocks.reshape(rows, self.patch, columns, self.patch, 3).transpose(1, 2)
+            lists.append(blocks.reshape(rows * columns, -1))
+            shapes.append([rows, columns])
+        pixels = torch.nn.utils.rnn.pad_sequence(lists, batch_first=True)
+        counts = torch.tensor([len(one) for one in lists])
+        shown = [" ".join(["<image>"] * (len(one) // 4)) for one in lists]
+        return {
+            **_words(self.tokenizer, _fill(texts, "<image>", shown)),
+            "pixel_values": pixels,
+            "pixel_attention_mask": (torch.arange(pixels.shape[1]) < counts[:, None]).long(),
+            "spatial_shapes": torch.tensor(shapes),
+        }
+
+
 def _words(tok: Any, texts: Sequence[str]) -> dict[str, Any]:
     """Ids and mask of a padded batch."""
     return dict(tok(list(texts), return_tensors="pt", padding=True, return_token_type_ids=False))

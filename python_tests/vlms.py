@@ -18,8 +18,11 @@ import torch
 from PIL import Image
 from skimage import data as photographs
 
-from python_tests.vlm_models import BUILDERS, FILMS, GEMMAS, QWENS, SINCE
+from python_tests import vlm_liquid, vlm_models
+from python_tests.vlm_models import FILMS, GEMMAS, QWENS, SINCE
 from python_tests.vlm_processors import QWEN_VIDEO, VERSION
+
+BUILDERS = {**vlm_models.BUILDERS, **vlm_liquid.BUILDERS}
 
 
 def photograph(name: str, size: tuple[int, int] | None = None) -> Image.Image:

@@ -32,6 +32,7 @@ STOCK = {
     "internvl_hf": ("InternVLHf", ("chat",)),
     "gemma3": ("Gemma3", ("simple",)),
     "gemma4": ("Gemma4", ("simple",)),
+    "lfm2_5_vl": ("LFM2_5_VL", ("chat",)),
     "huggingface": ("Huggingface", ("chat",)),  # any model of transformers
 }
 #: How a model is pruned, beside the options of the method.

@@ -105,6 +105,8 @@ def seen(
         pictures = _patches(target, inputs[modality.grid], values, number)
     elif target.arch.sized:
         pictures = _sized(inputs, values, number)
+    elif target.arch.shaped:
+        pictures = _shaped(inputs, values, number)
     elif target.arch.placed:
         pictures = _placed(inputs, modality, values, number)
     else:
@@ -302,12 +304,30 @@ def _placed(
     for patches, place in zip(
         values.split(frames)[image], places.split(frames)[image], strict=True
     ):
-        column, row = place[place[:, 0] >= 0].T
-        side = math.isqrt(patches.shape[-1] // 3)
-        picture = torch.zeros(int(row.max()) + 1, int(column.max()) + 1, side, side, 3)
-        picture[row, column] = patches[place[:, 0] >= 0].reshape(-1, side, side, 3)
-        found.append(picture.permute(4, 0, 2, 1, 3).flatten(3).flatten(1, 2))
+        real = place[:, 0] >= 0
+        found.append(_laid(patches[real], *place[real].flip(1).T))
     return found
+
+
+def _shaped(inputs: Mapping[str, Any], values: Tensor, image: int) -> list[Tensor]:
+    """LFM2-VL's patches `[pictures, patches, P * P * C]`, row by row."""
+    shapes = inputs["spatial_shapes"].tolist()
+    if len(values) != len(shapes) or image >= len(shapes):
+        raise ValueError(
+            f"seen: inputs must be those of the report, got {len(values)} pictures and "
+            f"{len(shapes)} spatial_shapes"
+        )
+    rows, columns = shapes[image]
+    place = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
+    return [_laid(values[image, : rows * columns], *place.T)]
+
+
+def _laid(patches: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """Patches `[n, P * P * C]` at their rows and columns, a picture `[3, H, W]`."""
+    side = math.isqrt(patches.shape[-1] // 3)
+    picture = torch.zeros(int(row.max()) + 1, int(column.max()) + 1, side, side, 3)
+    picture[row, column] = patches.reshape(-1, side, side, 3)
+    return picture.permute(4, 0, 2, 1, 3).flatten(3).flatten(1, 2)
 
 
 def _box(cells: Tensor) -> tuple[int, int, int, int]:

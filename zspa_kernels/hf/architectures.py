@@ -25,11 +25,12 @@ class Architecture:
         tile: likewise; `"anyres"`: LLaVA-NeXT's base picture and the tiles of its larger one;
             `"shrunk"`: LLaVA-OneVision's, whose larger one is made smaller once it is encoded.
         sized: an image has as many rows and columns of tokens as `image_sizes` says.
+        shaped: as `spatial_shapes` say, in patches.
         placed: as `image_position_ids` say, the columns and rows of all patches, -1 at padding.
         marks: text that the processor writes inside images. `"rows"`: a token behind each row of
             one (Mistral 3). `"crops"`: two in front of each crop, one behind the last. `"times"`:
             the time of each frame of a video (Qwen3-VL). `"clocks"`: likewise, all as long
-            (Gemma 4).
+            (Gemma 4). `"names"`: one token between two tiles of a picture (LFM2-VL).
         projector: path of the module between vision tower and language model.
         mrope: positions have three axes (time, row, column).
         videos: it takes videos beside pictures. Where it does not, their frames are pictures.
@@ -41,6 +42,7 @@ class Architecture:
     image: str = "entry"
     tile: str = "entry"
     sized: bool = False
+    shaped: bool = False
     placed: bool = False
     marks: str = ""
     projector: str = "multi_modal_projector"
@@ -81,6 +83,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "gemma4_unified": Architecture(
         "Gemma 4", **_GEMMA, projector="embed_vision.multimodal_embedder"
     ),
+    "lfm2_vl": Architecture("LFM2-VL", shaped=True, marks="names", states=True),
     "idefics3": Architecture("Idefics3", **_IDEFICS),
     "smolvlm": Architecture("SmolVLM", **_IDEFICS),
 }

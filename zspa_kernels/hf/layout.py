@@ -106,7 +106,7 @@ def _layout(
             "prune: input_ids must have all tokens of an image in one prompt, got an image that "
             "spans two; make prompts and pictures with one call of the model's processor"
         )
-    if target.arch.mrope or target.arch.sized:
+    if target.arch.mrope or target.arch.sized or target.arch.shaped:
         cell = _grids(_sizes(target, inputs, modality))
     elif target.arch.placed:
         cell = _placed(inputs, modality, sizes)
@@ -145,6 +145,9 @@ def _sizes(target: Target, inputs: Mapping[str, Any], modality: Modality) -> lis
     if target.arch.sized:
         side = int(config.vision_config.patch_size * config.spatial_merge_size)
         return [[1, *(edge // side for edge in size)] for size in inputs["image_sizes"].tolist()]
+    if target.arch.shaped:
+        side = int(config.downsample_factor)
+        return [[1, *(edge // side for edge in size)] for size in inputs["spatial_shapes"].tolist()]
     merge = int(config.vision_config.spatial_merge_size)
     grids = inputs[modality.grid].tolist()
     return [[times, rows // merge, columns // merge] for times, rows, columns in grids]

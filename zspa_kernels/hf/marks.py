@@ -28,6 +28,9 @@ def marks(arch: Architecture, where: Layout, ids: Tensor) -> Tensor:
             _between(columns, found[row])
             last = int(columns[-1])
             found[row, last + 1 : last + 2] = True
+    elif arch.marks == "names":
+        after = (where.column.diff() == 2) & (where.sample.diff() == 0)
+        found[where.sample[1:][after], where.column[1:][after] - 1] = True
     elif arch.marks in ("times", "clocks"):
         first = _first_time if arch.marks == "times" else _first_clock
         for number in where.image[where.video].unique().tolist():

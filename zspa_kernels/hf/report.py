@@ -141,7 +141,7 @@ def kv_bytes(target: Target, batch: int, length: int) -> int:
     layers = getattr(config, "per_layer_config", None) or [config] * len(kinds)
     size = 0
     for kind, layer in zip(kinds[:own], layers, strict=False):
-        if kind == "linear_attention":
+        if kind in ("linear_attention", "conv"):
             continue
         heads = getattr(layer, "num_key_value_heads", None) or layer.num_attention_heads
         width = getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads

@@ -49,7 +49,7 @@ def rows(output: Any) -> Tensor:
 def original_positions(tiny: vlms.Tiny, inputs: Mapping[str, Any], mask: Tensor) -> Tensor:
     """Of the unpruned prompt: `[B, L]`, or `[4, B, L]` with the text row first."""
     counted = (mask.cumsum(-1) - 1).clamp_min(0)
-    if not tiny.name.startswith("qwen"):
+    if tiny.name not in vlms.MROPE:
         return counted
     names = (
         "input_ids", "image_grid_thw", "video_grid_thw", "second_per_grid_ts", "mm_token_type_ids",

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from python_tests import vlms
 from python_tests.hf_oracle import generate, hidden, kept_columns, rows
 from python_tests.vlm_models import GEMMAS, SOUND
 from zspa_kernels import hf
-from zspa_kernels.hf.architectures import ARCHITECTURES, Target
+from zspa_kernels.hf.architectures import ARCHITECTURES
 from zspa_kernels.hf.layout import Layout
 from zspa_kernels.hf.marks import marks
 
@@ -166,11 +165,3 @@ def test_no_clock_in_front_of_the_first_frame(row: list[int]) -> None:
     zero = torch.zeros_like(column)
     where = Layout(zero, column, zero, torch.zeros(len(column), 3), zero == 0)
     assert not marks(ARCHITECTURES["gemma4"], where, ids)[0, : column[0]].any()
-
-
-def test_versions_that_do_not_say_how_large_caches_are() -> None:
-    """In transformers before 5.17 the layers' heads stand in other places."""
-    config = SimpleNamespace(model_type="gemma4", get_text_config=SimpleNamespace)
-    model = SimpleNamespace(config=config, model=torch.nn.Linear(2, 2), generate=None)
-    with pytest.raises(hf.UnsupportedModelError, match=r"be 5\.17 or newer for Gemma 4, got"):
-        Target.of(model)

@@ -34,7 +34,7 @@ SOME = vlms.VERSION < (5, 23) and not EVERY
 #: Models not compiled by `make test`, which takes ten seconds each: others decode with like parts.
 TWINS = (
     "llava_next", "llava_onevision", "mistral3", "qwen2_vl", "qwen3_vl_moe", "qwen3_5_moe",
-    "gemma4_moe", "gemma4_unified", "lfm2_vl", "idefics3",
+    *vlms.GLMS, "gemma4_moe", "gemma4_unified", "lfm2_vl", "idefics3",
 )  # fmt: skip
 NAMES = [
     pytest.param(
@@ -456,9 +456,13 @@ def test_accelerate_hooks(name: str) -> None:
     assert cache_of(got).get_seq_length() == cache_of(expected).get_seq_length()
 
 
-# Unpruned as well, accelerate does not load the first three's own parameters, nor what Idefics3
-# looks for placeholders with, and gives experts other last bits.
-STAYING = ("llava_next", "llava_onevision", "gemma3", "idefics3", "qwen3_vl_moe", "qwen3_5_moe")
+# Unpruned as well, accelerate does not load the first three's own parameters, nor what GLM-V's
+# encoder computes positions from or Idefics3 looks for placeholders with, and gives experts other
+# last bits.
+STAYING = (
+    "llava_next", "llava_onevision", "gemma3", *vlms.GLMS, "idefics3", "qwen3_vl_moe",
+    "qwen3_5_moe",
+)  # fmt: skip
 
 
 @needs_accelerate

@@ -14,6 +14,8 @@ from zspa_kernels import hf
 METHOD = zk.ZSPAPrune(keep=0.2, core_ratio=0.4)
 ALL = zk.ZSPAPrune(keep=1.0)
 
+MROPE = [case for case in vlms.cases("ragged") if case.values[0] in vlms.MROPE]
+
 pytestmark = pytest.mark.skipif(
     vlms.VERSION < (5, 20), reason="transformers >= 5.20 (mm_encoder_outputs)"
 )
@@ -57,8 +59,7 @@ def test_dropped_tokens_are_as_if_hidden(name: str, kind: str) -> None:
         torch.testing.assert_close(got[b][real], expected[b][columns], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["ragged", "video"])
-@pytest.mark.parametrize("name", vlms.QWENS)
+@pytest.mark.parametrize(("name", "kind"), MROPE)
 def test_gaps_in_positions_do_not_cut_the_prompt(name: str, kind: str) -> None:
     """Of four axes of positions transformers reads the first as that of packed sequences."""
     tiny = vlms.get(name)
@@ -87,8 +88,7 @@ def test_pruned_inputs_serve_any_number_of_calls(tiny: vlms.Tiny) -> None:
         assert torch.equal(pruned.restore(got.sequences), expected.sequences)
 
 
-@pytest.mark.parametrize("kind", ["ragged", "video"])
-@pytest.mark.parametrize("name", vlms.QWENS)
+@pytest.mark.parametrize(("name", "kind"), MROPE)
 def test_kinds_of_tokens_that_are_not_given(name: str, kind: str) -> None:
     """P7: without them Qwen would count pictures as if they were text."""
     tiny = vlms.get(name)

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-import transformers
 
 import zspa_kernels as zk
 from python_tests import vlms
@@ -40,13 +40,30 @@ def test_models_in_wrappers(monkeypatch: pytest.MonkeyPatch) -> None:
         assert target.takes_features == (vlms.VERSION >= (5, 20))
 
 
-def test_versions_that_lose_states(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In transformers before 5.13 several tokens behind a cache begin with empty states."""
-    tiny = vlms.get("qwen3_5")
-    monkeypatch.delattr(transformers.masking_utils, "create_recurrent_attention_mask")
-    with pytest.raises(zk.hf.UnsupportedModelError, match=r"be 5\.13 or newer for Qwen3\.5, got"):
-        Target.of(tiny.model)
-    Target.of(vlms.get("qwen3_vl").model)
+@pytest.mark.parametrize(
+    ("name", "version", "text"),
+    [
+        ("qwen3_5", "5.12.1", r"5\.13 or newer for Qwen3\.5, got 5\.12\.1,"),
+        ("qwen3_5_moe", "4.57.6", r"5\.13 or newer for Qwen3\.5, got 4\.57\.6,"),
+        ("lfm2_vl", "5.12.1", r"5\.13 or newer for LFM2-VL, got"),
+        ("gemma4_moe", "5.16.1", r"5\.17 or newer for Gemma 4, got"),
+        ("glm46v", "4.99.9", r"5\.0 or newer for GLM-V, got"),
+        ("qwen3_5", "5.13.0.dev0", None),
+        ("glm4v_moe", "5.0.0", None),
+        ("qwen3_vl", "4.57.6", None),
+    ],
+)
+def test_versions_that_a_model_is_too_new_for(
+    name: str, version: str, text: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = vlms.get(name).model
+    # The module replaces itself when it is imported.
+    monkeypatch.setattr(sys.modules["transformers"], "__version__", version)
+    if text is None:
+        assert Target.of(model).model is model
+        return
+    with pytest.raises(zk.hf.UnsupportedModelError, match=f"transformers must be {text}"):
+        Target.of(model)
 
 
 def test_cells_are_places_in_the_picture() -> None:

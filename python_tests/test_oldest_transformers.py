@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from python_tests import hf_matrix, vlm_models
+from python_tests import hf_matrix, vlms
 from python_tests.trees import HOW, OLDEST, mark
 
 
@@ -19,7 +19,7 @@ def test_pruned_models_with_the_oldest_transformers() -> None:
     )
     # What is skipped there needs a newer one, and says so.
     assert all(reason.startswith("transformers >= 5.") for reason in ended.skipped), ended.skipped
-    for name in set(hf_matrix.NAMES) - set(hf_matrix.TWINS) - set(vlm_models.SINCE):
+    for name in set(hf_matrix.NAMES) - set(hf_matrix.TWINS) - set(vlms.SINCE):
         assert ended.counts[name]["passed"] >= 6, ended.counts
     for name in ("llava", "llava_next", "qwen2_5_vl"):
         assert ended.counts[name]["passed"] >= 30, ended.counts

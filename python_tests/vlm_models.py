@@ -479,5 +479,5 @@ BUILDERS: dict[str, Callable[[], Parts]] = {
     "idefics3": _idefics3,
     "smolvlm": _smolvlm,
 }
-# The versions of transformers from which on these are pruned; see Target.of.
+# The first transformers with which these are pruned.
 SINCE = {**dict.fromkeys(STATES, (5, 13)), **dict.fromkeys(GEMMAS, (5, 17))}

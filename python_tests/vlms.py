@@ -18,11 +18,16 @@ import torch
 from PIL import Image
 from skimage import data as photographs
 
-from python_tests import vlm_liquid, vlm_models
-from python_tests.vlm_models import FILMS, GEMMAS, QWENS, SINCE
+from python_tests import vlm_glm, vlm_liquid, vlm_models
+from python_tests.vlm_glm import GLMS
+from python_tests.vlm_models import FILMS, GEMMAS, QWENS
 from python_tests.vlm_processors import QWEN_VIDEO, VERSION
 
-BUILDERS = {**vlm_models.BUILDERS, **vlm_liquid.BUILDERS}
+BUILDERS = {**vlm_models.BUILDERS, **vlm_glm.BUILDERS, **vlm_liquid.BUILDERS}
+#: The first transformers with which a model is pruned; not said of those that all versions prune.
+SINCE = {**vlm_models.SINCE, **dict.fromkeys(GLMS, (5, 0))}
+#: Their positions have three axes.
+MROPE = (*QWENS, *GLMS)
 
 
 def photograph(name: str, size: tuple[int, int] | None = None) -> Image.Image:

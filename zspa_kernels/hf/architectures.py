@@ -36,6 +36,9 @@ class Architecture:
         videos: it takes videos beside pictures. Where it does not, their frames are pictures.
         patches: a visual token is one patch of the vision tower, in its order.
         states: layers of the language model keep a state instead of keys and values.
+        since: the oldest transformers that computes what a pruned prompt needs. Before 5.13 states
+            are forgotten when a call goes on with several tokens; in 4.57 positions of GLM-V
+            have no fourth axis; before 5.17 Gemma 4 does not say how large each layer's cache is.
     """
 
     name: str
@@ -50,6 +53,7 @@ class Architecture:
     videos: bool = False
     patches: bool = False
     states: bool = False
+    since: tuple[int, int] = (4, 57)
 
     @property
     def in_tiles(self) -> bool:
@@ -58,7 +62,9 @@ class Architecture:
 
 
 _QWEN: Any = {"projector": "visual.merger", "mrope": True, "videos": True}
-_GEMMA: Any = {"placed": True, "videos": True, "marks": "clocks"}
+_GEMMA: Any = {"placed": True, "videos": True, "marks": "clocks", "since": (5, 17)}
+_HYBRID: Any = {**_QWEN, "marks": "times", "states": True, "since": (5, 13)}
+_GLM: Any = {"projector": "visual.merger", "mrope": True, "since": (5, 0)}
 _IDEFICS: Any = {
     "image": "run",
     "tile": "run",
@@ -75,15 +81,18 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "qwen2_5_vl": Architecture("Qwen2.5-VL", **_QWEN),
     "qwen3_vl": Architecture("Qwen3-VL", **_QWEN, marks="times"),
     "qwen3_vl_moe": Architecture("Qwen3-VL", **_QWEN, marks="times"),
-    "qwen3_5": Architecture("Qwen3.5", **_QWEN, marks="times", states=True),
-    "qwen3_5_moe": Architecture("Qwen3.5", **_QWEN, marks="times", states=True),
+    "qwen3_5": Architecture("Qwen3.5", **_HYBRID),
+    "qwen3_5_moe": Architecture("Qwen3.5", **_HYBRID),
     "internvl": Architecture("InternVL", image="run"),
     "gemma3": Architecture("Gemma 3"),
     "gemma4": Architecture("Gemma 4", **_GEMMA, projector="embed_vision"),
     "gemma4_unified": Architecture(
         "Gemma 4", **_GEMMA, projector="embed_vision.multimodal_embedder"
     ),
-    "lfm2_vl": Architecture("LFM2-VL", shaped=True, marks="names", states=True),
+    "lfm2_vl": Architecture("LFM2-VL", shaped=True, marks="names", states=True, since=(5, 13)),
+    "glm4v": Architecture("GLM-V", **_GLM),
+    "glm4v_moe": Architecture("GLM-V", **_GLM),
+    "glm46v": Architecture("GLM-V", **_GLM),
     "idefics3": Architecture("Idefics3", **_IDEFICS),
     "smolvlm": Architecture("SmolVLM", **_IDEFICS),
 }
@@ -158,19 +167,13 @@ class Target:
                 f"prune: model must be a ...ForConditionalGeneration of {known}, no part and no "
                 f"parallel wrapper of one, got {type(model).__name__} (model_type {kind!r})"
             )
-        masks = sys.modules.get("transformers.masking_utils")
-        if arch.states and not hasattr(masks, "create_recurrent_attention_mask"):
+        version = transformers_version()
+        if tuple(int(part) for part in version.split(".")[:2]) < arch.since:
             raise UnsupportedModelError(
-                f"prune: transformers must be 5.13 or newer for {arch.name}, got "
-                f"{transformers_version()}: in older ones its layers forget their states when a "
-                f"call goes on with several tokens"
+                f"prune: transformers must be {'.'.join(map(str, arch.since))} or newer for "
+                f"{arch.name}, got {version}, with which it cannot be pruned rightly"
             )
         config = base.config
-        if arch.placed and not hasattr(config.get_text_config(), "per_layer_config"):
-            raise UnsupportedModelError(
-                f"prune: transformers must be 5.17 or newer for {arch.name}, got "
-                f"{transformers_version()}: older ones do not say how large each layer's cache is"
-            )
         token = getattr(config, "image_token_id", None)
         if token is None:
             token = config.image_token_index

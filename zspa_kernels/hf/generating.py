@@ -67,8 +67,13 @@ def stand_ins(target: Target, call: Mapping[str, Any], ids: Tensor) -> dict[str,
     """
     given = {k: call[k] for k in target.encoder_arguments() if k in call}
     if target.arch.mrope:
-        behind = (ids == target.model.config.vision_start_token_id).roll(1, 1)
-        found = {one: int((behind & (ids == one.token)).sum()) for one in target.given(call)}
+        config = target.model.config
+        first = getattr(config, "image_start_token_id", None)
+        if first is None:
+            behind = (ids == config.vision_start_token_id).roll(1, 1)
+            found = {one: int((behind & (ids == one.token)).sum()) for one in target.given(call)}
+        else:  # GLM-V counts the beginnings of pictures, whatever is left of them
+            found = dict.fromkeys(target.given(call), int((ids == first).sum()))
         for one, count in found.items():
             given[one.pixels] = given[one.pixels][:0]
             given[one.grid] = given[one.grid].new_tensor([[1, 0, 0]] * count).reshape(-1, 3)

@@ -188,7 +188,7 @@ FAILURE, USAGE = 1, 2
         (
             ["--model", "text"],
             FAILURE,
-            "text is a 'llama'; supported are gemma3, gemma4, gemma4_unified",
+            "text is a 'llama'; supported are cohere2_vision, gemma3, gemma4",
         ),
         (["--model", "bare"], FAILURE, "cannot load bare: "),
         (["--model", "./nowhere"], FAILURE, "cannot load ./nowhere: no such folder"),

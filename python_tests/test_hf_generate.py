@@ -34,7 +34,7 @@ SOME = vlms.VERSION < (5, 23) and not EVERY
 #: Models not compiled by `make test`, which takes ten seconds each: others decode with like parts.
 TWINS = (
     "llava_next", "llava_onevision", "mistral3", "qwen2_vl", "qwen3_vl_moe", "qwen3_5_moe",
-    *vlms.GLMS, "gemma4_moe", "gemma4_unified", "lfm2_vl", "idefics3",
+    *vlms.GLMS, "gemma4_moe", "gemma4_unified", "lfm2_vl", "cohere2_vision", "idefics3",
 )  # fmt: skip
 NAMES = [
     pytest.param(
@@ -235,8 +235,8 @@ def test_compiled_decoding_has_no_new_graphs_or_breaks(name: str) -> None:
     tiny.model.__dict__.pop("_compiled_call", None)
     torch._dynamo.reset()
     assert handle.calls == 1
-    # Gemma's two kinds of masks make a second graph, with or without pruning.
-    assert plain == (2 if name.startswith("gemma") else 1, 0)
+    # Two kinds of masks make a second graph, with or without pruning.
+    assert plain == (2 if name.startswith(("gemma", "cohere2")) else 1, 0)
     assert pruned == plain
 
 

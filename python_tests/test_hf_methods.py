@@ -260,7 +260,10 @@ def test_zooprune_without_a_projector_is_given_the_models() -> None:
         assert handle.report is not None
         found.append(handle.report.images[0].indices)
     assert torch.equal(*found)
-    titles = {"gemma3": "Gemma 3", "glm4v": "GLM-V", "lfm2_vl": "LFM2-VL"}
+    titles = {
+        "gemma3": "Gemma 3", "glm4v": "GLM-V", "lfm2_vl": "LFM2-VL",
+        "cohere2_vision": "Cohere2 Vision",
+    }  # fmt: skip
     for name in [one for one in titles if vlms.SINCE.get(one, ()) <= vlms.VERSION]:
         text = f"measure the projector of {titles[name]}, got"
         with pytest.raises(zk.hf.UnsupportedMethodError, match=text):

@@ -20,6 +20,7 @@ import zspa_kernels as zk
 from python_tests import vlm_models, vlms
 from python_tests.hf_oracle import (
     NEW,
+    TOGETHER,
     cache_name,
     cache_of,
     generate,
@@ -248,7 +249,7 @@ def bytes_of(output: Any) -> int:
     return sum(x.nbytes for one in layers for x in (one.keys, one.values))
 
 
-@pytest.mark.parametrize("name", ["gemma3", "gemma4", "gemma4_moe", "gemma4_unified", "llava"])
+@pytest.mark.parametrize("name", [*TOGETHER, "gemma4", "cohere2_vision", "llava"])
 def test_a_window_shorter_than_the_prompt(name: str) -> None:
     """P19: sliding layers hold fewer slots than the pruned prompt; batches stay their prompts."""
     tiny = vlms.get(name)

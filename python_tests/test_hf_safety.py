@@ -15,7 +15,7 @@ import transformers
 from torch import nn
 
 import zspa_kernels as zk
-from python_tests import vlm_models, vlms
+from python_tests import vlm_liquid, vlm_models, vlms
 from python_tests.hf_oracle import NEW, cache_name, cache_of, generate, rows
 from zspa_kernels import hf
 from zspa_kernels.hf import continuation
@@ -477,7 +477,7 @@ def test_the_report(tiny: vlms.Tiny) -> None:
     dropped = report.before - report.after
     assert sum(report.prompt_before) - sum(report.prompt_after) == dropped
     assert report.prompt_before == inputs["attention_mask"].sum(1).tolist()
-    assert report.query_tokens == [5, 6 if tiny.name == "lfm2_vl" else 7]  # "and" is as a name
+    assert report.query_tokens == [5, 6 if tiny.name in vlm_liquid.BUILDERS else 7]  # "and": a name
     held = [one for one in cache_of(output).layers if getattr(one, "keys", None) is not None]
     count = tiny.model.config.get_text_config().num_hidden_layers
     assert len(held) == {"gemma4": 2, **dict.fromkeys(vlm_models.STATES, 1)}.get(tiny.name, count)

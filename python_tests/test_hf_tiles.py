@@ -18,8 +18,10 @@ import zspa_kernels as zk
 from python_tests import vlms
 from python_tests.hf_oracle import generate
 from zspa_kernels import hf, pictures
-from zspa_kernels.hf.architectures import Target
+from zspa_kernels.hf.architectures import ARCHITECTURES, Target
 from zspa_kernels.hf.encode import encode
+from zspa_kernels.hf.layout import Layout
+from zspa_kernels.hf.marks import marks
 from zspa_kernels.hf.select import rate
 from zspa_kernels.hf.tiles import of_videos
 
@@ -271,7 +273,7 @@ def test_special_tokens_without_a_role_are_no_words() -> None:
     assert asked(tiny, inputs, processor=tiny.processor) == ["what", "<even>"]
 
 
-# ---- LFM2-VL -------------------------------------------------------------------------------------
+# ---- LFM2-VL, Cohere2 Vision ---------------------------------------------------------------------
 
 
 def test_names_of_tiles_are_no_words() -> None:
@@ -291,6 +293,23 @@ def test_names_of_tiles_are_no_words() -> None:
     assert [one.sample for one in images] == [0, 0, 0, 0, 1]
     for one in images:
         assert one.cell.tolist() == [[0, r, c] for r in range(3) for c in range(5)]
+
+
+def test_breaks_between_tiles_are_no_words() -> None:
+    """Cohere2 Vision ends each tile with one; the last does not stand between two."""
+    tiny = vlms.get("cohere2_vision")
+    text = "<start> user <image> <break> <image> <break> what is this <end> <start> assistant"
+    photos = [vlms.photograph(one) for one in ("chelsea", "coffee")]
+    inputs = tiny.processor(images=photos, text=text, return_tensors="pt")
+    assert asked(tiny, inputs) == ["<break>", "what", "is", "this"]
+    assert asked(tiny, inputs, processor=tiny.processor) == ["what", "is", "this"]
+
+
+def test_a_tile_of_another_prompt_has_no_name_here() -> None:
+    column = torch.tensor([1, 2, 4, 5])
+    sample, cell = torch.tensor([0, 0, 1, 1]), torch.zeros(4, 3)
+    where = Layout(sample, column, sample, cell, torch.zeros(4, dtype=torch.bool))
+    assert not marks(ARCHITECTURES["lfm2_vl"], where, torch.zeros(2, 7, dtype=torch.long)).any()
 
 
 # ---- pictures ------------------------------------------------------------------------------------

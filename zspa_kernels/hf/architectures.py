@@ -30,7 +30,8 @@ class Architecture:
         marks: text that the processor writes inside images. `"rows"`: a token behind each row of
             one (Mistral 3). `"crops"`: two in front of each crop, one behind the last. `"times"`:
             the time of each frame of a video (Qwen3-VL). `"clocks"`: likewise, all as long
-            (Gemma 4). `"names"`: one token between two tiles of a picture (LFM2-VL).
+            (Gemma 4). `"names"`: one token between two tiles of a picture (LFM2-VL,
+            Cohere2 Vision).
         projector: path of the module between vision tower and language model.
         mrope: positions have three axes (time, row, column).
         videos: it takes videos beside pictures. Where it does not, their frames are pictures.
@@ -89,6 +90,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "gemma4_unified": Architecture(
         "Gemma 4", **_GEMMA, projector="embed_vision.multimodal_embedder"
     ),
+    "cohere2_vision": Architecture("Cohere2 Vision", marks="names"),
     "lfm2_vl": Architecture("LFM2-VL", shaped=True, marks="names", states=True, since=(5, 13)),
     "glm4v": Architecture("GLM-V", **_GLM),
     "glm4v_moe": Architecture("GLM-V", **_GLM),

@@ -125,7 +125,7 @@ def _encode(
         raise unwatched(target.arch.projector)
     pooled, deep = _parts(raw)
     if isinstance(pooled, Tensor):
-        pooled = list(pooled) if pooled.ndim == 3 else [pooled]
+        pooled = list(pooled) if pooled.ndim > 2 else [pooled]
     entries = [entry.reshape(-1, entry.shape[-1]) for entry in pooled]
     sizes = [len(entry) for entry in entries]
     layers = [layer if isinstance(layer, Tensor) else torch.cat(list(layer)) for layer in deep]

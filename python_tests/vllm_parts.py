@@ -154,24 +154,25 @@ def test_a_place_that_is_a_word_to_the_tokenizer() -> None:
 
 
 def test_text_inside_a_picture_stays_where_it_is() -> None:
-    encoded = torch.arange(12.0)[:, None] + torch.zeros(12, 16)
+    encoded = torch.arange(18.0).view(3, 6, 1) + torch.zeros(16)
     table = torch.arange(30.0)[:, None] + 100 * torch.ones(30, 16)
-    model = _pruned(encoded[None, 1:7], table, 6)
-    text = torch.tensor([-1, -1, 20, -1, -1, 20, -1, -1, 21])
+    model = _pruned(encoded, table, 6)  # two of the pictures at once
+    texts = [[-1, -1, 20, -1, -1, 20, -1, -1, 21]] * 2 + [[-1, -1, -1, 22, -1, -1, -1, 23]]
     inputs = {
-        "pixel_values": torch.zeros(1, 1, 1, 1),
-        "num_patches": torch.tensor([1]),
-        "zspa_keep_image": torch.tensor([-3.0], dtype=torch.float64),
-        "zspa_words_image": [torch.tensor([3])],
-        "zspa_text_image": [text],
+        "pixel_values": torch.arange(3.0)[:, None, None, None],
+        "num_patches": torch.tensor([1] * 3),
+        "zspa_keep_image": torch.tensor([-3.0] * 3, dtype=torch.float64),
+        "zspa_words_image": [torch.tensor([3])] * 3,
+        "zspa_text_image": [torch.tensor(ids) for ids in texts],
     }
-    (found,) = model.embed_multimodal(**inputs)
-    values = found[:, 0].tolist()
-    whole = [1, 2, 120, 3, 4, 120, 5, 6, 121]
-    assert len(values) == 6
-    assert [one for one in values if one > 99] == [120, 120, 121]
-    left = iter(whole)
-    assert all(one in left for one in values)  # in their order
+    for found, visual, ids in zip(model.embed_multimodal(**inputs), encoded, texts, strict=True):
+        tokens = iter(visual[:, 0].tolist())
+        whole = iter([next(tokens) if i < 0 else 100 + i for i in ids])
+        written = [100 + i for i in ids if i > 0]
+        values = found[:, 0].tolist()
+        assert [one for one in values if one > 99] == written
+        assert len(values) == 3 + len(written)
+        assert all(one in whole for one in values)  # in their order
 
 
 def test_text_has_the_positions_of_the_whole_prompt() -> None:

@@ -189,6 +189,7 @@ def test_tokens_of_a_tile() -> None:
 
     assert tile(112, 14) == Batches(9, tile=64)
     assert tile([112, 112], [14, 14], downsample_ratio=0.5) == Batches(9, tile=16)
+    assert tile(448, 14, force_image_size=112, downsample_ratio=0.5) == Batches(9, tile=16)
     assert tile(112, 14, scale_factor=2) == Batches(9, tile=16)
     assert tile(112, 14, mm_tokens_per_image=4) == Batches(9, tile=4)
     assert tile(1540, 14, spatial_merge_size=2) == Batches(9, square=28)

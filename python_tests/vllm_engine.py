@@ -21,13 +21,15 @@ import torch
 from vllm import LLM, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
 from vllm.exceptions import VLLMValidationError
+from vllm.model_executor.models import ModelRegistry
+from vllm.plugins import load_general_plugins
 
 import zspa_kernels as zk
 from python_tests import vllm_delta, vllm_models
 from python_tests.vlm_models import QWEN_IMAGE, QWENS, STATES
 from python_tests.vlms import photograph, video
+from zspa_kernels.vllm import ARCHITECTURES, models, options, overrides, processor
 from zspa_kernels.vllm import model as pruned_model
-from zspa_kernels.vllm import options, overrides, processor
 
 _ASKED = os.environ.get("ZSPA_VLLM_MODELS", "all")
 NAMES = list(vllm_models.BUILDERS) if _ASKED == "all" else _ASKED.split()
@@ -140,9 +142,21 @@ def load(folder: Path, **more: Any) -> LLM:
     return LLM(str(folder), **arguments)
 
 
+def here() -> None:
+    """Has vLLM look at the models in this process, and not in one of its own for each.
+
+    Those import everything anew. LLaVA stays as the plug-in registers it.
+    """
+    load_general_plugins()
+    for name in ARCHITECTURES:
+        if name != "LlavaForConditionalGeneration":
+            ModelRegistry.register_model(f"Zspa{name}", getattr(models, f"Zspa{name}"))
+
+
 @contextlib.contextmanager
 def running(name: str, folder: Path, how: Any, **more: Any) -> Iterator[Engine]:
     """An engine with a model that lies in `folder`, pruned as `how` says."""
+    here()
     model, processor = vllm_models.save(name, folder)
     with pytest.MonkeyPatch.context() as patch:
         if name in STATES:

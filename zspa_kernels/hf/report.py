@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 
 import torch
@@ -137,15 +138,17 @@ def kv_bytes(target: Target, batch: int, length: int) -> int:
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
     # The last layers of Gemma 4 may read what earlier ones cache.
     own = len(kinds) - (getattr(config, "num_kv_shared_layers", None) or 0)
-    # Since 5.17; before it layers do not differ in heads.
-    layers = getattr(config, "per_layer_config", None) or [config] * len(kinds)
+    if getattr(config, "is_heterogeneous", False):  # since 5.17; its layers differ in heads
+        layers = [(kind, 1, config.per_layer_config[i]) for i, kind in enumerate(kinds[:own])]
+    else:
+        layers = [(kind, count, config) for kind, count in Counter(kinds[:own]).items()]
     size = 0
-    for kind, layer in zip(kinds[:own], layers, strict=False):
+    for kind, count, layer in layers:
         if kind in ("linear_attention", "conv"):
             continue
         heads = getattr(layer, "num_key_value_heads", None) or layer.num_attention_heads
         width = getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads
         window = getattr(layer, "sliding_window", None) if kind.startswith("sliding") else None
         # The token that is read next has the last slot of a window.
-        size += heads * width * (length if window is None else min(length, window - 1))
+        size += count * heads * width * (length if window is None else min(length, window - 1))
     return 2 * batch * size * torch.finfo(target.model.dtype).bits // 8

@@ -103,11 +103,11 @@ def seen(
         pictures = _frames(values, cell, number)
     elif target.arch.mrope:
         pictures = _patches(target, inputs[modality.grid], values, number)
-    elif target.arch.sized:
+    elif target.arch.size == "image_sizes":
         pictures = _sized(inputs, values, number)
-    elif target.arch.shaped:
+    elif target.arch.size == "spatial_shapes":
         pictures = _shaped(inputs, values, number)
-    elif target.arch.placed:
+    elif target.arch.size == "position_ids":
         pictures = _placed(inputs, modality, values, number)
     else:
         pictures = _tiles(values, report.images, number)

@@ -24,9 +24,9 @@ class Architecture:
             placeholders that nothing interrupts (InternVL returns tiles, SmolVLM whole samples).
         tile: likewise; `"anyres"`: LLaVA-NeXT's base picture and the tiles of its larger one;
             `"shrunk"`: LLaVA-OneVision's, whose larger one is made smaller once it is encoded.
-        sized: an image has as many rows and columns of tokens as `image_sizes` says.
-        shaped: as `spatial_shapes` say, in patches.
-        placed: as `image_position_ids` say, the columns and rows of all patches, -1 at padding.
+        size: the input that says how many rows and columns of tokens an image has, if it is not
+            square and has no grid: `"image_sizes"`, in pixels; `"spatial_shapes"`, in patches;
+            `"position_ids"`, with the column and row of each patch, -1 at padding.
         marks: text that the processor writes inside images. `"rows"`: a token behind each row of
             one (Mistral 3). `"crops"`: two in front of each crop, one behind the last. `"times"`:
             the time of each frame of a video (Qwen3-VL). `"clocks"`: likewise, all as long
@@ -45,9 +45,7 @@ class Architecture:
     name: str
     image: str = "entry"
     tile: str = "entry"
-    sized: bool = False
-    shaped: bool = False
-    placed: bool = False
+    size: str = ""
     marks: str = ""
     projector: str = "multi_modal_projector"
     mrope: bool = False
@@ -63,7 +61,7 @@ class Architecture:
 
 
 _QWEN: Any = {"projector": "visual.merger", "mrope": True, "videos": True}
-_GEMMA: Any = {"placed": True, "videos": True, "marks": "clocks", "since": (5, 17)}
+_GEMMA: Any = {"size": "position_ids", "videos": True, "marks": "clocks", "since": (5, 17)}
 _HYBRID: Any = {**_QWEN, "marks": "times", "states": True, "since": (5, 13)}
 _GLM: Any = {"projector": "visual.merger", "mrope": True, "since": (5, 0)}
 _IDEFICS: Any = {
@@ -77,7 +75,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "llava": Architecture("LLaVA-1.5", patches=True),
     "llava_next": Architecture("LLaVA-NeXT", tile="anyres", patches=True),
     "llava_onevision": Architecture("LLaVA-OneVision", tile="shrunk", videos=True),
-    "mistral3": Architecture("Mistral 3", sized=True, marks="rows"),
+    "mistral3": Architecture("Mistral 3", size="image_sizes", marks="rows"),
     "qwen2_vl": Architecture("Qwen2-VL", **_QWEN),
     "qwen2_5_vl": Architecture("Qwen2.5-VL", **_QWEN),
     "qwen3_vl": Architecture("Qwen3-VL", **_QWEN, marks="times"),
@@ -91,7 +89,9 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         "Gemma 4", **_GEMMA, projector="embed_vision.multimodal_embedder"
     ),
     "cohere2_vision": Architecture("Cohere2 Vision", marks="names"),
-    "lfm2_vl": Architecture("LFM2-VL", shaped=True, marks="names", states=True, since=(5, 13)),
+    "lfm2_vl": Architecture(
+        "LFM2-VL", size="spatial_shapes", marks="names", states=True, since=(5, 13)
+    ),
     "glm4v": Architecture("GLM-V", **_GLM),
     "glm4v_moe": Architecture("GLM-V", **_GLM),
     "glm46v": Architecture("GLM-V", **_GLM),
@@ -183,7 +183,7 @@ class Target:
         takes = "mm_encoder_outputs" in inspect.signature(type(base).forward).parameters
         # Older ones add LLaVA-OneVision's newline behind what the encoder returns, and take Gemma
         # 4's videos as one tensor with an axis for each.
-        if arch.videos and (takes or not (arch.in_tiles or arch.placed)):
+        if arch.videos and (takes or not (arch.in_tiles or arch.size == "position_ids")):
             found.append(Modality("video", "pixel_values_videos", int(config.video_token_id)))
         return cls(arch, base, inner, tuple(found), takes)
 

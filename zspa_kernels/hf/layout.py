@@ -106,10 +106,10 @@ def _layout(
             "prune: input_ids must have all tokens of an image in one prompt, got an image that "
             "spans two; make prompts and pictures with one call of the model's processor"
         )
-    if target.arch.mrope or target.arch.sized or target.arch.shaped:
-        cell = _grids(_sizes(target, inputs, modality))
-    elif target.arch.placed:
+    if target.arch.size == "position_ids":
         cell = _placed(inputs, modality, sizes)
+    elif target.arch.mrope or target.arch.size:
+        cell = _grids(_sizes(target, inputs, modality))
     elif target.arch.in_tiles:
         cell = tiles.of_videos(target, sizes) if modality.moves else tiles.cells(target, inputs)
     else:
@@ -142,15 +142,16 @@ def _squares(image: Tensor, tile: Tensor) -> Tensor:
 def _sizes(target: Target, inputs: Mapping[str, Any], modality: Modality) -> list[list[int]]:
     """Times, rows and columns of tokens of each picture or video."""
     config = target.model.config
-    if target.arch.sized:
+    if target.arch.mrope:
+        merge = int(config.vision_config.spatial_merge_size)
+        grids = inputs[modality.grid].tolist()
+        return [[times, rows // merge, columns // merge] for times, rows, columns in grids]
+    if target.arch.size == "image_sizes":
         side = int(config.vision_config.patch_size * config.spatial_merge_size)
-        return [[1, *(edge // side for edge in size)] for size in inputs["image_sizes"].tolist()]
-    if target.arch.shaped:
+    else:
         side = int(config.downsample_factor)
-        return [[1, *(edge // side for edge in size)] for size in inputs["spatial_shapes"].tolist()]
-    merge = int(config.vision_config.spatial_merge_size)
-    grids = inputs[modality.grid].tolist()
-    return [[times, rows // merge, columns // merge] for times, rows, columns in grids]
+    sizes = inputs[target.arch.size].tolist()
+    return [[1, *(edge // side for edge in size)] for size in sizes]
 
 
 def _placed(inputs: Mapping[str, Any], modality: Modality, sizes: Sequence[int]) -> Tensor:

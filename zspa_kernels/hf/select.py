@@ -207,7 +207,7 @@ def _rate(method: Any, target: Target, inputs: Mapping[str, Any], part: Part) ->
         ratings = along_frames(target, ratings, len(part.sizes))
     elif target.arch.in_tiles:
         ratings = along_tokens(target, inputs, ratings)
-    elif target.arch.placed and ratings.ndim == 2:  # of padding as well
+    elif target.arch.size == "position_ids" and ratings.ndim == 2:  # of padding as well
         ratings = ratings[(inputs[part.modality.places][..., 0] >= 0).to(ratings.device)]
     elif hasattr(getattr(target.inner, "visual", None), "window_size"):
         ratings = ratings[_window_order(target, inputs[part.modality.grid]).argsort()]

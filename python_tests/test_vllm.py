@@ -192,6 +192,9 @@ def test_tokens_of_a_tile() -> None:
     assert tile(448, 14, force_image_size=112, downsample_ratio=0.5) == Batches(9, tile=16)
     assert tile(112, 14, scale_factor=2) == Batches(9, tile=16)
     assert tile(112, 14, mm_tokens_per_image=4) == Batches(9, tile=4)
-    assert tile(1540, 14, spatial_merge_size=2) == Batches(9, square=28)
+    rows = SimpleNamespace(image_size=1540, patch_size=14, model_type="pixtral")
+    for more, square in (({"spatial_merge_size": 2}, 28), ({}, 14)):
+        config = SimpleNamespace(vision_config=rows, **more)
+        assert Batches.of(config, 9) == Batches(9, square=square)
     grid = SimpleNamespace(spatial_merge_size=2)
     assert Batches.of(SimpleNamespace(vision_config=grid), 9) == Batches(9, merged=4)

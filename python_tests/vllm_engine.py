@@ -47,7 +47,7 @@ FILMS = ("llava_onevision", "internvl", "internvl_chat", "qwen2_vl", "qwen2_5_vl
 #: How a prompt says that here is a picture.
 PLACES = {
     "gemma3": "image <boi>",  # without the word, line breaks around two pictures are one token
-    "mistral3": "[IMG]",
+    **dict.fromkeys(("mistral3", "pixtral"), "[IMG]"),
     **dict.fromkeys(QWENS, QWEN_IMAGE),
 }
 

@@ -120,26 +120,39 @@ def _idefics(name: str) -> Pair:
 
 
 def _mistral3() -> Pair:
+    return _rows("Mistral3", 2)
+
+
+def _pixtral() -> Pair:
+    return _rows("Llava", 1)
+
+
+def _rows(name: str, merged: int) -> Pair:
+    """A model whose pictures have ends of rows."""
     marks = ["[IMG]", "[IMG_BREAK]", "[IMG_END]"]
     tok = models.tokenizer(marks, marks[0])
     vision = {**models.siglip(_WIDTH), "image_size": 112, "head_dim": 32}
-    config = transformers.Mistral3Config(
+    more = {"spatial_merge_size": merged} if merged > 1 else {}
+    config = getattr(transformers, f"{name}Config")(
         vision_config=transformers.PixtralVisionConfig(**vision),
         text_config=models.text(
             transformers.MistralConfig, **_HEADS, head_dim=32, sliding_window=None
         ),
         image_token_index=tok.convert_tokens_to_ids(marks[0]),
-        spatial_merge_size=2,
+        vision_feature_layer=-1,
+        **more,
     )
     config.image_token_id = config.image_token_index
+    if name == "Llava":
+        config.vision_feature_select_strategy = "full"
     processor = transformers.PixtralProcessor(
         transformers.PixtralImageProcessor(size={"longest_edge": 112}, patch_size=14),
         tok,
         patch_size=14,
-        spatial_merge_size=2,
+        spatial_merge_size=merged,
         chat_template=tok.chat_template,
     )
-    return transformers.Mistral3ForConditionalGeneration(config), processor
+    return getattr(transformers, f"{name}ForConditionalGeneration")(config), processor
 
 
 def _internvl_chat() -> Pair:
@@ -241,6 +254,7 @@ BUILDERS: dict[str, Callable[[], Pair]] = {
     "llava_next": _llava_next,
     "llava_onevision": _llava_onevision,
     "mistral3": _mistral3,
+    "pixtral": _pixtral,
     "internvl": _internvl,
     "internvl_chat": _internvl_chat,
     "gemma3": _gemma3,

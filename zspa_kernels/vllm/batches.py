@@ -29,6 +29,11 @@ def grid(modality: str) -> str:
     return f"{modality}_grid_thw"
 
 
+def with_rows(vision: Any) -> bool:
+    """Whether pictures have sizes of their own, and text at the ends of their rows (Pixtral)."""
+    return getattr(vision, "model_type", None) == "pixtral"
+
+
 @dataclass(frozen=True)
 class Batches:
     """Splits what is to be encoded.
@@ -59,9 +64,8 @@ class Batches:
                 vision.patch_size,
             )
         )
-        merge = getattr(config, "spatial_merge_size", None)
-        if merge is not None:
-            return cls(limit, square=patch * merge)
+        if with_rows(vision):
+            return cls(limit, square=patch * getattr(config, "spatial_merge_size", 1))
         pooled = getattr(config, "mm_tokens_per_image", None)
         if pooled is not None:
             return cls(limit, tile=pooled)

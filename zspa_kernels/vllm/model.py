@@ -13,7 +13,7 @@ from vllm.logger import init_logger
 from vllm.lora.layers import VocabParallelEmbeddingWithLoRA
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from .batches import Batches
+from .batches import Batches, with_rows
 from .options import KEY, Options, kept
 from .processor import KEEP, TEXT, VISUAL, WORDS, asked, pruning
 
@@ -32,13 +32,10 @@ class PruningModel(_Model):
         only_images: it cannot prune videos, so it takes none.
         apart: name of the input that counts the tiles of each picture, or frames of each video,
             where text stands between them: then each has a share of its own.
-        inside: text stands between a picture's tokens, all of which have one share. How many of
-            them are in front of it is known when they are chosen, so the encoder returns it, too.
     """
 
     only_images: ClassVar[bool] = False
     apart: ClassVar[str] = ""
-    inside: ClassVar[bool] = False
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         self._before(vllm_config)
@@ -167,7 +164,8 @@ def pruned(model: Any) -> Any:
 
     def processor(info: Any, dummy_inputs: Any, **more: Any) -> Any:
         kind: Any = type(stock.processor(info, dummy_inputs, **more))
-        return pruning(kind, model.inside)(info, dummy_inputs, **more)
+        inside = with_rows(info.get_hf_config().vision_config)
+        return pruning(kind, inside)(info, dummy_inputs, **more)
 
     def info(ctx: Any) -> Any:
         made = stock.info(ctx)

@@ -27,7 +27,7 @@ from .mrope import PruningMRopeModel
 
 @pruned
 class ZspaLlavaForConditionalGeneration(PruningModel, LlavaForConditionalGeneration):
-    """LLaVA-1.5."""
+    """LLaVA-1.5, and Pixtral in the format of transformers."""
 
 
 @pruned
@@ -103,8 +103,6 @@ class ZspaQwen3_5MoeForConditionalGeneration(  # noqa: N801
 @pruned
 class ZspaMistral3ForConditionalGeneration(PruningModel, Mistral3ForConditionalGeneration):
     """Mistral 3."""
-
-    inside = True  # the ends of rows
 
 
 @pruned

@@ -57,7 +57,8 @@ class PruningProcessor(BaseMultiModalProcessor[Any]):
     """Mixed into the processor of a model; see `pruning`.
 
     Attributes:
-        inside: the encoder also returns the text that stands between tokens of a picture.
+        inside: text stands between a picture's tokens, all of which have one share. How many of
+            them are in front of it is known when they are chosen, so the encoder returns it, too.
     """
 
     inside: ClassVar[bool] = False

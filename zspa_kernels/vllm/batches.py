@@ -102,7 +102,9 @@ class Batches:
         if tiles is not None:
             return tiles.tolist(), [self.tile * count for count in tiles.tolist()]
         if self.square:
-            return None, [math.prod(one.shape[-2:]) // self.square**2 for one in pixels]
+            grids = [[edge // self.square for edge in one.shape[-2:]] for one in pixels]
+            # With the ends of rows, which vLLM counts, too.
+            return None, [rows * (columns + 1) for rows, columns in grids]
         return None, [self.tile * math.prod(one.shape[:-3]) for one in pixels]
 
     @staticmethod

@@ -112,7 +112,7 @@ def test_a_template_is_asked_for_texts_or_parts() -> None:
         chat_template: str | None = "its own"
 
         def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
-            return {"input_ids": [0] * add_special_tokens + [ord(word) for word in text.split()]}
+            return {"input_ids": [0] * add_special_tokens + [ord(word[0]) for word in text.split()]}
 
         apply_chat_template = staticmethod(render)
 
@@ -153,6 +153,7 @@ def test_a_prompt_may_end_otherwise_than_its_template_says(tiny: vlms.Tiny) -> N
 
         chat_template = "its own"
         all_special_ids = ()
+        decode = tiny.processor.tokenizer.decode
 
         def __call__(self, text: str, **options: bool) -> Any:
             return tiny.processor.tokenizer(text, **options)

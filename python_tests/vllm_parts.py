@@ -232,6 +232,12 @@ def test_parts_of_a_prompt_are_numbered_like_the_whole() -> None:
         assert more == 309 - 8
 
 
+_ENCODER = {
+    "model_config.multimodal_config.mm_encoder_only": True,
+    "model_config.hf_config.zspa": {"method": "divprune"},
+}
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -244,6 +250,15 @@ def test_parts_of_a_prompt_are_numbered_like_the_whole() -> None:
             {"model_config.multimodal_config.mm_processor_kwargs": {"zspa": {"keep": 9}}},
             "mm_processor_kwargs of a server must not have",
         ),
+        (_ENCODER | {"model_config.hf_config.zspa": {}}, "mm_encoder_only must be False"),
+        (
+            _ENCODER | {"model_config.hf_config.vision_config.model_type": "pixtral"},
+            "mm_encoder_only must be False",
+        ),
+        (  # a method without words may encode alone
+            _ENCODER | {"parallel_config.pipeline_parallel_size": 2},
+            "pipeline_parallel_size must be 1",
+        ),
     ],
 )
 def test_what_no_pruned_model_can_be_served_with(config: Any, message: str) -> None:
@@ -252,6 +267,7 @@ def test_what_no_pruned_model_can_be_served_with(config: Any, message: str) -> N
         **{
             "model_config.multimodal_config.video_pruning_rate": None,
             "model_config.multimodal_config.mm_processor_kwargs": None,
+            "model_config.multimodal_config.mm_encoder_only": False,
             "lora_config.enable_tower_connector_lora": False,
             "parallel_config.pipeline_parallel_size": 1,
             **config,

@@ -65,6 +65,12 @@ class PruningModel(_Model):
                 "vllm: enable_tower_connector_lora must be False where zspa_kernels prunes, "
                 "got True"
             )
+        config = vllm_config.model_config.hf_config
+        if given.mm_encoder_only and (Options.of(config).reads or with_rows(config.vision_config)):
+            raise ValueError(
+                "vllm: mm_encoder_only must be False where a method reads the prompt, or rows of "
+                "pictures have ends, since words are embedded by the language model, got True"
+            )
 
     def get_encoder_cudagraph_config(self) -> Any:
         """None: a captured encoder would return all tokens."""

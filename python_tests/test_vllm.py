@@ -175,8 +175,8 @@ def test_no_more_pictures_are_encoded_at_once_than_unpruned() -> None:
 
     pixels = [torch.zeros(3, 28 * rows, 56) for rows in (2, 3, 4)]  # 6, 9, 12 with ends of rows
     for limit, wanted in ((15, [(0, 2), (2, 3)]), (14, [(0, 1), (1, 2), (2, 3)])):
-        rows = Batches(limit, square=28).split({"pixel_values": pixels}, 3)
-        assert [(start, stop) for start, stop, _ in rows] == wanted
+        parts = list(Batches(limit, square=28).split({"pixel_values": pixels}, 3))
+        assert [(start, stop) for start, stop, _ in parts] == wanted
 
     encoded = {"image_embeds": torch.zeros(3, 400, 8)}
     assert [(start, stop) for start, stop, _ in tiles.split(encoded, 3)] == [(0, 3)]

@@ -201,8 +201,9 @@ def asked(tiny: vlms.Tiny, inputs: Any, **options: Any) -> list[str]:
     return words[0]
 
 
-def test_ends_of_rows_are_no_words() -> None:
-    tiny = vlms.get("mistral3")
+@pytest.mark.parametrize("name", ["mistral3", "pixtral"])
+def test_ends_of_rows_are_no_words(name: str) -> None:
+    tiny = vlms.get(name)
     photo = vlms.photograph("chelsea", (170, 112))
     text = f"<start> user {tiny.image} what is this <end> <start> assistant"
     inputs = tiny.processor(images=[photo], text=text, return_tensors="pt")
@@ -357,17 +358,23 @@ def test_frames_of_a_video_are_drawn() -> None:
     assert alike(corner, frame) > 0.98
 
 
-@pytest.mark.parametrize("name", ["mistral3", "lfm2_vl"])
-def test_a_picture_of_any_shape_is_drawn(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "sizes", "patch", "side"),
+    [
+        ("mistral3", "image_sizes", 1, 28),
+        ("pixtral", "image_sizes", 1, 14),
+        ("lfm2_vl", "spatial_shapes", 14, 28),
+    ],
+)
+def test_a_picture_of_any_shape_is_drawn(name: str, sizes: str, patch: int, side: int) -> None:
     tiny = vlms.get(name)
     inputs = tiny.inputs("ragged")
     report = pruned(tiny, inputs)
     photos = [("chelsea", (170, 112)), ("rocket", (120, 150)), ("coffee", (130, 100))]
-    sizes = "image_sizes" if name == "mistral3" else "spatial_shapes"
     for image, (photo, size) in enumerate(photos):
         view = pictures.seen(tiny.model, inputs, report, image)
-        high, wide = (inputs[sizes][image] * (1 if name == "mistral3" else 14)).tolist()
-        assert view.grid == (high // 28, wide // 28)
+        high, wide = (inputs[sizes][image] * patch).tolist()
+        assert view.grid == (high // side, wide // side)
         assert view.pixels.shape[:2] == (high, wide)
         assert alike(view.pixels, vlms.photograph(photo, size)) > 0.99
         assert view.place.tolist() == list(range(view.grid[0] * view.grid[1]))

@@ -177,19 +177,30 @@ def onevision(tok: Any, ratio: str, width: int = 32, **words: int) -> Any:
 
 
 def _mistral3() -> Parts:
+    return _rows(transformers.Mistral3Config, transformers.Mistral3ForConditionalGeneration, 2)
+
+
+def _pixtral() -> Parts:
+    return _rows(transformers.LlavaConfig, transformers.LlavaForConditionalGeneration, 1)
+
+
+def _rows(configuration: Any, kind: Any, merged: int) -> Parts:
+    """A model whose pictures have ends of rows, and `merged` squared patches a token."""
     marks = ["[IMG]", "[IMG_BREAK]", "[IMG_END]"]
     tok = tokenizer(marks, marks[0])
     mark = tok.convert_tokens_to_ids(marks[0])
     vision = {**siglip(), "image_size": 168}
-    config = transformers.Mistral3Config(
+    more: dict[str, Any] = {"spatial_merge_size": merged}
+    if merged == 1:
+        more = {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}
+    config = configuration(
         vision_config=transformers.PixtralVisionConfig(**vision),
         text_config=text(transformers.MistralConfig, head_dim=16, sliding_window=None),
         image_token_index=mark,
-        spatial_merge_size=2,
+        **more,
     )
     config.image_token_id = mark
-    model = transformers.Mistral3ForConditionalGeneration(config)
-    return model, MistralProcessor(tok, 28, 168), marks[0]
+    return kind(config), MistralProcessor(tok, 14 * merged, 84 * merged), marks[0]
 
 
 # These take videos.
@@ -465,6 +476,7 @@ BUILDERS: dict[str, Callable[[], Parts]] = {
     "llava_next": llava_next,
     "llava_onevision": _llava_onevision,
     "mistral3": _mistral3,
+    "pixtral": _pixtral,
     "qwen2_vl": _qwen2_vl,
     "qwen2_5_vl": _qwen2_5_vl,
     "qwen3_vl": _qwen3_vl,

@@ -28,9 +28,9 @@ class Architecture:
             square and has no grid: `"image_sizes"`, in pixels; `"spatial_shapes"`, in patches;
             `"position_ids"`, with the column and row of each patch, -1 at padding.
         marks: text that the processor writes inside images. `"rows"`: a token behind each row of
-            one (Mistral 3). `"crops"`: two in front of each crop, one behind the last. `"times"`:
-            the time of each frame of a video (Qwen3-VL). `"clocks"`: likewise, all as long
-            (Gemma 4). `"names"`: one token between two tiles of a picture (LFM2-VL,
+            one (Mistral 3, Pixtral). `"crops"`: two in front of each crop, one behind the last.
+            `"times"`: the time of each frame of a video (Qwen3-VL). `"clocks"`: likewise, all as
+            long (Gemma 4). `"names"`: one token between two tiles of a picture (LFM2-VL,
             Cohere2 Vision).
         projector: path of the module between vision tower and language model.
         mrope: positions have three axes (time, row, column).
@@ -98,6 +98,10 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "idefics3": Architecture("Idefics3", **_IDEFICS),
     "smolvlm": Architecture("SmolVLM", **_IDEFICS),
 }
+# By the vision tower's, where a `model_type` has several.
+_TOWERS: Mapping[tuple[Any, Any], Architecture] = {
+    ("llava", "pixtral"): Architecture("Pixtral", size="image_sizes", marks="rows"),
+}
 
 
 @dataclass(frozen=True)
@@ -159,8 +163,10 @@ class Target:
         base = getattr(model, "_orig_mod", model)
         base = base.get_base_model() if hasattr(base, "get_base_model") else base
         base = getattr(base, "_orig_mod", base)  # either may wrap the other
-        kind = getattr(getattr(base, "config", None), "model_type", None)
-        arch = ARCHITECTURES.get(kind or "")
+        config = getattr(base, "config", None)
+        kind = getattr(config, "model_type", None)
+        tower = getattr(getattr(config, "vision_config", None), "model_type", None)
+        arch = _TOWERS.get((kind, tower)) or ARCHITECTURES.get(kind or "")
         inner = getattr(base, "model", None)
         inner = getattr(inner, "_orig_mod", inner)
         if arch is None or not isinstance(inner, nn.Module) or not hasattr(base, "generate"):
@@ -175,16 +181,15 @@ class Target:
                 f"prune: transformers must be {'.'.join(map(str, arch.since))} or newer for "
                 f"{arch.name}, got {version}, with which it cannot be pruned rightly"
             )
-        config = base.config
-        token = getattr(config, "image_token_id", None)
+        token = getattr(base.config, "image_token_id", None)
         if token is None:
-            token = config.image_token_index
+            token = base.config.image_token_index
         found = [Modality("image", "pixel_values", int(token))]
         takes = "mm_encoder_outputs" in inspect.signature(type(base).forward).parameters
         # Older ones add LLaVA-OneVision's newline behind what the encoder returns, and take Gemma
         # 4's videos as one tensor with an axis for each.
         if arch.videos and (takes or not (arch.in_tiles or arch.size == "position_ids")):
-            found.append(Modality("video", "pixel_values_videos", int(config.video_token_id)))
+            found.append(Modality("video", "pixel_values_videos", int(base.config.video_token_id)))
         return cls(arch, base, inner, tuple(found), takes)
 
     def given(self, inputs: Mapping[str, Any]) -> list[Modality]:
@@ -203,6 +208,8 @@ class Target:
         names: list[str] = []
         for one in modalities or self.modalities:
             names += inspect.signature(getattr(type(self.inner), one.encoder)).parameters
+        if self.arch.size == "image_sizes" and self.arch.size not in names:
+            names.append(self.arch.size)  # LLaVA's of 4.57 has it among its `kwargs`
         return [name for name in names if name not in ("self", "kwargs")]
 
     def consumed(self) -> set[str]:

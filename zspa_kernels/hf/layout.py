@@ -147,7 +147,7 @@ def _sizes(target: Target, inputs: Mapping[str, Any], modality: Modality) -> lis
         grids = inputs[modality.grid].tolist()
         return [[times, rows // merge, columns // merge] for times, rows, columns in grids]
     if target.arch.size == "image_sizes":
-        side = int(config.vision_config.patch_size * config.spatial_merge_size)
+        side = int(config.vision_config.patch_size * getattr(config, "spatial_merge_size", 1))
     else:
         side = int(config.downsample_factor)
     sizes = inputs[target.arch.size].tolist()

@@ -128,3 +128,14 @@ def test_pruned_inputs_want_a_cache() -> None:
         cached = tiny.model(**pruned).logits
         direct = tiny.model(**{**pruned, "use_cache": False}).logits
     torch.testing.assert_close(direct, cached, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["mm_token_type_ids", "token_type_ids"])
+def test_kinds_of_tokens_of_another_prompt(kind: str) -> None:
+    """Longer ones would be cut as if they were of this prompt."""
+    tiny = vlms.get("gemma4")
+    inputs = tiny.inputs()
+    ids = inputs["input_ids"]
+    for wrong in (ids[:, 1:], torch.cat((ids, ids), dim=1), [[0]]):
+        with pytest.raises(ValueError, match=rf"{kind} must be \[1, {ids.shape[1]}\] like input"):
+            hf.prune_inputs(tiny.model, {**inputs, kind: wrong}, METHOD)

@@ -260,11 +260,11 @@ def prune_batch(
     ids = input_ids(inputs)
     given = inputs.get("attention_mask")
     mask = torch.ones_like(ids) if given is None else given
-    if not isinstance(mask, Tensor) or mask.shape != ids.shape:
-        got = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
-        raise ValueError(
-            f"prune: attention_mask must be {list(ids.shape)} like input_ids, got {got}"
-        )
+    along = {"attention_mask": mask, **{x: inputs[x] for x in _TOKEN_TYPES if x in inputs}}
+    for name, one in along.items():
+        if one is not None and getattr(one, "shape", None) != ids.shape:
+            got = list(one.shape) if isinstance(one, Tensor) else type(one).__name__
+            raise ValueError(f"prune: {name} must be {list(ids.shape)} like input_ids, got {got}")
     ids_host, valid = ids.cpu(), mask.cpu().bool()
     visual = target.visual(ids_host)
     merge = options.merges(method)

@@ -14,13 +14,14 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from xml.etree import ElementTree
 
 from rich.console import Console
 from rich.progress import track
 
 from python_tests.trees import OLDEST, ROOT, TREES, install
-from zspa_kernels.hf.architectures import ARCHITECTURES
+from python_tests.vlms import BUILDERS
 
 PAGE = ROOT / "docs" / "hf.md"
 BEGIN, END = "<!-- hf:matrix:begin -->", "<!-- hf:matrix:end -->"
@@ -28,7 +29,7 @@ BEGIN, END = "<!-- hf:matrix:begin -->", "<!-- hf:matrix:end -->"
 PINNED = re.search(r"^transformers==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
 VERSIONS = [OLDEST, "5.3.0", "5.17.0", "5.20.2"] + ([PINNED[1]] if PINNED else [])
 TESTS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("python_tests/test_hf_*.py"))
-NAMES = sorted(ARCHITECTURES, key=len, reverse=True)  # "llava" is a part of another's name
+NAMES = sorted(BUILDERS, key=len, reverse=True)  # "llava" is a part of another's name
 OTHERS = "independent of the model"
 # Their code is nearly that of qwen2_5_vl, qwen3_vl, qwen3_5 and smolvlm: an older version of it is
 # tried by `make hf-matrix` alone.
@@ -42,7 +43,7 @@ class Ended:
     """How the tests ended.
 
     Attributes:
-        counts: by architecture, of `passed`, `failure`, `error` and `skipped`.
+        counts: by model, of `passed`, `failure`, `error` and `skipped`.
         failed: what pytest says of each test that failed, by its name.
         skipped: the reasons of the skipped ones.
     """
@@ -78,9 +79,14 @@ def run(version: str, every: bool = False) -> Ended:
         text=True,
         check=False,
     )
-    ended = Ended()
     if not report.exists():
         raise RuntimeError(f"transformers {version}: the tests did not run\n{process.stdout}")
+    return read(report)
+
+
+def read(report: Path) -> Ended:
+    """How the tests of a report in JUnit's format ended."""
+    ended = Ended()
     for case in ElementTree.parse(report).iter("testcase"):
         test = case.get("name", "")
         inside = test.partition("[")[2]
@@ -96,7 +102,7 @@ def run(version: str, every: bool = False) -> Ended:
 
 
 def table(results: dict[str, Counts]) -> str:
-    """Markdown: passed of run, an architecture a row, a version a column; a dash: none can run."""
+    """Markdown: passed of run, a model a row, a version a column; a dash: none can run."""
     lines = ["| | " + " | ".join(results) + " |", "|---|" + "---|" * len(results)]
     for name in [*sorted(NAMES), OTHERS]:
         cells = []

@@ -194,10 +194,9 @@ class MistralProcessor:
         texts = [text] if isinstance(text, str) else text
         pictures, shown = [], []
         for one in _flat(images):
-            scale = self.longest / max(one.size)
-            columns, rows = (max(1, round(edge * scale / self.square)) for edge in one.size)
-            small = np.asarray(one.resize((columns * self.square, rows * self.square)))
-            pictures.append(torch.from_numpy(small.copy()).permute(2, 0, 1).float() / 127.5 - 1)
+            picture = _in_squares(one, self.square, self.longest)
+            rows, columns = (edge // self.square for edge in picture.shape[:2])
+            pictures.append(picture.permute(2, 0, 1))
             lines = [" ".join(["[IMG]"] * columns)] * rows
             shown.append(" [IMG_BREAK] ".join(lines) + " [IMG_END]")
         sizes = torch.tensor([list(one.shape[1:]) for one in pictures])
@@ -279,11 +278,9 @@ class LiquidProcessor:
         texts = [text] if isinstance(text, str) else text
         lists, shapes = [], []
         for one in _flat(images):
-            scale = self.longest / max(one.size)
-            columns, rows = (2 * max(1, round(scale * edge / self.patch / 2)) for edge in one.size)
-            small = np.asarray(one.resize((columns * self.patch, rows * self.patch)))
-            blocks = torch.from_numpy(small.copy()).float() / 127.5 - 1
-            blocks = blocks.reshape(rows, self.patch, columns, self.patch, 3).transpose(1, 2)
+            picture = _in_squares(one, 2 * self.patch, self.longest)
+            rows, columns = (edge // self.patch for edge in picture.shape[:2])
+            blocks = picture.reshape(rows, self.patch, columns, self.patch, 3).transpose(1, 2)
             lists.append(blocks.reshape(rows * columns, -1))
             shapes.append([rows, columns])
         pixels = torch.nn.utils.rnn.pad_sequence(lists, batch_first=True)
@@ -295,6 +292,14 @@ class LiquidProcessor:
             "pixel_attention_mask": (torch.arange(pixels.shape[1]) < counts[:, None]).long(),
             "spatial_shapes": torch.tensor(shapes),
         }
+
+
+def _in_squares(picture: Any, square: int, longest: int) -> torch.Tensor:
+    """A picture `[H, W, 3]` from -1 to 1, of whole squares, its long edge near `longest`."""
+    scale = longest / max(picture.size)
+    width, height = (max(1, round(edge * scale / square)) * square for edge in picture.size)
+    small = np.asarray(picture.resize((width, height)))
+    return torch.from_numpy(small.copy()).float() / 127.5 - 1
 
 
 def _words(tok: Any, texts: Sequence[str]) -> dict[str, Any]:

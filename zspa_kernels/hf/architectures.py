@@ -59,6 +59,11 @@ class Architecture:
         """Whether large pictures are cut into tiles and put together again; see `tiles`."""
         return self.tile in ("anyres", "shrunk")
 
+    @property
+    def timed(self) -> bool:
+        """Whether its processor writes the time of each frame of a video."""
+        return self.marks in ("times", "clocks")
+
 
 _QWEN: Any = {"projector": "visual.merger", "mrope": True, "videos": True}
 _GEMMA: Any = {"size": "position_ids", "videos": True, "marks": "clocks", "since": (5, 17)}
@@ -99,7 +104,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "smolvlm": Architecture("SmolVLM", **_IDEFICS),
 }
 # By the vision tower's, where a `model_type` has several.
-_TOWERS: Mapping[tuple[Any, Any], Architecture] = {
+_BY_TOWER: Mapping[tuple[Any, Any], Architecture] = {
     ("llava", "pixtral"): Architecture("Pixtral", size="image_sizes", marks="rows"),
 }
 
@@ -166,7 +171,7 @@ class Target:
         config = getattr(base, "config", None)
         kind = getattr(config, "model_type", None)
         tower = getattr(getattr(config, "vision_config", None), "model_type", None)
-        arch = _TOWERS.get((kind, tower)) or ARCHITECTURES.get(kind or "")
+        arch = _BY_TOWER.get((kind, tower)) or ARCHITECTURES.get(kind or "")
         inner = getattr(base, "model", None)
         inner = getattr(inner, "_orig_mod", inner)
         if arch is None or not isinstance(inner, nn.Module) or not hasattr(base, "generate"):

@@ -31,7 +31,7 @@ def marks(arch: Architecture, where: Layout, ids: Tensor) -> Tensor:
     elif arch.marks == "names":
         after = (where.column.diff() == 2) & (where.sample.diff() == 0)
         found[where.sample[1:][after], where.column[1:][after] - 1] = True
-    elif arch.marks in ("times", "clocks"):
+    elif arch.timed:
         first = _first_time if arch.marks == "times" else _first_clock
         for number in where.image[where.video].unique().tolist():
             row, columns = _place(where, number)

@@ -64,8 +64,7 @@ def embeddings(
         marked: bool `[B, L]` on the host, True at text that is part of an image or a video.
     """
     # The time of a frame is a word, but not of the question; ends of rows, names of crops are none.
-    of_videos = target.arch.marks in ("times", "clocks")
-    if isinstance(query, str) and (query == "question" or not of_videos):
+    if isinstance(query, str) and (query == "question" or not target.arch.timed):
         valid = valid & ~marked
     words = _words(target, ids, valid, visual, query, processor)
     table = target.model.get_input_embeddings()

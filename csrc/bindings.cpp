@@ -249,7 +249,6 @@ py::dict build_info() {
   info["compiler"] = ZSPA_COMPILER;
   info["openmp"] = _OPENMP;
   info["isas"] = zspa::cpu::isas();
-  info["cuda"] = false;
   return info;
 }
 

@@ -258,15 +258,24 @@ def test_every_argument_arrives(pooling: str) -> None:
     for given in ((seeds, weights, mask), (None, weights, mask), (seeds, None, mask)):
         names = dict(zip(("seeds", "weights", "visual_mask"), given, strict=True))
         assert torch.equal(zk.diversity(visual, 6, **names), zspa.diversity(visual, 6, *given))
+
+
+def test_every_function_asks_for_the_backend_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET")
+    visual, prompt, scores = draw(40, 8), draw(5, 8), draw(40)
     for function, counts in (
         (zk.select, {"prompt": prompt, "keep": 3}),
         (zk.relevance_topk, {"prompt": prompt, "k": 3}),
         (zk.diversity, {"k": 3}),
         (zk.dpp, {"k": 3}),
+        (zk.facility_location, {"k": 3}),
         (zk.min_sum, {"k": 3}),
+        (zk.suppress, {"scores": scores, "k": 3, "threshold": 0.5}),
+        (zk.soft_suppress, {"scores": scores, "k": 3, "sharpness": 2.0}),
+        (zk.diversity_varlen, {"k": 3, "lengths": [40]}),
     ):
-        with pytest.raises(NotImplementedError, match="backend 'cuda' cannot run"):
-            function(visual, **counts, backend="cuda")
+        with pytest.raises(NotImplementedError, match="backend 'triton' cannot run: CPU"):
+            function(visual, **counts, backend="triton")
 
 
 def test_named_and_automatic_backends_agree_on_unbatched_and_strided_input() -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BACKENDS = ("reference", "cpp", "triton", "cuda")
+BACKENDS = ("reference", "cpp", "triton")
 OPS = (
     "select",
     "select_varlen",
@@ -41,7 +41,7 @@ OPS = (
 
 # What backend="auto" tries, best first. The reference comes after these, and only where the backend
 # in front of it is not there at all: it is too slow to be chosen for any other reason.
-_AUTO = {"cpu": ("cpp",), "cuda": ("cuda", "triton")}
+_AUTO = {"cpu": ("cpp",), "cuda": ("triton",)}
 
 
 def why_not(backend: str, op: str, device: torch.device) -> str | None:
@@ -50,8 +50,6 @@ def why_not(backend: str, op: str, device: torch.device) -> str | None:
         raise ValueError(f"{op}: backend must be one of auto, {', '.join(BACKENDS)}, got {backend}")
     if op not in OPS:
         raise ValueError(f"op must be one of {', '.join(OPS)}, got {op}")
-    if backend == "cuda":
-        return "native CUDA kernels are not part of this build"
     devices = ("cpu",) if backend == "cpp" else ("cpu", "cuda")
     if device.type not in devices:
         return f"it runs on {' and '.join(devices)} tensors, not on {device.type}"

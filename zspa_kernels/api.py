@@ -105,7 +105,7 @@ def select(
         sorted: True: indices ascend, which keeps the raster order. False: core by falling
             relevance, then diversity picks in order.
         rounding: how a share is rounded, `"round"` or `"floor"`; see `num_keep`.
-        backend: `"auto"`, or a named one: `"reference"`, `"cpp"`, `"triton"`, `"cuda"`.
+        backend: `"auto"`, or a named one: `"reference"`, `"cpp"`, `"triton"`.
 
     Returns:
         int64 indices `[B, K]`, K = k_core + k_diverse. A row with V valid tokens gets

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 
-_MATRIX_UNITS = ("triton", "cuda")
+_MATRIX_UNITS = ("triton",)
 _VECTOR_UNITS = ("reference", "cpp")
 
 #: Half the distance of 1.0 to the next float32, times two: one rounding and its neighbour.

@@ -255,7 +255,12 @@ def test_scores_are_scaled_where_they_differ() -> None:
     assert min_max(torch.tensor([3e38, -3e38, 0.0]), every).tolist() == [1.0, 0.0, 0.5]
     assert min_max(torch.tensor([1.0, 2.0, 9.0]), ~every).isnan().all()
     assert min_max(close.half(), every).dtype is torch.float32
-    assert min_max(torch.zeros(2, 0), torch.ones(2, 0, dtype=torch.bool)).shape == (2, 0)
+    for bad in (torch.nan, torch.inf, -torch.inf):  # counts as invalid, and scales nobody else
+        scaled = min_max(torch.tensor([1.0, bad, 5.0, 2.0]), torch.ones(4, dtype=torch.bool))
+        assert scaled[[0, 2, 3]].tolist() == [0.0, 1.0, 0.25]
+        assert scaled[1].isnan()
+    empty = min_max(torch.zeros(2, 0).half(), torch.ones(2, 0, dtype=torch.bool))
+    assert (empty.shape, empty.dtype) == ((2, 0), torch.float32)
 
 
 @pytest.mark.usefixtures("either")
@@ -350,6 +355,7 @@ BAD = [
     (quotas, (3, [1.5, 3]), {}, TypeError, r"quotas: sizes\[0\] must be an int, got float 1.5"),
     (quotas, (3, None), {}, TypeError, "quotas: sizes must be a sequence of ints, got None"),
     (ascending, ([2, 1], 4), {}, TypeError, r"ascending: indices must be a tensor, got list \[2"),
+    (ascending, (S > 0, 4), {}, TypeError, "ascending: indices must be int64 or int32, got"),
     (ascending, (S.long(), 4.5), {}, TypeError, "ascending: n must be an int, got float 4.5"),
 ]
 

@@ -94,6 +94,13 @@ def labels(op: str, name: str, x: Tensor, like: Tensor) -> None:
     _companion(op, name, x, like, _INTS, tuple(like.shape))
 
 
+def ints(op: str, name: str, x: Tensor) -> None:
+    """Ints, whatever their shape."""
+    tensor(op, name, x)
+    if x.dtype not in _INTS:
+        raise TypeError(f"{op}: {name} must be int64 or int32, got {x.dtype}")
+
+
 def indices(op: str, name: str, x: Tensor, like: Tensor) -> None:
     """int64 `[B, S]` or `[S]`, indices into the tokens of `like` `[B, N, D]`."""
     tensor(op, name, x)

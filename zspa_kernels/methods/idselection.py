@@ -90,8 +90,7 @@ class IDSelection(EachByItself):
         """
         scores = per_token(self.about, "attention", attention, visual)
         _contract.visual("IDSelection", visual, visual_mask)
-        valid = scores.isfinite() & standing(visual, visual_mask).isfinite()
-        importance = min_max(scores, valid, 0.0)
+        importance = min_max(scores, standing(visual, visual_mask).isfinite(), 0.0)
         k = api.num_keep(visual.shape[-2], self.keep)
         picks = soft_suppress(visual, importance, k, sharpness=self.gamma)
         return selection(picks, visual, self.sorted, scores=importance)

@@ -140,7 +140,7 @@ class ZOOPrune(MethodBase):
                 f"got {got}"
             )
         # What cannot be selected must not scale the others either.
-        valid = scores.isfinite() & row_lengths(visual.detach()).isfinite()
+        valid = row_lengths(visual.detach()).isfinite()
         if visual_mask is not None:
             valid &= visual_mask
         if tiles is None:
@@ -187,7 +187,7 @@ class ZOOPrune(MethodBase):
         given = of_each(self.about, "sensitivity", sensitivity, visual)
         scores = [self._scores(v, None, s) for v, s in zip(visual, given, strict=True)]
         weights = [
-            min_max(s, s.isfinite() & row_lengths(v.detach()).isfinite())
+            min_max(s, row_lengths(v.detach()).isfinite())
             for v, s in zip(visual, scores, strict=True)
         ]
         picks = api.diversity_varlen(list(visual), kept, weights=weights)

@@ -19,8 +19,8 @@ def min_max(scores: Tensor, valid: Tensor, flat: float = 1e-3) -> Tensor:
     """Scores scaled to [0, 1] over each image's valid tokens.
 
     Args:
-        scores: float32 `[B, N]` or `[N]`.
-        valid: bool, likewise.
+        scores: `[B, N]` or `[N]`, any floating dtype.
+        valid: bool, likewise. A token whose score is NaN or infinite is invalid as well.
         flat: if the range of the scores is at most this share of their largest magnitude, it is
             taken for noise, and all valid tokens get 1.
 
@@ -42,8 +42,9 @@ def min_max(scores: Tensor, valid: Tensor, flat: float = 1e-3) -> Tensor:
     _contract.flags("min_max", "valid", valid, scores)
     flat = _values.ratio("min_max", "flat", flat)
     if scores.shape[-1] == 0:
-        return scores
+        return scores.new_empty(scores.shape, dtype=torch.float32)
     wide = scores.double()  # the range of float32 scores may be more than a float32
+    valid = valid & wide.isfinite()
     low = wide.masked_fill(~valid, torch.inf).amin(-1, keepdim=True)
     high = wide.masked_fill(~valid, -torch.inf).amax(-1, keepdim=True)
     largest = torch.maximum(low.abs(), high.abs())
@@ -278,13 +279,13 @@ def ascending(indices: Tensor, n: int) -> Tensor:
     """Indices below `n` in ascending order, the -1s behind them.
 
     Raises:
-        TypeError: `indices` are no tensor, or `n` is not an int.
+        TypeError: `indices` are no int tensor, or `n` is not an int.
 
     Example:
         >>> ascending(torch.tensor([4, -1, 2]), 5).tolist()
         [2, 4, -1]
     """
-    _values.tensor("ascending", "indices", indices)
+    _contract.ints("ascending", "indices", indices)
     n = _values.integer("ascending", "n", n)
     return ordered(indices, n)[0]
 

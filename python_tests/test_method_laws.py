@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import pickle
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -224,3 +226,17 @@ def test_methods_are_values(name: str) -> None:
         one.select(None, **{x: v for x, v in given.items() if x != "visual"})
     with pytest.raises(ValueError, match="visual must be"):
         one.select(given["visual"][0, 0], **{x: v for x, v in given.items() if x != "visual"})
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_options_are_numbers_of_any_kind(name: str) -> None:
+    given = inputs(name, B, N, D)
+    for option, value in vars(zk.methods.get(name, keep=0.25)).items():
+        if not isinstance(value, float):
+            continue
+        for number in (np.float16(value), Fraction(value)):
+            plain: Any = zk.methods.get(name, **{"keep": 0.25, option: float(number)})
+            other: Any = zk.methods.get(name, **{"keep": 0.25, option: number})
+            same(other.select(**given), plain.select(**given))
+            assert repr(other) == repr(plain)
+    assert repr(zk.methods.get(name, keep=np.int16(9))) == repr(zk.methods.get(name, keep=9))

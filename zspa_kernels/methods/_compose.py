@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -45,8 +46,14 @@ FEATURES = Input(
 def check_options(about: About, method: Any) -> None:
     """Raises for options that methods have in common: counts, flags and the prompt's pooling.
 
-    A flag is what is True or False by default.
+    A flag is what is True or False by default. Numbers of other kinds (numpy's, fractions) become
+    Python's, which all that follows can compute with.
     """
+    for field in fields(method):
+        value = getattr(method, field.name)
+        if isinstance(value, Real) and not isinstance(value, int | float):
+            read = _values.integer if isinstance(value, Integral) else _values.real
+            object.__setattr__(method, field.name, read(about.title, field.name, value))
     _counts.kept(about.title, 1, method.keep, getattr(method, "rounding", "round"))
     for field in fields(method):
         if isinstance(field.default, bool):

@@ -178,8 +178,7 @@ class ScoredTopK(EachByItself):
             The selection; all of it is core, and its scores are those given.
         """
         rating = per_token(self._facts, "scores", scores, visual, visual_mask)
-        keep = _values.share_or_count("ScoredTopK", "keep", self.keep)
-        k = _counts.counted(visual.shape[-2], keep, self.rounding)
+        k = _counts.counted(visual.shape[-2], self.keep, self.rounding)
         picked = chosen(rating, k, visual_mask, force_keep, segments, quotas, self.sorted)
         return Selection(*picked, rating)
 

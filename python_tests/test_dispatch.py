@@ -247,3 +247,6 @@ def test_without_a_compiler_the_reference_runs_after_one_warning() -> None:
 def test_a_named_backend_that_is_not_built_is_an_import_error() -> None:
     with pytest.raises(ImportError, match=r"^diversity: backend 'cpp' cannot run: .*make build"):
         zk.diversity(tokens(), 2, backend="cpp")
+    plan = zk.SensitivityPlan(torch.ones(3, 4), None, torch.ones(2, 3), "gelu")
+    with pytest.raises(ImportError, match=r"^SensitivityPlan: backend 'cpp' cannot run: "):
+        plan(tokens(), backend="cpp")

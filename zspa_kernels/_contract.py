@@ -70,7 +70,8 @@ def packed(op: str, name: str, x: Tensor, lengths_name: str, lengths: Any) -> li
 def alike(op: str, name: str, items: Any, ndim: int) -> None:
     """`items` are tensors of rank `ndim` that differ in nothing but their first axis."""
     if isinstance(items, str) or not isinstance(items, Sequence):
-        kinds = "a tensor or a sequence of tensors"
+        several = "a sequence of tensors"
+        kinds = f"{several}, as visual is" if ndim == 1 else f"a tensor or {several}"
         raise TypeError(f"{op}: {name} must be {kinds}, got {say(items)}")
     for i, item in enumerate(items):
         tensor(op, f"{name}[{i}]", item)

@@ -31,6 +31,8 @@ def naming(op: str) -> Callable[[_F], _F]:
                 inner, colon, rest = str(error).partition(": ")
                 if colon and inner.isidentifier():
                     error.args = (f"{op}: {rest}",)
+                    if isinstance(error, ImportError):
+                        error.msg = error.args[0]  # its text, whatever its arguments
                 raise
 
         return call  # type: ignore[return-value]

@@ -209,14 +209,18 @@ def picks_varlen(
     ks = [_values.integer(op, "k", value) for value in _each(op, "k", k, len(sizes))]
     for n, value in zip(sizes, ks, strict=True):
         _contract.count(op, value, n)
-    if weights is not None and not isinstance(visual, Tensor):
-        weights, weight_sizes = _pack(op, "weights", weights, "lengths", None, ndim=1)
+    of_each: Any = None if isinstance(visual, Tensor) else weights
+    if of_each is None:
+        _values.optional_tensor(op, "weights", weights)
+    else:
+        _contract.alike(op, "weights", of_each, 1)
+        weight_sizes = [len(part) for part in of_each]
         if weight_sizes != sizes:
             raise ValueError(f"{op}: weights must have lengths {sizes}, got {weight_sizes}")
-    else:
-        _values.optional_tensor(op, "weights", weights)
     if tokens is None:
         return []
+    if of_each is not None:
+        weights = side_by_side(of_each)
     cu_seqlens, counts = _upload(tokens.device, _offsets(sizes), ks)
     longest = max([0, *sizes])
     options = (*before, weights, *behind) if weighted else ()
@@ -226,12 +230,12 @@ def picks_varlen(
 
 
 def _pack(
-    op: str, name: str, x: Any, lengths_name: str, lengths: Any, ndim: int = 2
+    op: str, name: str, x: Any, lengths_name: str, lengths: Any
 ) -> tuple[Tensor | None, list[int]]:
     """All rows in one tensor, and how many belong to each image; no tensor for no images."""
     if isinstance(x, Tensor):
         return x, _contract.packed(op, name, x, lengths_name, lengths)
-    _contract.alike(op, name, x, ndim)
+    _contract.alike(op, name, x, 2)
     if lengths is not None:
         raise ValueError(f"{op}: {lengths_name} must be None for a list of tensors, got {lengths}")
     sizes = [item.shape[0] for item in x]

@@ -292,6 +292,7 @@ BAD = [
     Bad(("soft_suppress",), "spread", always(0.0), ValueError, "must be in [1e-100, inf], got 0"),
     Bad(("soft_suppress",), "spread", always(None), TypeError, "must be a float", kind=True),
     Bad(("soft_suppress",), "reach", always(-1.0), ValueError, "must be in [0, inf], got -1"),
+    Bad(("soft_suppress",), "positions", always(None), TypeError, "must be given with a finite sp"),
     Bad(("soft_suppress",), "positions", to(torch.float64), TypeError, "must be float32 or"),
     Bad(("soft_suppress",), "positions", lambda x: x[0], ValueError, "must have shape [2, 6, 2]"),
     Bad(("soft_suppress",), "positions", lambda x: x[..., :1], ValueError, "must have shape ["),

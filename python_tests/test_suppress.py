@@ -319,6 +319,15 @@ def test_ties_and_near_ties_over_many_passes(kind: str, require_backend: Require
         judge(visual, ratings(name, 620), mask, 170, 2 * x + 1)
 
 
+def test_limits_of_distances_need_positions() -> None:
+    visual, scores = tokens("iid", 5, 3), ratings("uniform", 5)
+    for name, limit in (("spread", 1.5), ("reach", 0.0)):
+        text = f"^soft_suppress: positions must be given with a finite {name}, got None"
+        with pytest.raises(TypeError, match=text):
+            zk.soft_suppress(visual, scores, 2, sharpness=1.0, **{name: limit})
+        zk.soft_suppress(visual, scores, 2, sharpness=1.0, **{name: math.inf})
+
+
 def test_all_tokens_of_a_few(require_backend: Require) -> None:
     """Every N from 0 to 9 and a block's size, with every k."""
     require_backend("cpp", "suppress")

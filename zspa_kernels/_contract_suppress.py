@@ -48,8 +48,9 @@ def soft_suppress(
     option(op, "rule", rule, RULES)
     if positions is not None:
         _rules.positions(op, "positions", positions, visual)
-    if spread is not None:
-        _rules.number(op, "spread", spread, 1e-100, math.inf)
-    if reach is not None:
-        _rules.number(op, "reach", reach, 0.0, math.inf)
+    for name, limit, least in (("spread", spread, 1e-100), ("reach", reach, 0.0)):
+        if limit is None:
+            continue
+        if _rules.number(op, name, limit, least, math.inf) < math.inf and positions is None:
+            raise TypeError(f"{op}: positions must be given with a finite {name}, got None")
     return (*batch, k)

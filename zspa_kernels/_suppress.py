@@ -100,7 +100,8 @@ def soft_suppress(
         rule: `"subtract"` or `"scale"`.
         positions: `[B, N, 2]`, row and column of each token; float32, float16, bfloat16, int64 or
             int32. A token whose position is not finite counts as masked out.
-        spread: of the weight over positions, above 0.
+        spread: of the weight over positions, above 0. It and the reach need positions, or are
+            infinite.
         reach: distance beyond which nothing is suppressed, at least 0.
         visual_mask: bool `[B, N]`, True for real tokens.
         backend: see `select`.

@@ -259,8 +259,17 @@ def test_a_tile_of_invalid_tokens_leaves_its_slots_empty() -> None:
 
 
 def test_only_newlines() -> None:
-    picked = zk.ZOOPrune(3).select(tokens("iid", 4, D), sensitivity=scores_of(4), tiles=[-1] * 4)
+    visual = tokens("iid", 4, D)
+    picked = zk.ZOOPrune(3).select(visual, sensitivity=scores_of(4), tiles=[-1] * 4)
     assert picked.indices.tolist() == [0, 1, 2, 3]
+    visual[2] = torch.inf  # newlines as well are left out where they are invalid or masked
+    picked = zk.ZOOPrune(3).select(
+        visual,
+        sensitivity=torch.full((4,), torch.nan),  # they have none
+        tiles=[-1] * 4,
+        visual_mask=torch.tensor([False, True, True, True]),
+    )
+    assert picked.indices.tolist() == [1, 3, -1, -1]
 
 
 # ---- bad calls ----------------------------------------------------------------------------------

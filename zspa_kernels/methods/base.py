@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import api
+from ..primitives.similarity import valid_rows
 from ..types import Selection, select_each
 from ._compose import of_each
 from ._registry import About, Input
@@ -153,15 +154,9 @@ def select_by_counts(
         indices = picks[i]
         in_core = (torch.arange(len(indices), device=indices.device) < core) & (indices >= 0)
         if prompt is not None:
-            in_core &= _has_valid_row(prompt[i])  # otherwise all of it was chosen for diversity
+            in_core &= valid_rows(prompt[i], None).any()  # else all of it was chosen for diversity
         if sort:
             order = indices.masked_fill(indices < 0, len(tokens)).argsort(stable=True)
             indices, in_core = indices[order], in_core[order]
         chosen.append(Selection(indices, in_core))
     return chosen
-
-
-def _has_valid_row(prompt: Tensor) -> Tensor:
-    """A bool scalar: rows with NaN, Inf or a length beyond 2**40 do not count."""
-    lengths: Tensor = torch.linalg.vector_norm(prompt, dim=-1, dtype=torch.float32)
-    return (lengths <= 2.0**40).any()

@@ -10,15 +10,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from .. import _contract, api
 from .. import _contract_primitives as _rules
 from .. import _contract_values as _values
+from .. import api
 from .._sensitivity import SCORES, Scorer, row_lengths
-from ..primitives import ascending, min_max, quotas
+from ..primitives import min_max, quotas
+from ..primitives.similarity import valid_rows
 from ..projectors import Projector
 from ..sensitivity_plan import SensitivityPlan
 from ..types import Selection
-from ._compose import check_options, kept_of_each, of_each
+from ._compose import check_options, kept_of_each, of_each, selection, selections
 from ._registry import VISUAL, About, Input, register
 from .base import MethodBase
 
@@ -123,15 +124,14 @@ class ZOOPrune(MethodBase):
                 the host. Each tile is scaled and selected by itself and gets an equal share of the
                 budget, what is left over going to the first ones; a tile with too few tokens leaves
                 its rest to the others. Tokens of no tile (-1: newline embeddings) are all kept, in
-                addition.
+                addition; masked and invalid ones are -1.
             visual_mask: bool `[B, N]`, True for real tokens.
             prompt_mask: ignored.
 
         Returns:
             The selection, without core; its scores are the sensitivities, NaN for invalid tokens.
         """
-        _contract.diversity(visual, 0, visual_mask=visual_mask)
-        n = visual.shape[-2]
+        _rules.visual("ZOOPrune", visual, visual_mask)
         scores = self._scores(visual, features, sensitivity)
         if scores.shape != visual.shape[:-1]:
             got = list(scores.shape)
@@ -140,18 +140,14 @@ class ZOOPrune(MethodBase):
                 f"got {got}"
             )
         # What cannot be selected must not scale the others either.
-        valid = row_lengths(visual.detach()).isfinite()
-        if visual_mask is not None:
-            valid &= visual_mask
+        valid = valid_rows(visual, visual_mask)
         if tiles is None:
-            k = api.num_keep(n, self.keep, self.rounding)
+            k = api.num_keep(visual.shape[-2], self.keep, self.rounding)
             weights = min_max(scores, valid)
-            indices = api.diversity(visual, k, weights=weights, visual_mask=visual_mask)
+            picks = api.diversity(visual, k, weights=weights, visual_mask=visual_mask)
         else:
-            indices = self._select_tiles(visual, scores, valid, _labels(tiles, visual))
-        if self.sorted:
-            indices = ascending(indices, n)
-        return Selection(indices, torch.zeros_like(indices, dtype=torch.bool), scores)
+            picks = self._select_tiles(visual, scores, valid, _labels(tiles, visual))
+        return selection(picks, visual, self.sorted, scores=scores)
 
     @property
     def model_inputs(self) -> tuple[Input, ...]:
@@ -183,20 +179,12 @@ class ZOOPrune(MethodBase):
         """
         kept = kept_of_each(self.about, visual, self.keep, self.rounding)
         for tokens in visual:
-            _contract.diversity(tokens, 0)
+            _rules.visual("ZOOPrune", tokens)
         given = of_each(self.about, "sensitivity", sensitivity, visual)
         scores = [self._scores(v, None, s) for v, s in zip(visual, given, strict=True)]
-        weights = [
-            min_max(s, row_lengths(v.detach()).isfinite())
-            for v, s in zip(visual, scores, strict=True)
-        ]
+        weights = [min_max(s, valid_rows(v, None)) for v, s in zip(visual, scores, strict=True)]
         picks = api.diversity_varlen(list(visual), kept, weights=weights)
-        chosen = []
-        for tokens, s, indices in zip(visual, scores, picks, strict=True):
-            if self.sorted:
-                indices = ascending(indices, len(tokens))
-            chosen.append(Selection(indices, torch.zeros_like(indices, dtype=torch.bool), s))
-        return chosen
+        return selections(picks, visual, self.sorted, scores)
 
     def _scores(
         self, visual: Tensor, features: Tensor | None, sensitivity: Tensor | None
@@ -237,6 +225,7 @@ class ZOOPrune(MethodBase):
             lengths=sizes,
             weights=torch.cat([*weights, scores[:0]]),
         )
+        outside = outside.masked_fill(~valid[outside], -1)
         return torch.cat((api.gather(order + 1, picks) - 1, outside))
 
 

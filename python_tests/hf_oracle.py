@@ -106,7 +106,7 @@ def _passing_over(model: Any, keep: Tensor) -> Iterator[None]:
     """Layers with states read the kept tokens one by one, and no mask."""
     rules = {"A_log": _delta_rule, "conv_kernel_size": _short_convolution}
     layers = []
-    for part in model.modules():
+    for part in vlms.text_model(model).modules():
         for name, rule in rules.items():
             if hasattr(part, name) and part not in layers:
                 vars(part)["forward"] = functools.partial(rule, part, keep)

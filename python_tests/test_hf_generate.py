@@ -35,7 +35,7 @@ SOME = vlms.VERSION < (5, 23) and not EVERY
 TWINS = (
     "llava_next", "llava_onevision", "mistral3", "pixtral", "qwen2_vl", "qwen3_vl_moe",
     "qwen3_5_moe", *vlms.GLMS, "gemma4_moe", "gemma4_unified", "lfm2_vl", "cohere2_vision",
-    "idefics3",
+    "idefics3", "llava_next_video",
 )  # fmt: skip
 NAMES = [
     pytest.param(
@@ -103,8 +103,8 @@ def test_other_ways_of_generating(name: str, options: dict[str, Any]) -> None:
         options = {**options, "eos_token_id": vlm_models.VOCABULARY}
         if name == "gemma3":
             options["output_logits"] = False
-        if (
-            name in vlm_models.STATES and name != "lfm2_vl"
+        if name in vlm_models.STATES and not name.startswith(
+            "lfm"
         ):  # a state cannot be taken back, unpruned as well
             with METHOD(tiny.model), pytest.raises(ValueError, match="not supported with stateful"):
                 generate(tiny.model, inputs, **options)
@@ -237,7 +237,7 @@ def test_compiled_decoding_has_no_new_graphs_or_breaks(name: str) -> None:
     torch._dynamo.reset()
     assert handle.calls == 1
     # Two kinds of masks make a second graph, with or without pruning.
-    assert plain == (2 if name.startswith(("gemma", "cohere2")) else 1, 0)
+    assert plain == (2 if name.startswith(("gemma", "cohere2", "lfm3")) else 1, 0)
     assert pruned == plain
 
 
@@ -457,12 +457,12 @@ def test_accelerate_hooks(name: str) -> None:
     assert cache_of(got).get_seq_length() == cache_of(expected).get_seq_length()
 
 
-# Unpruned as well, accelerate does not load the first three's own parameters, nor what GLM-V's
+# Unpruned as well, accelerate does not load the first four's own parameters, nor what GLM-V's
 # encoder computes positions from or Idefics3 looks for placeholders with, and gives experts other
 # last bits.
 STAYING = (
-    "llava_next", "llava_onevision", "gemma3", *vlms.GLMS, "idefics3", "qwen3_vl_moe",
-    "qwen3_5_moe",
+    "llava_next", "llava_next_video", "llava_onevision", "gemma3", *vlms.GLMS, "idefics3",
+    "qwen3_vl_moe", "qwen3_5_moe",
 )  # fmt: skip
 
 

@@ -15,10 +15,11 @@ import transformers
 from torch import nn
 
 import zspa_kernels as zk
-from python_tests import vlm_liquid, vlm_models, vlms
+from python_tests import vlm_models, vlms
 from python_tests.hf_oracle import NEW, cache_name, cache_of, generate, rows
 from zspa_kernels import hf
 from zspa_kernels.hf import continuation
+from zspa_kernels.hf.architectures import ARCHITECTURES
 from zspa_kernels.hf.encode import _parts
 
 METHOD = zk.ZSPAPrune(keep=0.2, core_ratio=0.4)
@@ -477,10 +478,12 @@ def test_the_report(tiny: vlms.Tiny) -> None:
     dropped = report.before - report.after
     assert sum(report.prompt_before) - sum(report.prompt_after) == dropped
     assert report.prompt_before == inputs["attention_mask"].sum(1).tolist()
-    assert report.query_tokens == [5, 6 if tiny.name in vlm_liquid.BUILDERS else 7]  # "and": a name
+    named = ARCHITECTURES[tiny.model.config.model_type].marks == "names"
+    assert report.query_tokens == [5, 6 if named else 7]  # "and" is taken for the name of a tile
     held = [one for one in cache_of(output).layers if getattr(one, "keys", None) is not None]
     count = tiny.model.config.get_text_config().num_hidden_layers
-    assert len(held) == {"gemma4": 2, **dict.fromkeys(vlm_models.STATES, 1)}.get(tiny.name, count)
+    few = {**dict.fromkeys(vlm_models.STATES, 1), "lfm3_vl": 2, "gemma4": 2}
+    assert len(held) == few.get(tiny.name, count)
     # 2 heads of 16 channels, or as many channels in one head, or twice as many.
     wide = 3 if tiny.name == "gemma4" else len(held)
     slot = 2 * 2 * wide * 2 * 16 * 4  # keys and values, 2 prompts, 4 bytes

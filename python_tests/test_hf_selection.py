@@ -312,7 +312,7 @@ def test_one_may_lose_all_of_a_shared_budget(name: str, kind: str) -> None:
 
 @pytest.mark.parametrize("name", vlms.FILMS)
 def test_times_of_frames_are_no_question(name: str) -> None:
-    """Qwen3-VL, Qwen3.5 and Gemma 4 say when each frame was: these words are not the user's."""
+    """Some models' prompts say when each frame was: these words are not the user's."""
     tiny = vlms.get(name)
     recorder = Recorder()
     asked = []
@@ -327,7 +327,7 @@ def test_times_of_frames_are_no_question(name: str) -> None:
     assert asked[0] == [["and", "in", "please"], ["describe", "the", "cup"]]
     said = ["what", "time", "is", "in", "and", "in", "please"]  # that word is the user's
     assert asked[1] == [said, ["describe", "the", "cup"]]
-    says_times = name.startswith("qwen3") or name in vlm_models.GEMMAS
+    says_times = name.startswith(("qwen3", "lfm3")) or name in vlm_models.GEMMAS
     assert ("time" in asked[2][1]) == says_times
 
 
@@ -368,8 +368,8 @@ def test_newlines_of_llava_next() -> None:
 
 # Their projectors are of another form; LLaVA-OneVision's ratings have tests in test_hf_tiles.py.
 UNLIKE = (
-    "cohere2_vision", "gemma3", "idefics3", "lfm2_vl", "llava_onevision", "mistral3", "smolvlm",
-    *vlms.GLMS,
+    "cohere2_vision", "gemma3", "idefics3", "lfm2_vl", "lfm3_vl", "llava_onevision", "mistral3",
+    "smolvlm", *vlms.GLMS,
 )  # fmt: skip
 
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures that are shrunk (LLaVA-OneVision), end rows (Mistral 3) or have names (Idefics3)."""
+"""Pictures that are shrunk (LLaVA-OneVision), end rows (Mistral 3) or have names (Idefics3).
+
+And the videos of LLaVA-NeXT-Video and LLaVA-OneVision, whose frames are made smaller.
+"""
 
 from __future__ import annotations
 
@@ -105,39 +108,49 @@ def test_ends_of_rows_can_be_kept_beside_the_budget() -> None:
     assert int(newline[image.indices].sum()) == int(newline.sum())
 
 
-# ---- LLaVA-OneVision: videos ---------------------------------------------------------------------
+# ---- videos --------------------------------------------------------------------------------------
+
+# How many newlines are behind the last frame.
+NEWLINES = pytest.mark.parametrize(
+    ("name", "newlines"), [("llava_next_video", 0), ("llava_onevision", 1)]
+)
 
 
-def test_cells_and_budgets_of_videos() -> None:
-    tiny = vlms.get("llava_onevision")
+@NEWLINES
+def test_cells_and_budgets_of_videos(name: str, newlines: int) -> None:
+    tiny = vlms.get(name)
     inputs = tiny.inputs("video")
     report = pruned(tiny, inputs)
     assert [(one.sample, one.video) for one in report.images] == [(0, True), (0, False), (1, True)]
     frames = [[t, r, c] for t in range(3) for r in range(2) for c in range(2)]
     for one in report.images[::2]:
-        assert one.cell.tolist() == [*frames, [-1, -1, -1]]
-        assert one.after == zk.num_keep(13, 0.5)
+        assert one.cell.tolist() == [*frames, *[[-1, -1, -1]] * newlines]
+        assert one.after == zk.num_keep(12 + newlines, 0.5)
     film = pruned(tiny, inputs, scope="tile").images[0]
     kept = film.cell[film.indices, 0]
     assert [int((kept == t).sum()) for t in range(2)] == [2, 2]
-    assert int((kept == 2).sum() + (kept < 0).sum()) == zk.num_keep(5, 0.5)
+    assert int((kept == 2).sum() + (kept < 0).sum()) == zk.num_keep(4 + newlines, 0.5)
 
 
-def test_frames_of_an_odd_side() -> None:
-    """A tile of 27 x 27 patches, as of real models, becomes 14 x 14 tokens."""
-    vision = SimpleNamespace(image_size=384, patch_size=14)
-    target: Any = SimpleNamespace(
-        model=SimpleNamespace(config=SimpleNamespace(vision_config=vision))
-    )
-    cell = of_videos(target, [2 * 14**2 + 1])
-    expected = [[t, r, c] for t in range(2) for r in range(14) for c in range(14)]
-    assert cell.tolist() == [*expected, [-1, -1, -1]]
+@pytest.mark.parametrize(
+    ("tile", "size", "side", "newlines"), [("anyres", 378, 13, 0), ("shrunk", 384, 14, 1)]
+)
+def test_frames_of_an_odd_side(tile: str, size: int, side: int, newlines: int) -> None:
+    """LLaVA-OneVision's frames of 27 x 27 patches become 14 x 14 tokens; a pool leaves the rest."""
+    vision = SimpleNamespace(image_size=size, patch_size=14)
+    config = SimpleNamespace(vision_config=vision, spatial_pool_stride=2)
+    model = SimpleNamespace(config=config)
+    target: Any = SimpleNamespace(model=model, arch=SimpleNamespace(tile=tile))
+    cell = of_videos(target, [2 * side**2 + newlines])
+    expected = [[t, r, c] for t in range(2) for r in range(side) for c in range(side)]
+    assert cell.tolist() == [*expected, *[[-1, -1, -1]] * newlines]
 
 
-def test_videos_before_the_encoder_returned_their_newline() -> None:
+@NEWLINES
+def test_videos_with_old_transformers(name: str, newlines: int) -> None:
     if vlms.VERSION >= (5, 20):
         pytest.skip("transformers < 5.20: test_oldest_transformers")
-    tiny = vlms.get("llava_onevision")
+    tiny = vlms.get(name)
     inputs = {**tiny.inputs(), "pixel_values_videos": torch.zeros(1, 3, 3, 56, 56)}
     refused = pytest.raises(hf.UnsupportedInputError, match=r"videos must be None before.* 5.20")
     with refused, HALF(tiny.model):
@@ -347,14 +360,17 @@ def test_pictures_of_a_batch_are_drawn() -> None:
     assert alike(view.pixels, square) > 0.98
 
 
-def test_frames_of_a_video_are_drawn() -> None:
-    tiny = vlms.get("llava_onevision")
+@NEWLINES
+def test_frames_of_a_video_are_drawn(name: str, newlines: int) -> None:
+    tiny = vlms.get(name)
     inputs = tiny.inputs("video")
     report = pruned(tiny, inputs)
     view = pictures.seen(tiny.model, inputs, report, 2, processor=tiny.processor)
     assert view.grid == (2 + 1 + 2, 2 + 1 + 2)  # three frames in two rows
     corner = view.pixels[: 2 * 28, : 2 * 28]
-    frame = ImageOps.pad(vlms.video("coffee", 4)[0], (112, 112), color=GREY)
+    frame = vlms.video("coffee", 4)[0]
+    if newlines:  # the processor of LLaVA-OneVision pads them
+        frame = ImageOps.pad(frame, (112, 112), color=GREY)
     assert alike(corner, frame) > 0.98
 
 

@@ -1,14 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The LFM2-VL and the Cohere2 Vision of `vlms`: small, with random weights."""
+"""The LFM2-VL, the LFM3-VL and the Cohere2 Vision of `vlms`: small, with random weights."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import transformers
 
-from python_tests.vlm_models import Parts, siglip, text, tokenizer
-from python_tests.vlm_processors import LiquidProcessor, SquareProcessor
+from python_tests.vlm_models import Parts, qwen_tokens, siglip, text, tokenizer
+from python_tests.vlm_processors import (
+    QWEN_IMAGE,
+    QWEN_MARKS,
+    LiquidProcessor,
+    QwenProcessor,
+    SquareProcessor,
+)
 
 
 def _lfm2_vl() -> Parts:
@@ -24,6 +31,23 @@ def _lfm2_vl() -> Parts:
     )
     model = transformers.Lfm2VlForConditionalGeneration(config)
     return model, LiquidProcessor(tok, 14, 140), "<image>"
+
+
+def _lfm3_vl() -> Parts:
+    """Pictures and videos are Qwen3-VL's; positions count the tokens of a prompt."""
+    tok: Any = tokenizer(QWEN_MARKS, QWEN_IMAGE)
+    kinds = ["conv", "full_attention", "conv", "sliding_attention"]
+    words = {"num_hidden_layers": 4, "layer_types": kinds, "sliding_window": 1024}
+    tower = {"hidden_size": 32, "intermediate_size": 48, "layer_types": ["conv", "full_attention"]}
+    heads = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    config = transformers.Lfm3VlConfig(
+        text_config=text(transformers.Lfm3Config, head_dim=16, conv_L_cache=3, **words),
+        vision_config={**tower, **heads},
+        projector_hidden_size=48,
+        **qwen_tokens(tok),
+    )
+    model = transformers.Lfm3VlForConditionalGeneration(config)
+    return model, QwenProcessor(tok, 16, 192 * 192, "said", types=False), QWEN_IMAGE
 
 
 def _cohere2_vision() -> Parts:
@@ -43,4 +67,5 @@ def _cohere2_vision() -> Parts:
 BUILDERS: dict[str, Callable[[], Parts]] = {
     "cohere2_vision": _cohere2_vision,
     "lfm2_vl": _lfm2_vl,
+    "lfm3_vl": _lfm3_vl,
 }

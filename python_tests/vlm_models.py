@@ -21,6 +21,7 @@ from python_tests.vlm_processors import (
     QwenProcessor,
     SmolProcessor,
     SquareProcessor,
+    TilesProcessor,
 )
 
 VOCABULARY = 320
@@ -150,6 +151,21 @@ def _of_clip(
     return kind(config), made, "<image>"
 
 
+def _llava_next_video() -> Parts:
+    tok = tokenizer(["<image>", "<video>"], "<image>")
+    image, video = (tok.convert_tokens_to_ids(mark) for mark in ("<image>", "<video>"))
+    size = 56
+    config = transformers.LlavaNextVideoConfig(
+        vision_config=_clip(size, 32),
+        text_config=text(transformers.LlamaConfig),
+        image_token_index=image,
+        video_token_index=video,
+        image_grid_pinpoints=pins(size),
+    )
+    model = transformers.LlavaNextVideoForConditionalGeneration(config)
+    return model, TilesProcessor(tok, size, 14, pins(size)), "<image>"
+
+
 def _llava_onevision() -> Parts:
     tok = tokenizer(["<image>", "<video>"], "<image>")
     ratio = "anyres_max_2"  # four tiles are made smaller, two are not
@@ -206,9 +222,9 @@ def _rows(configuration: Any, kind: Any, merged: int) -> Parts:
 # These take videos.
 QWENS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
 GEMMAS = ("gemma4", "gemma4_moe", "gemma4_unified")
-FILMS = ("llava_onevision", *QWENS, *GEMMAS)
+FILMS = ("llava_next_video", "llava_onevision", *QWENS, *GEMMAS, "lfm3_vl")
 # These have layers that keep a state instead of keys and values.
-STATES = ("qwen3_5", "qwen3_5_moe", "lfm2_vl")
+STATES = ("qwen3_5", "qwen3_5_moe", "lfm2_vl", "lfm3_vl")
 
 
 def qwen_tokens(tok: Any) -> dict[str, int]:
@@ -474,6 +490,7 @@ def _idefics(configuration: Any, kind: Any) -> Parts:
 BUILDERS: dict[str, Callable[[], Parts]] = {
     "llava": llava,
     "llava_next": llava_next,
+    "llava_next_video": _llava_next_video,
     "llava_onevision": _llava_onevision,
     "mistral3": _mistral3,
     "pixtral": _pixtral,

@@ -68,15 +68,18 @@ class QwenProcessor:
     """The official one; its part for videos needs torchvision and is written out here.
 
     `times`: how a model learns when a frame was. `"said"` in front of it (Qwen3-VL), `"given"` as
-    seconds (Qwen2.5-VL), or not at all (Qwen2-VL).
+    seconds (Qwen2.5-VL), or not at all (Qwen2-VL). `types`: it says which tokens are pictures.
     """
 
-    def __init__(self, tok: Any, patch: int, pixels: int, times: str, merge: int = 2):
-        self.tokenizer, self.merge, self.times = tok, merge, times
+    merge = 2  # rows and columns of patches in a token
+
+    def __init__(self, tok: Any, patch: int, pixels: int, times: str, types: bool = True):
+        self.tokenizer, self.times = tok, times
+        self.types = types and VERSION >= (5, 3)  # generate of older versions refuses them
         kind = getattr(transformers, "Qwen2VLImageProcessor", None)
         options: dict[str, Any] = {
             "patch_size": patch,
-            "merge_size": merge,
+            "merge_size": self.merge,
             "temporal_patch_size": 2,
             "do_convert_rgb": True,
         }
@@ -105,7 +108,7 @@ class QwenProcessor:
                 encoded["second_per_grid_ts"] = torch.tensor(slow)
             texts = _fill(texts, QWEN_VIDEO, [self.said(grid) for _, grid in films])
         encoded.update(_words(self.tokenizer, texts))
-        if VERSION >= (5, 3):  # generate of older versions refuses it
+        if self.types:
             picture, film = self.tokenizer.convert_tokens_to_ids(["<|image_pad|>", "<|video_pad|>"])
             ids = encoded["input_ids"]
             encoded["mm_token_type_ids"] = (ids == picture).int() + 2 * (ids == film).int()
@@ -132,22 +135,27 @@ class QwenProcessor:
         return " ".join(f"time {name} seconds {first} {pads} {last}" for name in names[:times])
 
 
-class OneVisionProcessor:
-    """LLaVA-OneVision's. Its own class needs torchvision, but for the part that makes tiles."""
+class TilesProcessor:
+    """LLaVA-NeXT-Video's. Its own class needs torchvision, but for the part that counts tokens."""
 
     frames = 3  # of a video; all of a batch have as many
 
-    def __init__(self, tok: Any, size: int, patch: int, pins: list[list[int]], ratio: str):
+    def __init__(self, tok: Any, size: int, patch: int, pins: list[list[int]]):
         self.tokenizer, self.size, self.side = tok, size, size // patch
-        self.image_processor = transformers.LlavaOnevisionImageProcessor(
-            size={"height": size, "width": size}, image_grid_pinpoints=pins
+        self.image_processor = self._images(pins)
+        kind = self._kind()
+        self._counts = kind.__new__(kind)
+        self._counts.image_processor, self._counts.patch_size = self.image_processor, patch
+        self._counts.num_additional_image_tokens = 0
+
+    def _images(self, pins: list[list[int]]) -> Any:
+        size = {"height": self.size, "width": self.size}
+        return transformers.LlavaNextImageProcessor(
+            size={"shortest_edge": self.size}, crop_size=size, image_grid_pinpoints=pins
         )
-        # What it says of counts needs these and no other part.
-        self._counts = transformers.LlavaOnevisionProcessor.__new__(
-            transformers.LlavaOnevisionProcessor
-        )
-        self._counts.image_processor = self.image_processor
-        self._counts.num_image_tokens, self._counts.vision_aspect_ratio = self.side**2, ratio
+
+    def _kind(self) -> Any:
+        return transformers.LlavaNextVideoProcessor
 
     def __call__(
         self, images: Any, text: Any, videos: Sequence[Any] = (), **options: Any
@@ -161,7 +169,7 @@ class OneVisionProcessor:
             sizes = iter(seen["image_sizes"].tolist())
             counts = [self.count(next(sizes), len(group)) for group in groups for _ in group]
             encoded.update(seen)
-            encoded["batch_num_images"] = torch.tensor([len(group) for group in groups])
+            encoded.update(self.groups([len(group) for group in groups]))
             texts = _fill(texts, "<image>", [" ".join(["<image>"] * count) for count in counts])
         if videos:
             films = [
@@ -171,17 +179,46 @@ class OneVisionProcessor:
             # The first tile is the whole picture.
             frames = [film["pixel_values"][:, 0] for film in films]
             encoded["pixel_values_videos"] = torch.stack(frames)
-            count = self.frames * (-(-self.side // 2)) ** 2 + 1
-            texts = _fill(texts, "<video>", [" ".join(["<video>"] * count)] * len(films))
+            texts = _fill(texts, "<video>", [" ".join(["<video>"] * self.moving())] * len(films))
         return {**encoded, **_words(self.tokenizer, texts)}
+
+    def groups(self, lengths: list[int]) -> dict[str, Any]:
+        """What it says of how many pictures the prompts have."""
+        return {}
 
     def count(self, size: list[int], pictures: int) -> int:
         """Tokens of a picture among those of its prompt."""
-        if pictures > 1:
-            return self.side**2 + 1
         height, width = size
         number: int = self._counts._get_number_of_features(height, width, self.size, self.size)
         return number
+
+    def moving(self) -> int:
+        """Tokens of a video."""
+        return self.frames * (self.side // 2) ** 2
+
+
+class OneVisionProcessor(TilesProcessor):
+    """LLaVA-OneVision's, likewise."""
+
+    def __init__(self, tok: Any, size: int, patch: int, pins: list[list[int]], ratio: str):
+        super().__init__(tok, size, patch, pins)
+        self._counts.num_image_tokens, self._counts.vision_aspect_ratio = self.side**2, ratio
+
+    def _images(self, pins: list[list[int]]) -> Any:
+        size = {"height": self.size, "width": self.size}
+        return transformers.LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=pins)
+
+    def _kind(self) -> Any:
+        return transformers.LlavaOnevisionProcessor
+
+    def groups(self, lengths: list[int]) -> dict[str, Any]:
+        return {"batch_num_images": torch.tensor(lengths)}
+
+    def count(self, size: list[int], pictures: int) -> int:
+        return self.side**2 + 1 if pictures > 1 else super().count(size, pictures)
+
+    def moving(self) -> int:
+        return self.frames * (-(-self.side // 2)) ** 2 + 1
 
 
 class MistralProcessor:

@@ -21,11 +21,11 @@ from skimage import data as photographs
 from python_tests import vlm_glm, vlm_liquid, vlm_models
 from python_tests.vlm_glm import GLMS
 from python_tests.vlm_models import FILMS, GEMMAS, QWENS
-from python_tests.vlm_processors import QWEN_VIDEO, VERSION
+from python_tests.vlm_processors import QWEN_IMAGE, QWEN_VIDEO, VERSION
 
 BUILDERS = {**vlm_models.BUILDERS, **vlm_glm.BUILDERS, **vlm_liquid.BUILDERS}
 #: The first transformers with which a model is pruned; not said of those that all versions prune.
-SINCE = {**vlm_models.SINCE, **dict.fromkeys(GLMS, (5, 0))}
+SINCE = {**vlm_models.SINCE, **dict.fromkeys(GLMS, (5, 0)), "lfm3_vl": (5, 24)}
 #: Their positions have three axes.
 MROPE = (*QWENS, *GLMS)
 
@@ -53,7 +53,7 @@ class Tiny:
     @property
     def film(self) -> str:
         """How it says "here is a video"."""
-        return QWEN_VIDEO if self.name in QWENS else "<video>"
+        return QWEN_VIDEO if self.image == QWEN_IMAGE else "<video>"
 
     def inputs(self, kind: str = "single", words: str = "what is in this picture") -> Any:
         """`"single"`: one picture. `"ragged"`: a padded batch of prompts with one and with two.
@@ -82,7 +82,7 @@ class Tiny:
         """The chosen prompts of the batch with videos."""
         if (5, 0) <= VERSION < (5, 17):
             pytest.skip("transformers >= 5.17: 5.3 finds no positions for these, unpruned as well")
-        if self.name in ("llava_onevision", *GEMMAS) and VERSION < (5, 20):
+        if self.name in ("llava_next_video", "llava_onevision", *GEMMAS) and VERSION < (5, 20):
             pytest.skip("transformers >= 5.20: older ones are refused, see test_hf_tiles.py")
         if self.name in GEMMAS and VERSION < (5, 23):
             pytest.skip("transformers >= 5.23: 5.20 forgets the number of frames, unpruned as well")

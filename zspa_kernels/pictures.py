@@ -101,7 +101,7 @@ def seen(
         pictures = _anyres(target, inputs, values, cell, number)
     elif target.arch.in_tiles:
         pictures = _frames(values, cell, number)
-    elif target.arch.mrope:
+    elif target.arch.size == "grid_thw":
         pictures = _patches(target, inputs[modality.grid], values, number)
     elif target.arch.size == "image_sizes":
         pictures = _sized(inputs, values, number)

@@ -25,8 +25,9 @@ class Architecture:
         tile: likewise; `"anyres"`: LLaVA-NeXT's base picture and the tiles of its larger one;
             `"shrunk"`: LLaVA-OneVision's, whose larger one is made smaller once it is encoded.
         size: the input that says how many rows and columns of tokens an image has, if it is not
-            square and has no grid: `"image_sizes"`, in pixels; `"spatial_shapes"`, in patches;
-            `"position_ids"`, with the column and row of each patch, -1 at padding.
+            square: `"grid_thw"`, in patches, with times; `"image_sizes"`, in pixels;
+            `"spatial_shapes"`, in patches; `"position_ids"`, with the column and row of each patch,
+            -1 at padding.
         marks: text that the processor writes inside images. `"rows"`: a token behind each row of
             one (Mistral 3, Pixtral). `"crops"`: two in front of each crop, one behind the last.
             `"times"`: the time of each frame of a video (Qwen3-VL). `"clocks"`: likewise, all as
@@ -65,10 +66,11 @@ class Architecture:
         return self.marks in ("times", "clocks")
 
 
-_QWEN: Any = {"projector": "visual.merger", "mrope": True, "videos": True}
+_GRID: Any = {"size": "grid_thw", "projector": "visual.merger"}
+_QWEN: Any = {**_GRID, "mrope": True, "videos": True}
 _GEMMA: Any = {"size": "position_ids", "videos": True, "marks": "clocks", "since": (5, 17)}
 _HYBRID: Any = {**_QWEN, "marks": "times", "states": True, "since": (5, 13)}
-_GLM: Any = {"projector": "visual.merger", "mrope": True, "since": (5, 0)}
+_GLM: Any = {**_GRID, "mrope": True, "since": (5, 0)}
 _IDEFICS: Any = {
     "image": "run",
     "tile": "run",
@@ -79,6 +81,7 @@ _IDEFICS: Any = {
 ARCHITECTURES: Mapping[str, Architecture] = {
     "llava": Architecture("LLaVA-1.5", patches=True),
     "llava_next": Architecture("LLaVA-NeXT", tile="anyres", patches=True),
+    "llava_next_video": Architecture("LLaVA-NeXT-Video", tile="anyres", videos=True),
     "llava_onevision": Architecture("LLaVA-OneVision", tile="shrunk", videos=True),
     "mistral3": Architecture("Mistral 3", size="image_sizes", marks="rows"),
     "qwen2_vl": Architecture("Qwen2-VL", **_QWEN),
@@ -97,6 +100,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "lfm2_vl": Architecture(
         "LFM2-VL", size="spatial_shapes", marks="names", states=True, since=(5, 13)
     ),
+    "lfm3_vl": Architecture("LFM3-VL", size="grid_thw", marks="times", videos=True, states=True),
     "glm4v": Architecture("GLM-V", **_GLM),
     "glm4v_moe": Architecture("GLM-V", **_GLM),
     "glm46v": Architecture("GLM-V", **_GLM),
@@ -191,8 +195,9 @@ class Target:
             token = base.config.image_token_index
         found = [Modality("image", "pixel_values", int(token))]
         takes = "mm_encoder_outputs" in inspect.signature(type(base).forward).parameters
-        # Older ones add LLaVA-OneVision's newline behind what the encoder returns, and take Gemma
-        # 4's videos as one tensor with an axis for each.
+        # Older ones add LLaVA-OneVision's newline behind what the encoder returns, may call
+        # LLaVA-NeXT-Video's frames what pictures are called, and take Gemma 4's videos as one
+        # tensor with an axis for each.
         if arch.videos and (takes or not (arch.in_tiles or arch.size == "position_ids")):
             found.append(Modality("video", "pixel_values_videos", int(base.config.video_token_id)))
         return cls(arch, base, inner, tuple(found), takes)

@@ -108,7 +108,7 @@ def _layout(
         )
     if target.arch.size == "position_ids":
         cell = _placed(inputs, modality, sizes)
-    elif target.arch.mrope or target.arch.size:
+    elif target.arch.size:
         cell = _grids(_sizes(target, inputs, modality))
     elif target.arch.in_tiles:
         cell = tiles.of_videos(target, sizes) if modality.moves else tiles.cells(target, inputs)
@@ -142,7 +142,7 @@ def _squares(image: Tensor, tile: Tensor) -> Tensor:
 def _sizes(target: Target, inputs: Mapping[str, Any], modality: Modality) -> list[list[int]]:
     """Times, rows and columns of tokens of each picture or video."""
     config = target.model.config
-    if target.arch.mrope:
+    if target.arch.size == "grid_thw":
         merge = int(config.vision_config.spatial_merge_size)
         grids = inputs[modality.grid].tolist()
         return [[times, rows // merge, columns // merge] for times, rows, columns in grids]

@@ -203,10 +203,10 @@ def _rate(method: Any, target: Target, inputs: Mapping[str, Any], part: Part) ->
     """Ratings of pictures or of videos, in the order of their tokens."""
     with torch.no_grad():
         ratings: Tensor = method.rate(part.features)
-    if target.arch.in_tiles and part.modality.moves:
-        ratings = along_frames(target, ratings, len(part.sizes))
-    elif target.arch.in_tiles:
+    if target.arch.in_tiles and not part.modality.moves:
         ratings = along_tokens(target, inputs, ratings)
+    elif target.arch.tile == "shrunk":  # LLaVA-NeXT-Video's frames are small when projected
+        ratings = along_frames(target, ratings, len(part.sizes))
     elif target.arch.size == "position_ids" and ratings.ndim == 2:  # of padding as well
         ratings = ratings[(inputs[part.modality.places][..., 0] >= 0).to(ratings.device)]
     elif hasattr(getattr(target.inner, "visual", None), "window_size"):

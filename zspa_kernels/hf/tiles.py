@@ -60,13 +60,20 @@ def _shrunk(
 
 
 def of_videos(target: Target, sizes: Sequence[int]) -> Tensor:
-    """Cells of LLaVA-OneVision's videos: frames of half the side, one newline behind the last."""
+    """Cells of videos, whose frames are made smaller.
+
+    LLaVA-OneVision's have half the side, and one newline behind the last.
+    """
+    shrunk = target.arch.tile == "shrunk"
     side = -(-_side(target) // 2)
+    if not shrunk:
+        side = _side(target) // int(target.model.config.spatial_pool_stride)
     found = []
     for size in sizes:
         place = torch.arange(size)
         cell = (place // side**2, place % side**2 // side, place % side)
-        found.append(torch.stack(cell, dim=1).masked_fill((place == size - 1)[:, None], -1))
+        newline = (place == size - 1)[:, None] & shrunk
+        found.append(torch.stack(cell, dim=1).masked_fill(newline, -1))
     return torch.cat(found)
 
 

@@ -264,7 +264,7 @@ def test_scopes(name: str) -> None:
             assert count == zk.num_keep(int((tile == number).sum()), 0.3)
 
 
-@pytest.mark.parametrize("name", vlms.QWENS)
+@pytest.mark.parametrize("name", [*vlms.QWENS, "lfm3_vl"])
 def test_budgets_of_videos(name: str) -> None:
     """A video has one as an image has, each of its times, or shares that of its prompt."""
     tiny = vlms.get(name)

@@ -124,7 +124,8 @@ def test_llava_next_sees_a_small_picture_and_tiles_of_a_large_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["smolvlm", "gemma3", "internvl", "qwen3_vl", "qwen3_5", "glm4v", *GEMMAS[::2]]
+    "name",
+    ["smolvlm", "gemma3", "internvl", "qwen3_vl", "qwen3_5", "glm4v", "lfm3_vl", *GEMMAS[::2]],
 )
 def test_each_image_of_a_batch_is_its_own(name: str) -> None:
     tiny = vlms.get(name)

@@ -139,8 +139,8 @@ def _why_not(kind: str, target: Target, inputs: Mapping[str, Any]) -> str | None
         return "this is not collected from a model; `select` can be given it"
     if not target.arch.patches:
         return (
-            "its visual tokens are made of several patches each; this is collected where they are "
-            "patches, in LLaVA-1.5 and LLaVA-NeXT"
+            "its visual tokens may be made of several patches each; this is collected where they "
+            "are patches, in LLaVA-1.5 and LLaVA-NeXT"
         )
     if kind == "features":
         return None

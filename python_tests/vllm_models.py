@@ -11,6 +11,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from python_tests import vlm_llava
 from python_tests import vlm_models as models
 from python_tests.vllm_internvl import SIZE, TOKENS, ChatProcessor, as_published
 
@@ -26,11 +27,11 @@ Pair = tuple[Any, Any]  # model, processor
 
 
 def _llava() -> Pair:
-    return _with_template(models.llava(_WIDTH, **_HEADS))
+    return _with_template(vlm_llava.llava(_WIDTH, **_HEADS))
 
 
 def _llava_next() -> Pair:
-    return _with_template(models.llava_next(_WIDTH, **_HEADS))
+    return _with_template(vlm_llava.llava_next(_WIDTH, **_HEADS))
 
 
 def _with_template(parts: models.Parts) -> Pair:
@@ -40,13 +41,13 @@ def _with_template(parts: models.Parts) -> Pair:
 
 
 def _llava_onevision() -> Pair:
-    size, ratio = models.ONEVISION, "anyres_max_9"
+    size, ratio = vlm_llava.ONEVISION, "anyres_max_9"
     tok, square = (
         models.tokenizer(["<image>", "<video>"], "<image>"),
         dict.fromkeys(("height", "width"), size),
     )
     pictures = transformers.LlavaOnevisionImageProcessor(
-        size=square, image_grid_pinpoints=models.pins(size)
+        size=square, image_grid_pinpoints=vlm_llava.pins(size)
     )
     processor = transformers.LlavaOnevisionProcessor(
         image_processor=pictures,
@@ -57,7 +58,7 @@ def _llava_onevision() -> Pair:
         vision_aspect_ratio=ratio,
         chat_template=tok.chat_template,
     )
-    return models.onevision(tok, ratio, _WIDTH, **_HEADS), processor
+    return vlm_llava.onevision(tok, ratio, _WIDTH, **_HEADS), processor
 
 
 def _gemma3() -> Pair:

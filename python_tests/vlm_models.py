@@ -17,11 +17,9 @@ from python_tests.vlm_processors import (
     VERSION,
     GemmaProcessor,
     MistralProcessor,
-    OneVisionProcessor,
     QwenProcessor,
     SmolProcessor,
     SquareProcessor,
-    TilesProcessor,
 )
 
 VOCABULARY = 320
@@ -77,119 +75,6 @@ def text(config: Any, **more: Any) -> Any:
         "eos_token_id": END,
     }
     return config(**{**values, **more})
-
-
-def _clip(size: int, width: int) -> Any:
-    return transformers.CLIPVisionConfig(
-        hidden_size=width,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        image_size=size,
-        patch_size=14,
-        projection_dim=32,
-    )
-
-
-def llava(width: int = 32, **words: int) -> Parts:
-    """`width` of the vision tower; `words` are options of the language model's configuration."""
-    size = 112
-    pictures = transformers.CLIPImageProcessor(
-        size={"shortest_edge": size}, crop_size={"height": size, "width": size}
-    )
-    kinds = (transformers.LlavaConfig, transformers.LlavaForConditionalGeneration)
-    vision, text_config = _clip(size, width), text(transformers.LlamaConfig, **words)
-    return _of_clip(*kinds, transformers.LlavaProcessor, pictures, vision, text_config)
-
-
-def pins(size: int) -> list[list[int]]:
-    """How large pictures may be that are cut into tiles."""
-    return [[size, 2 * size], [2 * size, size], [2 * size, 2 * size]]
-
-
-def llava_next(width: int = 32, **words: int) -> Parts:
-    """As `llava`."""
-    size = 56
-    pictures = transformers.LlavaNextImageProcessor(
-        size={"shortest_edge": size},
-        crop_size={"height": size, "width": size},
-        image_grid_pinpoints=pins(size),
-    )
-    kinds = (transformers.LlavaNextConfig, transformers.LlavaNextForConditionalGeneration)
-    processor = transformers.LlavaNextProcessor
-    vision, text_config = _clip(size, width), text(transformers.LlamaConfig, **words)
-    more = {"image_grid_pinpoints": pins(size)}
-    return _of_clip(*kinds, processor, pictures, vision, text_config, **more)
-
-
-def _of_clip(
-    configuration: Any,
-    kind: Any,
-    processor: Any,
-    pictures: Any,
-    vision: Any,
-    words: Any,
-    **more: Any,
-) -> Parts:
-    tok = tokenizer(["<image>"], "<image>")
-    mark = tok.convert_tokens_to_ids("<image>")
-    config = configuration(
-        vision_config=vision,
-        text_config=words,
-        image_token_index=mark,
-        **more,
-    )
-    config.image_token_id = mark
-    made = processor(
-        image_processor=pictures,
-        tokenizer=tok,
-        patch_size=14,
-        vision_feature_select_strategy="default",
-        image_token="<image>",
-        num_additional_image_tokens=1,
-    )
-    return kind(config), made, "<image>"
-
-
-def _llava_next_video() -> Parts:
-    tok = tokenizer(["<image>", "<video>"], "<image>")
-    image, video = (tok.convert_tokens_to_ids(mark) for mark in ("<image>", "<video>"))
-    size = 56
-    config = transformers.LlavaNextVideoConfig(
-        vision_config=_clip(size, 32),
-        text_config=text(transformers.LlamaConfig),
-        image_token_index=image,
-        video_token_index=video,
-        image_grid_pinpoints=pins(size),
-    )
-    model = transformers.LlavaNextVideoForConditionalGeneration(config)
-    return model, TilesProcessor(tok, size, 14, pins(size)), "<image>"
-
-
-def _llava_onevision() -> Parts:
-    tok = tokenizer(["<image>", "<video>"], "<image>")
-    ratio = "anyres_max_2"  # four tiles are made smaller, two are not
-    model = onevision(tok, ratio)
-    return model, OneVisionProcessor(tok, ONEVISION, 14, pins(ONEVISION), ratio), "<image>"
-
-
-ONEVISION = 56  # rows and columns of a tile
-
-
-def onevision(tok: Any, ratio: str, width: int = 32, **words: int) -> Any:
-    """A LLaVA-OneVision for a tokenizer with `<image>` and `<video>`; else as `llava`."""
-    image, video = (tok.convert_tokens_to_ids(mark) for mark in ("<image>", "<video>"))
-    tower = {**siglip(width), "image_size": ONEVISION, "vision_use_head": False}
-    config = transformers.LlavaOnevisionConfig(
-        vision_config=transformers.SiglipVisionConfig(**tower),
-        text_config=text(transformers.Qwen2Config, **words),
-        image_token_index=image,
-        video_token_index=video,
-        image_grid_pinpoints=pins(ONEVISION),
-        vision_aspect_ratio=ratio,
-    )
-    config.image_token_id, config.video_token_id = image, video
-    return transformers.LlavaOnevisionForConditionalGeneration(config)
 
 
 def _mistral3() -> Parts:
@@ -488,10 +373,6 @@ def _idefics(configuration: Any, kind: Any) -> Parts:
 
 
 BUILDERS: dict[str, Callable[[], Parts]] = {
-    "llava": llava,
-    "llava_next": llava_next,
-    "llava_next_video": _llava_next_video,
-    "llava_onevision": _llava_onevision,
     "mistral3": _mistral3,
     "pixtral": _pixtral,
     "qwen2_vl": _qwen2_vl,

@@ -125,6 +125,8 @@ def test_bad_core_ratio_fails_at_once() -> None:
 def test_bad_tensors_fail_in_the_words_of_the_contract(method: Any) -> None:
     with pytest.raises(TypeError, match=f"^{method.about.title}: visual must be a tensor"):
         method(keep=0.5).select(None, PROMPT)
+    with pytest.raises(TypeError, match=rf"^{method.about.title}: model must be .*`select`\), got"):
+        method(keep=0.5)(VISUAL)  # which is called with a model
 
 
 @pytest.mark.parametrize("method", METHODS)

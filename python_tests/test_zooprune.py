@@ -341,5 +341,5 @@ def test_features_are_needed() -> None:
         zk.ZOOPrune(3).select(torch.zeros(6, D), features=torch.zeros(6, C))
     with pytest.raises(ValueError, match="ZOOPrune: features must have D=24 channels"):
         method.select(torch.zeros(6, D), features=torch.zeros(6, C - 1))
-    with pytest.raises(ValueError, match="sensitivity must be one score a token"):
+    with pytest.raises(ValueError, match=r"features must make one score a token, \[6\], got \[5\]"):
         method.select(torch.zeros(6, D), features=torch.zeros(5, C))

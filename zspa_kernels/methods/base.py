@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import api
+from .._contract_values import say
 from ..primitives.similarity import valid_rows
 from ..types import Selection, select_each
 from ._compose import of_each
@@ -83,7 +84,14 @@ class MethodBase:
         return select_each(self, visual, prompt)
 
     def __call__(self, model: Any, **options: Any) -> PruneHandle:
-        """Prune a transformers model: `with method(model) as handle:`; see `hf.prune`."""
+        """Prune a transformers model: `with method(model) as handle:`; see `hf.prune`.
+
+        Raises:
+            TypeError: `model` is a tensor: tokens are for `select`.
+        """
+        if isinstance(model, Tensor):
+            rule = "a transformers model (tokens are for `select`)"
+            raise TypeError(f"{type(self).__name__}: model must be {rule}, got {say(model)}")
         from ..hf import prune
 
         return prune(model, self, **options)

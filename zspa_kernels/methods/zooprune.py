@@ -134,11 +134,8 @@ class ZOOPrune(MethodBase):
         _rules.visual("ZOOPrune", visual, visual_mask)
         scores = self._scores(visual, features, sensitivity)
         if scores.shape != visual.shape[:-1]:
-            got = list(scores.shape)
-            raise ValueError(
-                f"ZOOPrune: sensitivity must be one score a token, {list(visual.shape[:-1])}, "
-                f"got {got}"
-            )
+            rule = f"make one score a token, {list(visual.shape[:-1])}"
+            raise ValueError(f"ZOOPrune: features must {rule}, got {list(scores.shape)}")
         # What cannot be selected must not scale the others either.
         valid = valid_rows(visual, visual_mask)
         if tiles is None:

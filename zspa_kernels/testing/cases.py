@@ -22,7 +22,6 @@ from .special import SPECIAL, special
 from .tokens import MODELS, prompt, tokens
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-TIERS = ("small", "wide", "large")
 
 #: (visual, prompt, k, mask, prompt_mask, pooling) -> (indices, scores), one segment.
 RelevanceTopk = Callable[

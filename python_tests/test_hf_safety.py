@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+import sys
 from typing import Any
 
 import pytest
@@ -349,13 +350,17 @@ def test_chunked_prefill_is_refused(tiny: vlms.Tiny) -> None:
         generate(tiny.model, tiny.inputs())
 
 
-def test_unknown_models() -> None:
+def test_unknown_models(monkeypatch: pytest.MonkeyPatch) -> None:
     config = vlm_models.text(transformers.LlamaConfig)
     model = transformers.LlamaForCausalLM(config)
     with pytest.raises(hf.UnsupportedModelError, match=r"gemma3, gemma4, gemma.*got LlamaForC"):
         METHOD(model)
     with pytest.raises(hf.UnsupportedModelError, match="got Linear"):
         METHOD(nn.Linear(2, 2))
+    ours = vlms.get("llava").model
+    monkeypatch.delitem(sys.modules, "transformers")  # it looks like one of its models
+    with pytest.raises(hf.UnsupportedModelError, match=r"must be transformers' .*got LlavaForC"):
+        METHOD(ours)
 
 
 @pytest.mark.parametrize(

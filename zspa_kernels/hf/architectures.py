@@ -178,11 +178,13 @@ class Target:
         arch = _BY_TOWER.get((kind, tower)) or ARCHITECTURES.get(kind or "")
         inner = getattr(base, "model", None)
         inner = getattr(inner, "_orig_mod", inner)
-        if arch is None or not isinstance(inner, nn.Module) or not hasattr(base, "generate"):
+        made = "transformers" in sys.modules and hasattr(base, "generate")
+        if arch is None or not made or not isinstance(inner, nn.Module):
             known = ", ".join(sorted(ARCHITECTURES))
             raise UnsupportedModelError(
-                f"prune: model must be a ...ForConditionalGeneration of {known}, no part and no "
-                f"parallel wrapper of one, got {type(model).__name__} (model_type {kind!r})"
+                f"prune: model must be transformers' ...ForConditionalGeneration of {known}, no "
+                f"part and no parallel wrapper of one, got {type(model).__name__} "
+                f"(model_type {kind!r})"
             )
         version = transformers_version()
         if tuple(int(part) for part in version.split(".")[:2]) < arch.since:
@@ -249,4 +251,5 @@ class Target:
 
 def transformers_version() -> str:
     """Version of the transformers that made the model; it is imported if there is a model."""
-    return getattr(sys.modules.get("transformers"), "__version__", "?")
+    version: str = sys.modules["transformers"].__version__
+    return version

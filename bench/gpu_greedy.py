@@ -23,9 +23,9 @@ from zspa_kernels.testing.cases import (
     seed_and_weight_cases,
     special_cases,
 )
-from zspa_kernels.testing.coverage import check_facility_location, judge_facility_location
-from zspa_kernels.testing.determinantal import check_dpp, judge_dpp
-from zspa_kernels.testing.dispersion import check_min_sum, judge_min_sum
+from zspa_kernels.testing.dpp import check_dpp, judge_dpp
+from zspa_kernels.testing.facility_location import check_facility_location, judge_facility_location
+from zspa_kernels.testing.min_sum import check_min_sum, judge_min_sum
 
 #: Images, N, D and K of a timed call.
 SIZES = ((1, 576, 4096, 58), (1, 2880, 4096, 288), (32, 576, 4096, 58))

@@ -28,9 +28,9 @@ from bench.timing import interleave, quiet, summary, warm_up
 from zspa_kernels.methods import SCOPE, CDPruner, MMTok
 from zspa_kernels.testing import bound, prompt, tokens
 from zspa_kernels.testing.baselines import dpp_loop, facility_location_loop
-from zspa_kernels.testing.coverage import check_facility_location
-from zspa_kernels.testing.determinantal import check_dpp
-from zspa_kernels.testing.dispersion import check_min_sum
+from zspa_kernels.testing.dpp import check_dpp
+from zspa_kernels.testing.facility_location import check_facility_location
+from zspa_kernels.testing.min_sum import check_min_sum
 
 #: suite -> ((N, D, K) with their token models, seconds a pair)
 SUITES: dict[str, tuple[dict[tuple[int, int, int], tuple[str, ...]], float]] = {

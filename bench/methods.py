@@ -27,7 +27,7 @@ from bench.method_readings import GREEDY, READINGS, aligned
 from bench.registry import SHAPES
 from bench.timing import interleave, quiet, summary, warm_up
 from zspa_kernels.testing import bound, check_diversity, check_select, prompt, tokens
-from zspa_kernels.testing.dispersion import check_min_sum
+from zspa_kernels.testing.min_sum import check_min_sum
 
 BEGIN, END = "<!-- bench:methods:begin -->", "<!-- bench:methods:end -->"
 

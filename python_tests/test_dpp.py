@@ -29,7 +29,7 @@ from zspa_kernels.testing.cases import (
     seed_and_weight_cases,
     special_cases,
 )
-from zspa_kernels.testing.determinantal import Dpp, check_dpp, dpp64, judge_dpp
+from zspa_kernels.testing.dpp import Dpp, check_dpp, dpp64, judge_dpp
 
 Require = Callable[..., None]
 on_cpu = pytest.mark.parametrize("backend", ["reference", "cpp"])

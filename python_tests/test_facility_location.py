@@ -23,7 +23,7 @@ from zspa_kernels.testing.cases import (
     seed_and_weight_cases,
     special_cases,
 )
-from zspa_kernels.testing.coverage import (
+from zspa_kernels.testing.facility_location import (
     FacilityLocation,
     check_facility_location,
     facility_location64,

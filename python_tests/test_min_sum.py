@@ -21,7 +21,7 @@ from zspa_kernels.testing.cases import (
     seed_and_weight_cases,
     special_cases,
 )
-from zspa_kernels.testing.dispersion import MinSum, check_min_sum, judge_min_sum, min_sum64
+from zspa_kernels.testing.min_sum import MinSum, check_min_sum, judge_min_sum, min_sum64
 
 Require = Callable[..., None]
 on_cpu = pytest.mark.parametrize("backend", ["reference", "cpp"])

@@ -11,9 +11,9 @@ import pytest
 from python_tests import faults_greedy
 from python_tests.faults_greedy import DppModel, FacilityModel, MinSumModel
 from zspa_kernels.testing.cases import model_cases, seed_and_weight_cases, special_cases
-from zspa_kernels.testing.coverage import judge_facility_location
-from zspa_kernels.testing.determinantal import judge_dpp
-from zspa_kernels.testing.dispersion import judge_min_sum
+from zspa_kernels.testing.dpp import judge_dpp
+from zspa_kernels.testing.facility_location import judge_facility_location
+from zspa_kernels.testing.min_sum import judge_min_sum
 
 #: Fault -> (standard case that must reject it, what the judge says).
 DPP: dict[str, tuple[str, str]] = {

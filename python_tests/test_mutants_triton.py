@@ -31,9 +31,9 @@ from zspa_kernels.backends.triton import (
     suppress_steps,
 )
 from zspa_kernels.testing import tokens
-from zspa_kernels.testing.coverage import check_facility_location
-from zspa_kernels.testing.determinantal import check_dpp
-from zspa_kernels.testing.dispersion import check_min_sum
+from zspa_kernels.testing.dpp import check_dpp
+from zspa_kernels.testing.facility_location import check_facility_location
+from zspa_kernels.testing.min_sum import check_min_sum
 from zspa_kernels.testing.suppression import soft_suppress64, suppress64
 
 #: Fault -> (what stands in dpp_phases.py, what is put there).

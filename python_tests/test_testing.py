@@ -29,9 +29,9 @@ from zspa_kernels.testing import (
     topk64,
 )
 from zspa_kernels.testing.cases import Case
-from zspa_kernels.testing.coverage import check_facility_location, facility_location64
-from zspa_kernels.testing.determinantal import check_dpp, dpp64
-from zspa_kernels.testing.dispersion import check_min_sum, min_sum64
+from zspa_kernels.testing.dpp import check_dpp, dpp64
+from zspa_kernels.testing.facility_location import check_facility_location, facility_location64
+from zspa_kernels.testing.min_sum import check_min_sum, min_sum64
 from zspa_kernels.testing.oracle import Geometry, relevance_of
 
 # --- an oracle for the oracle: fractions, lists, no shortcuts -------------------------------------

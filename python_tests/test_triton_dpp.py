@@ -16,7 +16,7 @@ from zspa_kernels._segments import ragged_table
 from zspa_kernels.backends.triton import _scratch, dpp
 from zspa_kernels.backends.triton.diversity_config import Group
 from zspa_kernels.testing import bound, tokens
-from zspa_kernels.testing.determinantal import check_dpp
+from zspa_kernels.testing.dpp import check_dpp
 
 
 @pytest.fixture(autouse=True)

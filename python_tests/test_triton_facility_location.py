@@ -25,7 +25,7 @@ from zspa_kernels.backends.triton import (
     facility_location_steps,
 )
 from zspa_kernels.testing import MODELS, bound, tokens
-from zspa_kernels.testing.coverage import check_facility_location, facility_location64
+from zspa_kernels.testing.facility_location import check_facility_location, facility_location64
 
 run = facility_location.facility_location
 varlen = facility_location.facility_location_varlen

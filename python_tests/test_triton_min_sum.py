@@ -13,7 +13,7 @@ from python_tests.triton_small import GROUPS, Runs
 from zspa_kernels._segments import ragged_table
 from zspa_kernels.backends.triton import _scratch, min_sum
 from zspa_kernels.testing import bound, tokens
-from zspa_kernels.testing.dispersion import check_min_sum
+from zspa_kernels.testing.min_sum import check_min_sum
 
 run = min_sum.min_sum
 

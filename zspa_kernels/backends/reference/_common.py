@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from ..._segments import FIRST_ROW, FIRST_SLOT, K_DIVERSE, LENGTH
 
 # Squared lengths outside these bounds have no usable inverse square root in float32.
 _ZERO_BELOW = 2.0**-80
@@ -56,8 +59,8 @@ class Rows(NamedTuple):
         return row_sum(self.values * other).float() * (self.inverse * inverse)
 
 
-def optional_row(x: Tensor | None, b: int) -> Tensor | None:
-    """Row `b` of an argument that may be absent."""
+def optional_row(x: Tensor | None, b: int | slice) -> Tensor | None:
+    """Row `b` of an argument that may be absent, or a segment's part of one that is packed."""
     return None if x is None else x[b]
 
 
@@ -73,3 +76,19 @@ def write(slots: Tensor, picks: list[int]) -> None:
     """Write picks into the slots `[K]` of the output, -1 into the rest."""
     slots.fill_(-1)
     slots[: len(picks)] = torch.tensor(picks, dtype=torch.int64, device=slots.device)
+
+
+def in_segments(
+    visual: Tensor, table: Tensor, total_k: int, pick: Callable[[Rows, int, slice], list[int]]
+) -> Tensor:
+    """Indices int64 `[total_k]` into packed tokens: of each segment what `pick` takes of its rows.
+
+    It is given their tokens, how many to pick and where they are.
+    """
+    indices = torch.full((total_k,), -1, dtype=torch.int64, device=visual.device)
+    for segment in table.tolist():
+        first, k, slot = segment[FIRST_ROW], segment[K_DIVERSE], segment[FIRST_SLOT]
+        span = slice(first, first + segment[LENGTH])
+        picks = pick(Rows.of(visual[span], None), k, span)
+        write(indices[slot : slot + k], [first + i for i in picks])
+    return indices

@@ -11,8 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..._segments import FIRST_ROW, FIRST_SLOT, K_DIVERSE, LENGTH
-from ._common import Rows, lowest, optional_row, row_sum, write
+from ._common import Rows, in_segments, lowest, optional_row, row_sum, write
 
 # Below this share of its start a residual counts as 0; csrc/cpu/dpp_config.h says why.
 _DEPENDENT = 2.0**-16
@@ -31,14 +30,10 @@ def dpp_varlen(
     visual: Tensor, table: Tensor, total_k: int, max_seqlen: int, weights: Tensor | None
 ) -> Tensor:
     """Indices int64 `[total_k]` into the packed tokens."""
-    indices = torch.full((total_k,), -1, dtype=torch.int64, device=visual.device)
-    for segment in table.tolist():
-        first, k, slot = segment[FIRST_ROW], segment[K_DIVERSE], segment[FIRST_SLOT]
-        span = slice(first, first + segment[LENGTH])
-        rows = Rows.of(visual[span], None)
-        picks = greedy(rows, k, None if weights is None else weights[span])
-        write(indices[slot : slot + k], [first + i for i in picks])
-    return indices
+    return in_segments(
+        *(visual, table, total_k),
+        lambda rows, k, span: greedy(rows, k, optional_row(weights, span)),
+    )
 
 
 def greedy(rows: Rows, k: int, weights: Tensor | None) -> list[int]:

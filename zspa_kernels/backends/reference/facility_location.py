@@ -10,8 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..._segments import FIRST_ROW, FIRST_SLOT, K_DIVERSE, LENGTH
-from ._common import Rows, lowest, optional_row, row_sum, write
+from ._common import Rows, in_segments, lowest, optional_row, row_sum, write
 
 
 def facility_location(
@@ -43,16 +42,12 @@ def facility_location_varlen(
     scale: float,
 ) -> Tensor:
     """Indices int64 `[total_k]` into the packed tokens; benefits `[M, T]`."""
-    indices = torch.full((total_k,), -1, dtype=torch.int64, device=visual.device)
-    for segment in table.tolist():
-        first, k, slot = segment[FIRST_ROW], segment[K_DIVERSE], segment[FIRST_SLOT]
-        span = slice(first, first + segment[LENGTH])
-        rows = Rows.of(visual[span], None)
-        gains = None if benefits is None else benefits[:, span]
-        heavy = None if weights is None else weights[span]
-        picks = greedy(rows, k, gains, heavy, temperature, scale)
-        write(indices[slot : slot + k], [first + i for i in picks])
-    return indices
+
+    def pick(rows: Rows, k: int, span: slice) -> list[int]:
+        given = None if benefits is None else benefits[:, span]
+        return greedy(rows, k, given, optional_row(weights, span), temperature, scale)
+
+    return in_segments(visual, table, total_k, pick)
 
 
 def greedy(

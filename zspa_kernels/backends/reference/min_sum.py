@@ -9,8 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..._segments import FIRST_ROW, FIRST_SLOT, K_DIVERSE, LENGTH
-from ._common import Rows, lowest, optional_row, row_sum, write
+from ._common import Rows, in_segments, lowest, optional_row, row_sum, write
 
 
 def min_sum(visual: Tensor, k: int, seeds: Tensor | None, visual_mask: Tensor | None) -> Tensor:
@@ -24,12 +23,7 @@ def min_sum(visual: Tensor, k: int, seeds: Tensor | None, visual_mask: Tensor | 
 
 def min_sum_varlen(visual: Tensor, table: Tensor, total_k: int, max_seqlen: int) -> Tensor:
     """Indices int64 `[total_k]` into the packed tokens."""
-    indices = torch.full((total_k,), -1, dtype=torch.int64, device=visual.device)
-    for segment in table.tolist():
-        first, k, slot = segment[FIRST_ROW], segment[K_DIVERSE], segment[FIRST_SLOT]
-        rows = Rows.of(visual[first : first + segment[LENGTH]], None)
-        write(indices[slot : slot + k], [first + i for i in greedy(rows, k, [])])
-    return indices
+    return in_segments(visual, table, total_k, lambda rows, k, _: greedy(rows, k, []))
 
 
 def greedy(rows: Rows, k: int, seeds: list[int]) -> list[int]:

@@ -11,14 +11,27 @@ from . import _contract, _dispatch, _register
 from . import _contract_values as _values
 
 _is_mapped = torch._C._functorch.is_batchedtensor
+#: Place and name of the tensors that an op takes.
+_TENSORS = {
+    op: tuple(
+        (place, argument.name)
+        for place, argument in enumerate(getattr(torch.ops.zspa, op).default._schema.arguments)
+        if "Tensor" in str(argument.type)
+    )
+    for op in _dispatch.OPS
+}
 
 
 def call(op: str, backend: str, arguments: tuple[Any, ...], pooling: str = "mean") -> Any:
     """Run `op` through PyTorch's dispatcher, or directly on a named backend.
 
-    `pooling` is checked here as well: the dispatcher rejects what is no string in its own words.
+    Tensors and `pooling` are checked here as well: objects of another kind, but for None, the
+    dispatcher rejects in its own words.
     """
     check_backend(op, backend)
+    for place, name in _TENSORS[op]:
+        if arguments[place] is not None:
+            _values.tensor(op, name, arguments[place])
     _values.option(op, "pooling", pooling, _contract.POOLINGS)
     if backend == "auto":
         return getattr(torch.ops.zspa, op)(*arguments)

@@ -49,12 +49,6 @@ def tensor(op: str, name: str, x: object) -> None:
         raise ValueError(f"{op}: {name} must be a dense strided tensor, got {layout}")
 
 
-def optional_tensor(op: str, name: str, x: object) -> None:
-    """`x` must be None or what `tensor` accepts."""
-    if x is not None:
-        tensor(op, name, x)
-
-
 def integer(op: str, name: str, value: Any) -> Any:
     """Return `value` as an int; symbolic sizes pass as they are. A bool is not a number."""
     if type(value) is int and (torch.compiler.is_compiling() or -(2**63) <= value < 2**63):

@@ -61,9 +61,6 @@ def dpp(
         >>> dpp(visual, 3, weights=torch.tensor([0.5, 2.0, 1.0]))
         tensor([1, 2, 0])
     """
-    _values.tensor("dpp", "visual", visual)
-    _values.optional_tensor("dpp", "weights", weights)
-    _values.optional_tensor("dpp", "visual_mask", visual_mask)
     k = _values.integer("dpp", "k", k)
     indices: Tensor = call("dpp", backend, (visual, k, weights, visual_mask))
     return indices
@@ -178,10 +175,6 @@ def facility_location(
         tensor([3, 1])
     """
     op = "facility_location"
-    _values.tensor(op, "visual", visual)
-    _values.optional_tensor(op, "benefits", benefits)
-    _values.optional_tensor(op, "weights", weights)
-    _values.optional_tensor(op, "visual_mask", visual_mask)
     k = _values.integer(op, "k", k)
     options = _values.ratio(op, "temperature", temperature), _values.ratio(op, "scale", scale)
     indices: Tensor = call(op, backend, (visual, k, benefits, weights, visual_mask, *options))
@@ -257,8 +250,6 @@ def facility_location_varlen(
     if benefits is not None and not isinstance(visual, Tensor):
         parts = _contract_greedy.benefits_of_images(op, benefits, visual)
         benefits = side_by_side(parts, dim=1) if parts else None
-    else:
-        _values.optional_tensor(op, "benefits", benefits)
     return picks_varlen(
         op, visual, k, lengths, weights, backend, before=(benefits,), behind=options
     )
@@ -309,9 +300,6 @@ def min_sum(
         >>> min_sum(visual, 2, seeds=torch.tensor([2]))
         tensor([0, 3])
     """
-    _values.tensor("min_sum", "visual", visual)
-    _values.optional_tensor("min_sum", "seeds", seeds)
-    _values.optional_tensor("min_sum", "visual_mask", visual_mask)
     k = _values.integer("min_sum", "k", k)
     indices: Tensor = call("min_sum", backend, (visual, k, seeds, visual_mask))
     return indices

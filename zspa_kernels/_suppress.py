@@ -56,9 +56,6 @@ def suppress(
         [0, 2]
     """
     op = "suppress"
-    _values.tensor(op, "visual", visual)
-    _values.tensor(op, "scores", scores)
-    _values.optional_tensor(op, "visual_mask", visual_mask)
     k = _values.integer(op, "k", k)
     limit = _rules.number(op, "threshold", threshold, -1.0, 1.0)
     _values.flag(op, "fill", fill)
@@ -130,10 +127,6 @@ def soft_suppress(
         [0, 2, 1]
     """
     op = "soft_suppress"
-    _values.tensor(op, "visual", visual)
-    _values.tensor(op, "scores", scores)
-    _values.optional_tensor(op, "positions", positions)
-    _values.optional_tensor(op, "visual_mask", visual_mask)
     k = _values.integer(op, "k", k)
     sharp = _rules.number(op, "sharpness", sharpness, 1e-100, 1e100)
     _values.option(op, "rule", rule, _contract_suppress.RULES)

@@ -210,9 +210,7 @@ def picks_varlen(
     for n, value in zip(sizes, ks, strict=True):
         _contract.count(op, value, n)
     of_each: Any = None if isinstance(visual, Tensor) else weights
-    if of_each is None:
-        _values.optional_tensor(op, "weights", weights)
-    else:
+    if of_each is not None:
         _contract.alike(op, "weights", of_each, 1)
         weight_sizes = [len(part) for part in of_each]
         if weight_sizes != sizes:

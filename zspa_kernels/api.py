@@ -135,9 +135,6 @@ def select(
                 [-1.0000,  0.2000]])
     """
     n = _contract.num_tokens("select", visual)
-    _values.optional_tensor("select", "prompt", prompt)
-    _values.optional_tensor("select", "visual_mask", visual_mask)
-    _values.optional_tensor("select", "prompt_mask", prompt_mask)
     _values.flag("select", "sorted", sorted)
     core, diverse = _counts.counts(
         "select", n, keep, core_ratio, k_core, k_diverse, rounding, prompt is not None
@@ -192,10 +189,6 @@ def relevance_topk(
         >>> indices, scores
         (tensor([2, 1]), tensor([0.0000, 0.6000, 1.0000]))
     """
-    _values.tensor("relevance_topk", "visual", visual)
-    _values.tensor("relevance_topk", "prompt", prompt)
-    _values.optional_tensor("relevance_topk", "visual_mask", visual_mask)
-    _values.optional_tensor("relevance_topk", "prompt_mask", prompt_mask)
     k = _values.integer("relevance_topk", "k", k)
     result: tuple[Tensor, Tensor] = call(
         "relevance_topk", backend, (visual, prompt, k, visual_mask, prompt_mask, pooling), pooling
@@ -248,10 +241,6 @@ def diversity(
         >>> diversity(visual, 1, seeds=torch.tensor([0]))
         tensor([2])
     """
-    _values.tensor("diversity", "visual", visual)
-    _values.optional_tensor("diversity", "seeds", seeds)
-    _values.optional_tensor("diversity", "weights", weights)
-    _values.optional_tensor("diversity", "visual_mask", visual_mask)
     k = _values.integer("diversity", "k", k)
     indices: Tensor = call("diversity", backend, (visual, k, seeds, weights, visual_mask))
     return indices

@@ -122,11 +122,11 @@ def kept_of_each(
     return [api.num_keep(len(x), keep, rounding) for x in visual]
 
 
-def _images(about: About, visual: object) -> None:
-    images = isinstance(visual, Sequence) and not isinstance(visual, str)
-    if not images and not (isinstance(visual, Tensor) and visual.ndim):
-        got = _values.say(visual)
-        raise TypeError(f"{about.title}: visual must be a sequence of tensors, got {got}")
+def _images(about: About, name: str, given: object) -> None:
+    several = isinstance(given, Sequence) and not isinstance(given, str)
+    if not several and not (isinstance(given, Tensor) and given.ndim > 1):
+        got = _values.say(given)
+        raise TypeError(f"{about.title}: {name} must be a sequence of tensors, got {got}")
 
 
 def of_each(
@@ -138,12 +138,10 @@ def of_each(
         TypeError: it, or `visual`, is no sequence.
         ValueError: it has not one entry an image.
     """
-    _images(about, visual)
+    _images(about, "visual", visual)
     if given is None:
         return [None] * len(visual)
-    if isinstance(given, Tensor) or not isinstance(given, Sequence):
-        got = _values.say(given)
-        raise TypeError(f"{about.title}: {name} must be a sequence of tensors, got {got}")
+    _images(about, name, given)
     if len(given) != len(visual):
         raise ValueError(
             f"{about.title}: {name} must have one tensor an image, {len(visual)}, got {len(given)}"

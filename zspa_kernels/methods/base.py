@@ -74,7 +74,7 @@ class MethodBase:
         """Choose tokens of images of different lengths: `select` on each, in one call if it can.
 
         Args:
-            visual: one tensor `[n, D]` an image.
+            visual: one tensor `[n, D]` an image; a batch is a sequence of these, too.
             prompt: one tensor `[m, D]` an image, or None. m may be 0: an image without a prompt.
 
         Returns:
@@ -119,7 +119,7 @@ class EachByItself(MethodBase):
         """`select` on each image, with its own of every input.
 
         Args:
-            visual: one tensor `[n, D]` an image.
+            visual: one tensor `[n, D]` an image; a batch is a sequence of these, too.
             prompt: one tensor `[m, D]` an image, or None.
             inputs: what `select` takes by name; of each a sequence, one entry an image, or None.
 

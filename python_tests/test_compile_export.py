@@ -116,7 +116,9 @@ def test_images_of_any_lengths_are_one_graph() -> None:
 
 
 # One of each way to serve several images; docs/methods.md says which methods break a graph.
-@pytest.mark.parametrize("name", ["greedyprune", "mmtok", "todre", "visionzip", "zspaprune"])
+@pytest.mark.parametrize(
+    "name", ["cenprune", "greedyprune", "mmtok", "todre", "trimtokenator", "visionzip", "zspaprune"]
+)
 def test_methods_of_images_of_any_lengths_are_one_graph(name: str) -> None:
     method: Any = zk.methods.get(name, keep=0.25)
     compiled = torch.compile(
@@ -246,8 +248,10 @@ def test_a_named_backend_is_for_eager_mode() -> None:
         compiled(draw(9)[0])
 
 
-@pytest.mark.parametrize("name", ["adaptprune", "greedyprune", "idselection"])
-def test_methods_of_suppression_are_one_graph(name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["adaptprune", "cenprune", "greedyprune", "idselection", "trimtokenator"]
+)
+def test_methods_are_one_graph(name: str) -> None:
     method = zk.methods.get(name, keep=0.25)
     compiled = torch.compile(
         lambda **given: method.select(**given)[:2], fullgraph=True, dynamic=True, backend="eager"

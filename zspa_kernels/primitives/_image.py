@@ -31,6 +31,7 @@ __all__ = [
     "native",
     "padded",
     "readable",
+    "undisturbed",
 ]
 
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -39,8 +40,11 @@ _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-def in_full_precision(function: _F) -> _F:
-    """No gradient, no autocast, and float32 products in float32, on the first argument's device."""
+def undisturbed(function: _F, products: bool = False) -> _F:
+    """No gradient and no autocast, on the first argument's device; `products`: no lower precision.
+
+    That of products is a setting of the process, which cannot be traced.
+    """
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -51,10 +55,15 @@ def in_full_precision(function: _F) -> _F:
         # Making the context of autocast costs more than the rest.
         autocast = torch.is_autocast_enabled(device.type)
         quiet = torch.autocast(device.type, enabled=False) if autocast else nullcontext()
-        with torch.no_grad(), quiet, full_float32(device):
+        with torch.no_grad(), quiet, full_float32(device) if products else nullcontext():
             return function(*args, **kwargs)
 
     return call  # type: ignore[return-value]
+
+
+def in_full_precision(function: _F) -> _F:
+    """`undisturbed`, and float32 products in float32."""
+    return undisturbed(function, products=True)
 
 
 def readable(x: Tensor) -> bool:

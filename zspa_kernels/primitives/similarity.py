@@ -22,10 +22,11 @@ from ._image import (
     in_full_precision,
     lengths,
     native,
+    undisturbed,
 )
 
 
-@in_full_precision
+@undisturbed
 def centred(visual: Tensor, *, visual_mask: Tensor | None = None) -> Tensor:
     """Tokens minus the mean of their image's valid ones: cosines of these spread over [-1, 1].
 
@@ -58,7 +59,7 @@ def centred(visual: Tensor, *, visual_mask: Tensor | None = None) -> Tensor:
     return result.masked_fill_(~valid.unsqueeze(-1), torch.nan)
 
 
-@in_full_precision
+@undisturbed
 def distinctiveness(visual: Tensor, *, visual_mask: Tensor | None = None) -> Tensor:
     """How unlike the other tokens of its image a token is: minus its mean cosine to them.
 
@@ -93,7 +94,7 @@ def distinctiveness(visual: Tensor, *, visual_mask: Tensor | None = None) -> Ten
     return (-others).masked_fill(~valid, torch.nan)
 
 
-@in_full_precision
+@undisturbed
 def alignment(
     visual: Tensor,
     prompt: Tensor,

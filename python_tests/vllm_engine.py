@@ -399,6 +399,27 @@ def test_a_prompt_that_is_read_in_parts(
             agree(second, engine.expected(zk.ZSPAPrune(keep=KEEP), words, ROCKET, CUP))
 
 
+@pytest.mark.skipif(_ASKED != "all", reason="one model after another: make vllm")
+@pytest.mark.parametrize(("name", "encoder"), [("mistral3", "weights"), ("qwen2_5_vl", "data")])
+def test_a_model_on_two_devices(
+    name: str, encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has a part of the weights, and of the encoder's weights or pictures; both choose."""
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    if len(cores) < 2:
+        pytest.skip("needs two cores, one for each process")
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "|".join(map(str, cores)))
+    both = {"tensor_parallel_size": 2, "mm_encoder_tp_mode": encoder}
+    with running(name, tmp_path, overrides(keep=KEEP), **both) as engine:
+        first, second = engine.answers(
+            engine.request(QUESTIONS[0], CAT, keep=0.8),
+            engine.request(QUESTIONS[1], ROCKET, CUP),
+        )
+        agree(first, engine.expected(zk.ZSPAPrune(keep=0.8), QUESTIONS[0], CAT))
+        agree(second, engine.expected(zk.ZSPAPrune(keep=KEEP), QUESTIONS[1], ROCKET, CUP))
+
+
 def test_pruning_by_two_is_refused(tmp_path: Path) -> None:
     with (
         pytest.raises(Exception, match="video_pruning_rate must be None"),

@@ -148,7 +148,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "backends.cpp": ("_activations", "_native", "_segments", "backends._blas"),
     "backends.triton": ("_segments", "backends._blas"),
     "testing": (),
-    "visualize": PUBLIC,
+    "visualize": (*PUBLIC, "_contract_values"),
     "pictures": ("hf", "types", "visualize"),
     "_doctor": ("_dispatch", "_native", "_version"),
     "demo": (*PUBLIC, "_dispatch", "_doctor", "testing", "visualize"),

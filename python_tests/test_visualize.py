@@ -87,10 +87,16 @@ def test_light_of_nothing_is_all_dim() -> None:
     [
         (np.zeros((8, 8), np.uint8), [0], (2, 2), 0.3, "uint8 [H, W, 3]"),
         (np.zeros((8, 8, 3)), [0], (2, 2), 0.3, "float64"),
-        (np.zeros((8, 8, 3), np.uint8), [0], (9, 2), 0.3, "does not fit"),
-        (np.zeros((8, 8, 3), np.uint8), [0], (0, 2), 0.3, "does not fit"),
-        (np.zeros((8, 8, 3), np.uint8), [4], (2, 2), 0.3, "outside a grid of 4"),
-        (np.zeros((8, 8, 3), np.uint8), [[0]], (2, 2), 0.3, "one row of a batch"),
+        (
+            np.zeros((8, 8, 3), np.uint8),
+            [0],
+            (9, 2),
+            0.3,
+            "light: grid must fit an image of [8, 8]",
+        ),
+        (np.zeros((8, 8, 3), np.uint8), [0], (0, 2), 0.3, "light: grid must fit"),
+        (np.zeros((8, 8, 3), np.uint8), [4], (2, 2), 0.3, "indices below 4, the patches"),
+        (np.zeros((8, 8, 3), np.uint8), [[0]], (2, 2), 0.3, "light: selection must be [K], of one"),
         (np.zeros((8, 8, 3), np.uint8), [0], (2, 2), float("nan"), "dim must be"),
     ],
 )
@@ -100,6 +106,12 @@ def test_light_says_what_does_not_fit(
     with pytest.raises(ValueError) as caught:
         light(image, torch.tensor(indices), grid, dim=dim)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("selection", [[0, 3], np.array([0]), torch.ones(4) > 0, torch.ones(2)])
+def test_light_takes_selections_and_indices_only(selection: Any) -> None:
+    with pytest.raises(TypeError, match=r"^light: selection must be a Selection or int"):
+        light(_photo(8, 8), selection, (2, 2))
 
 
 @pytest.mark.parametrize(
@@ -116,12 +128,13 @@ def test_light_says_what_does_not_fit(
         (_photo(8, 8), [], 2, TypeError, r"grid must be \(rows, columns\), two ints, got 2"),
         (_photo(8, 8), [], (2, 2.5), TypeError, r"grid must be .* got \(2, 2.5\)"),
         (_photo(8, 8), [_selection([0], [])], (2, 2), TypeError, r"Panel\(.*\), got a Selection"),
+        (_photo(8, 8), [Panel(_selection([9], []), "")], (2, 2), ValueError, "indices below 4"),
     ],
 )
 def test_compare_says_what_does_not_fit(
     image: Any, panels: Any, grid: Any, kind: type[Exception], said: str
 ) -> None:
-    with pytest.raises(kind, match=said):
+    with pytest.raises(kind, match=f"^compare: .*{said}"):
         compare(image, panels, grid)
 
 

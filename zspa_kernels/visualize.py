@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from zspa_kernels._contract_values import naming, say
 from zspa_kernels.types import Selection
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def light(
         A new uint8 `[H, W, 3]` array.
 
     Raises:
-        TypeError: grid is not a pair of ints.
+        TypeError: grid is not a pair of ints, or selection is no selection.
         ValueError: image, grid, or indices that do not fit together, or dim out of range.
 
     Example:
@@ -80,11 +81,12 @@ def light(
     """
     import numpy as np
 
-    pixels, (rows, columns) = _checked(image, grid)
+    pixels, (rows, columns) = _checked("light", image, grid)
     if rows < 1 or columns < 1 or rows > pixels.shape[0] or columns > pixels.shape[1]:
-        raise ValueError(f"grid {grid} does not fit an image of {list(pixels.shape[:2])} pixels")
+        fit = f"fit an image of {list(pixels.shape[:2])} pixels"
+        raise ValueError(f"light: grid must {fit}, got {grid}")
     if not 0.0 <= dim <= 1.0:
-        raise ValueError(f"dim must be from 0 to 1, got {dim}")
+        raise ValueError(f"light: dim must be in [0, 1], got {dim}")
     kinds = _kinds(selection, rows * columns).reshape(rows, columns)
 
     # Patch edges at rounded positions, so that any grid divides any image.
@@ -103,17 +105,19 @@ def light(
     return lit
 
 
-def _checked(image: Any, grid: Any) -> tuple[Pixels, tuple[int, int]]:
+def _checked(op: str, image: Any, grid: Any) -> tuple[Pixels, tuple[int, int]]:
     """The image as an array of uint8 colours, and the grid as two ints."""
     import numpy as np
 
     pixels = np.asarray(image)
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
-        raise ValueError(f"image must be uint8 [H, W, 3], got {pixels.dtype} {list(pixels.shape)}")
+        got = f"{pixels.dtype} {list(pixels.shape)}"
+        raise ValueError(f"{op}: image must be uint8 [H, W, 3], got {got}")
     try:
         rows, columns = map(operator.index, grid)
     except (TypeError, ValueError):
-        raise TypeError(f"grid must be (rows, columns), two ints, got {grid!r:.60}") from None
+        rule = "(rows, columns), two ints"
+        raise TypeError(f"{op}: grid must be {rule}, got {grid!r:.60}") from None
     return pixels, (rows, columns)
 
 
@@ -123,16 +127,19 @@ def _kinds(selection: Selection | torch.Tensor, count: int) -> npt.NDArray[np.ui
 
     if isinstance(selection, Selection):
         indices, core = selection.indices.detach().cpu(), selection.core_mask.detach().cpu()
-    else:
+    elif isinstance(selection, torch.Tensor) and selection.dtype is torch.int64:
         indices = selection.detach().cpu()
         core = torch.zeros(indices.shape, dtype=torch.bool)
+    else:
+        rule = "a Selection or int64 indices"
+        raise TypeError(f"light: selection must be {rule}, got {say(selection)}")
     if indices.dim() != 1:
-        raise ValueError(
-            f"indices must be [K], of one image, got {list(indices.shape)}: pass one row of a batch"
-        )
+        rule = "[K], of one image (take one row of a batch)"
+        raise ValueError(f"light: selection must be {rule}, got {list(indices.shape)}")
     valid = indices >= 0
     if int(indices.max() if indices.numel() else 0) >= count:
-        raise ValueError(f"index {int(indices.max())} is outside a grid of {count} patches")
+        rule = f"indices below {count}, the patches of the grid"
+        raise ValueError(f"light: selection must have {rule}, got {int(indices.max())}")
     kinds = np.zeros(count, dtype=np.uint8)
     kinds[indices[valid].numpy()] = np.where(core[valid].numpy(), 2, 1)
     return kinds
@@ -162,6 +169,7 @@ class Panel:
     subtitle: str = ""
 
 
+@naming("compare")
 def compare(
     image: Any,
     panels: Sequence[Panel],
@@ -209,12 +217,11 @@ def compare(
         needed = f'{error.name} is not installed: pip install "zspa_kernels[demo]"'
         raise ModuleNotFoundError(needed, name=error.name) from error
 
-    pixels, grid = _checked(image, grid)
+    pixels, grid = _checked("compare", image, grid)
     for panel in panels:
         if not isinstance(panel, Panel):
-            raise TypeError(
-                f"panels must be of Panel(selection, title), got a {type(panel).__name__}"
-            )
+            got = type(panel).__name__
+            raise TypeError(f"compare: panels must be of Panel(selection, title), got a {got}")
     place = _Layout.of(grid, len(panels), heading, note, region is not None)
     resized = Image.fromarray(pixels).resize((place.width, place.height), Image.Resampling.LANCZOS)
 

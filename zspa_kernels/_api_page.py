@@ -26,6 +26,28 @@ functions have in common (tokens, masks, ties, errors, compiling) is at the top 
 [zspa_kernels.testing](../zspa_kernels/testing/__init__.py), token models and float64 oracles.
 `python -m zspa_kernels._api_page docs/api.md` writes this page.
 """
+_OPS = """## Ops
+
+`torch.ops.zspa.*`: what the functions call, with the counts they made of shares.
+
+The ragged ops (`..._varlen`) read nothing on the host, so that sizes may stay on a
+GPU. Image s has the rows `cu_seqlens[s]` to `cu_seqlens[s + 1]` of `visual` `[T, D]`, but sees at
+most `max_seqlen` of them. It reads the rows `prompt_spans[s, 0]` to `prompt_spans[s, 1]` of
+`prompt` `[P, D]`; without spans, all. It picks `k[s]` tokens, or `k_core[s]` and then
+`k_diverse[s]`, into slots behind those of the images before it. `total_k` is the number of slots,
+and the length of the result: indices into `visual`, -1 in slots that no token gets. Offsets and
+counts are int32 or int64 `[S + 1]`, `[S, 2]` and `[S]`; any values are clamped to what there is.
+
+```python
+import torch
+import zspa_kernels  # makes torch.ops.zspa
+
+visual, cu_seqlens = torch.randn(500, 64), torch.tensor([0, 200, 500])  # 200 and 300 tokens
+prompt, spans = torch.randn(9, 64), torch.tensor([[0, 4], [4, 9]])
+core, diverse = torch.tensor([8, 12]), torch.tensor([12, 18])
+indices = torch.ops.zspa.select_varlen(visual, cu_seqlens, prompt, spans, core, diverse, 50, 300)
+```
+"""
 # (heading, what to read, names of `zk`)
 _FUNCTIONS = (
     ("Select", "Start in the [README](../README.md).", "select select_varlen gather Selection"),
@@ -72,8 +94,7 @@ def page() -> str:
                 done.add(id(thing))
         parts.append(_section(heading, more, entries))
     schemas = "\n".join(str(getattr(torch.ops.zspa, op).default._schema) for op in _dispatch.OPS)
-    text = "`torch.ops.zspa.*`: what the functions call, with the counts they made of shares."
-    parts.append(f"## Ops\n\n{text}\n\n```\n{schemas}\n```\n")
+    parts.append(f"{_OPS}\n```\n{schemas}\n```\n")
     return "\n".join(parts)
 
 

@@ -21,6 +21,7 @@ import torch
 from vllm import LLM, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
 from vllm.exceptions import VLLMValidationError
+from vllm.lora.request import LoRARequest
 from vllm.model_executor.models import ModelRegistry
 from vllm.plugins import load_general_plugins
 
@@ -74,9 +75,9 @@ class Engine:
         prompt = self.prompt(words, len(pictures))
         return {"prompt": prompt, "multi_modal_data": {"image": list(pictures)}, **more}
 
-    def answers(self, *requests: Any) -> list[Any]:
+    def answers(self, *requests: Any, **more: Any) -> list[Any]:
         sampling = SamplingParams(max_tokens=STEPS, temperature=0, logprobs=2, ignore_eos=True)
-        return list(self.llm.generate(list(requests), sampling, use_tqdm=False))
+        return list(self.llm.generate(list(requests), sampling, use_tqdm=False, **more))
 
     def inputs(self, words: str, *pictures: Any, **how: Any) -> Any:
         """A prompt for transformers."""
@@ -397,6 +398,27 @@ def test_a_prompt_that_is_read_in_parts(
             first, second = engine.answers(*requests)
             agree(first, engine.expected(zk.ZSPAPrune(keep=0.8), QUESTIONS[0], CAT))
             agree(second, engine.expected(zk.ZSPAPrune(keep=KEEP), words, ROCKET, CUP))
+
+
+@pytest.mark.skipif(_ASKED != "all", reason="one model after another: make vllm")
+@pytest.mark.parametrize("name", ["mistral3", "qwen2_5_vl"])
+def test_an_adapter(name: str, tmp_path: Path) -> None:
+    """LoRA's changes of the language model leave the choice of tokens alone."""
+    import peft
+
+    target = r".*language_model.*\.(q_proj|v_proj|o_proj|down_proj)"
+    how = peft.LoraConfig(r=8, lora_alpha=32, target_modules=target, init_lora_weights=False)
+    with running(name, tmp_path, overrides(keep=KEEP), enable_lora=True) as engine:
+        asked, method = engine.request(QUESTIONS[0], CAT), zk.ZSPAPrune(keep=KEEP)
+        plain = engine.expected(method, QUESTIONS[0], CAT)
+        torch.manual_seed(0)
+        engine.model = peft.get_peft_model(engine.model, how)
+        engine.model.save_pretrained(str(tmp_path / "adapter"))
+        tuned = engine.expected(method, QUESTIONS[0], CAT)
+        assert (tuned[1] - plain[1]).abs().max() > 0.1
+        adapter = LoRARequest("adapter", 1, str(tmp_path / "adapter"))
+        agree(*engine.answers(asked, lora_request=adapter), tuned)
+        agree(*engine.answers(asked), plain)
 
 
 @pytest.mark.skipif(_ASKED != "all", reason="one model after another: make vllm")

@@ -11,12 +11,11 @@ from . import _contract, _dispatch, _register
 from . import _contract_values as _values
 
 _is_mapped = torch._C._functorch.is_batchedtensor
-#: Place and name of the tensors that an op takes.
+#: Names of an op's arguments, empty for those that are no tensors.
 _TENSORS = {
     op: tuple(
-        (place, argument.name)
-        for place, argument in enumerate(getattr(torch.ops.zspa, op).default._schema.arguments)
-        if "Tensor" in str(argument.type)
+        argument.name if "Tensor" in str(argument.type) else ""
+        for argument in getattr(torch.ops.zspa, op).default._schema.arguments
     )
     for op in _dispatch.OPS
 }
@@ -29,9 +28,9 @@ def call(op: str, backend: str, arguments: tuple[Any, ...], pooling: str = "mean
     dispatcher rejects in its own words.
     """
     check_backend(op, backend)
-    for place, name in _TENSORS[op]:
-        if arguments[place] is not None:
-            _values.tensor(op, name, arguments[place])
+    for name, x in zip(_TENSORS[op], arguments, strict=False):  # the last may have defaults
+        if name and x is not None:
+            _values.tensor(op, name, x)
     _values.option(op, "pooling", pooling, _contract.POOLINGS)
     if backend == "auto":
         return getattr(torch.ops.zspa, op)(*arguments)

@@ -6,16 +6,12 @@ Each function returns the shape of the scores.
 
 from __future__ import annotations
 
-import math
-import numbers
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from ._activations import NAMES as ACTIVATIONS
 from ._contract import Shape, _holds_values, _tokens, _visual
-from ._contract_values import axes, option, say, tensor
+from ._contract_values import axes, option, ratio, tensor
 
 
 def sensitivity(
@@ -34,7 +30,7 @@ def sensitivity(
     _matrix(op, "w2", w2, features, "O", "H", hidden)
     option(op, "activation", activation, ACTIVATIONS)
     _matrix(op, "directions", directions, features, "m", "D", features.shape[-1])
-    length(op, "radius", radius)
+    ratio(op, "radius", radius)
     return shape
 
 
@@ -52,7 +48,7 @@ def sensitivity_hidden(
     _matrix(op, "w2", w2, preactivation, "O", "H", hidden)
     option(op, "activation", activation, ACTIVATIONS)
     _matrix(op, "shifts", shifts, preactivation, "m", "H", hidden)
-    length(op, "radius", radius)
+    ratio(op, "radius", radius)
     return shape
 
 
@@ -134,16 +130,6 @@ def finite(op: str, name: str, x: Tensor) -> None:
     bad = x.numel() - int(torch.isfinite(x).sum())
     if bad:
         raise ValueError(f"{op}: {name} must be finite, got {bad} elements that are not")
-
-
-def length(op: str, name: str, value: Any) -> float:
-    """Return `value` as a finite float of at least 0."""
-    if isinstance(value, bool | Tensor) or not isinstance(value, numbers.Real | torch.SymFloat):
-        raise TypeError(f"{op}: {name} must be a float, got {say(value)}")
-    radius = float(value)
-    if not 0.0 <= radius < math.inf:  # NaN fails too
-        raise ValueError(f"{op}: {name} must be finite and at least 0, got {value}")
-    return radius
 
 
 # ---- the rules they share -----------------------------------------------------------------------

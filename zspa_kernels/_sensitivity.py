@@ -102,7 +102,7 @@ class Scorer:
     ) -> Scorer:
         """Check everything and prepare; `reuse`: also what pays only over several calls."""
         _values.option(op, "score", score, SCORES)
-        radius = _contract_sensitivity.length(op, "radius", radius)
+        radius = _values.ratio(op, "radius", radius)
         if isinstance(projector, SensitivityPlan):
             if score != "closed_form":
                 raise ValueError(

@@ -178,6 +178,24 @@ def test_no_more_pictures_are_encoded_at_once_than_unpruned() -> None:
         parts = list(Batches(limit, square=28).split({"pixel_values": pixels}, 3))
         assert [(start, stop) for start, stop, _ in parts] == wanted
 
+    # Gemma 4's lists of patches, with padding: of a picture, and of each frame of a video.
+    patches = [torch.zeros(n, 2) for n in (90, 36, 54, 36)]  # 10, 4, 6, 4 tokens
+    lists = Batches(limit=10, merged=9)
+    parts = list(lists.split({"pixel_values": patches, "pixel_position_ids": patches}, 4))
+    assert [(start, stop) for start, stop, _ in parts] == [(0, 1), (1, 3), (3, 4)]
+    frames = torch.arange(6 * 18).view(6, 18, 1)  # 2 tokens
+    films = {
+        "pixel_position_ids_videos": frames,
+        "pixel_values_videos": frames + 1,
+        "video_frame_counts": torch.tensor([2, 3, 1]),
+        "video_num_soft_tokens": [[2, 2], [2, 1, 2], [1]],
+    }
+    parts = list(lists.split(films, 3))
+    assert [(start, stop) for start, stop, _ in parts] == [(0, 2), (2, 3)]
+    assert parts[0][2]["pixel_values_videos"].equal(frames[:5] + 1)
+    assert parts[1][2]["pixel_position_ids_videos"].equal(frames[5:])
+    assert parts[1][2]["video_num_soft_tokens"] == [[1]]
+
     encoded = {"image_embeds": torch.zeros(3, 400, 8)}
     assert [(start, stop) for start, stop, _ in tiles.split(encoded, 3)] == [(0, 3)]
 
@@ -196,5 +214,8 @@ def test_tokens_of_a_tile() -> None:
     for more, square in (({"spatial_merge_size": 2}, 28), ({}, 14)):
         config = SimpleNamespace(vision_config=rows, **more)
         assert Batches.of(config, 9) == Batches(9, square=square)
+    for kind, merged in (("gemma4_vision", 9), ("gemma4_unified_vision", 1)):
+        patches = SimpleNamespace(patch_size=16, pooling_kernel_size=3, model_type=kind)
+        assert Batches.of(SimpleNamespace(vision_config=patches), 9) == Batches(9, merged=merged)
     grid = SimpleNamespace(spatial_merge_size=2)
     assert Batches.of(SimpleNamespace(vision_config=grid), 9) == Batches(9, merged=4)

@@ -11,7 +11,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from python_tests import vlm_llava
+from python_tests import vllm_gemma4, vlm_llava
 from python_tests import vlm_models as models
 from python_tests.vllm_internvl import SIZE, TOKENS, ChatProcessor, as_published
 
@@ -91,6 +91,24 @@ def _gemma3() -> Pair:
         pictures, tok, chat_template=tok.chat_template, image_seq_length=16
     )
     return model, processor
+
+
+def _gemma4() -> Pair:
+    """A small one: embeddings for each layer, the last layers without keys of their own."""
+    layers = {"num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2}
+    own = {"vocab_size_per_layer_input": models.VOCABULARY, "hidden_size_per_layer_input": 8}
+    return vllm_gemma4.build("Gemma4", **_HEADS, **layers, **own, num_kv_shared_layers=2)
+
+
+def _gemma4_moe() -> Pair:
+    """A large one: experts, values that are keys."""
+    experts = {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 48}
+    more = {"hidden_size_per_layer_input": 0, "enable_moe_block": True, **experts}
+    return vllm_gemma4.build("Gemma4", **_HEADS, **vllm_gemma4.LARGE, **more)
+
+
+def _gemma4_unified() -> Pair:
+    return vllm_gemma4.build("Gemma4Unified", **_HEADS, **vllm_gemma4.LARGE)
 
 
 def _idefics3() -> Pair:
@@ -259,6 +277,9 @@ BUILDERS: dict[str, Callable[[], Pair]] = {
     "internvl": _internvl,
     "internvl_chat": _internvl_chat,
     "gemma3": _gemma3,
+    "gemma4": _gemma4,
+    "gemma4_moe": _gemma4_moe,
+    "gemma4_unified": _gemma4_unified,
     "idefics3": _idefics3,
     "smolvlm": _smolvlm,
     "qwen2_vl": _qwen2_vl,
@@ -268,6 +289,12 @@ BUILDERS: dict[str, Callable[[], Pair]] = {
     "qwen3_5": _qwen3_5,
     "qwen3_5_moe": _qwen3_5_moe,
 }
+
+
+#: What a model's engine is started with.
+SERVED: dict[str, dict[str, Any]] = dict.fromkeys(
+    ("gemma4", "gemma4_moe", "gemma4_unified"), vllm_gemma4.SERVED
+)
 
 
 def save(name: str, folder: Path) -> Pair:
@@ -290,7 +317,7 @@ def _as_published(file: Path, kind: str) -> None:
     def published(name: str, weight: torch.Tensor) -> tuple[str, torch.Tensor]:
         if wrapped and name.startswith(tower) and "vision_model." not in name:
             name = f"{tower}vision_model.{name.removeprefix(tower)}"
-        if ".experts." in name and weight.ndim == 3:
+        if ".experts." in name and weight.ndim == 3 and kind != "gemma4_vision":
             weight = weight.transpose(1, 2).contiguous()
         return name, weight
 

@@ -28,7 +28,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.worker.gpu.attn_utils import compute_mm_prefix_ranges
 
 import zspa_kernels as zk
-from python_tests import vllm_models
+from python_tests import vllm_gemma4, vllm_models
 from python_tests.vlms import photograph
 from zspa_kernels.hf import UnsupportedModelError
 from zspa_kernels.vllm import ARCHITECTURES, models, overrides, register
@@ -92,6 +92,33 @@ def test_each_picture_of_a_batch_has_its_own_words_and_share(runs: int) -> None:
         assert found.equal(torch.cat(kept))
 
 
+def test_what_has_no_share_stays_whole() -> None:
+    """Sounds."""
+    encoded = torch.randn(3, 8, 16, generator=torch.Generator().manual_seed(5))
+    inputs = {"pixel_values": torch.arange(3.0), "num_patches": torch.ones(3, dtype=torch.long)}
+    found = _pruned(encoded, encoded[0], 8).embed_multimodal(**inputs)
+    assert torch.stack(found).equal(encoded)
+
+
+def test_a_sound_is_cached_for_every_question_if_no_picture_is_beside_it(tmp_path: Path) -> None:
+    vllm_models.save("gemma4", tmp_path)
+    given = EngineArgs(str(tmp_path), dtype="float32", hf_overrides=overrides(keep=5))
+    processor = MULTIMODAL_REGISTRY.create_processor(given.create_model_config())
+    sound = {"audio": [(torch.zeros(vllm_gemma4.PIECE).numpy(), vllm_gemma4.RATE)]}
+    picture = {"image": [photograph("chelsea", (170, 112))]}
+
+    def hashed(prompt: str, **data: Any) -> Any:
+        items = processor.info.parse_mm_data(data)
+        made = processor(prompt, items)
+        assert not any(name.startswith("zspa") for name in made["mm_kwargs"]["audio"][0])
+        return made["mm_hashes"]
+
+    one, other = (hashed(f"<audio> what is {it}", **sound) for it in ("this", "that"))
+    assert one == other
+    one, other = (hashed(f"<audio> <image> {it}", **sound, **picture) for it in ("this", "what"))
+    assert one["image"] != other["image"]
+
+
 def _pruned(encoded: torch.Tensor, table: torch.Tensor, tile: int) -> Any:
     """A model that encodes the picture of number n to `encoded[n]`, in tiles of so many tokens."""
 
@@ -132,8 +159,9 @@ def test_a_place_that_is_a_word_to_the_tokenizer() -> None:
     """InternVL's, whose last character may be one token with the line break behind it."""
     processor: Any = object.__new__(PruningProcessor)
     processor.info, processor.dummy_inputs = MagicMock(), MagicMock()
-    processor.info.allowed_mm_limits = {"image": 1, "video": 1}
-    processor.dummy_inputs.get_dummy_text = lambda counts: "".join(f"<{name}>" for name in counts)
+    processor.info.allowed_mm_limits = {"audio": 1, "image": 1, "video": 1}
+    shown = {"audio": "~", "image": "<image>", "video": "<video>"}
+    processor.dummy_inputs.get_dummy_text = lambda counts: "".join(shown[name] for name in counts)
     tokenizer = processor.info.get_tokenizer()
 
     def encode(text: str, **_: Any) -> list[int]:
@@ -145,8 +173,9 @@ def test_a_place_that_is_a_word_to_the_tokenizer() -> None:
     tokenizer.encode, tokenizer.decode = encode, decode
     words = processor.info.ctx.model_config.hf_text_config
     words.eos_token_id = tokenizer.eos_token_id = ord(".")
-    processor.__dict__.update(_shown={ord("@")}, _special={ord("a")}, _template=None)
-    prompt = encode("a b<image>\nc<video>\nd @ e<f.g")
+    no_words = {"_special": {ord("a"), ord("~")}, "_sound": ord("~")}
+    processor.__dict__.update(_shown={ord("@")}, _template=None, **no_words)
+    prompt = encode("~a b<image>\nc<video>\nd @ e<f~.g")
     assert decode(processor._words(prompt, "all")) == "a b\nc\nd  e<f.g"
     assert decode(processor._words(prompt, "question")) == "\nc\nd  e<f"
     alone = encode("c>\nd.")
@@ -290,16 +319,17 @@ def test_caches_of_servers_with_other_options_are_apart(tmp_path: Path) -> None:
     assert hashed(core_ratio=0.2) == hashed(core_ratio=0.2) != hashed(core_ratio=0.4)
 
 
-def test_ranges_of_gemmas_bidirectional_attention(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "place"), [("gemma3", "<boi>"), ("gemma4_moe", "<image>")])
+def test_ranges_of_gemmas_bidirectional_attention(tmp_path: Path, name: str, place: str) -> None:
     """Which vLLM has on GPUs; they must be the kept tokens of each picture, and crop."""
-    vllm_models.save("gemma3", tmp_path)
+    vllm_models.save(name, tmp_path)
     given = EngineArgs(str(tmp_path), dtype="float32", hf_overrides=overrides(keep=5))
     config = given.create_model_config()
     assert config.is_mm_prefix_lm
     processor = MULTIMODAL_REGISTRY.create_processor(config)
     items = processor.info.parse_mm_data({"image": [photograph("chelsea", (170, 112))] * 2})
-    made = processor("<boi> what is this <boi>", items)
-    mark = processor.info.get_hf_config().image_token_index
+    made = processor(f"{place} what is this {place}", items)
+    mark = processor.info.get_tokenizer().convert_tokens_to_ids("<image>")
     features = [
         SimpleNamespace(modality="image", mm_position=one)
         for one in made["mm_placeholders"]["image"]

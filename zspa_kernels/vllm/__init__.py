@@ -28,6 +28,8 @@ __all__ = ["ARCHITECTURES", "Overrides", "overrides", "register"]
 #: What vLLM can prune, as a model's configuration calls it.
 ARCHITECTURES = (
     "Gemma3ForConditionalGeneration",
+    "Gemma4ForConditionalGeneration",
+    "Gemma4UnifiedForConditionalGeneration",
     "Idefics3ForConditionalGeneration",
     "InternVLChatModel",
     "InternVLForConditionalGeneration",

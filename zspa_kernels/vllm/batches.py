@@ -8,6 +8,7 @@ encoder. Nor did it reserve any for the words that the selection reads.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,13 +16,15 @@ from typing import Any
 
 from torch import Tensor
 
-#: Fields with pixels begin so.
-_PIXELS = "pixel_"
+#: Fields with pixels begin so, and those with the places of patches (Gemma 4).
+_PIXELS, _POSITIONS = "pixel_", "pixel_position_ids"
 #: Seconds of a step in time of each video (Qwen2.5-VL).
 SECONDS = "second_per_grid_ts"
 MODALITIES = ("image", "video")
 #: Tiles of each picture, where those of all stand one behind the other.
 _TILES = ("image_num_patches", "video_num_patches", "num_patches")
+#: Frames of each video, with as many patches each (Gemma 4).
+_FRAMES = "video_frame_counts"
 
 
 def grid(modality: str) -> str:
@@ -41,7 +44,7 @@ class Batches:
     Attributes:
         limit: visual tokens and words that are embedded at once, if they are not of one picture.
         tile: tokens of one tile; 0 where a picture has a size of its own.
-        merged: patches that make a token, where a picture has a grid.
+        merged: patches that make a token, where a picture has a grid, or a list of patches.
         square: rows of pixels that make a row of tokens, where a picture has neither.
     """
 
@@ -57,6 +60,11 @@ class Batches:
         merged = getattr(vision, "spatial_merge_size", None)
         if merged is not None:
             return cls(limit, merged=merged**2)
+        merged = getattr(vision, "pooling_kernel_size", None)
+        if merged is not None:
+            # Without an encoder, patches are merged by the processor.
+            whole = vision.model_type == "gemma4_unified_vision"
+            return cls(limit, merged=1 if whole else merged**2)
         size, patch = (
             edge if isinstance(edge, int) else edge[0]
             for edge in (
@@ -98,6 +106,13 @@ class Batches:
         if found is not None:
             rows = [math.prod(one) for one in found.tolist()]
             return rows, [count // self.merged for count in rows]
+        patches = next((inputs[name] for name in inputs if name.startswith(_POSITIONS)), None)
+        if patches is not None:  # with padding, which is encoded, too
+            lists = [len(one) // self.merged for one in patches]
+            if _FRAMES not in inputs:
+                return None, lists
+            rows, left = inputs[_FRAMES].tolist(), iter(lists)
+            return rows, [sum(itertools.islice(left, count)) for count in rows]
         tiles = next((inputs[name] for name in _TILES if name in inputs), None)
         if tiles is not None:
             return tiles.tolist(), [self.tile * count for count in tiles.tolist()]

@@ -31,7 +31,7 @@ class PruningModel(_Model):
     Attributes:
         only_images: it cannot prune videos, so it takes none.
         apart: name of the input that counts the tiles of each picture, or frames of each video,
-            where text stands between them: then each has a share of its own.
+            or lists their tokens, where text stands between them: then each has a share of its own.
     """
 
     only_images: ClassVar[bool] = False
@@ -82,12 +82,16 @@ class PruningModel(_Model):
         C is the width of the language model, or more: features for its deeper layers stand behind.
         """
         keep, words, text = (_field(kwargs, kind) for kind in (KEEP, WORDS, TEXT))
-        shares = [] if keep is None else asked(keep)
+        if keep is None:  # sounds
+            sounds: Sequence[Tensor] = super().embed_multimodal(**kwargs)
+            return sounds
+        shares = asked(keep)
         chosen: list[Tensor] = []
         for start, stop, part in self._batches.split(kwargs, len(shares), words):
             encoded = list(super().embed_multimodal(**part))
             own = None if words is None else [self._embedded(row) for row in words[start:stop]]
-            rows = self._rows([self._runs(x, part) for x in encoded], shares[start:stop], own)
+            runs = [self._runs(x, place, part) for place, x in enumerate(encoded)]
+            rows = self._rows(runs, shares[start:stop], own)
             for place, (x, indices) in enumerate(zip(encoded, rows, strict=True)):
                 tokens = self._cut(x, indices, place, part)
                 if text is not None:
@@ -120,9 +124,13 @@ class PruningModel(_Model):
         rows: Tensor = table(words)
         return rows
 
-    def _runs(self, tokens: Tensor, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
-        """One picture's tokens, those apart that text stands between."""
-        return tokens.split(self._batches.tile) if self.apart in inputs else [tokens]
+    def _runs(self, tokens: Tensor, place: int, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
+        """Tokens of the picture at `place` among the `inputs`, those apart that text is between."""
+        if self.apart not in inputs:
+            return [tokens]
+        sizes = self._batches.tile or list(map(int, inputs[self.apart][place]))
+        runs: Sequence[Tensor] = tokens.split(sizes)
+        return runs
 
     def _rows(
         self,

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 from vllm.model_executor.models.gemma3_mm import Gemma3ForConditionalGeneration
+from vllm.model_executor.models.gemma4_mm import Gemma4ForConditionalGeneration
+from vllm.model_executor.models.gemma4_unified import Gemma4UnifiedForConditionalGeneration
 from vllm.model_executor.models.idefics3 import Idefics3ForConditionalGeneration
 from vllm.model_executor.models.interns1 import InternS1ForConditionalGeneration
 from vllm.model_executor.models.internvl import InternVLChatModel
@@ -110,6 +112,22 @@ class ZspaGemma3ForConditionalGeneration(PruningModel, Gemma3ForConditionalGener
     """Gemma 3."""
 
     apart = "num_patches"
+
+
+@pruned
+class ZspaGemma4ForConditionalGeneration(PruningModel, Gemma4ForConditionalGeneration):
+    """Gemma 4, with experts or without."""
+
+    apart = "video_num_soft_tokens"
+
+
+@pruned
+class ZspaGemma4UnifiedForConditionalGeneration(
+    PruningModel, Gemma4UnifiedForConditionalGeneration
+):
+    """Gemma 4 without an encoder."""
+
+    apart = "video_num_soft_tokens"
 
 
 @pruned

@@ -31,7 +31,7 @@ from vllm.multimodal.processing import (
 from ..hf import query
 from ..hf.errors import UnsupportedModelError
 from ..hf.template import Template
-from .batches import SECONDS, grid
+from .batches import MODALITIES, SECONDS, grid
 from .options import KEY, Options
 
 #: Fields of an image, each followed by its modality.
@@ -91,7 +91,7 @@ class PruningProcessor(BaseMultiModalProcessor[Any]):
         given = dict(inputs.hf_processor_mm_kwargs)
         options = self._served.asked(given.pop(KEY, None))
         chosen: dict[str, Any] = {"method": repr(options.method), "keep": options.method.keep}
-        if options.reads:
+        if options.reads and any(name in MODALITIES for name in inputs.mm_data_items):
             words = self._words(inputs.prompt, options.query)
             chosen["words"] = torch.tensor(words, dtype=torch.long)  # hashed at once
         inputs.hf_processor_mm_kwargs = {**given, KEY: chosen}
@@ -109,7 +109,10 @@ class PruningProcessor(BaseMultiModalProcessor[Any]):
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, Any]) -> Any:
         stock, chosen = _split(hf_kwargs)
         data = super()._apply_hf_processor_main(mm_items, stock)
-        for modality, items in mm_items.items():
+        for modality in MODALITIES:  # sounds stay whole
+            if modality not in mm_items:
+                continue
+            items = mm_items[modality]
             keep = torch.tensor(signed(chosen["keep"]), dtype=torch.float64)
             data[KEEP + modality] = keep.expand(len(items)).clone()
             if "words" in chosen:
@@ -141,7 +144,10 @@ class PruningProcessor(BaseMultiModalProcessor[Any]):
         options = self._served.keeping(chosen["keep"])
         vision = self.info.get_hf_config().vision_config
         return [
-            _shortened(update, options, out_mm_kwargs, vision, self.inside) for update in updates
+            _shortened(update, options, out_mm_kwargs, vision, self.inside)
+            if update.modality in MODALITIES
+            else update
+            for update in updates
         ]
 
     def _words(self, prompt: Sequence[int], asked: str) -> list[int]:
@@ -151,7 +157,7 @@ class PruningProcessor(BaseMultiModalProcessor[Any]):
             return list(tokenizer.encode(asked, add_special_tokens=False))
         row = self._marked(prompt)
         if asked == "all":
-            return [i for i in row if i != VISUAL]
+            return [i for i in row if i not in (VISUAL, self._sound)]
         special = self._special | {VISUAL}
         if self._template is not None:
             return [i for i in self._template.question(row) if i not in special]
@@ -177,7 +183,9 @@ class PruningProcessor(BaseMultiModalProcessor[Any]):
     def _marks(self) -> tuple[set[int], list[str]]:
         """By which a prompt says that here is a picture, or a video: ids, and words."""
         ids, texts = set(self._shown), []
-        for modality in self.info.allowed_mm_limits:
+        for modality in MODALITIES:
+            if modality not in self.info.allowed_mm_limits:
+                continue
             text = self.dummy_inputs.get_dummy_text({modality: 1})
             found = list(self.info.get_tokenizer().encode(text, add_special_tokens=False))
             if len(found) == 1:
@@ -196,6 +204,11 @@ class PruningProcessor(BaseMultiModalProcessor[Any]):
     def _shown(self) -> set[int]:
         """Ids that stand for visual tokens."""
         return placeholders(self.info.get_hf_config())
+
+    @functools.cached_property
+    def _sound(self) -> int | None:
+        """Id that stands for a sound, which is no word either."""
+        return getattr(self.info.get_hf_config(), "audio_token_id", None)
 
     @functools.cached_property
     def _template(self) -> Template | None:

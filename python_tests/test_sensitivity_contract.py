@@ -133,6 +133,7 @@ BAD = [
     Bad(ESTIMATES, "radius", lambda _: -0.01, ValueError, "must be finite and at least 0, got -0"),
     Bad(ESTIMATES, "radius", lambda _: float("nan"), ValueError, "must be finite and at least 0"),
     Bad(ESTIMATES, "radius", lambda _: float("inf"), ValueError, "must be finite and at least 0"),
+    Bad(ESTIMATES, "radius", lambda _: 10**400, ValueError, "must be finite and at lea", kind=True),
     Bad(ESTIMATES, "radius", lambda _: "1", TypeError, "must be a float, got str '1'", kind=True),
     Bad(ESTIMATES, "radius", lambda _: True, TypeError, "must be a float, got bool", kind=True),
 ]

@@ -15,6 +15,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import hypothesis
 import pytest
@@ -83,6 +84,27 @@ def quicker_interpreter() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if os.environ["TRITON_INTERPRET"] == "1":  # its compiler stays as it is
             quicker.use(patch)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def masks_of_bools() -> Iterator[None]:
+    """Every version of Triton's interpreter refuses masks of integers, as that of 3.9 does."""
+    with pytest.MonkeyPatch.context() as patch:
+        try:
+            from triton.runtime.interpreter import InterpreterBuilder
+        except ImportError:
+            yield
+            return
+        for name, at in (("create_masked_load", 1), ("create_masked_store", 2)):
+            access = getattr(InterpreterBuilder, name)
+
+            def check(builder: Any, *args: Any, access: Any = access, at: int = at) -> Any:
+                if args[at].data.dtype != bool:
+                    raise ValueError(f"a mask must be of bools, got {args[at].data.dtype}")
+                return access(builder, *args)
+
+            patch.setattr(InterpreterBuilder, name, check)
         yield
 
 

@@ -40,7 +40,7 @@ from zspa_kernels.testing.suppression import soft_suppress64, suppress64
 DPP = {
     "nothing is dependent": ("where(left <= DEPENDENT", "where(left <= -1.0"),
     "<= at the block bound": ("while (best < edge)", "while ((best >> 32) <= (edge >> 32))"),
-    "a step too many": ("mask=p_ok & (s < last)", "mask=p_ok & (s <= last)"),
+    "a step too many": ("mask=only_if(s < last, p_ok)", "mask=only_if(s <= last, p_ok)"),
     "first columns forgotten": ("row < count, BLOCK, 0, filled,", "row < count, BLOCK, 1, filled,"),
     "picks of a pass forgotten": ("0, filled + c0, COLS", "0, filled, COLS"),
     "scale of another pick": ("scales + filled + c)", "scales + c)"),

@@ -82,6 +82,19 @@ def segment(seg, table, N, stride_b, stride_n, k_core, k_diverse):
 
 
 @triton.jit
+def only_if(condition, mask):
+    """`mask`, a block, if the scalar `condition` holds, and nothing of it otherwise.
+
+    In the interpreter `&` makes integers of a block and a scalar that was compared; that of Triton
+    3.9 takes no mask of integers.
+    """
+    if INTERPRETED:
+        return tl.where(condition, mask, False)
+    else:
+        return mask & condition
+
+
+@triton.jit
 def tile_dots(a, b, total):
     """`total` plus the dots of the rows of `a` [ROWS, K] with the rows of `b` [COLS, K].
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._common import INF, tile_dots
+from ._common import INF, only_if, tile_dots
 from ._group import FINISH, FOLD, GRAM, LAST_ROW, NEAR, own_places, own_rows
 
 
@@ -115,9 +115,9 @@ def products(
         down = (task // chunks) // across
         row = down * ROWS + tl.arange(0, ROWS)
         col = (task // chunks) % across * COLS + tl.arange(0, COLS)
-        i = tl.load(columns + row, mask=(row < rows) & gramming, other=0)
+        i = tl.load(columns + row, mask=only_if(gramming, row < rows), other=0)
         i = tl.where(gramming, i, tl.where(own, me + programs * row, row))
-        j = tl.load(columns + col, mask=(col < count) & (stage != NEAR), other=-1)
+        j = tl.load(columns + col, mask=only_if(stage != NEAR, col < count), other=-1)
         j = tl.where(stage == NEAR, down * ROWS + shift + tl.arange(0, COLS), j)
         inv_i = tl.load(inv_norm + i, mask=row < rows, other=-1.0)
         inv_j = tl.load(inv_norm + j, mask=(j >= 0) & (j < length), other=-1.0)

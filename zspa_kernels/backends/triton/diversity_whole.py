@@ -26,7 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _scratch
-from ._common import INF, KEY_END, Segments, launch, order_bits, program, row_strides
+from ._common import INF, KEY_END, Segments, launch, only_if, order_bits, program, row_strides
 from ._group import LAST_ROW, cost, nothing_selected, seed_list
 from ._products import chunked_dots, cosines
 from .diversity_config import Config, pairs, registers, whole_lanes
@@ -145,7 +145,7 @@ def _diversity_picks_kernel(
             inv_j = tl.load(inv_norm + first + j, mask=inside, other=-1.0)
             valid += (inv_j >= 0.0).to(tl.int32)
             row = square + j * padded(N) + i
-            m = tl.maximum(m, tl.load(row, mask=(i < padded(N)) & inside, other=-INF))
+            m = tl.maximum(m, tl.load(row, mask=only_if(inside, i < padded(N)), other=-INF))
     tl.debug_barrier()  # all threads have read the seeds: their slots may be written
     done = tl.where(in_slots != 0, filled, 0)
     value = cost(m, w)

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from ._candidates import lanes_in_order
-from ._common import INF
+from ._common import INF, only_if
 from ._group import DONE, PICKED, own_places, own_rows
 from .diversity_phases import lowest
 
@@ -52,8 +52,8 @@ def subtract(
     for s0 in range(first, last, AHEAD):
         for ahead in tl.static_range(AHEAD):
             s = s0 + ahead
-            a = tl.load(p + s * p_stride, mask=p_ok & (s < last), other=0.0)  # [COLS]
-            b = tl.load(f + s * f_stride, mask=f_ok & (s < last), other=0.0)  # [ROWS]
+            a = tl.load(p + s * p_stride, mask=only_if(s < last, p_ok), other=0.0)  # [COLS]
+            b = tl.load(f + s * f_stride, mask=only_if(s < last, f_ok), other=0.0)  # [ROWS]
             a = tl.broadcast_to(-a[:, None], [COLS, ROWS])
             x = tl.fma(a, tl.broadcast_to(b[None, :], [COLS, ROWS]), x)
     return x

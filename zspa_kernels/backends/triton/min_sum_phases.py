@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from ._candidates import PART, lanes_in_order
-from ._common import INF, row_sums
+from ._common import INF, only_if, row_sums
 from ._group import DONE, FOLD, KEY_LAST, OPEN, PICKED, STOP, own_places, own_rows
 from .diversity_phases import STEPS
 from .diversity_phases import lowest as smallest
@@ -163,7 +163,7 @@ def follow(
     for t0 in range(0, count, AHEAD):
         for ahead in tl.static_range(AHEAD):
             t = t0 + ahead
-            c = tl.load(cosines + t * stride_f, mask=ok & (t < count), other=0.0)
+            c = tl.load(cosines + t * stride_f, mask=only_if(t < count, ok), other=0.0)
             pick = tl.load(columns + t, mask=t < count, other=-1)
             goes_on = added == t
             if foreseen is not None:

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from .._blas import full_float32
 from ._activations import odd_part, quotient
-from ._common import HUGE, INF, launch, program, row_sums, tile_dots
+from ._common import HUGE, INF, launch, only_if, program, row_sums, tile_dots
 from .sensitivity_config import Config, config
 
 
@@ -81,7 +81,7 @@ def _sensitivity_form_kernel(
         # Outside, weights and factor are 0 anyway; but without this the kernel for sm_80 spills.
         g = tl.where(ok[:, None] & inside, g, 0.0)  # [BLOCK_N, BLOCK_H]
         if diagonal is not None:
-            weight = tl.load(diagonal + h, mask=(h < H) & (rb == 0), other=0.0)
+            weight = tl.load(diagonal + h, mask=only_if(rb == 0, h < H), other=0.0)
             form += tl.sum(weight[None, :] * g * g, 1)
         f = tl.load(row + h[None, :], mask=(r < R)[:, None] & inside, other=0.0)
         total = tile_dots(g.to(f.dtype), f, total)

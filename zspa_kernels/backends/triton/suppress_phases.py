@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._common import INF
+from ._common import INF, only_if
 from ._exact import exact_cosines, joined
 from ._group import CONTROL, DONE, KEY_LAST, own_rows
 from ._products import chunked_dots
@@ -105,9 +105,10 @@ def compare(
         meets = meets & (taken | (col[None, :] < row[:, None]))
         hit = (meets & (c > over)).to(tl.int32)
         some = tl.max(hit, 1)
-        tl.store(hits + tile * BLOCK + row, some, mask=(row < count) & taken)
+        tl.store(hits + tile * BLOCK + row, some, mask=only_if(taken, row < count))
         at = above + col[None, :] * BLOCK + row[:, None]
-        tl.store(at, hit, mask=(row < count)[:, None] & (col < count)[None, :] & (tile >= before))
+        new = (row < count)[:, None] & (col < count)[None, :]
+        tl.store(at, hit, mask=only_if(tile >= before, new))
         # What a taken token suppresses need not be compared with others.
         meets = meets & ((some == 0)[:, None] | (tile >= before))
         still = (meets & (c >= under) & (c <= over)).to(tl.int32)
@@ -122,7 +123,7 @@ def compare(
 @triton.jit
 def column(block, indices, col, taken, done, count):
     """The tokens of columns: taken ones, or those of the block; -1 beyond."""
-    old = tl.load(indices + col, mask=(col < done) & taken, other=-1).to(tl.int32)
+    old = tl.load(indices + col, mask=only_if(taken, col < done), other=-1).to(tl.int32)
     return tl.where(taken, old, tl.load(block + col, mask=col < count, other=-1))
 
 
@@ -153,8 +154,8 @@ def settle(
             close = exact_cosines(x, y, p < n, D, PAIRS, WIDE) > limit
             close = close & (p < n)
             one = tl.full([PAIRS], 1, tl.int32)
-            tl.store(hits + tile * BLOCK + row, one, mask=close & taken)
-            tl.store(above + col * BLOCK + row, one, mask=close & (tile >= before))
+            tl.store(hits + tile * BLOCK + row, one, mask=only_if(taken, close))
+            tl.store(above + col * BLOCK + row, one, mask=only_if(tile >= before, close))
         tl.debug_barrier()  # the list is free again
 
 

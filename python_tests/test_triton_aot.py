@@ -42,6 +42,7 @@ STACK = {
 }
 # The same, in bytes of kernels for sm_120, of any dtype.
 STACK_SM_120 = {
+    "_min_sum_greedy_kernel": 8,
     "_relevance_topk_norm_kernel": 16,
     "_diversity_norm_kernel": 16,
     "_diversity_greedy_kernel": 24,
@@ -60,6 +61,7 @@ HARMLESS = {
     "matrix: _facility_location_soft_kernel writes, _facility_location_soft_kernel reads",
     # The next block of rows, or of covered tokens.
     "costs: substitute writes, substitute reads",
+    "residual: substitute writes, substitute reads",
     "covered: take writes, take reads",
     "answered: take writes, take reads",
     # Other words: what was picked and what is done, this pick's slot and the next one's, rows of
@@ -81,8 +83,9 @@ def _compile(cache: Path, targets: str, mode: str, *dtypes: str) -> list[dict[st
     """Compile in a process of its own: in this one Triton interprets."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TRITON_")}
     environment |= {"TRITON_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT)}
+    environment["TRITON_DEFAULT_FP_FUSION"] = "0"  # as in Triton 3.10 without it
     done = subprocess.run(
-        [sys.executable, "-m", "python_tests.triton_aot", targets, mode, *dtypes],
+        [sys.executable, "-W", "error", "-m", "python_tests.triton_aot", targets, mode, *dtypes],
         env=environment,
         capture_output=True,
         text=True,
@@ -97,6 +100,8 @@ def _fits(report: dict[str, Any]) -> list[str]:
     """What is wrong with a compiled kernel."""
     faults = []
     float32 = "float32" in report["tokens"]
+    if not report["fused"]:
+        faults.append("depends on Triton's default for fused multiply-adds")
     if report["tf32"]:
         faults.append("multiplies float32 values in TF32")
     if report["shared"] > triton_aot.TARGETS[report["target"]]:

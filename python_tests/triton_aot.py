@@ -50,6 +50,7 @@ class Launch:
 def record(dtype: torch.dtype, full: bool, hip: bool) -> list[Launch]:
     """Every launch of the ops at the size of a real model, with nothing run."""
     from zspa_kernels.backends.triton import (
+        _common,
         diversity,
         diversity_whole,
         dpp,
@@ -68,7 +69,7 @@ def record(dtype: torch.dtype, full: bool, hip: bool) -> list[Launch]:
     def recorder(
         kernel: Any, programs: int, device: Any, *args: Any, together: bool = False, **options: Any
     ) -> None:
-        launches.append(Launch(kernel, args, options | {"launch_cooperative_grid": together}))
+        launches.append(Launch(kernel, args, options | _common.compiler_options(together)))
 
     greedy = (diversity, diversity_whole, dpp, facility_location, facility_location_matrix, min_sum)
     others = (relevance_topk, select, sensitivity, soft_suppress, suppress)
@@ -205,6 +206,7 @@ def compile_for(launch: Launch, target: str) -> dict[str, Any]:
         "shared": compiled.metadata.shared,
         "hash": compiled.hash,
         "together": compiled.metadata.launch_cooperative_grid,
+        "fused": compiled.metadata.enable_fp_fusion,
     }
     assembly = compiled.asm["amdgcn" if hip else "ptx"]
     report["tf32"] = len(re.findall(r"tf32|xf32", assembly))
@@ -224,11 +226,12 @@ def _read_barriers(ptx: str) -> dict[str, Any]:
     """How programs of a group wait for each other, and how they read what others wrote."""
     # All threads have arrived when one announces it.
     announced = r"bar\.sync[^\n]*\n(?:(?!bar\.sync|ld\.global|st\.global)[^\n]*\n){0,12}[^\n]*"
+    release = r"(?:atom|red)\.global\.gpu\.release"
     # All threads wait for the one that has seen the others' arrivals.
     seen = r"ld\.global\.gpu\.acquire[^\n]*\n(?:(?!.*(?:ld|st)\.global)[^\n]*\n)*?[^\n]*bar\.sync"
     return {
-        "arrivals": len(re.findall(r"atom\.global\.gpu\.release", ptx)),
-        "announced": len(re.findall(announced + r"atom\.global\.gpu\.release", ptx)),
+        "arrivals": len(re.findall(release, ptx)),
+        "announced": len(re.findall(announced + release, ptx)),
         "polls": len(re.findall(r"ld\.global\.gpu\.acquire", ptx)),
         "seen": len(re.findall(seen, ptx)),
         "given_up": len(re.findall(r"\btrap;", ptx)),
@@ -273,9 +276,9 @@ def _read_amd_barriers(assembly: str) -> dict[str, Any]:
     lines = (line.strip() for line in assembly.splitlines())
     code = "".join(f"{line}\n" for line in lines if re.match(r"[a-z]\w+( |$)", line))
     between = r"(?:(?!s_barrier|(?:global|flat|buffer)_(?:load|store|atomic))[^\n]*\n)*"
-    stored = rf"s_waitcnt vmcnt\(0\)\nv_mov_b32[^\n]*\n{between}s_barrier\n"
+    stored = rf"s_waitcnt vmcnt\(0\)\nv_mov_b32[^\n]*\n{between}(?:s_barrier\n)+"
     release = r"buffer_wbl2 sc1\n(?:[sv]_\w+[^\n]*\n)*?global_atomic_add"
-    acquire = r"global_load_dword [^\n]*\ns_waitcnt[^\n]*\nbuffer_inv sc1"
+    acquire = r"global_(?:load_dword|atomic_or) [^\n]*\ns_waitcnt[^\n]*\nbuffer_inv sc1"
     return {
         "arrivals": len(re.findall(release, code)),
         "announced": len(re.findall(f"{stored}{between}global_atomic_add", code)),

@@ -208,9 +208,11 @@ class Launcher:
         import triton
         from triton.backends.compiler import GPUTarget
 
+        from zspa_kernels.backends.triton import _common
+
         if programs == 0:
             return
-        launch = triton_aot.Launch(kernel, args, options | {"launch_cooperative_grid": together})
+        launch = triton_aot.Launch(kernel, args, options | _common.compiler_options(together))
         src = triton_aot.source(launch)
         target = GPUTarget("cuda", self.target, 32)
         compiled = triton.compile(src, target=target, options=launch.options)

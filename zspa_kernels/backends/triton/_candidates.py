@@ -191,7 +191,8 @@ def finished(
     offset = tl.abs(nearest - j)
     voter = (lane < count) & (nearest < LAST_ROW) & (offset >= BLOCK // 4)
     same = voter[:, None] & voter[None, :] & (offset[:, None] == offset[None, :])
-    votes = tl.sum(same.to(tl.int64), 1) << 32
+    # Along the other axis Triton 3.9 counts in local memory.
+    votes = tl.sum(same.to(tl.int32), 0).to(tl.int64) << 32
     winner = tl.max(votes - offset, 0)
     votes = (winner >> 32) + 1
     offset = ((votes << 32) - winner).to(tl.int32)

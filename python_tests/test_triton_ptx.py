@@ -44,7 +44,7 @@ FIRST = ",".join(
 )
 
 # What orders the lanes of a warp.
-ORDERS = {"sent": "bar.sync 0;", "got": "bar.sync 0;", "shared": "bar.warp.sync -1;"}
+ORDERS = {"sent": "bar.sync 0;", "got": "barrier.sync 0;", "shared": "bar.warp.sync -1;"}
 
 
 def machine(module: str, *arguments: str) -> list[Any]:
@@ -181,6 +181,29 @@ def test_a_copy_that_says_no_count_is_whole() -> None:
     assert torch.equal(got, given)
 
 
+def test_the_largest_size_of_a_warp() -> None:
+    ptx = """
+.visible .entry kernel(
+)
+.reqntid 32
+{
+	ld.param.b64 	%rd1, [kernel_param_0];
+	mov.u32 	%r1, %tid.x;
+	mul.wide.u32 	%rd2, %r1, 4;
+	add.s64 	%rd3, %rd1, %rd2;
+	ld.global.b32 { %r2 }, [ %rd3 + 0 ];
+	redux.sync.max.abs.f32 	%r3, %r2, -1;
+	st.global.b32 [ %rd3 + 0 ], { %r3 };
+	ret;
+}
+	.file	1 "kernel.py"
+"""
+    values = torch.linspace(-3.0, 2.0, 32)
+    run = Kernel(ptx, 0).run(1, [values], together=False, seed=0, limit=1000)
+    assert (run.fault, run.races) == ("", set())
+    assert (values == 3.0).all()
+
+
 @pytest.mark.parametrize("threads", [128, 256])
 def test_warps_that_share_lanes_of_tensor_memory_race(threads: int, tmp_path: Path) -> None:
     """Warps 0 and 4 have the same lanes of tensor memory; nothing orders their stores."""
@@ -255,7 +278,7 @@ def test_lanes_of_a_warp_are_not_ordered(spared: str, tmp_path: Path) -> None:
 	@%p2 bra 	$L__reader;
 	st.global.b32 [ %rd4 + 0 ], {{ %r1 }};
 	{sent}
-	@%p1 atom.global.gpu.release.add.u32 %r8, [%rd2 + 0], 1;
+	@%p1 red.global.gpu.release.add.u32 [%rd2 + 0], 1;
 	bra.uni 	$L__end;
 $L__reader:
 	@%p1 ld.global.gpu.acquire.b32 %r9, [%rd2 + 0];
@@ -264,7 +287,7 @@ $L__reader:
 	@%p4 bra 	$L__reader;
 	{got}
 	ld.global.b32 {{ %r10 }}, [ %rd4 + 0 ];
-	st.shared.b32 	[%r5], %r10;
+	st.shared::cta.b32 	[%r5], %r10;
 	{shared}
 	ld.shared.b32 	%r11, [%r7];
 	st.global.b32 [ %rd4 + 128 ], {{ %r11 }};

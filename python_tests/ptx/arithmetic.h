@@ -126,6 +126,7 @@ T fmost(T a, T b) {
   if (a == 0 && b == 0) return std::signbit(a) ? b : a;
   return std::fmax(a, b);
 }
+inline float largest_size(float a, float b) { return fmost(std::fabs(a), std::fabs(b)); }
 template <float (*F)(float, float)>
 float of_three(float a, float b, float c) {
   return F(F(a, b), c);

@@ -26,12 +26,16 @@ from python_tests.triton_races import function_at
 from zspa_kernels.testing import tokens
 
 from .__main__ import STEMS, use
-from .faults import HARMLESS
+from .faults import BARRIER, HARMLESS
 from .machine import Launcher, MachineError
 
-_ORDER = re.compile(r"\bbar\.sync\s+0;|atom\.global\.gpu\.release\.add|ld\.global\.gpu\.acquire")
+_ORDER = re.compile(rf"{BARRIER}|(?:atom|red)\.global\.gpu\.release\.add|ld\.global\.gpu\.acquire")
 PROGRAMS = 5  # of the one group: few rows each, as a further tile brings barriers of its own
-_WEAK = {"atom": "atom.global.gpu.relaxed.add", "ld": "ld.global"}
+_WEAK = {
+    "atom": "atom.global.gpu.relaxed.add",
+    "red": "red.global.gpu.relaxed.add",
+    "ld": "ld.global",
+}
 
 
 # Of the ops with the most barriers each second or third is taken out: an op takes minutes.

@@ -11,6 +11,8 @@ from python_tests.triton_races import function_at
 SHARED_START = 1 << 10  # kShared of machine.h
 
 _PARAMETER = re.compile(r"\w+_param_(\d+)")
+# What is written in two ways.
+_SAME = {"barrier.sync": "bar.sync", "ld.shared::cta": "ld.shared", "st.shared::cta": "st.shared"}
 _NUMBER = re.compile(r"-?(?:0x[0-9a-fA-F]+|\d+)U?")
 
 
@@ -110,6 +112,8 @@ class Decoder:
             statement = statement[found.end() :]
         name, *others = statement.split(maxsplit=1)
         rest = others[0] if others else ""
+        for form, same in _SAME.items():
+            name = name.replace(form, same)
         done = Instruction(name, [], predicate, negated)
         if name in ("bra", "bra.uni"):
             done.name = "bra"
@@ -141,6 +145,9 @@ class Decoder:
             else:
                 done.arguments += [self._operand(part) for part in operand.split("|")]
         done.immediate = offsets[0] if offsets else 0
+        if name.startswith("red."):  # an atomic whose answer nobody wants
+            done.name = "atom" + name.removeprefix("red")
+            done.arguments.insert(0, self._slot("unwanted"))
         if name in ("min.f32", "max.f32") and len(done.arguments) == 4:
             done.name = "three." + name
         if name.startswith("cp.async.c") and len(offsets) == 2:

@@ -23,7 +23,9 @@ from .machine import Launcher, MachineError
 
 GREEDY = "_diversity_greedy_kernel"
 NORM = "_diversity_norm_kernel"
-ARRIVAL = r"bar\.sync\s+0;((?:(?!bar\.sync)[^;]*;)*?[^;]*atom\.global\.gpu\.release)"
+# Triton 3.9 puts a barrier of its own before an arrival.
+BARRIER = r"\bbar\.sync\s+0;(?:(?:\s|\.loc[^\n]*\n)*bar\.sync\s+0;)*"
+ARRIVAL = BARRIER + r"((?:(?!bar\.sync)[^;]*;)*?[^;]*(?:atom|red)\.global\.gpu\.release)"
 LOAD = r"(tcgen05\.ld[^;]*\[%r\d+ \+) 0\]"
 STORE = r"(st\.global\.b32 \[ %rd\d+ \+) 0 \]"
 
@@ -48,12 +50,12 @@ FAULTS = {
     "an arrival before others have written": Fault(GREEDY, ARRIVAL, r"\1", 2),
     "a poll that orders nothing": Fault(GREEDY, r"ld\.global\.gpu\.acquire", "ld.global"),
     "an arrival that orders nothing": Fault(
-        GREEDY, r"atom\.global\.gpu\.release\.add", "atom.global.gpu.relaxed.add"
+        GREEDY, r"(atom|red)\.global\.gpu\.release\.add", r"\1.global.gpu.relaxed.add"
     ),
     "an arrival that does not count": Fault(
         GREEDY,
-        r"atom\.global\.gpu\.release\.add\.u32 (%r\d+, \[[^]]*\]), %r\d+",
-        r"ld.global.b32 \1",
+        r"(?:atom|red)\.global\.gpu\.release\.add\.u32 (?:%r\d+, )?(\[[^]]*\]), %r\d+",
+        r"ld.global.b32 %none, \1",
     ),
     "no barrier in a program": Fault(GREEDY, r"\tbar\.sync\s+0;", ""),
     "a store beyond the tensor": Fault(NORM, STORE, r"\1 65536 ]"),

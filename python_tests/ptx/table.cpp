@@ -212,6 +212,7 @@ const std::vector<Named>& table() {
       {"redux.sync.min.u32", reduce<uint32_t, least<uint32_t>>},
       {"redux.sync.max.u32", reduce<uint32_t, most<uint32_t>>},
       {"redux.sync.max.f32", reduce<float, fmost<float>>},
+      {"redux.sync.max.abs.f32", reduce<float, largest_size>},
       {"elect.sync", elect},
       {"ldmatrix.sync.aligned.m8n8.x1.shared.b16", load_matrices<1>},
       {"ldmatrix.sync.aligned.m8n8.x2.shared.b16", load_matrices<2>},

@@ -262,7 +262,7 @@ def test_methods_are_one_graph(name: str) -> None:
 
 
 # What torch says of the trace itself, and of `gather`, which is asked whether there are tokens.
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace.*` is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace.*` is deprecated")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_a_trace_has_counts_and_refuses_shares() -> None:
     def counted(visual: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor]:

@@ -464,7 +464,7 @@ def test_a_prompt_that_is_read_in_parts(
 
 
 @pytest.mark.skipif(_ASKED != "all", reason="one model after another: make vllm")
-@pytest.mark.parametrize("name", ["mistral3", "qwen2_5_vl"])
+@pytest.mark.parametrize("name", ["mistral3", "gemma4", "qwen2_5_vl"])
 def test_an_adapter(name: str, tmp_path: Path) -> None:
     """LoRA's changes of the language model leave the choice of tokens alone."""
     import peft

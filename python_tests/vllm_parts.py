@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import runpy
 from pathlib import Path
@@ -204,11 +205,16 @@ def test_text_inside_a_picture_stays_where_it_is() -> None:
         assert all(one in whole for one in values)  # in their order
 
 
-def test_pictures_of_pixtral_have_ends_of_rows(tmp_path: Path) -> None:
+def test_pictures_of_pixtral_have_ends_of_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its architecture is LLaVA's, whose pictures have none."""
     _, processor = vllm_models.save("pixtral", tmp_path)
     given = EngineArgs(str(tmp_path), dtype="float32", hf_overrides=overrides(keep=5))
     served = MULTIMODAL_REGISTRY.create_processor(given.create_model_config())
+    stock: Any = type(served).__mro__[2]
+    updates = MagicMock(side_effect=functools.partial(stock._get_prompt_updates, served))
+    monkeypatch.setattr(stock, "_get_prompt_updates", updates)
     picture = photograph("chelsea", (112, 70))  # five rows of eight tokens
     made = served("[IMG] what is this", served.info.parse_mm_data({"image": [picture]}))
     mark, *ends = processor.tokenizer.convert_tokens_to_ids(["[IMG]", "[IMG_BREAK]", "[IMG_END]"])
@@ -216,6 +222,7 @@ def test_pictures_of_pixtral_have_ends_of_rows(tmp_path: Path) -> None:
     text = made["mm_kwargs"]["image"][0]["zspa_text_image"].data
     row = [-1] * 8
     assert text.tolist() == [*(row + ends[:1]) * 4, *row, ends[1]]
+    updates.assert_called_once()
 
 
 def test_text_has_the_positions_of_the_whole_prompt() -> None:

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from vllm.multimodal.inputs import MultiModalFieldConfig
+from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalFieldElem
 from vllm.multimodal.processing import (
     BaseMultiModalProcessor,
     PromptInsertion,
@@ -117,10 +117,6 @@ class PruningProcessor(BaseMultiModalProcessor[Any]):
             data[KEEP + modality] = keep.expand(len(items)).clone()
             if "words" in chosen:
                 data[WORDS + modality] = [chosen["words"]] * len(items)
-        if self.inside and mm_items:  # not in caches yet
-            for update in super()._get_prompt_updates(mm_items, stock, data):
-                places = (update.resolve(i).content for i in range(len(mm_items[update.modality])))
-                data[TEXT + update.modality] = [_text(one) for one in places]
         return data
 
     def _get_mm_fields_config(
@@ -131,7 +127,7 @@ class PruningProcessor(BaseMultiModalProcessor[Any]):
         for name in hf_inputs:
             if name.startswith(KEEP):
                 modality = name.removeprefix(KEEP)
-                for kind, host in ((KEEP, True), (WORDS, False), (TEXT, True)):
+                for kind, host in ((KEEP, True), (WORDS, False)):
                     field = MultiModalFieldConfig.batched(modality, keep_on_cpu=host)
                     fields[kind + modality] = field
         return fields
@@ -266,11 +262,18 @@ class _Places(PromptUpdateDetails):
 
 
 def _shortened(update: Any, options: Options, items: Any, vision: Any, inside: bool) -> Any:
-    """An update of the prompt that puts in as many placeholders as tokens are kept."""
+    """An update of the prompt that puts in as many placeholders as tokens are kept.
+
+    When it is made for one of the `items`, that gets a field with the text `inside`.
+    """
 
     def content(item: int) -> _Places:
-        made = _kept_places(update.resolve(item).content, options, inside)
-        made.spread = _spread(items[update.modality][item], update.modality, vision)
+        details, own = update.resolve(item).content, items[update.modality][item]
+        if inside:
+            field = MultiModalFieldConfig.batched(update.modality, keep_on_cpu=True).field
+            own[TEXT + update.modality] = MultiModalFieldElem(_text(details), field)
+        made = _kept_places(details, options, inside)
+        made.spread = _spread(own, update.modality, vision)
         return made
 
     return replace(update, **{_CONTENT[type(update)]: content})

@@ -23,7 +23,7 @@ from zspa_kernels.vllm.options import Options, kept
 
 # One of each kind: positions of one axis and of three, features for deeper layers, text inside.
 MODELS = "llava qwen2_5_vl qwen3_vl mistral3"
-FILES = ("python_tests/vllm_engine.py", "python_tests/vllm_parts.py")
+FILES = [f"python_tests/vllm_{name}.py" for name in ("engine", "settings", "parts")]
 SERVED: dict[str, dict[str, Any]] = {
     "allinrelevance": {},
     "cdpruner": {"space": "llm"},

@@ -11,8 +11,9 @@ from torch import Tensor
 
 import zspa_kernels  # noqa: F401  # registers the ops
 
-# opcheck of torch 2.14 asks for the gradients of its copies, which are no leaves, and is warned.
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+# opcheck of torch 2.14 and 2.15 asks for the gradients of copies that are no leaves, and is warned.
+of_copies = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+pytestmark = of_copies
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 B, N, D, M = 2, 7, 5, 3

@@ -17,6 +17,7 @@ import zspa_kernels as zk
 from python_tests.runners import BACKENDS, spread
 from python_tests.test_ambient import AMBIENT
 from python_tests.test_contract_errors import FLOATS, Bad, nested, storages, to
+from python_tests.test_opcheck import of_copies
 from zspa_kernels import _register
 from zspa_kernels._activations import NAMES
 from zspa_kernels._call import call as public_call
@@ -219,6 +220,7 @@ def test_schemas_are_what_the_design_fixes() -> None:
 # ---- compilation --------------------------------------------------------------------------------
 
 
+@of_copies
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("batch", [(), (0,), (B,)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -230,6 +232,7 @@ def test_opcheck(op: str, batch: tuple[int, ...], dtype: torch.dtype) -> None:
     torch.library.opcheck(getattr(torch.ops.zspa, op).default, (), arguments)
 
 
+@of_copies
 @pytest.mark.parametrize("op", FEATURES)
 def test_opcheck_without_the_optional_and_strided(op: str) -> None:
     arguments = good(op)

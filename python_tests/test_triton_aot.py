@@ -33,8 +33,9 @@ PRODUCTS = (
 # Bytes of float32 kernels. Several programs of the sensitivity kernels share a multiprocessor:
 # NVIDIA's compiler keeps a few loop-invariant scalars on the stack to fit one more; told not to, it
 # takes three times as many registers. Of the others some forms with other arguments than the
-# default keep some on sm_100.
+# default keep some on sm_100, and diversity on sm_90 with Triton 3.9.
 STACK = {
+    "_diversity_greedy_kernel": 8,
     "_sensitivity_form_kernel": 32,
     "_sensitivity_response_kernel": 32,
     "_dpp_greedy_kernel": 16,

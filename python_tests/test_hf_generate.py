@@ -35,7 +35,7 @@ SOME = vlms.VERSION < (5, 23) and not EVERY
 TWINS = (
     "llava_next", "llava_onevision", "mistral3", "pixtral", "qwen2_vl", "qwen3_vl_moe",
     "qwen3_5_moe", *vlms.GLMS, "gemma4_moe", "gemma4_unified", "lfm2_vl", "cohere2_vision",
-    "idefics3", "llava_next_video",
+    "idefics3", "lfm3_vl", "llava_next_video",
 )  # fmt: skip
 NAMES = [
     pytest.param(

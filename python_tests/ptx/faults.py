@@ -25,7 +25,7 @@ GREEDY = "_diversity_greedy_kernel"
 NORM = "_diversity_norm_kernel"
 # Triton 3.9 puts a barrier of its own before an arrival.
 BARRIER = r"\bbar\.sync\s+0;(?:(?:\s|\.loc[^\n]*\n)*bar\.sync\s+0;)*"
-ARRIVAL = BARRIER + r"((?:(?!bar\.sync)[^;]*;)*?[^;]*(?:atom|red)\.global\.gpu\.release)"
+ARRIVAL = BARRIER + r"((?:(?!bar\.sync)[\s\S])*?(?:atom|red)\.global\.gpu\.release)"
 LOAD = r"(tcgen05\.ld[^;]*\[%r\d+ \+) 0\]"
 STORE = r"(st\.global\.b32 \[ %rd\d+ \+) 0 \]"
 

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,8 @@ PRODUCTS = (
 # Bytes of float32 kernels. Several programs of the sensitivity kernels share a multiprocessor:
 # NVIDIA's compiler keeps a few loop-invariant scalars on the stack to fit one more; told not to, it
 # takes three times as many registers. Of the others some forms with other arguments than the
-# default keep some on sm_100, and diversity on sm_90 with Triton 3.9.
+# default keep some on sm_100.
 STACK = {
-    "_diversity_greedy_kernel": 8,
     "_sensitivity_form_kernel": 32,
     "_sensitivity_response_kernel": 32,
     "_dpp_greedy_kernel": 16,
@@ -43,7 +43,6 @@ STACK = {
 }
 # The same, in bytes of kernels for sm_120, of any dtype.
 STACK_SM_120 = {
-    "_min_sum_greedy_kernel": 8,
     "_relevance_topk_norm_kernel": 16,
     "_diversity_norm_kernel": 16,
     "_diversity_greedy_kernel": 24,
@@ -62,7 +61,6 @@ HARMLESS = {
     "matrix: _facility_location_soft_kernel writes, _facility_location_soft_kernel reads",
     # The next block of rows, or of covered tokens.
     "costs: substitute writes, substitute reads",
-    "residual: substitute writes, substitute reads",
     "covered: take writes, take reads",
     "answered: take writes, take reads",
     # Other words: what was picked and what is done, this pick's slot and the next one's, rows of
@@ -78,6 +76,12 @@ HARMLESS = {
     "gram: products writes, products reads",
     "cholesky: products writes, gather reads",
 }
+# What Triton 3.9 adds: diversity on sm_90, min_sum on sm_120, and no barrier between a block of
+# rows that is written and the next one, which is read.
+if tuple(map(int, version("triton").split(".")[:2])) >= (3, 9):
+    STACK["_diversity_greedy_kernel"] = 8
+    STACK_SM_120["_min_sum_greedy_kernel"] = 8
+    HARMLESS.add("residual: substitute writes, substitute reads")
 
 
 def _compile(cache: Path, targets: str, mode: str, *dtypes: str) -> list[dict[str, Any]]:

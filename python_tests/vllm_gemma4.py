@@ -10,12 +10,6 @@ import transformers
 
 from python_tests import vlm_models as models
 
-LARGE: Any = {
-    "layer_types": ["sliding_attention", "full_attention"],
-    "use_bidirectional_attention": "vision",
-    "attention_k_eq_v": True,
-    "num_global_key_value_heads": 1,
-}
 _PATCH = {"patch_size": 6, "pooling_kernel_size": 3}
 #: The least that vLLM and transformers take.
 TOKENS = 70

@@ -94,21 +94,15 @@ def _gemma3() -> Pair:
 
 
 def _gemma4() -> Pair:
-    """A small one: embeddings for each layer, the last layers without keys of their own."""
-    layers = {"num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2}
-    own = {"vocab_size_per_layer_input": models.VOCABULARY, "hidden_size_per_layer_input": 8}
-    return vllm_gemma4.build("Gemma4", **_HEADS, **layers, **own, num_kv_shared_layers=2)
+    return vllm_gemma4.build("Gemma4", **_HEADS, **models.GEMMA_SMALL)
 
 
 def _gemma4_moe() -> Pair:
-    """A large one: experts, values that are keys."""
-    experts = {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 48}
-    more = {"hidden_size_per_layer_input": 0, "enable_moe_block": True, **experts}
-    return vllm_gemma4.build("Gemma4", **_HEADS, **vllm_gemma4.LARGE, **more)
+    return vllm_gemma4.build("Gemma4", **_HEADS, **models.GEMMA_EXPERTS)
 
 
 def _gemma4_unified() -> Pair:
-    return vllm_gemma4.build("Gemma4Unified", **_HEADS, **vllm_gemma4.LARGE)
+    return vllm_gemma4.build("Gemma4Unified", **_HEADS, **models.GEMMA_LARGE)
 
 
 def _idefics3() -> Pair:

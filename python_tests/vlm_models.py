@@ -276,32 +276,39 @@ def _gemma3() -> Parts:
 
 def _gemma4() -> Parts:
     """A small one: embeddings for each layer, the last layers without keys of their own."""
-    words = {
-        "num_hidden_layers": 4,
-        "layer_types": ["sliding_attention", "full_attention"] * 2,
-        "num_kv_shared_layers": 2,
-        "vocab_size_per_layer_input": VOCABULARY,
-        "hidden_size_per_layer_input": 8,
-    }
-    return _gemma("Gemma4", **words)
+    return _gemma("Gemma4", **GEMMA_SMALL)
 
 
 def _gemma4_moe() -> Parts:
     """A large one: experts, pictures whose tokens see one another, values that are keys."""
-    experts = {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 48}
-    words = {"hidden_size_per_layer_input": 0, "enable_moe_block": True, **experts}
-    return _gemma("Gemma4", **words, **_LARGE)
+    return _gemma("Gemma4", **GEMMA_EXPERTS)
 
 
 def _gemma4_unified() -> Parts:
-    return _gemma("Gemma4Unified", **_LARGE)
+    return _gemma("Gemma4Unified", **GEMMA_LARGE)
 
 
-_LARGE: Any = {
+# Their language models.
+GEMMA_SMALL: Any = {
+    "num_hidden_layers": 4,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "num_kv_shared_layers": 2,
+    "vocab_size_per_layer_input": VOCABULARY,
+    "hidden_size_per_layer_input": 8,
+}
+GEMMA_LARGE: Any = {
     "layer_types": ["sliding_attention", "full_attention"],
     "use_bidirectional_attention": "vision",
     "attention_k_eq_v": True,
     "num_global_key_value_heads": 1,
+}
+GEMMA_EXPERTS: Any = {
+    **GEMMA_LARGE,
+    "hidden_size_per_layer_input": 0,
+    "enable_moe_block": True,
+    "num_experts": 4,
+    "top_k_experts": 2,
+    "moe_intermediate_size": 48,
 }
 
 

@@ -65,9 +65,8 @@ def of_videos(target: Target, sizes: Sequence[int]) -> Tensor:
     LLaVA-OneVision's have half the side, and one newline behind the last.
     """
     shrunk = target.arch.tile == "shrunk"
-    side = -(-_side(target) // 2)
-    if not shrunk:
-        side = _side(target) // int(target.model.config.spatial_pool_stride)
+    side = _side(target)
+    side = -(-side // 2) if shrunk else side // int(target.model.config.spatial_pool_stride)
     found = []
     for size in sizes:
         place = torch.arange(size)

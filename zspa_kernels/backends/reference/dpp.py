@@ -30,10 +30,11 @@ def dpp_varlen(
     visual: Tensor, table: Tensor, total_k: int, max_seqlen: int, weights: Tensor | None
 ) -> Tensor:
     """Indices int64 `[total_k]` into the packed tokens."""
-    return in_segments(
-        *(visual, table, total_k),
-        lambda rows, k, span: greedy(rows, k, optional_row(weights, span)),
-    )
+
+    def pick(rows: Rows, k: int, span: slice) -> list[int]:
+        return greedy(rows, k, optional_row(weights, span))
+
+    return in_segments(visual, table, total_k, pick)
 
 
 def greedy(rows: Rows, k: int, weights: Tensor | None) -> list[int]:

@@ -4,8 +4,9 @@
     python -m python_tests.trees     installs what `make test` wants
 
 Another transformers, with its own dependencies; vLLM for CPUs with what it needs; lmms-eval without
-its eighty dependencies, of which its registry of models needs one. A folder is put in front of the
-environment's path, whose torch all of them share.
+its eighty dependencies, of which its registry of models needs one; what the processors of
+transformers need, which most tests do without. A folder is put in front of the environment's path,
+whose torch all of them share.
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ if _found is None:
 OLDEST: str = _found[1]
 LMMS_EVAL = "lmms-eval"
 VLLM = "vllm"
-#: What `make test` wants: arguments of pip, and the file of their pins.
-WANTED = {
+PROCESSORS = "processors"
+#: What `make test` wants: arguments of pip, with the files of their pins.
+WANTED: dict[str, list[str | Path]] = {
     # These are large: compiling what is never imported would take longer than the download.
-    OLDEST: (["--no-deps", "--no-compile", "-r", str(_OLDEST_PINS)], _OLDEST_PINS),
-    VLLM: (["--no-deps", "--no-compile", "-r", str(_VLLM_PINS)], _VLLM_PINS),
-    LMMS_EVAL: (["--no-deps", "-c", str(_PINS), "lmms-eval", "loguru"], _PINS),
+    OLDEST: ["--no-deps", "--no-compile", "-r", _OLDEST_PINS],
+    VLLM: ["--no-deps", "--no-compile", "-r", _VLLM_PINS],
+    LMMS_EVAL: ["--no-deps", "-c", _PINS, "lmms-eval", "loguru"],
+    PROCESSORS: ["--no-deps", "-c", _PINS, "-c", _VLLM_PINS, "torchvision", "num2words"],
 }
 HOW = "`python -m python_tests.trees` downloads it"
 
@@ -42,12 +45,12 @@ def mark(name: str) -> Path:
 
 def install(name: str) -> Path:
     """The folder of one of `WANTED` or of a version of transformers, downloaded if need be."""
-    default: tuple[list[str], Path | None] = ([f"transformers=={name}"], None)
-    arguments, pins = WANTED.get(name, default)
-    done, content = mark(name), "" if pins is None else pins.read_text()
+    arguments = WANTED.get(name, [f"transformers=={name}"])
+    content = "".join(part.read_text() for part in arguments if isinstance(part, Path))
+    done = mark(name)
     if not done.exists() or done.read_text() != content:
         done.unlink(missing_ok=True)
-        options = ["-q", "--upgrade", "--target", str(done.parent), *arguments]
+        options = ["-q", "--upgrade", "--target", str(done.parent), *map(str, arguments)]
         subprocess.run([sys.executable, "-m", "pip", "install", *options], check=True)
         done.write_text(content)
     return done.parent

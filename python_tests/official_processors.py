@@ -1,0 +1,420 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The processors of transformers, whole, for the tiny models of `vlms`; they need torchvision.
+
+Prompts are written as in the chat templates that the models were published with. Letters are the
+bytes of a text, so that nothing of a prompt is unknown.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from python_tests import vlms
+from python_tests.vlm_llava import ONEVISION, pins
+from python_tests.vlm_models import VOCABULARY
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a prompt is written: its beginning, a turn of the user, where the answer begins.
+
+    `stop` is the token that ends an answer, and in most models every turn.
+    """
+
+    begin: str
+    user: str
+    end: str
+    answer: str
+    image: str
+    video: str = ""
+    stop: str = "</s>"
+
+    @property
+    def template(self) -> str:
+        """For messages of parts."""
+        texts = {"image": self.image, "video": self.video}
+        shown = "".join(
+            f"{{% elif part.type == '{kind}' %}}{text}" for kind, text in texts.items() if text
+        )
+        return (
+            f"{self.begin}{{% for m in messages %}}"
+            f"{{% if m.role == 'user' %}}{self.user}{{% else %}}{self.answer}{{% endif %}}"
+            "{% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}"
+            f"{shown}{{% endif %}}{{% endfor %}}{self.end}{{% endfor %}}"
+            f"{{% if add_generation_prompt %}}{self.answer}{{% endif %}}"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Official:
+    """A processor.
+
+    Attributes:
+        processor: with a chat template.
+        style: of that template.
+        tokens: what names of ids in the model's configuration stand for.
+    """
+
+    processor: Any
+    style: Style
+    tokens: dict[str, str]
+
+    def prompt(self, *parts: str) -> str:
+        """A question of texts, of which `"image"` and `"video"` stand for one."""
+        content = [
+            {"type": part} if part in ("image", "video") else {"type": "text", "text": part}
+            for part in parts
+        ]
+        text: str = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
+        return text
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A tiny model whose ids are those of an official processor."""
+
+    tiny: vlms.Tiny
+    official: Official
+
+
+@functools.cache
+def get(name: str) -> Model:
+    """The model `name`, built once a session."""
+    built = vlms.build(name)
+    official = BUILDERS[name]()
+    tokenizer = official.processor.tokenizer
+    official.processor.chat_template = official.style.template
+    ids = {at: tokenizer.convert_tokens_to_ids(token) for at, token in official.tokens.items()}
+    assert tokenizer.unk_token_id not in ids.values(), ids
+    config = built.model.config
+    for at, number in ids.items():
+        for written in (at, at.replace("_id", "_index")):
+            if hasattr(config, written):
+                setattr(config, written, number)
+    config.get_text_config().eos_token_id = tokenizer.convert_tokens_to_ids(official.style.stop)
+    tiny = vlms.Tiny(name, built.model, official.processor, official.style.image)
+    return Model(tiny, official)
+
+
+def _tokenizer(marks: Sequence[str], **named: str) -> Any:
+    """Of bytes and special tokens, of which it knows some by the names of their roles."""
+    ordinary = ["<pad>", "<s>", "</s>", "<unk>"]
+    words = dict.fromkeys(
+        [*ordinary, *marks, *named.values(), *pre_tokenizers.ByteLevel.alphabet()]
+    )
+    assert len(words) <= VOCABULARY, len(words)
+    core = Tokenizer(
+        models.BPE({word: number for number, word in enumerate(words)}, [], unk_token="<unk>")
+    )
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    pad, begin, end, unknown = ordinary
+    made = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token=pad,
+        bos_token=begin,
+        eos_token=end,
+        unk_token=unknown,
+        padding_side="left",
+        model_input_names=["input_ids", "attention_mask"],
+        extra_special_tokens=named,
+    )
+    made.add_tokens(list(marks), special_tokens=True)
+    return made
+
+
+def _square(kind: Any, side: int, **options: Any) -> Any:
+    return kind(size={"height": side, "width": side}, **options)
+
+
+_VICUNA = Style("", "USER: ", " ", "ASSISTANT:", "<image>\n", "<video>\n")
+_TURNS = ["<|im_start|>", "<|im_end|>"]
+
+
+def _chatml(image: str, video: str = "", begin: str = "", gap: str = "\n") -> Style:
+    user, answer = f"<|im_start|>user{gap or ' '}", "<|im_start|>assistant\n"
+    return Style(begin, user, f"<|im_end|>{gap}", answer, image, video, "<|im_end|>")
+
+
+def _llava() -> Official:
+    side = {"height": 112, "width": 112}
+    pictures = transformers.CLIPImageProcessor(size={"shortest_edge": 112}, crop_size=side)
+    return _of_clip(transformers.LlavaProcessor, _VICUNA, image_processor=pictures)
+
+
+def _small_pictures(kind: Any, **options: Any) -> Any:
+    return kind(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}, **options)
+
+
+def _llava_next() -> Official:
+    pictures = _small_pictures(transformers.LlavaNextImageProcessor, image_grid_pinpoints=pins(56))
+    style = Style("", "[INST] ", " [/INST]", "", "<image>\n")
+    return _of_clip(transformers.LlavaNextProcessor, style, image_processor=pictures)
+
+
+def _llava_next_video() -> Official:
+    pictures = _small_pictures(transformers.LlavaNextImageProcessor, image_grid_pinpoints=pins(56))
+    films = _small_pictures(transformers.LlavaNextVideoVideoProcessor)
+    parts = {"image_processor": pictures, "video_processor": films}
+    return _of_clip(transformers.LlavaNextVideoProcessor, _VICUNA, **parts)
+
+
+def _of_clip(kind: Any, style: Style, **parts: Any) -> Official:
+    made = kind(
+        **parts,
+        tokenizer=_tokenizer(["<image>", "<video>"]),
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
+    return Official(made, style, {"image_token_id": "<image>", "video_token_id": "<video>"})
+
+
+def _llava_onevision() -> Official:
+    made = transformers.LlavaOnevisionProcessor(
+        image_processor=_square(
+            transformers.LlavaOnevisionImageProcessor,
+            ONEVISION,
+            image_grid_pinpoints=pins(ONEVISION),
+        ),
+        video_processor=_square(transformers.LlavaOnevisionVideoProcessor, ONEVISION),
+        tokenizer=_tokenizer(["<image>", "<video>", *_TURNS]),
+        num_image_tokens=(ONEVISION // 14) ** 2,
+        vision_feature_select_strategy="full",
+        vision_aspect_ratio="anyres_max_2",
+    )
+    tokens = {"image_token_id": "<image>", "video_token_id": "<video>"}
+    return Official(made, _chatml("<image>\n", "<video>\n", gap=""), tokens)
+
+
+def _rows(merged: int) -> Official:
+    """Of Mistral 3 and Pixtral."""
+    made = transformers.PixtralProcessor(
+        image_processor=transformers.PixtralImageProcessor(
+            size={"longest_edge": 84 * merged}, patch_size=14
+        ),
+        tokenizer=_tokenizer(["[IMG]", "[IMG_BREAK]", "[IMG_END]", "[INST]", "[/INST]"]),
+        patch_size=14,
+        spatial_merge_size=merged,
+    )
+    style = Style("<s>", "[INST]", "[/INST]", "", "[IMG]")
+    return Official(made, style, {"image_token_id": "[IMG]"})
+
+
+def _qwen(kind: Any, films: Any, patch: int) -> Official:
+    first, image, last, video = marks = (
+        "<|vision_start|>", "<|image_pad|>", "<|vision_end|>", "<|video_pad|>",
+    )  # fmt: skip
+    most = (12 * patch) ** 2
+    sizes = [{"shortest_edge": 56 * 56, "longest_edge": times * most} for times in (1, 4)]
+    made = kind(
+        image_processor=transformers.Qwen2VLImageProcessor(patch_size=patch, size=sizes[0]),
+        video_processor=films(
+            patch_size=patch, size=sizes[1], do_sample_frames=False, cap_pixels_per_frame=False
+        ),
+        tokenizer=_tokenizer([*marks, *_TURNS]),
+    )
+    system = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    names = ("vision_start_token_id", "image_token_id", "vision_end_token_id", "video_token_id")
+    style = _chatml(f"{first}{image}{last}", f"{first}{video}{last}", system)
+    return Official(made, style, dict(zip(names, marks, strict=True)))
+
+
+def _qwen2_vl() -> Official:
+    return _qwen(transformers.Qwen2VLProcessor, transformers.Qwen2VLVideoProcessor, 14)
+
+
+def _qwen2_5_vl() -> Official:
+    return _qwen(transformers.Qwen2_5_VLProcessor, transformers.Qwen2VLVideoProcessor, 14)
+
+
+def _qwen3_vl() -> Official:
+    return _qwen(transformers.Qwen3VLProcessor, transformers.Qwen3VLVideoProcessor, 16)
+
+
+def _lfm3_vl() -> Official:
+    return _qwen(transformers.Lfm3VlProcessor, transformers.Qwen3VLVideoProcessor, 16)
+
+
+def _glm(kind: str) -> Official:
+    roles = ["[gMASK]", "<sop>", "<|user|>", "<|assistant|>"]
+    around = {
+        f"{of}_{where}_token_id": f"<|{name}_of_{of}|>"
+        for of in ("image", "video")
+        for where, name in (("start", "begin"), ("end", "end"))
+    }
+    seen = {"image_token": "<|image|>", "video_token": "<|video|>"}
+    size = {"shortest_edge": 2 * 56 * 56, "longest_edge": 2 * 168 * 168}
+    pictures, films, whole = (
+        getattr(transformers, f"{kind}{part}Processor") for part in ("Image", "Video", "")
+    )
+    made = whole(
+        image_processor=pictures(patch_size=14, size=size),
+        video_processor=films(patch_size=14, size=size, do_sample_frames=False),
+        tokenizer=_tokenizer([*roles, *around.values()], **seen),
+    )
+    image, video = (f"<|begin_of_{of}|><|{of}|><|end_of_{of}|>" for of in ("image", "video"))
+    style = Style("[gMASK]<sop>", "<|user|>\n", "", "<|assistant|>\n", image, video)
+    return Official(made, style, {**{f"{at}_id": token for at, token in seen.items()}, **around})
+
+
+def _internvl() -> Official:
+    roles = {"start_image_token": "<img>", "end_image_token": "</img>"}
+    context = "<IMG_CONTEXT>"
+    made = transformers.InternVLProcessor(
+        image_processor=_square(
+            transformers.GotOcr2ImageProcessor, 112, crop_to_patches=True, max_patches=4
+        ),
+        video_processor=_square(transformers.InternVLVideoProcessor, 112),
+        tokenizer=_tokenizer(_TURNS, **roles, context_image_token=context, video_token="<video>"),
+        image_seq_length=16,
+    )
+    return Official(made, _chatml(f"{context}\n", "<video>\n"), {"image_token_id": context})
+
+
+def _gemma3() -> Official:
+    roles = {
+        "image_token": "<image_soft_token>",
+        "boi_token": "<start_of_image>",
+        "eoi_token": "<end_of_image>",
+    }
+    turn, end = "<start_of_turn>", "<end_of_turn>"
+    made = transformers.Gemma3Processor(
+        image_processor=_square(transformers.Gemma3ImageProcessor, 112),
+        tokenizer=_tokenizer([turn, end], **roles),
+        image_seq_length=16,
+    )
+    style = Style(
+        "<s>", f"{turn}user\n", f"{end}\n", f"{turn}model\n", "<start_of_image>", stop=end
+    )
+    return Official(made, style, {f"{role}_id": token for role, token in roles.items()})
+
+
+def _gemma4(kind: str) -> Official:
+    roles = {
+        f"{role}_token": token
+        for of, short in (("image", "i"), ("audio", "a"))
+        for role, token in (
+            (of, f"<|{of}|>"), (f"bo{short}", f"<|{of}>"), (f"eo{short}", f"<{of}|>"),
+        )
+    }  # fmt: skip
+    # As small as the tiny models; the class lets one choose among larger ones.
+    sizes = {"patch_size": 6, "pooling_kernel_size": 3, "max_soft_tokens": 70}
+    pictures, films, whole = (
+        getattr(transformers, f"{kind}{part}Processor") for part in ("Image", "Video", "")
+    )
+    made = whole(
+        feature_extractor=getattr(transformers, f"{kind}AudioFeatureExtractor")(),
+        image_processor=pictures(**sizes),
+        video_processor=films(**sizes, do_sample_frames=False),
+        tokenizer=_tokenizer(["<|turn>", "<turn|>"], **roles),
+    )
+    ids = {f"{role}_id": token for role, token in roles.items()}
+    style = Style(
+        "<s>", "<|turn>user\n", "<turn|>\n", "<|turn>model\n", "<|image|>", "<|video|>", "<turn|>"
+    )
+    return Official(made, style, {**ids, "video_token_id": "<|video|>"})
+
+
+def _cohere2_vision() -> Official:
+    roles = {
+        "image_token": "<|IMG_PATCH|>",
+        "boi_token": "<|START_OF_IMG|>",
+        "eoi_token": "<|END_OF_IMG|>",
+        "img_line_break_token": "<|IMG_LINE_BREAK|>",
+    }
+    user, model, turn, end = marks = (
+        "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>", "<|START_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>",
+    )  # fmt: skip
+    made = transformers.Cohere2VisionProcessor(
+        image_processor=_square(
+            transformers.Cohere2VisionImageProcessor, 112, patch_size=14, max_patches=4
+        ),
+        tokenizer=_tokenizer(marks, **roles),
+    )
+    made.patch_size = 4  # rows and columns of tokens of a tile
+    style = Style("<s>", f"{turn}{user}", end, f"{turn}{model}", "<|IMG_PATCH|>", stop=end)
+    return Official(made, style, {"image_token_id": "<|IMG_PATCH|>"})
+
+
+def _lfm2_vl() -> Official:
+    roles = {
+        "image_token": "<image>",
+        "image_start_token": "<|image_start|>",
+        "image_end_token": "<|image_end|>",
+        "image_thumbnail_token": "<|img_thumbnail|>",
+    }
+    names = [f"<|img_row_{row}_col_{column}|>" for row in (1, 2, 3) for column in (1, 2, 3)]
+    made = transformers.Lfm2VlProcessor(
+        image_processor=transformers.Lfm2VlImageProcessor(
+            encoder_patch_size=14,
+            tile_size=56,
+            min_image_tokens=4,
+            max_image_tokens=16,
+            max_tiles=6,
+        ),
+        tokenizer=_tokenizer([*_TURNS, *names], **roles),
+    )
+    return Official(made, _chatml("<image>", begin="<s>"), {"image_token_id": "<image>"})
+
+
+def _idefics(kind: Any, pictures: Any, **parts: Any) -> Official:
+    crops = [f"<row_{row}_col_{column}>" for row in (1, 2, 3) for column in (1, 2, 3)]
+    marks = ["<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>"]
+    sides = {"size": {"longest_edge": 224}, "max_image_size": {"longest_edge": 112}}
+    made = kind(
+        image_processor=pictures(**sides),
+        tokenizer=_tokenizer([*marks, "<video>", "<|im_start|>", *crops]),
+        image_seq_len=16,
+        **parts,
+    )
+    video = "<video>" if parts else ""
+    end = "<end_of_utterance>"
+    style = Style("<|im_start|>", "User:", f"{end}\n", "Assistant:", "<image>", video, end)
+    return Official(made, style, {"image_token_id": "<image>"})
+
+
+def _idefics3() -> Official:
+    return _idefics(transformers.Idefics3Processor, transformers.Idefics3ImageProcessor)
+
+
+def _smolvlm() -> Official:
+    films = transformers.SmolVLMVideoProcessor(
+        size={"longest_edge": 112}, max_image_size={"longest_edge": 112}, do_sample_frames=False
+    )
+    return _idefics(
+        transformers.SmolVLMProcessor, transformers.SmolVLMImageProcessor, video_processor=films
+    )
+
+
+BUILDERS: dict[str, Callable[[], Official]] = {
+    "llava": _llava,
+    "llava_next": _llava_next,
+    "llava_next_video": _llava_next_video,
+    "llava_onevision": _llava_onevision,
+    "mistral3": functools.partial(_rows, 2),
+    "pixtral": functools.partial(_rows, 1),
+    "qwen2_vl": _qwen2_vl,
+    "qwen2_5_vl": _qwen2_5_vl,
+    "qwen3_vl": _qwen3_vl,
+    "qwen3_5": _qwen3_vl,
+    "lfm3_vl": _lfm3_vl,
+    "glm4v": functools.partial(_glm, "Glm4v"),
+    "glm46v": functools.partial(_glm, "Glm46V"),
+    "internvl": _internvl,
+    "gemma3": _gemma3,
+    "gemma4": functools.partial(_gemma4, "Gemma4"),
+    "gemma4_unified": functools.partial(_gemma4, "Gemma4Unified"),
+    "cohere2_vision": _cohere2_vision,
+    "lfm2_vl": _lfm2_vl,
+    "idefics3": _idefics3,
+    "smolvlm": _smolvlm,
+}

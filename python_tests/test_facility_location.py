@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -258,6 +260,27 @@ def test_threads_and_counts_at_real_sizes(model: str, require_backend: Require) 
                 same_bits(zk.facility_location(visual, 150, **options), one)
         for fewer in (1, 149):
             same_bits(zk.facility_location(visual, fewer, **options), one[:fewer])
+
+
+def test_no_room_for_the_matrix(require_backend: Require) -> None:
+    require_backend("cpp", "facility_location")
+    program = """
+import resource, torch, zspa_kernels as zk
+tokens = torch.randn(60_000, 8)
+assert zk.facility_location(tokens[:500], 9).min() >= 0
+resource.setrlimit(resource.RLIMIT_AS, (12 << 30, resource.RLIM_INFINITY))
+try:
+    zk.facility_location(tokens, 9)
+except MemoryError as error:
+    print(error)
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.startswith(
+        "facility_location: visual must have so few tokens that the matrix"
+    )
+    assert run.stdout.endswith("fits into memory, got 60000 (13 GiB)\n")
 
 
 def test_scales_change_nothing(require_backend: Require) -> None:

@@ -157,6 +157,7 @@ def facility_location(
 
     Raises:
         TypeError, ValueError, NotImplementedError, ImportError: as in `select`.
+        MemoryError: on a CPU, there is no room for the N x N cosines.
 
     Complexity: O(N^2 D + N^2 k). It holds the N x N cosines of an image in float32, 33 MB for 2880
         tokens: the first gains need all of them, and each later gain reads a whole column

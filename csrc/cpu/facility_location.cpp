@@ -18,6 +18,8 @@
 #include <cmath>
 #include <functional>
 #include <memory>
+#include <new>
+#include <string>
 
 namespace zspa::cpu {
 namespace {
@@ -28,6 +30,20 @@ constexpr int64_t kPad = 16;  // floats: the widest vector
 // above the diagonal is wasted, 4 % at N = 2880 but 40 % at 576. Narrow blocks read the tokens more
 // often, which costs more from memory than from a cache.
 inline int64_t columns_at_once(int64_t V) { return V <= 1024 ? 48 : 240; }
+
+// Becomes a MemoryError in Python, with this text.
+class MatrixTooLarge : public std::bad_alloc {
+ public:
+  explicit MatrixTooLarge(int64_t V)
+      : text_(
+            "facility_location: visual must have so few tokens that the matrix of their cosines, "
+            "4 N^2 bytes, fits into memory, got " +
+            std::to_string(V) + " (" + std::to_string((V * V) >> 28) + " GiB)") {}
+  const char* what() const noexcept override { return text_.c_str(); }
+
+ private:
+  std::string text_;
+};
 
 class Greedy {
  public:
@@ -96,7 +112,8 @@ class Greedy {
   void compare_tokens() {
     const std::vector<int> rows = workspace_.rows;
     const int64_t V = int64_t(rows.size());
-    matrix_.reset(new float[size_t(V * stride_)]);
+    matrix_.reset(new (std::nothrow) float[size_t(V * stride_)]);
+    if (!matrix_) throw MatrixTooLarge(V);
     float* matrix = matrix_.get();
     std::vector<int>& below = workspace_.rows;
     const int64_t block = columns_at_once(V);

@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -381,57 +380,6 @@ def test_launchers_read_no_value_on_the_host(monkeypatch: pytest.MonkeyPatch) ->
     )
     stems = {stem.match(name) for name in launched}
     assert None not in stems
-
-
-def test_kernels_are_launched_on_the_tensors_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    events: list[Any] = []
-
-    @contextlib.contextmanager
-    def device(which: torch.device) -> Iterator[None]:
-        events.append(which)
-        yield
-        events.append("back")
-
-    class Kernel:
-        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-            return lambda *a, **k: events.append(grid)
-
-    monkeypatch.setattr(torch.cuda, "device", device)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    _common.launch(Kernel(), 3, torch.device("cuda", 1))
-    assert events == [torch.device("cuda", 1), (3,), "back"]
-    _common.launch(Kernel(), 0, torch.device("cuda", 1))
-    assert len(events) == 3  # an empty grid is not launched
-
-
-@pytest.mark.parametrize("compiled", [True, False])
-def test_nothing_is_compiled_during_a_capture(
-    compiled: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hooks = triton.knobs.runtime
-    launched: list[dict[str, Any]] = []
-
-    class Kernel:
-        __name__ = "_a_kernel"
-
-        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-            def run(*args: Any, **options: Any) -> None:
-                if not compiled:  # what Triton does before it compiles, see JITFunction.run
-                    hooks.jit_cache_hook(key="", repr="", fn=None, compile={})
-                launched.append(options)
-
-            return run
-
-    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    before = hooks.jit_cache_hook
-    if compiled:
-        _common.launch(Kernel(), 3, torch.device("cuda", 0), together=True, num_warps=4)
-        assert launched == [{"num_warps": 4} | _common.compiler_options(together=True)]
-    else:
-        with pytest.raises(RuntimeError, match=r"_a_kernel must be compiled .* zk\.warmup\("):
-            _common.launch(Kernel(), 3, torch.device("cuda", 0))
-    assert hooks.jit_cache_hook is before
 
 
 @pytest.mark.parametrize("sorted_", [True, False])

@@ -23,6 +23,8 @@ from torch import Tensor
 
 from zspa_kernels import _segments
 
+from . import _compiled
+
 # The interpreter is chosen when a kernel is decorated, which is when these modules are imported.
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
@@ -323,11 +325,27 @@ def launch(
             kernel[(programs,)](*args, **options)
         return
     options |= compiler_options(together)
-    with torch.cuda.device(device):
-        if torch.cuda.is_current_stream_capturing():
-            _launch_in_capture(kernel, programs, args, options)
-        else:
-            kernel[(programs,)](*args, **options)
+    current = torch.cuda.current_device()
+    index = current if device.index is None else device.index
+    if index == current:
+        _launch(kernel, programs, index, args, options)
+    else:
+        with torch.cuda.device(index):
+            _launch(kernel, programs, index, args, options)
+
+
+def _launch(
+    kernel: Any, programs: int, index: int, args: tuple[Any, ...], options: dict[str, Any]
+) -> None:
+    """On the current device."""
+    key, launched = _compiled.launch(kernel, programs, index, args, options)
+    if launched:
+        return
+    if torch.cuda.is_current_stream_capturing():
+        compiled = _launch_in_capture(kernel, programs, args, options)
+    else:
+        compiled = kernel[(programs,)](*args, **options)
+    _compiled.keep(key, kernel, compiled, args, options)
 
 
 _capturing = threading.Lock()  # the hook below is one for all threads
@@ -335,7 +353,7 @@ _capturing = threading.Lock()  # the hook below is one for all threads
 
 def _launch_in_capture(
     kernel: Any, programs: int, args: tuple[Any, ...], options: dict[str, Any]
-) -> None:
+) -> Any:
     """A kernel can be launched while a graph is captured, but not be compiled or loaded.
 
     Raises:
@@ -356,6 +374,6 @@ def _launch_in_capture(
         before = knobs.jit_cache_hook  # called before a kernel is compiled or read from disk
         knobs.jit_cache_hook = refuse
         try:
-            kernel[(programs,)](*args, **options)
+            return kernel[(programs,)](*args, **options)
         finally:
             knobs.jit_cache_hook = before

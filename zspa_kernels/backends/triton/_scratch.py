@@ -30,7 +30,10 @@ def allocate(device: torch.device, plan: Plan) -> dict[str, Tensor]:
     for name, (dtype, shape) in plan.items():
         if dtype not in views:
             views[dtype] = memory.view(dtype)
-        numel = math.prod(shape)
-        part = views[dtype].narrow(0, starts[name] // dtype.itemsize, numel)
-        parts[name] = part.view(shape) if len(shape) != 1 else part
+        # One operation a part: on a GPU an eager call waits for the host.
+        strides = [1]
+        for size in shape[:0:-1]:
+            strides.insert(0, strides[0] * size)
+        start = starts[name] // dtype.itemsize
+        parts[name] = views[dtype].as_strided(shape, strides, start)
     return parts

@@ -16,17 +16,8 @@ from torch import Tensor
 
 import zspa_kernels as zk
 from python_tests import official_processors, vlms
-from python_tests.hf_oracle import (
-    generate,
-    hidden,
-    kept_columns,
-    reported_columns,
-    rows,
-)
+from python_tests.hf_oracle import generate, hidden, kept_columns, reported_columns, rows
 from zspa_kernels import hf
-
-# GLM's looks at tensors by way of NumPy's old protocol.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 METHOD = zk.ZSPAPrune(keep=0.3, core_ratio=0.4)
 CLOSE: dict[str, float] = {"rtol": 1e-4, "atol": 1e-4}

@@ -4,9 +4,6 @@
 from __future__ import annotations
 
 import os
-import re
-import subprocess
-import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +11,7 @@ import pytest
 import torch
 
 import zspa_kernels as zk
-from python_tests.trees import HOW, ROOT, TREES, VLLM, mark
+from python_tests.trees import HOW, VLLM, mark, passed
 from zspa_kernels import vllm
 from zspa_kernels.hf import UnsupportedMethodError, UnsupportedModelError
 from zspa_kernels.methods import _registry
@@ -40,31 +37,17 @@ SERVED: dict[str, dict[str, Any]] = {
 def test_the_engine() -> None:
     if not mark(VLLM).exists():
         pytest.skip(f"vLLM is not installed: {HOW}")
-    path = [str(TREES / VLLM), str(ROOT), str(ROOT / "python_tests" / "torchvision_ops")]
-    options = ["-q", "-W", "ignore", "-p", "no:cacheprovider", "--tb=short", "--show-capture=no"]
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, *FILES],
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "ZSPA_VLLM_MODELS": os.environ.get("ZSPA_VLLM_MODELS", MODELS),
-            "PYTHONPATH": os.pathsep.join([*path, os.environ.get("PYTHONPATH", "")]),
-            "OMP_NUM_THREADS": "1",
-            "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            "VLLM_LOGGING_LEVEL": "WARNING",
-            "VLLM_NO_USAGE_STATS": "1",
-            "HF_HUB_OFFLINE": "1",
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
+    count = passed(
+        VLLM,
+        FILES,
+        ZSPA_VLLM_MODELS=os.environ.get("ZSPA_VLLM_MODELS", MODELS),
+        OMP_NUM_THREADS="1",
+        VLLM_CPU_KVCACHE_SPACE="1",  # GiB
+        VLLM_ENABLE_V1_MULTIPROCESSING="0",
+        VLLM_LOGGING_LEVEL="WARNING",
+        VLLM_NO_USAGE_STATS="1",
     )
-    assert run.returncode == 0, run.stdout[-8000:]
-    passed = re.search(r"(\d+) passed", run.stdout)
-    assert passed is not None, run.stdout
-    assert int(passed[1]) >= 30, run.stdout
+    assert count >= 30
 
 
 @pytest.mark.parametrize("name", zk.methods.available())

@@ -11,9 +11,11 @@ whose torch all of them share.
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,6 +56,35 @@ def install(name: str) -> Path:
         subprocess.run([sys.executable, "-m", "pip", "install", *options], check=True)
         done.write_text(content)
     return done.parent
+
+
+def passed(name: str, files: Sequence[str], **environment: str) -> int:
+    """How many tests of `files` pass in a process with a folder in front of its path.
+
+    Raises:
+        AssertionError: with the end of the output, if one fails.
+    """
+    path = [str(TREES / name), str(ROOT), str(ROOT / "python_tests" / "torchvision_ops")]
+    path.append(os.environ.get("PYTHONPATH", ""))
+    options = ["-q", "-W", "ignore", "-p", "no:cacheprovider", "--tb=short", "--show-capture=no"]
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, *files],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(path),
+            "HF_HUB_OFFLINE": "1",
+            **environment,
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    counted = re.search(r"(\d+) passed", run.stdout)
+    if run.returncode != 0 or counted is None:
+        raise AssertionError(run.stdout[-8000:])
+    return int(counted[1])
 
 
 if __name__ == "__main__":

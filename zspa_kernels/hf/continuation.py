@@ -95,14 +95,23 @@ class Continuation:
 
 
 def of(cache: Any) -> Continuation | None:
-    """What `cache` knows; None for one that holds no pruned prompt."""
+    """What `cache` knows; None for one that holds no pruned prompt, or was emptied since."""
     found: Continuation | None = getattr(cache, _NAME, None)
+    # While generate runs nobody empties it, and torch.compile could not follow the question.
+    if found is not None and not found.own_positions and not int(cache.get_seq_length()):
+        forget(cache)
+        return None
     return found
 
 
 def remember(cache: Any, continuation: Continuation) -> None:
     """Write it on the cache."""
     setattr(cache, _NAME, continuation)
+
+
+def forget(cache: Any) -> None:
+    """Whatever comes next does not go on from the pruned prompt."""
+    vars(cache).pop(_NAME, None)
 
 
 def cache_in(values: Any) -> Any:

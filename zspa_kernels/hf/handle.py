@@ -209,13 +209,18 @@ class PruneHandle:
             changed["streamer"] = generating.WholePrompt(call["streamer"], full)
         consumed = self._target.consumed()
         rest = {k: v for k, v in call.items() if k not in consumed}
-        if takes:
-            output = generate(**{**rest, **features_form(pruned), **changed})
-        else:
-            shown = generating.stand_ins(self._target, call, pruned.inputs["input_ids"])
-            with self._hooks.expecting(pruned):
-                output = generate(**{**rest, **pruned.inputs, **shown, **changed})
-        return _restored(output, full, pruned, self._hooks.continuation(pruned, full.shape[1]))
+        note = self._hooks.continuation(pruned, full.shape[1])
+        try:
+            if takes:
+                output = generate(**{**rest, **features_form(pruned), **changed})
+            else:
+                shown = generating.stand_ins(self._target, call, pruned.inputs["input_ids"])
+                with self._hooks.expecting(pruned):
+                    output = generate(**{**rest, **pruned.inputs, **shown, **changed})
+        finally:
+            if cache is not None:  # the caller has it, whatever is returned
+                continuation.remember(cache, note)
+        return _restored(output, full, pruned, note)
 
 
 def _named(

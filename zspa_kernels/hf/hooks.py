@@ -48,7 +48,10 @@ class Hooks:
         self._running: ContextVar[tuple[Pruned, Continuation, int] | None] = ContextVar(
             "zspa_running", default=None
         )
-        self._expected: ContextVar[Pruned | None] = ContextVar("zspa_expected", default=None)
+        # With the caches that it fills.
+        self._expected: ContextVar[tuple[Pruned, list[Any]] | None] = ContextVar(
+            "zspa_expected", default=None
+        )
 
     def install(self) -> None:
         """Register them."""
@@ -77,20 +80,24 @@ class Hooks:
     @contextlib.contextmanager
     def expecting(self, pruned: Pruned) -> Iterator[None]:
         """`generate` runs on a prompt that is pruned already."""
-        token = self._expected.set(pruned)
+        caches: list[Any] = []
+        token = self._expected.set((pruned, caches))
         try:
             yield
         finally:
             self._expected.reset(token)
+            for cache in caches:  # transformers may keep a static one for the next prompt
+                continuation.forget(cache)
 
     def _expecting(self, ids: Tensor | None) -> Pruned | None:
         """The prompt that `generate` runs on, if `ids` are of it.
 
         A caller's logits processor may ask the model about other pictures meanwhile.
         """
-        pruned = self._expected.get()
-        if pruned is None or ids is None:
+        expected = self._expected.get()
+        if expected is None or ids is None:
             return None
+        pruned = expected[0]
         own: Tensor = pruned.inputs["input_ids"]
         return pruned if torch.equal(ids, own.repeat_interleave(len(ids) // len(own), 0)) else None
 
@@ -171,6 +178,9 @@ class Hooks:
         cache = continuation.cache_in(output)
         if cache is not None:
             continuation.remember(cache, note)
+            expected = self._expected.get() if note.own_positions else None
+            if expected is not None:
+                expected[1].append(cache)
 
     def _get_image_features(self, *args: Any, **kwargs: Any) -> Any:
         return self._features("image", args, kwargs)

@@ -177,6 +177,34 @@ def test_another_picture_is_another_conversation(name: str) -> None:
             assert torch.equal(torch.stack(output.logits), torch.stack(anew.logits))
 
 
+def test_pictures_of_another_conversation_are_forgotten() -> None:
+    """A video of before is none of a conversation about pictures, not even in its second turn."""
+    tiny = vlms.get("qwen2_5_vl")
+    chat, fresh = (hf.ChatState(tiny.model, METHOD) for _ in range(2))
+    chat.generate(**tiny.videos(1), **OPTIONS)
+    options = {**OPTIONS, "suppress_tokens": [tiny.model.config.image_token_id]}
+    photos = [vlms.photograph(name, (170, 112)) for name in ("chelsea", "coffee")]
+    ids = tiny.inputs()["input_ids"]
+    for turn in (1, 2):
+        call = whole(tiny, ids, photos[:turn])
+        output, expected = chat.generate(**call, **options), fresh.generate(**call, **options)
+        assert torch.equal(torch.stack(output.logits), torch.stack(expected.logits))
+        ids = torch.cat((output.sequences, tiny.inputs()["input_ids"]), dim=1)
+    assert chat.reused > 0
+
+
+def test_a_prompt_whose_pictures_are_missing() -> None:
+    tiny = vlms.get("llava")
+    chat = hf.ChatState(tiny.model, METHOD)
+    ids = tiny.inputs()["input_ids"]
+    with pytest.raises(hf.PlaceholderMismatchError, match="visual feature, 0, got 64"):
+        chat.generate(input_ids=ids)
+    first = chat.generate(**tiny.inputs(), **OPTIONS).sequences
+    edited = torch.cat((ids, ids[:, -1:] + 1, first[:, -1:]), dim=1)
+    with pytest.raises(hf.PlaceholderMismatchError, match="visual feature, 0, got 64"):
+        chat.generate(input_ids=edited)
+
+
 def test_what_is_refused() -> None:
     tiny = vlms.get("llava")
     chat = hf.ChatState(tiny.model, METHOD)
@@ -194,6 +222,10 @@ def test_what_is_refused() -> None:
             chat.generate(**wrong)
     with pytest.raises(hf.UnsupportedInputError, match="use_cache must be True"):
         chat.generate(**inputs, use_cache=False)
+    with METHOD(tiny.model):
+        tiny.model.generate(**inputs, max_new_tokens=1)
+        with pytest.raises(hf.AlreadyPrunedError, match="leave its block or call its remove"):
+            chat.generate(**inputs)
     with pytest.raises(hf.UnsupportedInputError, match="mm_encoder_outputs must be None"):
         chat.generate(input_ids=torch.tensor([[5, 6]]), mm_encoder_outputs={})
 

@@ -320,7 +320,7 @@ def test_going_on_by_hand(tiny: vlms.Tiny) -> None:
         ({"assistant_model": object()}, hf.UnsupportedInputError, "prompt_lookup_num_tokens works"),
         ({"assistant_early_exit": 1}, hf.UnsupportedInputError, "early_exit must be None, got one"),
         ({"inputs_embeds": torch.zeros(1)}, hf.UnsupportedInputError, "pictures are pruned that"),
-        ({"mm_encoder_outputs": {}}, hf.UnsupportedInputError, "pictures are pruned that come as"),
+        ({"mm_encoder_outputs": {}}, hf.UnsupportedInputError, "neither encoded nor pruned already"),
         ({"cache_implementation": "paged"}, hf.UnsupportedInputError, "must not be 'paged'"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,

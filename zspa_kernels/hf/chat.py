@@ -12,7 +12,8 @@ from torch import Tensor
 from . import continuation, generating
 from .architectures import Target, transformers_version
 from .encode import rebuild
-from .errors import UnsupportedInputError, UnsupportedModelError
+from .errors import PlaceholderMismatchError, UnsupportedInputError, UnsupportedModelError
+from .handle import refuse_pruned
 from .inputs import input_ids, prune_batch, refuse
 from .options import Options, fitted
 from .positions import full_positions
@@ -81,6 +82,7 @@ class ChatState:
             UnsupportedInputError: several conversations, beams, sequences; a cache of fixed size.
             PruningError: as in `prune`.
         """
+        refuse_pruned(self._target.model)
         ids = input_ids(call)
         mask = call.get("attention_mask")
         if len(ids) != 1 or (mask is not None and not bool(mask.all())):
@@ -109,10 +111,13 @@ class ChatState:
         generating.refuse(self._target, call)
         call["attention_mask"] = torch.ones_like(ids)
         names = [x for x in self._target.encoder_arguments() if isinstance(call.get(x), Tensor)]
-        pictures = {**self._pictures, **{name: call[name] for name in names}}
+        shown = {name: call[name] for name in names}
+        pictures = {**self._pictures, **shown}
         old = self._known(ids, pictures)
         if old:  # positions are those of pictures that are not given again as well
             call.update(pictures)
+        else:
+            pictures = shown
         # Before 5.23 types of new tokens are read as if they stood where the cache begins.
         misread = call.get("token_type_ids") is not None and not self._target.slices_features()
         if misread and bool(self._target.visual(ids[:, old:]).any()):
@@ -165,7 +170,10 @@ class ChatState:
         ids = call["input_ids"]
         columns = torch.arange(old, ids.shape[1], device=ids.device)
         encoded = None
-        if bool(self._target.visual(ids[:, old:]).any()):
+        new = int(self._target.visual(ids[:, old:]).sum())
+        if new:
+            if not self._target.given(call):
+                raise PlaceholderMismatchError(new, 0)
             with torch.no_grad():
                 pruned = prune_batch(self._target, call, self._method, self._options, start=old)
             columns = pruned.index[0][pruned.index[0] >= old]
@@ -174,7 +182,6 @@ class ChatState:
             encoded = rebuild(pruned.encoded, [row[visual.to(row.device)[row] >= old]])
         kept = columns if self._kept is None or not old else torch.cat((self._kept, columns))
         if encoded is not None:
-            new = int(self._target.visual(ids[:, old:]).sum())
             images = pruned.report.images
             while sum(image.before for image in images) > new:  # those of earlier turns
                 images = images[1:]

@@ -139,11 +139,7 @@ class PruneHandle:
         """Start pruning."""
         model = self._target.model
         self._used = True
-        if _HANDLE in vars(model):
-            raise AlreadyPrunedError(
-                f"prune: model must not be pruned already, got {vars(model)[_HANDLE]!r}; "
-                f"leave its block or call its remove() first"
-            )
+        refuse_pruned(model)
         # Not before: with it the handle is part of a cycle, and would be deleted much later.
         self._hooks = Hooks(self._target, self._prune)
         generate = model.generate
@@ -221,6 +217,15 @@ class PruneHandle:
             if cache is not None:  # the caller has it, whatever is returned
                 continuation.remember(cache, note)
         return _restored(output, full, pruned, note)
+
+
+def refuse_pruned(model: Any) -> None:
+    """Raise if `model` is being pruned by a handle."""
+    if _HANDLE in vars(model):
+        raise AlreadyPrunedError(
+            f"prune: model must not be pruned already, got {vars(model)[_HANDLE]!r}; "
+            f"leave its block or call its remove() first"
+        )
 
 
 def _named(

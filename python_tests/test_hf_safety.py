@@ -225,17 +225,20 @@ def test_what_is_no_method(tiny: vlms.Tiny) -> None:
             hf.prune(tiny.model, wrong)
 
 
-def test_labels(tiny: vlms.Tiny) -> None:
-    """P15: they are as long as the unpruned prompt."""
+def test_labels_and_chosen_columns(tiny: vlms.Tiny) -> None:
+    """P15: they are of the unpruned prompt."""
     inputs = {**tiny.inputs()}
     with METHOD(tiny.model) as handle:
         with pytest.raises(hf.LabelsError, match="labels must be None"):
             tiny.model(**inputs, labels=inputs["input_ids"])
+        with pytest.raises(hf.UnsupportedInputError, match="logits_to_keep must be an int"):
+            tiny.model(**inputs, logits_to_keep=torch.tensor([0]))
+        tiny.model(**inputs, logits_to_keep=2)  # the last ones are those of both prompts
         words = torch.tensor([[20, 21, 22]])  # without pictures labels are as long as the prompt
         kinds = {"token_type_ids": torch.zeros_like(words)} if tiny.name == "gemma3" else {}
         assert tiny.model(input_ids=words, labels=words, **kinds).loss > 0
         generate(tiny.model, inputs)
-    assert handle.calls == 1
+    assert handle.calls == 2
 
 
 def test_going_on_from_a_pruned_cache(tiny: vlms.Tiny) -> None:
@@ -320,7 +323,7 @@ def test_going_on_by_hand(tiny: vlms.Tiny) -> None:
         ({"assistant_model": object()}, hf.UnsupportedInputError, "prompt_lookup_num_tokens works"),
         ({"assistant_early_exit": 1}, hf.UnsupportedInputError, "early_exit must be None, got one"),
         ({"inputs_embeds": torch.zeros(1)}, hf.UnsupportedInputError, "pictures are pruned that"),
-        ({"mm_encoder_outputs": {}}, hf.UnsupportedInputError, "neither encoded nor pruned already"),
+        ({"mm_encoder_outputs": {}}, hf.UnsupportedInputError, "neither encoded nor pruned"),
         ({"cache_implementation": "paged"}, hf.UnsupportedInputError, "must not be 'paged'"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
@@ -335,8 +338,9 @@ def test_ways_of_generating_that_are_refused(
         with pytest.raises(error, match=advice):
             tiny.model.generate(input_ids=tiny.inputs()["input_ids"], **given)
     if "inputs_embeds" in given:
-        with pytest.raises(error, match=advice):
-            tiny.model(pixel_values=tiny.inputs()["pixel_values"], **given)
+        for ask in (tiny.model, tiny.model.generate):
+            with pytest.raises(error, match=advice):
+                ask(pixel_values=tiny.inputs()["pixel_values"], **given)
     with pytest.warns(hf.NothingPrunedWarning):
         handle.remove()
 

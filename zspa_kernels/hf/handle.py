@@ -23,7 +23,7 @@ from .errors import (
     PruningError,
 )
 from .hooks import Hooks
-from .inputs import Pruned, features_form, input_ids, prune_batch, warn_nothing
+from .inputs import Pruned, features_form, input_ids, prune_batch, refuse, warn_nothing
 from .options import Options, fitted
 from .query import Query
 from .report import PruneReport
@@ -193,6 +193,7 @@ class PruneHandle:
         given = ("pixel_values", "pixel_values_videos", "mm_encoder_outputs")
         if all(call.get(name) is None for name in given):
             return generate(**call)
+        refuse(self._target, call)
         generating.refuse(self._target, call)
         takes = self._target.takes_features
         call["attention_mask"] = generating.mask(self._target, call)

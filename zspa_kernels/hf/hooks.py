@@ -23,7 +23,7 @@ from . import continuation
 from .architectures import Target
 from .continuation import Continuation
 from .encode import rebuild
-from .errors import LabelsError
+from .errors import LabelsError, UnsupportedInputError
 from .inputs import Pruned, features_form, input_ids, refuse
 
 _SHADOWED = ("get_image_features", "get_video_features", "get_rope_index")
@@ -57,7 +57,7 @@ class Hooks:
         """Register them."""
         inner, model = self._target.inner, self._target.model
         self._handles = [
-            model.register_forward_pre_hook(_no_labels, with_kwargs=True),
+            model.register_forward_pre_hook(_no_columns, with_kwargs=True),
             inner.register_forward_pre_hook(self._before, with_kwargs=True),
             inner.register_forward_hook(self._after, with_kwargs=True, always_call=True),
         ]
@@ -217,9 +217,17 @@ def _shows(arguments: Mapping[str, Any]) -> bool:
     )
 
 
-def _no_labels(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    if kwargs.get("labels") is not None and _shows(kwargs):
+def _no_columns(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raise for arguments that are about columns of the unpruned prompt."""
+    if not _shows(kwargs):
+        return
+    if kwargs.get("labels") is not None:
         raise LabelsError(
             "prune: labels must be None, got a tensor as long as the unpruned prompt; take the "
             "loss from the logits of prune_inputs, whose columns its index maps back"
+        )
+    if isinstance(kwargs.get("logits_to_keep"), Tensor):
+        raise UnsupportedInputError(
+            "prune: logits_to_keep must be an int, got a tensor of columns of the unpruned prompt; "
+            "take them from the logits of prune_inputs, whose columns its index maps back"
         )

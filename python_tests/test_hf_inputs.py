@@ -116,6 +116,20 @@ def test_positions_that_are_given(tiny: vlms.Tiny) -> None:
                 assert torch.equal(got[b, real[b]], given.expand(2, -1)[b, columns])
 
 
+def test_prompts_that_are_packed_in_a_row(tiny: vlms.Tiny) -> None:
+    """Transformers tells them apart by positions alone, which a mask overrules."""
+    inputs = dict(tiny.inputs())
+    full = original_positions(tiny, inputs, inputs.pop("attention_mask"))
+    hf.prune_inputs(tiny.model, {**inputs, "position_ids": full[-3:]}, METHOD)  # rows, columns fall
+    packed = full.clone()
+    packed[..., -2:] = torch.arange(2)
+    with pytest.raises(hf.UnsupportedInputError, match="position_ids must be of one prompt a row"):
+        hf.prune_inputs(tiny.model, {**inputs, "position_ids": packed}, METHOD)
+    mask = torch.ones_like(inputs["input_ids"])
+    given = {**inputs, "position_ids": packed, "attention_mask": mask}
+    assert hf.prune_inputs(tiny.model, given, METHOD)["attention_mask"].all()
+
+
 def test_pruned_inputs_want_a_cache() -> None:
     """P1: `generate` drops a mask of ones, and without a cache gaps in positions cut the prompt."""
     tiny = vlms.get("llava")

@@ -24,13 +24,13 @@ from .errors import (
     UnsupportedInputError,
     UnsupportedModelError,
 )
-from .layout import Layout, layout
+from .layout import layout
 from .marks import marks
 from .options import Options, fitted
 from .positions import full_positions, kept_positions
 from .query import Query
-from .report import ImageReport, PruneReport, kv_bytes
-from .select import Choice, choose, rate
+from .report import PruneReport, describe, lengths
+from .select import choose, rate
 
 _TOKEN_TYPES = ("mm_token_type_ids", "token_type_ids")
 
@@ -231,6 +231,11 @@ def refuse(target: Target, inputs: Mapping[str, Any]) -> None:
             f"prune: pixel_values_videos must be None{old}, got one: {target.arch.name} takes the "
             f"frames of a video as pictures, pixel_values"
         )
+    if _packed(inputs):
+        raise UnsupportedInputError(
+            "prune: position_ids must be of one prompt a row, got some that fall, as where prompts "
+            "are packed in a row; pad them into a batch, with an attention_mask"
+        )
     cache = continuation.cache_in(inputs)
     if cache is not None and cache.get_seq_length() > 0:
         raise CachedPromptError(
@@ -240,12 +245,14 @@ def refuse(target: Target, inputs: Mapping[str, Any]) -> None:
         )
 
 
-def lengths(inputs: Mapping[str, Any]) -> list[int]:
-    """Tokens of each prompt, without padding."""
-    mask = inputs.get("attention_mask")
-    ids = inputs["input_ids"]
-    counts: list[int] = (torch.ones_like(ids) if mask is None else mask).sum(1).tolist()
-    return counts
+def _packed(inputs: Mapping[str, Any]) -> bool:
+    """Whether positions begin anew within a row, of which nothing is padding."""
+    places = inputs.get("position_ids")
+    if places is None or inputs.get("attention_mask") is not None:
+        return False
+    if places.ndim == 3:
+        places = places[: len(places) - 3].squeeze(0)  # of three axes none counts tokens
+    return bool((places.diff() < 0).any())
 
 
 def prune_batch(
@@ -359,38 +366,3 @@ def pack(keep: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         index[b, place] = chosen
         mask[b, place] = valid[b, chosen]
     return index, mask
-
-
-def describe(
-    target: Target,
-    where: Layout,
-    chosen: Choice,
-    inputs: Mapping[str, Any],
-    index: Tensor,
-    mask: Tensor,
-) -> PruneReport:
-    """The report, image by image."""
-    images = []
-    for number in torch.unique_consecutive(where.image).tolist():
-        rows = (where.image == number).nonzero().flatten()
-        kept = chosen.kept[rows].nonzero().flatten()
-        images.append(
-            ImageReport(
-                sample=int(where.sample[rows[0]]),
-                before=len(rows),
-                indices=kept,
-                core_mask=chosen.core[rows[kept]],
-                cell=where.cell[rows],
-                video=bool(where.video[rows[0]]),
-            )
-        )
-    batch, length = inputs["input_ids"].shape
-    return PruneReport(
-        "",
-        images,
-        prompt_before=lengths(inputs),
-        prompt_after=mask.sum(1).tolist(),
-        kv_bytes_before=kv_bytes(target, batch, length),
-        kv_bytes_after=kv_bytes(target, batch, index.shape[1]),
-        select_ms=chosen.milliseconds,
-    )

@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .architectures import Target
+from .layout import Layout
+from .select import Choice
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,3 +156,46 @@ def kv_bytes(target: Target, batch: int, length: int) -> int:
         # The token that is read next has the last slot of a window.
         size += count * heads * width * (length if window is None else min(length, window - 1))
     return 2 * batch * size * torch.finfo(target.model.dtype).bits // 8
+
+
+def lengths(inputs: Mapping[str, Any]) -> list[int]:
+    """Tokens of each prompt, without padding."""
+    mask = inputs.get("attention_mask")
+    ids = inputs["input_ids"]
+    counts: list[int] = (torch.ones_like(ids) if mask is None else mask).sum(1).tolist()
+    return counts
+
+
+def describe(
+    target: Target,
+    where: Layout,
+    chosen: Choice,
+    inputs: Mapping[str, Any],
+    index: Tensor,
+    mask: Tensor,
+) -> PruneReport:
+    """The report, image by image."""
+    images = []
+    for number in torch.unique_consecutive(where.image).tolist():
+        rows = (where.image == number).nonzero().flatten()
+        kept = chosen.kept[rows].nonzero().flatten()
+        images.append(
+            ImageReport(
+                sample=int(where.sample[rows[0]]),
+                before=len(rows),
+                indices=kept,
+                core_mask=chosen.core[rows[kept]],
+                cell=where.cell[rows],
+                video=bool(where.video[rows[0]]),
+            )
+        )
+    batch, length = inputs["input_ids"].shape
+    return PruneReport(
+        "",
+        images,
+        prompt_before=lengths(inputs),
+        prompt_after=mask.sum(1).tolist(),
+        kv_bytes_before=kv_bytes(target, batch, length),
+        kv_bytes_after=kv_bytes(target, batch, index.shape[1]),
+        select_ms=chosen.milliseconds,
+    )

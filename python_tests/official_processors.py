@@ -67,12 +67,22 @@ class Official:
 
     def prompt(self, *parts: str) -> str:
         """A question of texts, of which `"image"` and `"video"` stand for one."""
-        content = [
-            {"type": part} if part in ("image", "video") else {"type": "text", "text": part}
-            for part in parts
+        return self.conversation(parts)
+
+    def conversation(self, *turns: Sequence[str]) -> str:
+        """The same with questions and answers in turns."""
+        messages = [
+            {
+                "role": role,
+                "content": [
+                    {"type": part} if part in ("image", "video") else {"type": "text", "text": part}
+                    for part in parts
+                ],
+            }
+            for role, parts in zip(("user", "assistant") * len(turns), turns, strict=False)
         ]
         text: str = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+            messages, add_generation_prompt=True, tokenize=False
         )
         return text
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 import zspa_kernels as zk
-from python_tests import official_processors, vlms
-from python_tests.hf_oracle import generate, hidden, kept_columns, reported_columns, rows
+from python_tests import official_processors, vlm_models, vlms
+from python_tests.hf_oracle import NEW, generate, hidden, kept_columns, reported_columns, rows
 from zspa_kernels import hf
 
 METHOD = zk.ZSPAPrune(keep=0.3, core_ratio=0.4)
@@ -175,6 +175,39 @@ def test_the_question_of_a_video(name: str) -> None:
     assert question(model, one, processor=processor) == line + words
     last = inputs(words, "video")
     assert question(model, last, processor=processor) == words + line
+
+
+@pytest.mark.parametrize("name", official_processors.BUILDERS)
+def test_a_conversation(name: str) -> None:
+    """Its answers are not those that the model gave: so a cache knows the rest only."""
+    model = official_processors.get(name)
+    tiny, processor = model.tiny, model.official.processor
+    method = zk.DivPrune(keep=0.3)  # which chooses the same whatever was asked
+    chat = hf.ChatState(tiny.model, method, processor=processor)
+    cat, coffee = vlms.photograph("chelsea", (170, 112)), vlms.photograph("coffee", (260, 100))
+    turns: list[list[str]] = []
+    pictures: list[Any] = []
+    kept = 0
+    for said, new in (
+        ([["image", "What is this?"]], [cat]),
+        ([["A cat."], ["Sure?"]], []),
+        ([["Yes."], ["image", "And this?"]], [coffee]),
+    ):
+        turns += said
+        pictures += new
+        text = [model.official.conversation(*turns)]
+        inputs = processor(text=text, images=[pictures], return_tensors="pt")
+        output = generate(chat, inputs)
+        pruned = hf.prune_inputs(tiny.model, inputs, method)
+        expected = rows(generate(tiny.model, pruned))
+        torch.testing.assert_close(rows(output), expected, **CLOSE)
+        # LLaVA-OneVision sees a picture in tiles while it is alone; a window of Gemma 3 is full.
+        full = len(pictures) == 2 and name in ("llava_onevision", "gemma3")
+        if name in vlm_models.STATES or full:
+            assert chat.reused == 0
+        else:  # and perhaps some of the same letters
+            assert 0 <= chat.reused - kept <= NEW
+        kept = pruned["input_ids"].shape[1]
 
 
 def test_every_tile_has_its_share() -> None:

@@ -12,9 +12,10 @@ import torch
 import transformers
 
 import zspa_kernels as zk
-from python_tests import vlms
-from python_tests.hf_oracle import NEW, hidden, shown
+from python_tests import vlm_models, vlms
+from python_tests.hf_oracle import NEW, hidden, reported_columns, shown
 from zspa_kernels import hf
+from zspa_kernels.hf import continuation
 
 METHOD = zk.ZSPAPrune(keep=0.3, core_ratio=0.4)
 CLOSE: dict[str, float] = {"rtol": 1e-4, "atol": 1e-4}
@@ -129,11 +130,12 @@ def test_compact_positions_and_conversations_that_change() -> None:
         if mode == "compact":
             counted = torch.cat(seen[:NEW], dim=-1)
             assert torch.equal(counted, torch.arange(counted.shape[-1]).expand_as(counted))
-    # The same prompt once more is another conversation, and one with an edited word too.
+    # The same prompt once more has its last token to read; one with an edited question is another.
     assert torch.equal(chat.generate(**inputs, max_new_tokens=NEW, do_sample=False), first)
-    assert chat.reused == 0
+    assert chat.report is not None
+    assert chat.reused == chat.report.prompt_after[0] - 1
     edited = first.clone()
-    edited[0, -1] = inputs["input_ids"][0, -1]
+    edited[0, inputs["input_ids"].shape[1] - 1] = 20
     longer = torch.cat((edited, first[:, -1:]), dim=1)
     assert not torch.equal(edited, first)
     kind = torch.zeros_like(longer)
@@ -145,14 +147,65 @@ def test_compact_positions_and_conversations_that_change() -> None:
     with METHOD(tiny.model, positions="compact"):
         expected = tiny.model.generate(**call, max_new_tokens=NEW, do_sample=False)
     assert torch.equal(anew, expected)
+    shape = call["input_ids"].shape
+    shorter = {k: v[:, :-1] if v.shape == shape else v for k, v in call.items()}
+    chat.generate(**shorter, max_new_tokens=NEW, do_sample=False)
+    assert chat.reused == 0  # a question of fewer words
+
+
+@pytest.mark.parametrize("name", vlms.BUILDERS)
+def test_an_answer_that_is_written_otherwise(name: str) -> None:
+    """It is read again, and what follows; the picture stays as it was pruned for its question."""
+    tiny = vlms.get(name)
+    chat = hf.ChatState(tiny.model, METHOD)
+    inputs = tiny.inputs()
+    length = inputs["input_ids"].shape[1]
+    first = chat.generate(**inputs, **OPTIONS).sequences
+    report = chat.report
+    assert report is not None
+    cat = vlms.photograph("chelsea", (170, 112))
+    for answer in ([20, 21, 22, 23, 24], [20, 21, 25], [20]):
+        ids = torch.cat((first[:, :length], torch.tensor([answer])), dim=1)
+        call = whole(tiny, ids, [cat])
+        output = chat.generate(**call, **OPTIONS)
+        if tiny.name in vlm_models.STATES:  # which cannot be taken back
+            assert chat.reused == 0
+            assert chat.report is not report
+            continue
+        again = 2 if answer[-1] == 25 else 0
+        assert chat.reused == report.prompt_after[0] + again
+        assert chat.report is report
+        keep = torch.ones_like(ids, dtype=torch.bool)
+        keep[:, :length] = reported_columns(tiny, inputs, report)
+        keep = torch.nn.functional.pad(keep, (0, NEW), value=True)
+        expected = hidden(tiny, whole(tiny, output.sequences, [cat]), keep)
+        got = torch.stack(output.logits, dim=1)[0]
+        torch.testing.assert_close(got, expected[0, -NEW - 1 : -1], **CLOSE)
+
+
+def test_what_a_cache_cannot_forget_is_read_anew() -> None:
+    tiny = vlms.get("gemma3")
+    for words, fits in (("where " * 20, True), ("where " * 60, False)):  # a window of 64 tokens
+        chat, fresh = (hf.ChatState(tiny.model, METHOD) for _ in range(2))
+        inputs = tiny.inputs(words=words)
+        chat.generate(**inputs, **OPTIONS)
+        ids = torch.cat((inputs["input_ids"], torch.tensor([[20, 21]])), dim=1)
+        call = whole(tiny, ids, [vlms.photograph("chelsea", (170, 112))])
+        output = chat.generate(**call, **OPTIONS)
+        assert (chat.reused > 0) == fits
+        expected = fresh.generate(**call, **OPTIONS)
+        if not fits:
+            assert torch.equal(torch.stack(output.logits), torch.stack(expected.logits))
+    # Some versions call quantized layers croppable.
+    layer = type("HQQQuantizedLayer", (), {})()
+    cache = SimpleNamespace(get_seq_length=lambda: 9, is_croppable=True, layers=[layer])
+    assert continuation.shorten(cache, 9)
+    assert not continuation.shorten(cache, 8)
 
 
 @pytest.mark.parametrize("name", ["llava_next", "qwen3_vl", "qwen3_5", "smolvlm"])
 def test_another_picture_is_another_conversation(name: str) -> None:
-    """The words are the same, and so are the ids: the cache would show the picture of before.
-
-    So is one that brings nothing new: there would be nothing to read.
-    """
+    """The words are the same, and so are the ids: the cache would show the picture of before."""
     tiny = vlms.get(name)
     chat = hf.ChatState(tiny.model, METHOD)
     options = {**OPTIONS, "suppress_tokens": [tiny.model.config.image_token_id]}
@@ -168,7 +221,9 @@ def test_another_picture_is_another_conversation(name: str) -> None:
     assert torch.equal(torch.stack(second.logits), torch.stack(expected.logits))
     same = second.sequences
     longer = torch.cat((same, torch.tensor([[20, 21, 22]])), dim=1)
-    for ids, photo, reused in ((longer, cat, True), (longer, rocket, False), (same, cat, False)):
+    # One that brings nothing new has its last token to read once more.
+    forgets = name not in vlm_models.STATES
+    for ids, photo, reused in ((longer, cat, True), (longer, rocket, False), (same, cat, forgets)):
         again, call = copy.copy(chat), whole(tiny, ids, [photo])
         output = again.generate(**call, **options)
         assert (again.reused > 0) == reused
@@ -200,7 +255,7 @@ def test_a_prompt_whose_pictures_are_missing() -> None:
     with pytest.raises(hf.PlaceholderMismatchError, match="visual feature, 0, got 64"):
         chat.generate(input_ids=ids)
     first = chat.generate(**tiny.inputs(), **OPTIONS).sequences
-    edited = torch.cat((ids, ids[:, -1:] + 1, first[:, -1:]), dim=1)
+    edited = torch.cat((ids[:, :-1], ids[:, -1:] + 1, first[:, -1:]), dim=1)
     with pytest.raises(hf.PlaceholderMismatchError, match="visual feature, 0, got 64"):
         chat.generate(input_ids=edited)
 

@@ -29,9 +29,10 @@ class ChatState:
 
     Give `generate` the whole conversation each time, as the processor makes it of all messages and
     all pictures. What was there before is taken from the cache; new pictures are pruned for the new
-    question, old ones stay as they were pruned. If the conversation does not begin like the one
-    before (an edited message, another picture, an answer that the tokenizer splits in another way),
-    it is read anew.
+    question, old ones stay as they were pruned. An answer that was edited, or that the tokenizer
+    splits in another way, is read again, with all that follows. If the conversation changes before
+    that (an edited question, another picture), or if the cache cannot forget (states, a window that
+    is full, quantized keys), all of it is read anew.
 
     Attributes:
         report: of the last turn that brought pictures, with the lengths of the whole conversation;
@@ -72,8 +73,9 @@ class ChatState:
         self._ids: Tensor | None = None
         self._kept: Tensor | None = None
         self._cache: Any = None
-        # What the encoders were given.
+        # What the encoders were given, and how long the last prompt was that brought something.
         self._pictures: dict[str, Tensor] = {}
+        self._asked = 0
 
     def generate(self, **call: Any) -> Any:
         """`model.generate` for the next turn: same arguments, same result, whole prompts.
@@ -139,6 +141,7 @@ class ChatState:
             given["streamer"] = generating.WholePrompt(call["streamer"], ids)
         if old:
             given[self._target.cache_name()] = self._cache
+        asked = ids.shape[1] if encoded is not None else self._asked
         self.reset()  # an error in between leaves a cache that fits no prompt
         output = self._target.model.generate(**given, return_dict_in_generate=True)
         new = output.sequences[:, small.shape[1] :]
@@ -146,24 +149,35 @@ class ChatState:
         answer = torch.arange(ids.shape[1], self._ids.shape[1], device=ids.device)
         self._kept = torch.cat((kept, answer))
         self._cache = continuation.cache_in(output)
-        self._pictures = pictures
+        self._pictures, self._asked = pictures, asked
         output.sequences = self._ids
         return output if dict_wanted else self._ids
 
     def _known(self, ids: Tensor, pictures: dict[str, Tensor]) -> int:
-        """How many columns of the conversation were there before."""
+        """How many columns of the conversation the cache holds; it is cut behind them."""
         before, self.reused = self._ids, 0
-        if before is None or before.shape[1] >= ids.shape[1]:
+        if before is None or self._kept is None:
             return 0
-        if not torch.equal(ids[:, : before.shape[1]], before):
+        length = min(before.shape[1], ids.shape[1])
+        differs = (ids[0, :length] != before[0, :length]).nonzero()
+        same = int(differs[0]) if len(differs) else length
+        if same < self._asked:  # pictures were pruned for another question
             return 0
         # Ids say nothing about pictures. New ones come behind the old ones, along any axis.
         for name, shown in self._pictures.items():
             first = pictures[name][tuple(slice(size) for size in shown.shape)]
             if not torch.equal(first.to(shown.device), shown):
                 return 0
+        old = min(same, ids.shape[1] - 1)  # there must be something to read
+        if old < same and bool(self._target.visual(ids[:, old:]).any()):
+            return 0  # a piece of a picture, which would be pruned as a picture
+        known = int((self._kept < old).sum())
+        if not continuation.shorten(self._cache, known):
+            self.reset()
+            return 0
+        self._ids, self._kept = before[:, :old], self._kept[:known]
         self.reused = int(self._cache.get_seq_length())
-        return before.shape[1]
+        return old
 
     def _pruned(self, call: dict[str, Any], old: int) -> tuple[Tensor, Tensor, Any]:
         """Kept columns of the conversation, their positions, and the new pictures if any."""

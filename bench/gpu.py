@@ -34,13 +34,24 @@ from bench.gpu_check import BY_DTYPE
 from bench.gpu_checks import CHECKS
 from bench.gpu_jobs import ROOT, Job, Outcome, python, run_all, write
 from bench.gpu_phases import OPS as PHASED
+from bench.gpu_timing import COMPARED
 from bench.registry import gpu_suite
 from zspa_kernels.testing.cases import DTYPES
 
 STAGES = ("all", "correctness", "sanitizer", "timing", "end_to_end")
 NO_DEVICE = 2  # exit code
 #: What is timed before all else.
-SOONEST = ("ceilings", "barrier", "parts", *gpu_report.GOALS, "picks", "few")
+SOONEST = (
+    *("ceilings", "barrier", "parts", *gpu_report.GOALS),
+    *("llavanext-2880x4096-k288-core0-vlm-bf16", "picks", "few"),
+)
+#: Checks that come before all others: whether a cosine is symmetric on matrix units, on which the
+#: picks of all paths depend, and whether the barrier orders memory.
+FIRST_CHECKS = ("the_barrier_orders_memory", "law_pairs")
+#: Modules of the checks of other ops than select and diversity.
+OTHER_OPS = ("bench.gpu_greedy", "bench.gpu_sensitivity", "bench.gpu_suppress")
+#: Seconds of a job that others wait for: one that hangs must not cost them the time.
+AWAITED = 150
 #: What the sanitizer runs: short, and with one and with many programs an image.
 SANITIZED = ("law_core_then_diversity", "law_paths", "law_seeds", "no_synchronisation")
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
@@ -112,20 +123,31 @@ def target() -> str:
     return "sm_{}{}".format(*torch.cuda.get_device_capability())
 
 
+def _check(name: str, seconds: float, turn: int) -> Iterator[Job]:
+    """A check, or one of each dtype."""
+    dtypes = [str(dtype)[6:] for dtype in DTYPES] if name in BY_DTYPE else []
+    for more in [[dtype] for dtype in dtypes] or [[]]:
+        command = python("-m", "bench.gpu_checks", name, *more)
+        yield Job(" ".join([name, *more]), command, seconds, turn=turn)
+
+
+def _late(name: str) -> tuple[bool, bool]:
+    """Standard cases have many D, for each of which kernels are compiled: laws come before them.
+
+    Of both, select and diversity come first, on which most methods depend.
+    """
+    return name.endswith("_cases"), CHECKS[name].__module__ in OTHER_OPS
+
+
 def correctness() -> Iterator[Job]:
     """Every op's first calls; then all checks, the kernels, and the marked tests."""
-    soon = ["the_barrier_orders_memory", *(name for name in CHECKS if name.startswith("first_"))]
-    for name in soon:
-        yield Job(name, python("-m", "bench.gpu_checks", name), 300)
+    for name in (*FIRST_CHECKS, *(name for name in CHECKS if name.startswith("first_"))):
+        yield from _check(name, AWAITED, 0)
     for op in PHASED:
         yield Job(f"phases of {op}", python("-m", "bench.gpu_phases", op), 300, turn=1)
-    for name in CHECKS:
-        if name in BY_DTYPE:
-            for dtype in (str(kind)[6:] for kind in DTYPES):
-                command = python("-m", "bench.gpu_checks", name, dtype)
-                yield Job(f"{name} {dtype}", command, 600, turn=1)
-        elif name not in soon:
-            yield Job(name, python("-m", "bench.gpu_checks", name), 600, turn=1)
+    rest = [name for name in CHECKS if name not in FIRST_CHECKS and not name.startswith("first_")]
+    for name in sorted(rest, key=_late):
+        yield from _check(name, 600, 1)
     # Registers, spills and shared memory of each kernel, compiled for this machine.
     for dtype in ("bfloat16", "float32"):
         command = python("-m", "python_tests.triton_aot", target(), "default", dtype)
@@ -169,15 +191,16 @@ def timing() -> Iterator[Job]:
 
     What they need is compiled before, side by side.
     """
-    for shape in dict.fromkeys(work.shape for work in gpu_suite()):
-        name = f"ready {shape}"
-        yield Job(name, python("-m", "bench.gpu_timing", name), 300)
+    for part in (*COMPARED, *dict.fromkeys(work.shape for work in gpu_suite())):
+        name = f"ready {part}"
+        yield Job(name, python("-m", "bench.gpu_timing", name), AWAITED)
     others = ("sensitivity", "greedy", "suppress", *(work.name for work in gpu_suite()))
     for turn, names in enumerate((SOONEST, others), start=1):
         for name in names:
             if turn == 1 or name not in SOONEST:
                 command = python("-m", "bench.gpu_timing", name)
-                yield Job(name, command, 300, turn=turn, alone=True)
+                seconds = AWAITED if turn == 1 else 300
+                yield Job(name, command, seconds, turn=turn, alone=True)
 
 
 def everything() -> Iterator[Job]:

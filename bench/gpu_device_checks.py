@@ -15,6 +15,9 @@ from bench import gpu_check
 from bench.gpu_check import calls_of, check, draw, error_of, same
 from zspa_kernels.testing import tokens
 
+#: That a program writes in `the_barrier_orders_memory`; so many are wrong until it has counted.
+WORDS = 1024
+
 
 @contextlib.contextmanager
 def no_sync() -> Iterator[None]:
@@ -35,14 +38,15 @@ def the_barrier_orders_memory() -> None:
     device = torch.device(gpu_check.DEVICE)
     programs = multiprocessors(device)
     for warps in (1, 4, 8):
-        arrivals, wrong = torch.zeros(2, 32 + programs, dtype=torch.int32, device=device)
-        letters = torch.full((programs, 1024), -1, dtype=torch.int32, device=device)
+        arrivals = torch.zeros(32, dtype=torch.int32, device=device)
+        wrong = torch.full((programs,), WORDS, dtype=torch.int32, device=device)
+        letters = torch.full((programs, WORDS), -1, dtype=torch.int32, device=device)
         launch(
             letters_kernel, programs, device, arrivals, letters, wrong, 1000, programs,
-            together=True, WORDS=1024, HIP=torch.version.hip is not None, num_warps=warps,
+            together=True, WORDS=WORDS, HIP=torch.version.hip is not None, num_warps=warps,
         )  # fmt: skip
         late = int(wrong.sum())
-        assert late == 0, f"{late} of {programs * 3 * 1024 * 1000} words, {warps} warps"
+        assert late == 0, f"{late} of {programs * 3 * WORDS * 1000} words, {warps} warps"
 
 
 @check

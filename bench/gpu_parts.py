@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -20,6 +21,15 @@ from zspa_kernels.testing import prompt, tokens
 FEW = ((256, 1), (576, 1), (576, 5), (1024, 1), (576, 32))
 #: The other number of stages the tiles of the matrix are timed with.
 STAGES = 4
+#: Forms of the tiles of an update; others have as many columns as a pass has candidates, or read
+#: further ahead.
+UPDATES: dict[str, dict[str, Any]] = {
+    "": {},
+    ", 128 columns": {"cols": 128},
+    ", 6 stages": {"stages": 6},
+}
+#: Seeds whose updates are timed: a block of columns, and three more.
+SEEDS = (128, 512)
 
 
 def _best(call: Callable[[], object]) -> float:
@@ -72,7 +82,10 @@ def configured(**fields: Any) -> Any:
 
 
 def parts(names: tuple[str, ...] = ("llava15", "llavanext")) -> Iterator[dict[str, Any]]:
-    """Microseconds of each step of `select`, and how often the programs of the greedy met."""
+    """Microseconds of each step of `select`, and how often the programs of the greedy met.
+
+    Also of its host, and of an update of all rows by 128 picks.
+    """
     for name in names:
         size = SHAPES[name]
         visual = tokens("vlm", size.n, size.d, 0, torch.bfloat16)[None].to(gpu_check.DEVICE)
@@ -102,6 +115,7 @@ def _steps(name: str, visual: Tensor, words: Tensor, k: int) -> Iterator[dict[st
         diversity.greedy(visual, segments, picks, None, None, None, scratch, True, normed=True)
 
     steps: dict[str, Callable[[], object]] = {
+        "nothing": lambda: None,  # the others take as much longer as they take
         "relevance": relevance,
         "top-k": lambda: relevance_topk.rank(scratch["scores"], scratch["count"], segments, picks),
         "greedy": greedy,
@@ -110,6 +124,50 @@ def _steps(name: str, visual: Tensor, words: Tensor, k: int) -> Iterator[dict[st
     for step, call in steps.items():
         call()
         yield {"part": f"{name}: {step}", "us": _best(call)}
+    whole = (visual, words, core, k - core)
+    yield {"part": f"{name}: a call's host", "us": _host(lambda: torch.ops.zspa.select(*whole))}
     if "control" in scratch:
         programs = diversity.group_grid(diversity._config(visual), segments, visual.device)[1]
         yield {"meetings": name, "count": int(scratch["control"][ARRIVED.value]) // programs}
+        yield from _updates(name, visual)
+
+
+def _host(call: Callable[[], object], calls: int = 20) -> float:
+    """Microseconds that the host takes for a call, while the device is behind."""
+    times = []
+    for _ in range(10):
+        wait()
+        start = time.perf_counter_ns()
+        for _ in range(calls):
+            call()
+        times.append((time.perf_counter_ns() - start) * 1e-3 / calls)
+    wait()
+    return min(times)
+
+
+def wait() -> None:
+    """Until the device has done everything."""
+    if gpu_check.DEVICE != "cpu":
+        torch.cuda.synchronize()
+
+
+def _updates(name: str, visual: Tensor) -> Iterator[dict[str, Any]]:
+    """Microseconds by which 128 more seeds prolong a pick: an update of all rows, nothing else.
+
+    In several forms, which must pick the same.
+    """
+    from zspa_kernels.backends.triton import diversity
+
+    n, found = visual.shape[1], []
+    for form, fields in UPDATES.items():
+        with configured(**fields):
+            times = []
+            for count in SEEDS:
+                at = torch.arange(count, device=visual.device) * n // count
+                seeds = at[None].contiguous()
+                found.append(diversity.diversity(visual, 1, seeds, None, None))
+                times.append(_best(lambda s=seeds: diversity.diversity(visual, 1, s, None, None)))  # type: ignore[misc]
+        agree = torch.equal(found[-1], found[1]) and torch.equal(found[-2], found[0])
+        record = {"part": f"{name}: update by 128{form}", "kind": "ours"}
+        us = 128 * (times[1] - times[0]) / (SEEDS[1] - SEEDS[0])
+        yield record | ({"us": us, "status": "verified"} if agree else {"status": "wrong"})

@@ -93,9 +93,10 @@ def _machine(jobs: list[dict[str, Any]]) -> Iterator[str]:
                 figure = ", ".join(f"{name} {record[key]:7.1f} us" for key, name in names.items())
             yield f"{record['few']:24} {figure}"
         elif "part" in record:
-            yield f"{record['part']:24} {record['us']:7.1f} us"
+            figure = f"{record['us']:7.1f} us" if "us" in record else "no figure: it is wrong"
+            yield f"{record['part']:42} {figure}"
         elif "meetings" in record:
-            yield f"{record['meetings'] + ': barriers':24} {record['count']:5}"
+            yield f"{record['meetings'] + ': barriers':42} {record['count']:5}"
         elif "sensitivity" in record:
             figure = f"{record['ms']:9.3f} ms" if "ms" in record else "no figure: it is wrong"
             yield f"{record['sensitivity']:40} {figure}"

@@ -421,16 +421,6 @@ def test_both_ways_for_few_tokens_are_timed_and_compared(
     assert all(set(r) == {"few", "kind", "status"} for r in gpu_parts.few(((40, 1),), 24))
 
 
-def test_steps_of_a_selection(
-    monkeypatch: pytest.MonkeyPatch, require_backend: Callable[..., None]
-) -> None:
-    require_backend("triton")
-    monkeypatch.setattr(gpu_check, "DEVICE", "cpu")
-    monkeypatch.setattr(gpu_timing, "best", lambda call: call() or 0.5)
-    records = list(gpu_parts.parts(("narrow",)))
-    assert [r["part"].split(": ")[1] for r in records] == ["relevance", "top-k", "greedy", "sort"]
-
-
 def test_the_loop_without_syncs_picks_the_same() -> None:
     problem = gpu_timing.draw(registry.workload("small", 0.4))
     (image,) = problem.floats

@@ -3,13 +3,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from bench import gpu, gpu_check, gpu_checks, gpu_greedy, gpu_jobs, gpu_report, registry
+from bench import (
+    gpu,
+    gpu_check,
+    gpu_checks,
+    gpu_greedy,
+    gpu_jobs,
+    gpu_parts,
+    gpu_report,
+    gpu_timing,
+    registry,
+)
 from bench.gpu_jobs import Outcome
+from zspa_kernels.backends.triton import _common, diversity
 from zspa_kernels.testing.cases import DTYPES
 
 
@@ -18,11 +30,18 @@ def test_the_most_telling_comes_first() -> None:
     jobs = {job.name: job for job in gpu.everything()}
     parts = [*gpu.correctness(), *gpu.timing()]
     assert sorted(jobs) == sorted(job.name for job in parts)
-    some = ("first_dpp", "barrier", "law_rows", "dpp_cases float16", "greedy")
-    assert [jobs[name].turn for name in some] == [0, 1, 2, 2, 3]
+    some = ("first_dpp", "law_pairs float16", "barrier", "law_rows", "dpp_cases float16", "greedy")
+    assert [jobs[name].turn for name in some] == [0, 0, 1, 2, 2, 3]
     assert {jobs[name].turn for name in gpu_report.GOALS} == {1}
-    shapes = {work.shape for work in registry.gpu_suite()}
-    assert {name for name in jobs if name.startswith("ready")} == {f"ready {s}" for s in shapes}
+    # Of what runs side by side, laws before standard cases, and other ops behind select.
+    late = ("law_rows", "dpp_laws float32", "select_cases float32", "dpp_cases float32")
+    places = [list(jobs).index(name) for name in late]
+    assert places == sorted(places)
+    ready = {*gpu_timing.COMPARED, *(work.shape for work in registry.gpu_suite())}
+    assert {name for name in jobs if name.startswith("ready")} == {f"ready {s}" for s in ready}
+    assert set(gpu.SOONEST) <= set(jobs)
+    # One that hangs costs those that wait for it no more than a part of the time.
+    assert all(job.seconds == gpu.AWAITED for job in jobs.values() if job.turn < 2)
     alone = {job.turn for job in jobs.values() if job.alone}
     assert all(job.alone == (job.turn in alone) for job in jobs.values())
 
@@ -49,3 +68,52 @@ def test_where_nothing_was_timed_the_summary_says_so(tmp_path: Path) -> None:
         "timing: 1 failed\n  first: failed: no device\n\nno workload was timed\n\n"
         "end_to_end: 1 failed\n  first: failed: no device\nno answer was timed\n"
     )
+
+
+def test_steps_of_a_selection(
+    monkeypatch: pytest.MonkeyPatch, require_backend: Callable[..., None]
+) -> None:
+    """And, by blocks, how often programs met and what an update takes, in every form of tiles."""
+    require_backend("triton")
+    monkeypatch.setattr(gpu_check, "DEVICE", "cpu")
+    monkeypatch.setattr(gpu_timing, "best", lambda call: call() or 0.5)
+    steps = ["nothing", "relevance", "top-k", "greedy", "sort", "a call's host"]
+    records = list(gpu_parts.parts(("narrow",)))
+    assert [r["part"].split(": ")[1] for r in records] == steps
+    assert all(record["us"] > 0 for record in records)
+    monkeypatch.setattr(diversity, "few_tokens", lambda *_: False)
+    monkeypatch.setattr(gpu_parts, "SEEDS", (3, 11))
+    monkeypatch.setattr(gpu_timing, "best", lambda _: 0.5)
+    records = list(gpu_parts.parts(("narrow",)))[len(steps) :]
+    assert records[0] == {"meetings": "narrow", "count": 0}
+    assert [r["part"] for r in records[1:]] == [
+        "narrow: update by 128" + form for form in gpu_parts.UPDATES
+    ]
+    assert all(r["status"] == "verified" for r in records[1:])
+    clock = iter([1.0, 3.0] * 3)
+    monkeypatch.setattr(gpu_parts, "_best", lambda _: next(clock))
+    visual = torch.randn(1, 64, 16)
+    assert [r["us"] for r in gpu_parts._updates("", visual)] == [32.0] * 3
+    monkeypatch.setattr(gpu_parts, "_best", lambda _: 1.0)
+    monkeypatch.setattr(gpu_parts.torch, "equal", lambda *_: False)
+    assert all("us" not in r and r["status"] == "wrong" for r in gpu_parts._updates("", visual))
+
+
+def test_a_barrier_that_is_not_even_launched_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_check, "DEVICE", "cpu")
+    monkeypatch.setattr(_common, "launch", lambda *_, **__: None)
+    with pytest.raises(AssertionError, match=r"135168 of \d+ words, 1 warps"):
+        gpu_checks.CHECKS["the_barrier_orders_memory"]()
+
+
+def test_parts_in_the_summary(tmp_path: Path) -> None:
+    parts = [
+        {"part": "x: update by 128", "kind": "ours", "status": "verified", "us": 31.5},
+        {"part": "x: update by 128, 6 stages", "kind": "ours", "status": "wrong"},
+    ]
+    gpu_jobs.write(
+        tmp_path / "timing.json", {"jobs": [vars(Outcome("parts", "failed", data=parts))]}
+    )
+    text = gpu_report.summary(tmp_path)
+    assert f"{'x: update by 128':42}    31.5 us\n" in text
+    assert f"{'x: update by 128, 6 stages':42} no figure: it is wrong\n" in text

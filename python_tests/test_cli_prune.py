@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from pathlib import Path
@@ -12,10 +13,12 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from tokenizers.processors import TemplateProcessing
 from typer.testing import CliRunner
 
 import zspa_kernels as zk
 from python_tests import vlms
+from zspa_kernels import ask
 from zspa_kernels.cli_app import app
 from zspa_kernels.demo.errors import UsageError, share_or_count
 
@@ -158,6 +161,20 @@ def test_other_architectures(
     assert f"tokens   visual {visual}, " in result.stdout
     with Image.open(tmp_path / "kept.png") as picture:
         assert picture.width > 600
+
+
+@pytest.mark.parametrize("written", ["", "{{ bos_token }}"])
+def test_a_prompt_begins_once(written: str) -> None:
+    """Of the templates some begin with the token that the tokenizer puts in front as well."""
+    processor = copy.deepcopy(vlms.get("llava").processor)
+    tokenizer = processor.tokenizer
+    begin = (tokenizer.bos_token, tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{begin[0]} $A", special_tokens=[begin]
+    )
+    tokenizer.chat_template = written + tokenizer.chat_template
+    ids = ask._inputs(processor, vlms.photograph("chelsea"), WORDS)["input_ids"][0]
+    assert (ids == begin[1]).nonzero().flatten().tolist() == [0]
 
 
 def test_options_of_a_method_are_given_by_name() -> None:

@@ -239,14 +239,18 @@ def _inputs(processor: Any, picture: Image.Image, prompt: str) -> Any:
     """What the processor makes of the question, by the model's chat template if it has one."""
     tokenizer = getattr(processor, "tokenizer", processor)
     source = processor if getattr(processor, "chat_template", None) else tokenizer
+    once: dict[str, Any] = {}
     if getattr(source, "chat_template", None):
         parts = [{"type": "image"}, {"type": "text", "text": prompt}]
         text = source.apply_chat_template(
             [{"role": "user", "content": parts}], tokenize=False, add_generation_prompt=True
         )
+        begin = getattr(tokenizer, "bos_token", None)
+        if begin and text.startswith(begin):  # Gemma's template writes what its tokenizer adds too
+            once["add_special_tokens"] = False
     else:
         text = f"{getattr(processor, 'image_token', '<image>')}\n{prompt}"
-    return processor(images=[picture], text=text, return_tensors="pt")
+    return processor(images=[picture], text=text, return_tensors="pt", **once)
 
 
 def _generate(

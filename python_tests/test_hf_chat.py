@@ -221,15 +221,41 @@ def test_another_picture_is_another_conversation(name: str) -> None:
     assert torch.equal(torch.stack(second.logits), torch.stack(expected.logits))
     same = second.sequences
     longer = torch.cat((same, torch.tensor([[20, 21, 22]])), dim=1)
-    # One that brings nothing new has its last token to read once more.
-    forgets = name not in vlm_models.STATES
-    for ids, photo, reused in ((longer, cat, True), (longer, rocket, False), (same, cat, forgets)):
-        again, call = copy.copy(chat), whole(tiny, ids, [photo])
+    # One that brings nothing new has its last token to read.
+    for ids, photo, reused in ((longer, cat, True), (longer, rocket, False), (same, cat, True)):
+        again, call = copy.deepcopy(chat), whole(tiny, ids, [photo])
         output = again.generate(**call, **options)
         assert (again.reused > 0) == reused
         if not reused:
             anew = hf.ChatState(tiny.model, METHOD).generate(**call, **options)
             assert torch.equal(torch.stack(output.logits), torch.stack(anew.logits))
+
+
+def test_copies_have_one_cache_and_the_last_one_goes_on() -> None:
+    """The others would read what that one has put behind their words, or in place of them."""
+    tiny = vlms.get("llava")
+    chat = hf.ChatState(tiny.model, METHOD)
+    options = {**OPTIONS, "suppress_tokens": [tiny.model.config.image_token_id]}
+    ids = chat.generate(**tiny.inputs(), **options).sequences
+    other = copy.copy(chat)
+    for who, goes_on, words in (
+        (other, True, [20, 21]),
+        (chat, False, [22, 23]),
+        (other, True, [24, 25]),
+        (other, True, [26, 27]),
+        (other, False, [28, 29]),
+    ):
+        longer = torch.cat((ids, torch.tensor([words])), dim=1)
+        call = whole(tiny, longer, [vlms.photograph("chelsea", (170, 112))])
+        if words == [28, 29]:  # what a copy has read before it failed is there as well
+            with pytest.raises(ValueError, match="not used by the model"):
+                copy.copy(who).generate(**call, **options, unknown=1)
+        expected = copy.deepcopy(who) if goes_on else hf.ChatState(tiny.model, METHOD)
+        got, wanted = (one.generate(**call, **options) for one in (who, expected))
+        assert (who.reused > 0) == goes_on
+        assert torch.equal(torch.stack(got.logits), torch.stack(wanted.logits))
+        if who is other:
+            ids = got.sequences
 
 
 def test_pictures_of_another_conversation_are_forgotten() -> None:

@@ -73,6 +73,7 @@ class ChatState:
         self._ids: Tensor | None = None
         self._kept: Tensor | None = None
         self._cache: Any = None
+        self._mark: object = None  # as long as it is the cache's, no copy of this has used that
         # What the encoders were given, and how long the last prompt was that brought something.
         self._pictures: dict[str, Tensor] = {}
         self._asked = 0
@@ -149,6 +150,7 @@ class ChatState:
         answer = torch.arange(ids.shape[1], self._ids.shape[1], device=ids.device)
         self._kept = torch.cat((kept, answer))
         self._cache = continuation.cache_in(output)
+        self._mark = continuation.claim(self._cache)
         self._pictures, self._asked = pictures, asked
         output.sequences = self._ids
         return output if dict_wanted else self._ids
@@ -172,6 +174,10 @@ class ChatState:
         if old < same and bool(self._target.visual(ids[:, old:]).any()):
             return 0  # a piece of a picture, which would be pruned as a picture
         known = int((self._kept < old).sum())
+        if not continuation.owned(self._cache, self._mark):
+            self.reset()
+            return 0
+        self._mark = continuation.claim(self._cache)
         if not continuation.shorten(self._cache, known):
             self.reset()
             return 0

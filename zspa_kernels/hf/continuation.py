@@ -17,6 +17,7 @@ from .architectures import Target
 from .errors import UnsupportedInputError
 
 _NAME = "_zspa_continuation"
+_OWNER = "_zspa_owner"
 _CACHES = ("cache", "past_key_values")  # as transformers >= 5.24 and as older ones call it
 
 
@@ -138,3 +139,15 @@ def shorten(cache: Any, length: int) -> bool:
     except RuntimeError:  # a window that is full; layers before it are shorter now
         return False
     return True
+
+
+def owned(cache: Any, mark: object) -> bool:
+    """Whether `mark` is of the last one who claimed this cache, so that nobody else went on."""
+    return getattr(cache, _OWNER, None) is mark
+
+
+def claim(cache: Any) -> object:
+    """A mark for `owned`, in place of all earlier ones."""
+    mark = object()
+    setattr(cache, _OWNER, mark)
+    return mark

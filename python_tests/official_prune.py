@@ -7,6 +7,7 @@ Needs torchvision; `test_hf_processors.py` runs this in a process that has it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import Tensor
 import zspa_kernels as zk
 from python_tests import official_processors, vlm_models, vlms
 from python_tests.hf_oracle import NEW, generate, hidden, kept_columns, reported_columns, rows
-from zspa_kernels import hf
+from zspa_kernels import ask, hf, pictures
 
 METHOD = zk.ZSPAPrune(keep=0.3, core_ratio=0.4)
 CLOSE: dict[str, float] = {"rtol": 1e-4, "atol": 1e-4}
@@ -236,3 +237,34 @@ def test_videos_of_glm_are_refused(name: str) -> None:
     )
     with pytest.raises(hf.UnsupportedInputError, match="pixel_values_videos"):
         hf.prune_inputs(model.tiny.model, inputs, METHOD)
+
+
+@pytest.mark.parametrize(("name", "crops"), [("qwen2_5_vl", 1), ("smolvlm", 5)])
+def test_the_command(
+    name: str, crops: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A question about a file, answered by a model that is loaded as users load theirs."""
+    model = official_processors.get(name)
+    for part in (model.tiny.model, model.official.processor):
+        part.save_pretrained(tmp_path)
+    vlms.photograph("chelsea", (340, 224)).save(tmp_path / "photo.png")
+    drawn: list[Any] = []
+    kept = pictures.kept
+
+    def watch(*args: Any, **options: Any) -> Any:
+        drawn.append((len(args[3]), options["across"]))
+        return kept(*args, **options)
+
+    monkeypatch.setattr(pictures, "kept", watch)
+    answer = ask.ask(
+        str(tmp_path),
+        tmp_path / "photo.png",
+        "What is this?",
+        options={"keep": 0.3},
+        max_new_tokens=2,
+        out=tmp_path / "kept.png",
+    )
+    assert len(answer.report.images) == crops
+    assert answer.report.query_tokens == [len("What is this?")]
+    assert drawn == [(crops, 1 if crops == 1 else 2)]
+    assert (tmp_path / "kept.png").stat().st_size > 10_000

@@ -280,3 +280,11 @@ def test_a_count_is_told_from_a_share() -> None:
     for text in ("10%", "", "\u00b2", "all"):
         with pytest.raises(UsageError, match=r"--keep must be a share in .* or a count .*, got"):
             share_or_count(text)
+
+
+def test_crops_are_laid_out_as_the_picture_is() -> None:
+    """The last is the whole picture: 4, 6 and 12 parts, of wide, square and tall pictures."""
+    assert [ask._across(5, shape) for shape in (4.0, 1.3, 0.2)] == [4, 2, 1]
+    assert [ask._across(7, shape) for shape in (1.5, 0.7, 8.0)] == [3, 2, 6]
+    assert [ask._across(13, shape) for shape in (1.3, 0.75)] == [4, 3]
+    assert ask._across(1, 1.5) == ask._across(2, 1.5) == 1

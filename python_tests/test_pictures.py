@@ -217,6 +217,43 @@ def test_methods_side_by_side() -> None:
     assert "DivPrune" in [text.get_text() for text in one.texts]
 
 
+def test_several_images_are_drawn_as_one() -> None:
+    """With gaps of a cell between them, and what was kept of each."""
+    tiny = vlms.get("lfm2_vl")
+    photos = [vlms.photograph(name, size) for name, size in (
+        ("chelsea", (170, 112)), ("rocket", (112, 170)), ("coffee", (130, 100)))]  # fmt: skip
+    text = tiny.prompt("what", pictures=3)
+    inputs = tiny.processor(images=[photos], text=[text], return_tensors="pt")
+    report = report_of(tiny, inputs, zk.ZSPAPrune(keep=0.3, core_ratio=0.5))
+    views = [pictures.seen(tiny.model, inputs, report, i) for i in range(3)]
+    high, wide = (1 + max(view.grid[axis] for view in views) for axis in (0, 1))
+    figure = pictures.kept(tiny.model, inputs, report, [0, 1, 2], across=2)
+    side = views[0].pixels.shape[0] // views[0].grid[0]
+    canvas = np.full((side * (2 * high - 1), side * (2 * wide - 1), 3), 46, dtype=np.uint8)
+    grid = (2 * high - 1, 2 * wide - 1)
+    cells, core = [], []
+    for view, image, (top, left) in zip(
+        views, report.images, ((0, 0), (0, wide), (high, 0)), strict=True
+    ):
+        rows, columns = view.pixels.shape[:2]
+        canvas[top * side :, left * side :][:rows, :columns] = view.pixels
+        for index, is_core in zip(image.indices.tolist(), image.core_mask.tolist(), strict=True):
+            row, column = divmod(int(view.place[index]), view.grid[1])
+            cells.append((top + row) * grid[1] + left + column)
+            core.append(is_core)
+    (panel,) = figure.axes
+    drawn = np.asarray(panel.images[0].get_array())
+    large = Image.fromarray(canvas).resize(drawn.shape[1::-1], Image.Resampling.LANCZOS)
+    chosen = zk.Selection(torch.tensor(cells), torch.tensor(core))
+    np.testing.assert_array_equal(drawn, light(large, chosen, grid))
+    counts = f"{sum(core)} core + {len(core) - sum(core)} diversity of {report.before}"
+    assert counts in [text.get_text() for text in figure.texts]
+    square = pictures.kept(tiny.model, inputs, report, [0, 1, 2])
+    np.testing.assert_array_equal(np.asarray(square.axes[0].images[0].get_array()), drawn)
+    with pytest.raises(ValueError, match="image must be a number or several, got none"):
+        pictures.kept(tiny.model, inputs, report, [])
+
+
 # ---- what does not fit ---------------------------------------------------------------------------
 
 

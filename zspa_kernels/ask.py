@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -164,7 +165,15 @@ def ask(
             raise DemoError("the prompt has no image token: nothing was pruned")
         if temporary is not None:
             progress("drawing", None)
-            figure = pictures.kept(loaded, inputs, handle.report, processor=processor)
+            crops = len(handle.report.images)  # of the one picture
+            figure = pictures.kept(
+                loaded,
+                inputs,
+                handle.report,
+                range(crops),
+                processor=processor,
+                across=_across(crops, width / height),
+            )
             figure.savefig(temporary, format="png")
     return Answer(
         architecture=target.arch.name,
@@ -233,6 +242,18 @@ def _known(method: str, options: Mapping[str, Any]) -> None:
         methods.get(method, **options)
     except (TypeError, ValueError) as error:
         raise UsageError(f"--method {method}: {_line(error)}") from error
+
+
+def _across(crops: int, shape: float) -> int:
+    """How many crops to draw in a line: the last shows the whole picture, the others its parts.
+
+    Args:
+        crops: of a picture.
+        shape: its width as a share of its height.
+    """
+    parts = max(1, crops - 1)
+    lines = (count for count in range(1, parts + 1) if parts % count == 0)
+    return min(lines, key=lambda wide: abs(math.log(wide * wide / parts / shape)))
 
 
 def _inputs(processor: Any, picture: Image.Image, prompt: str) -> Any:

@@ -8,6 +8,7 @@ place of each visual token comes from the report. Needs Matplotlib and Pillow
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ._pixels import bounds, rebuilt
 from .hf import ImageReport, PruneReport
-from .hf.architectures import Modality, Target
-from .hf.tiles import anyres_tiles
+from .hf.architectures import Target
 from .types import Selection
 from .visualize import LEGEND, Panel, compare
 
@@ -95,35 +96,21 @@ def seen(
     if bool((cell[:, 1] < 0).logical_and(cell[:, 0] >= 0).any()):
         raise ValueError(f"seen: image must be a grid of tokens, got {len(cell)} tokens")
     values = inputs[modality.pixels].detach().float().cpu()
-    number = sum(other.video == one.video for other in report.images[:image])
-    in_tiles = target.arch.in_tiles and not one.video
-    if in_tiles:
-        pictures = _anyres(target, inputs, values, cell, number)
-    elif target.arch.in_tiles:
-        pictures = _frames(values, cell, number)
-    elif target.arch.size == "grid_thw":
-        pictures = _patches(target, inputs[modality.grid], values, number)
-    elif target.arch.size == "image_sizes":
-        pictures = _sized(inputs, values, number)
-    elif target.arch.size == "spatial_shapes":
-        pictures = _shaped(inputs, values, number)
-    elif target.arch.size == "position_ids":
-        pictures = _placed(inputs, modality, values, number)
-    else:
-        pictures = _tiles(values, report.images, number)
+    pictures = rebuilt(target, modality, inputs, values, report.images, image)
     coloured = [_colours(picture, values, processor) for picture in pictures]
-    return _mosaic(coloured, cell, in_tiles)
+    return _mosaic(coloured, cell, target.arch.in_tiles and not one.video)
 
 
 def kept(
     model: Any,
     inputs: Mapping[str, Any],
     reports: PruneReport | Mapping[str, PruneReport],
-    image: int = 0,
+    image: int | Sequence[int] = 0,
     *,
     processor: Any = None,
     heading: str = "",
     note: str = "",
+    across: int | None = None,
 ) -> Figure:
     """Draw what was kept of an image: lit patches, core and diversity outlined in two colours.
 
@@ -131,10 +118,12 @@ def kept(
         model: see `seen`, as for the others not named here.
         inputs: of the calls.
         reports: of one call, or of several by title, drawn side by side.
-        image: which image.
+        image: which image; or several, such as the crops of one picture (Idefics3, SmolVLM,
+            LFM2-VL, Cohere2 Vision), drawn as one with gaps between them.
         processor: for true colours.
         heading: line above everything.
         note: small print below.
+        across: how many of several images stand in a line; by default about as many as lines.
 
     Returns:
         A Matplotlib figure: `kept(...).savefig("kept.png")`. See `visualize.compare`.
@@ -172,169 +161,65 @@ def kept(
     named = {_title(reports): reports} if isinstance(reports, PruneReport) else dict(reports)
     if not named:
         raise ValueError("kept: reports must hold at least one report, got none")
-    view = seen(model, inputs, next(iter(named.values())), image, processor=processor)
+    numbers = [image] if isinstance(image, int) else list(image)
+    if not numbers:
+        raise ValueError("kept: image must be a number or several, got none")
+    first = next(iter(named.values()))
+    views = [seen(model, inputs, first, one, processor=processor) for one in numbers]
+    view = _together(views, across)
     panels = []
     for title, report in named.items():
-        if image >= len(report.images) or report.images[image].before != len(view.place):
+        if max(numbers) >= len(report.images) or any(
+            report.images[one].before != len(own.place)
+            for one, own in zip(numbers, views, strict=True)
+        ):
             raise ValueError(f"kept: reports must be of the same inputs, got another for {title!r}")
-        one = report.images[image]
-        counts = f"{one.core} core + {one.diverse} diversity" if one.core else f"{one.after} tokens"
-        shown = view.selection(one)
-        ends = one.after - len(shown.indices)  # LLaVA-NeXT's newline tokens
-        note_ends = f", {ends} of them ends of rows, not shown" if ends else ""
-        panels.append(Panel(shown, title, f"{counts} of {one.before}{note_ends}"))
+        panels.append(_panel(title, view, [report.images[one] for one in numbers]))
     relevance = all(_title(one) in _BY_RELEVANCE for one in named.values())
     legend = LEGEND if relevance else _ANY_LEGEND
     return compare(view.pixels, panels, view.grid, heading=heading, note=note, legend=legend)
 
 
+def _panel(title: str, view: Seen, images: Sequence[ImageReport]) -> Panel:
+    """What was kept of images whose tokens are in `view`, one image behind the other."""
+    starts = itertools.accumulate((one.before for one in images), initial=0)
+    indices = torch.cat([one.indices + start for one, start in zip(images, starts, strict=False)])
+    place, core = view.place[indices], torch.cat([one.core_mask for one in images])
+    lit = place >= 0  # LLaVA-NeXT's newline tokens show nothing
+    count = int(core.sum())
+    text = f"{count} core + {len(core) - count} diversity" if count else f"{len(core)} tokens"
+    ends = int((~lit).sum())
+    hidden = f", {ends} of them ends of rows, not shown" if ends else ""
+    subtitle = f"{text} of {len(view.place)}{hidden}"
+    return Panel(Selection(place[lit], core[lit]), title, subtitle)
+
+
+def _together(views: Sequence[Seen], across: int | None) -> Seen:
+    """Several images on one canvas, a cell apart."""
+    if len(views) == 1:
+        return views[0]
+    sides = {view.pixels.shape[0] // view.grid[0] for view in views}
+    if len(sides) > 1:
+        raise ValueError(f"kept: image must be of images with one size of patches, got {sides}")
+    (side,) = sides
+    across = across or math.ceil(math.sqrt(len(views)))
+    high, wide = (max(view.grid[axis] for view in views) + 1 for axis in (0, 1))
+    lines = -(-len(views) // across)
+    total = (lines * high - 1, min(across, len(views)) * wide - 1)
+    canvas = torch.tensor(_GAP, dtype=torch.uint8).repeat(total[0] * side, total[1] * side, 1)
+    places = []
+    for i, view in enumerate(views):
+        top, left = (i // across) * high, (i % across) * wide
+        picture = torch.from_numpy(view.pixels)
+        down, right = slice(top * side, None), slice(left * side, None)
+        canvas[down, right][: picture.shape[0], : picture.shape[1]] = picture
+        row, column = view.place // view.grid[1] + top, view.place % view.grid[1] + left
+        places.append(torch.where(view.place < 0, view.place, row * total[1] + column))
+    return Seen(canvas.numpy(), total, torch.cat(places))
+
+
 def _title(report: PruneReport) -> str:
     return report.method.partition("(")[0]
-
-
-def _tiles(values: Tensor, images: Sequence[ImageReport], image: int) -> list[Tensor]:
-    """Pictures `[3, H, W]` of an image among those of all images, one after another."""
-    counts = [int(one.cell[:, 0].max()) + 1 for one in images]
-    flat = values.reshape(-1, *values.shape[-3:])
-    if len(flat) > sum(counts):  # SmolVLM's prompts are padded with black pictures
-        flat = flat[flat.flatten(1).ne(0).any(1)]
-    if len(flat) != sum(counts):
-        raise ValueError(
-            f"seen: inputs must be those of the report, of {sum(counts)} pictures, got {len(flat)}"
-        )
-    return list(flat.split(counts)[image])
-
-
-def _patches(target: Target, grid: Tensor, values: Tensor, image: int) -> list[Tensor]:
-    """Qwen's `[patches, C * T * P * P]`, ordered by merged token, back to a `[3, H, W]` a time."""
-    vision = target.model.config.vision_config
-    grids = grid.tolist()
-    sizes = [math.prod(grid) for grid in grids]
-    if len(values) != sum(sizes) or image >= len(sizes):
-        raise ValueError(
-            f"seen: inputs must be those of the report, got {len(values)} patches for "
-            f"{sum(sizes)} in the grids"
-        )
-    frames, rows, columns = grids[image]
-    merge, side, depth = (
-        vision.spatial_merge_size,
-        vision.patch_size,
-        vision.temporal_patch_size,
-    )
-    blocks = values.split(sizes)[image].reshape(
-        frames, rows // merge, columns // merge, merge, merge, 3, depth, side, side
-    )
-    # Two frames become a patch; a still picture is two equal ones.
-    first = blocks[:, :, :, :, :, :, 0].permute(0, 5, 1, 3, 6, 2, 4, 7)
-    return list(first.reshape(frames, 3, rows * side, columns * side))
-
-
-def _anyres(
-    target: Target, inputs: Mapping[str, Any], values: Tensor, cell: Tensor, image: int
-) -> list[Tensor]:
-    """The small picture, and the part of the large one that has tokens."""
-    shapes = anyres_tiles(target, inputs)
-    if image >= len(shapes) or values.ndim != 5 or len(values) != len(shapes):
-        raise ValueError(
-            f"seen: inputs must be those of the report, got pixel_values {list(values.shape)} "
-            f"for {len(shapes)} image_sizes"
-        )
-    high, wide = shapes[image][1]
-    small, tiles = values[image, 0], values[image, 1 : 1 + high * wide]
-    if not len(tiles):
-        return [small]
-    size = small.shape[-1]
-    whole = tiles.reshape(high, wide, 3, size, size).permute(2, 0, 3, 1, 4)
-    whole = whole.reshape(3, high * size, wide * size)
-    vision = target.model.config.vision_config
-    side, patches = vision.patch_size, size // vision.patch_size
-    box = _box(cell[cell[:, 0] > 0])
-    if target.arch.tile != "shrunk":
-        top, left, bottom, right = (side * edge for edge in box)
-        return [small, whole[:, top:bottom, left:right]]
-    # The padding is cut off by rows and columns of patches before the picture is made smaller.
-    grid = torch.arange(high * wide * patches**2).reshape(1, high * patches, wide * patches)
-    inside = target.module_attribute("unpad_image")(grid, inputs["image_sizes"][image].tolist())
-    (top, left), (bottom, right) = (
-        divmod(int(edge), wide * patches) for edge in (inside.min(), inside.max())
-    )
-    seen = whole[:, top * side : (bottom + 1) * side, left * side : (right + 1) * side]
-    return [small, _scaled(seen, box[2] * side, box[3] * side)]
-
-
-def _frames(values: Tensor, cell: Tensor, video: int) -> list[Tensor]:
-    """LLaVA-OneVision's frames, a whole number of pixels a token."""
-    _, _, rows, columns = _box(cell)
-    frames = values[video]
-    side = frames.shape[-1] // columns
-    return [_scaled(frame, rows * side, columns * side) for frame in frames]
-
-
-def _scaled(picture: Tensor, height: int, width: int) -> Tensor:
-    scaled = torch.nn.functional.interpolate(
-        picture[None], (height, width), mode="bilinear", antialias=True
-    )
-    return scaled[0]
-
-
-def _sized(inputs: Mapping[str, Any], values: Tensor, image: int) -> list[Tensor]:
-    """Mistral 3's picture without what makes a batch of it."""
-    sizes = inputs["image_sizes"].tolist()
-    if image >= len(sizes) or len(values) != len(sizes):
-        raise ValueError(
-            f"seen: inputs must be those of the report, got {len(values)} pictures and "
-            f"{len(sizes)} image_sizes"
-        )
-    height, width = sizes[image]
-    return [values[image][:, :height, :width]]
-
-
-def _placed(
-    inputs: Mapping[str, Any], modality: Modality, values: Tensor, image: int
-) -> list[Tensor]:
-    """Gemma 4's patches `[pictures, patches, P * P * C]`, put where they were."""
-    places = inputs[modality.places].cpu()
-    frames = inputs["num_frames_per_video"].tolist() if modality.moves else [1] * len(places)
-    if len(values) != sum(frames) or image >= len(frames):
-        raise ValueError(
-            f"seen: inputs must be those of the report, got {len(values)} pictures for the places "
-            f"of {sum(frames)}"
-        )
-    found = []
-    for patches, place in zip(
-        values.split(frames)[image], places.split(frames)[image], strict=True
-    ):
-        real = place[:, 0] >= 0
-        found.append(_laid(patches[real], *place[real].flip(1).T))
-    return found
-
-
-def _shaped(inputs: Mapping[str, Any], values: Tensor, image: int) -> list[Tensor]:
-    """LFM2-VL's patches `[pictures, patches, P * P * C]`, row by row."""
-    shapes = inputs["spatial_shapes"].tolist()
-    if len(values) != len(shapes) or image >= len(shapes):
-        raise ValueError(
-            f"seen: inputs must be those of the report, got {len(values)} pictures and "
-            f"{len(shapes)} spatial_shapes"
-        )
-    rows, columns = shapes[image]
-    place = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
-    return [_laid(values[image, : rows * columns], *place.T)]
-
-
-def _laid(patches: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """Patches `[n, P * P * C]` at their rows and columns, a picture `[3, H, W]`."""
-    side = math.isqrt(patches.shape[-1] // 3)
-    picture = torch.zeros(int(row.max()) + 1, int(column.max()) + 1, side, side, 3)
-    picture[row, column] = patches.reshape(-1, side, side, 3)
-    return picture.permute(4, 0, 2, 1, 3).flatten(3).flatten(1, 2)
-
-
-def _box(cells: Tensor) -> tuple[int, int, int, int]:
-    """(top, left, bottom, right) of the rows and columns in `[n, 3]`; the last two excluded."""
-    cells = cells[cells[:, 0] >= 0]
-    low, high = cells[:, 1:].amin(0).tolist(), cells[:, 1:].amax(0).tolist()
-    return low[0], low[1], high[0] + 1, high[1] + 1
 
 
 def _colours(picture: Tensor, values: Tensor, processor: Any) -> Tensor:
@@ -357,7 +242,7 @@ def _mosaic(pictures: Sequence[Tensor], cell: Tensor, by_label: bool) -> Seen:
         by_label: tokens of tiles from 1 on are all in the second picture.
     """
     part = cell[:, 0].clamp_max(1) if by_label else cell[:, 0]
-    boxes = [_box(cell[part == i]) for i in range(len(pictures))]
+    boxes = [bounds(cell[part == i]) for i in range(len(pictures))]
     sizes = [(bottom - top, right - left) for top, left, bottom, right in boxes]
     side = pictures[0].shape[0] // sizes[0][0]
     across = len(pictures) if by_label else math.ceil(math.sqrt(len(pictures)))

@@ -251,10 +251,10 @@ def test_nothing_at_all(backend: str, require_backend: Require) -> None:
     require_backend(backend, "select_varlen")
     visual, none = tokens("iid", 6, 5), torch.empty(0, dtype=torch.int64)
     for part in (visual, visual[:0]):
-        got = select_varlen(
-            backend, part, torch.tensor([0]), None, None, none, none, total_k=3, max_seqlen=0
-        )
-        assert got.tolist() == [-1] * 3
+        for sort in (False, True):  # slots of no segment
+            empty = torch.tensor([0]), None, None, none, none
+            got = select_varlen(backend, part, *empty, total_k=3, max_seqlen=0, sort=sort)
+            assert got.tolist() == [-1] * 3
         got = select_varlen(
             backend, part, torch.tensor([0]), None, None, none, none, total_k=0, max_seqlen=9
         )

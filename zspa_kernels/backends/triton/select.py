@@ -9,7 +9,8 @@ Inputs      : visual [B, N, D] or [T, D], prompt [B, M, D] or [P, D] or none, ma
               int64 [S, 2], table int64 [S, 5]
 Outputs     : int64 indices [B, K] or [T'], -1 where a slot gets no token
 Work        : that of the two ops, the norms once, plus K^2 comparisons for sorting; at most 7
-              launches and 3 fills, 1 allocation beside the output, 0 syncs
+              launches (none_max: 8) and 2 fills (ragged: 3), 1 allocation beside the output, 0
+              syncs
 Mapping     : sorting: program <-> every p-th block of slots of a segment
 Numerics    : integers
 Deterministic: yes: every slot is written by one program
@@ -45,25 +46,29 @@ def _select_sort_kernel(
     COLUMNS: tl.constexpr,
     REVERSED: tl.constexpr,
 ):
-    """Copies the picks of a segment in ascending order; -1s are not copied."""
+    """Copies the picks of a segment in ascending order, and then its -1s."""
     seg, me = program(programs, REVERSED)
     _, _, _, _, _, core, diverse, slot = segment(seg, table, N, 0, 0, k_core, k_diverse)
     for block in range(me * SLOTS, core + diverse, programs * SLOTS):
         s = block + tl.arange(0, SLOTS)
         own = tl.load(picks + slot + s, mask=s < core + diverse, other=-1)
+        own = tl.where(own < 0, LAST, own)
         rank = tl.full([SLOTS], 0, tl.int32)
         for c0 in range(0, core + diverse, COLUMNS):
             c = c0 + tl.arange(0, COLUMNS)
             other = tl.load(picks + slot + c, mask=c < core + diverse, other=-1)
             other = tl.where(other < 0, LAST, other)
-            rank += tl.sum((other[None, :] < own[:, None]).to(tl.int32), 1)
-        tl.store(indices + slot + rank, own, mask=own >= 0)
+            before = (other[None, :] == own[:, None]) & (c[None, :] < s[:, None])  # both are -1
+            before = before | (other[None, :] < own[:, None])
+            rank += tl.sum(before.to(tl.int32), 1)
+        own = tl.where(own < LAST, own, -1)
+        tl.store(indices + slot + rank, own, mask=s < core + diverse)
 
 
 def sort(picks: Tensor, indices: Tensor, segments: Segments, slots: int) -> None:
-    """The picks of each segment to `indices`, ascending; a segment has at most `slots`.
+    """The picks of each segment to `indices`, ascending, then -1; a segment has at most `slots`.
 
-    Slots that get none are left as they are.
+    Slots of no segment are left as they are.
     """
     cfg = config()
     each = programs(cfg, slots, segments.count)
@@ -99,7 +104,8 @@ def _select(
     if sorted:
         plan["unsorted"] = (torch.int64, indices.shape)
     scratch = _scratch.allocate(visual.device, plan)
-    indices.fill_(-1)
+    if not sorted or segments.table is not None:  # otherwise sorting writes every slot
+        indices.fill_(-1)
     picks = scratch["unsorted"].fill_(-1) if sorted else indices
     if prompt is not None:
         relevance.score(

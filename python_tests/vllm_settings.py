@@ -21,7 +21,7 @@ from python_tests.vllm_engine import (
     agree,
     running,
 )
-from python_tests.vlm_models import QWENS
+from python_tests.vlm_models import QWENS, STATES
 from zspa_kernels.vllm import overrides
 
 #: Models whose prompts are read in parts, and whether by processes of vLLM's own.
@@ -40,14 +40,17 @@ def test_a_prompt_that_is_read_in_parts(
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", processes)
     # With adapters, and more words than a part has.
     parts = {"max_num_batched_tokens": 16, "max_num_seqs": 3, "enable_lora": name not in QWENS}
+    # A prompt is cached by whole blocks, of 128 tokens by default. States are not cached.
+    parts |= {} if name in STATES else {"block_size": 32}
     words = " ".join(QUESTIONS * 2)
     with running(name, tmp_path, overrides(keep=KEEP), **parts) as engine:
         requests = [
             engine.request(QUESTIONS[0], CAT, keep=0.8),
             engine.request(words, ROCKET, CUP),
         ]
-        for _ in range(2):  # what was read once is in caches
+        for again in (False, True):  # what was read once is in caches
             first, second = engine.answers(*requests)
+            assert bool(second.num_cached_tokens) == (again and name not in STATES)
             agree(first, engine.expected(zk.ZSPAPrune(keep=0.8), QUESTIONS[0], CAT))
             agree(second, engine.expected(zk.ZSPAPrune(keep=KEEP), words, ROCKET, CUP))
 

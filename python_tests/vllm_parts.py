@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
@@ -345,6 +346,18 @@ def test_ranges_of_gemmas_bidirectional_attention(tmp_path: Path, name: str, pla
     ids = made["prompt_token_ids"]
     assert [ids[first : last + 1] for first, last in ranges] == [[mark] * 5] * 2
     assert ids.count(mark) == 10
+
+
+def test_a_vllm_without_these_parts_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It would not start, whatever model it was asked for."""
+    log = logging.getLogger("vllm.zspa_kernels")
+    monkeypatch.setattr(log, "handlers", [caplog.handler])
+    monkeypatch.setattr(log, "propagate", False)
+    monkeypatch.delattr("vllm.model_executor.models.config.MODELS_CONFIG_MAP")
+    register()
+    assert "prunes no model: cannot import name 'MODELS_CONFIG_MAP'" in caplog.text
 
 
 def test_what_vllm_sets_for_a_model_by_its_name() -> None:

@@ -16,6 +16,7 @@ Example:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -48,10 +49,17 @@ ARCHITECTURES = (
 
 
 def register() -> None:
-    """Tells vLLM of the pruned models. vLLM calls this in each of its processes."""
-    from vllm.model_executor.models import ModelRegistry
-    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+    """Tells vLLM of the pruned models. vLLM calls this in each of its processes.
 
+    A vLLM that it does not know is left alone, with a warning: its own models are not to fail.
+    """
+    try:
+        from vllm.model_executor.models import ModelRegistry
+        from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+    except ImportError as error:
+        log = logging.getLogger("vllm.zspa_kernels")  # vLLM shows what loggers below its own say
+        log.warning("zspa_kernels is for vLLM 0.31 and newer, and prunes no model: %s", error)
+        return
     for name in ARCHITECTURES:
         ModelRegistry.register_model(f"Zspa{name}", f"{__name__}.models:Zspa{name}")
         if name in MODELS_CONFIG_MAP:  # what vLLM sets for a model, by its name

@@ -282,6 +282,7 @@ _ENCODER = {
             {"parallel_config.pipeline_parallel_size": 2},
             "pipeline_parallel_size must be 1 .* got 2",
         ),
+        ({"model_config.enable_prompt_embeds": True}, "enable_prompt_embeds must be False"),
         ({"lora_config.enable_tower_connector_lora": True}, "enable_tower_connector_lora must be"),
         (
             {"model_config.multimodal_config.mm_processor_kwargs": {"zspa": {"keep": 9}}},
@@ -305,6 +306,7 @@ def test_what_no_pruned_model_can_be_served_with(config: Any, message: str) -> N
             "model_config.multimodal_config.video_pruning_rate": None,
             "model_config.multimodal_config.mm_processor_kwargs": None,
             "model_config.multimodal_config.mm_encoder_only": False,
+            "model_config.enable_prompt_embeds": False,
             "lora_config.enable_tower_connector_lora": False,
             "parallel_config.pipeline_parallel_size": 1,
             **config,

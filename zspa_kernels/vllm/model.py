@@ -65,6 +65,11 @@ class PruningModel(_Model):
                 "vllm: enable_tower_connector_lora must be False where zspa_kernels prunes, "
                 "got True"
             )
+        if vllm_config.model_config.enable_prompt_embeds:
+            raise ValueError(
+                "vllm: enable_prompt_embeds must be False where zspa_kernels prunes, since words "
+                "beside a picture are looked up, got True"
+            )
         config = vllm_config.model_config.hf_config
         if given.mm_encoder_only and (Options.of(config).reads or with_rows(config.vision_config)):
             raise ValueError(

@@ -265,6 +265,7 @@ def test_relevance_to_other_words(engine: Engine, asked: str, query: Any) -> Non
         ({"keep": "many"}, "keep must be a float"),
         ({"keep": 10**400}, "keep must fit in 64 bits"),
         ({"query": 3}, "query must be a text"),
+        ({"query": "word " * 1000}, "query must have at most \\d+ tokens, as a prompt, got 1000"),
         ({"core_ratio": 0.1}, "may have keep, query, got 'core_ratio'"),
     ],
 )

@@ -150,7 +150,13 @@ class PruningProcessor(BaseMultiModalProcessor[Any]):
         """Ids of the words that relevance is measured against."""
         tokenizer = self.info.get_tokenizer()
         if asked not in query.QUERIES:
-            return list(tokenizer.encode(asked, add_special_tokens=False))
+            words = list(tokenizer.encode(asked, add_special_tokens=False))
+            most = self.info.ctx.model_config.max_model_len
+            if len(words) > most:  # all are embedded at once, which takes memory of the engine's
+                raise ValueError(
+                    f"vllm: query must have at most {most} tokens, as a prompt, got {len(words)}"
+                )
+            return words
         row = self._marked(prompt)
         if asked == "all":
             return [i for i in row if i not in (VISUAL, self._sound)]

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import continuation, generating
+from . import continuation, generating, rollback
 from .architectures import Target, transformers_version
 from .encode import rebuild
 from .errors import PlaceholderMismatchError, UnsupportedInputError, UnsupportedModelError
@@ -31,8 +32,8 @@ class ChatState:
     all pictures. What was there before is taken from the cache; new pictures are pruned for the new
     question, old ones stay as they were pruned. An answer that was edited, or that the tokenizer
     splits in another way, is read again, with all that follows. If the conversation changes before
-    that (an edited question, another picture), or if the cache cannot forget (states, a window that
-    is full, quantized keys), all of it is read anew.
+    that (an edited question, another picture), or if the cache cannot forget (a window that is
+    full, quantized keys, states older than the last question), all of it is read anew.
 
     Attributes:
         report: of the last turn that brought pictures, with the lengths of the whole conversation;
@@ -77,6 +78,9 @@ class ChatState:
         # What the encoders were given, and how long the last prompt was that brought something.
         self._pictures: dict[str, Tensor] = {}
         self._asked = 0
+        # How long the last prompt was, and the states that layers had then.
+        self._read = 0
+        self._saved = rollback.Saved()
 
     def generate(self, **call: Any) -> Any:
         """`model.generate` for the next turn: same arguments, same result, whole prompts.
@@ -144,14 +148,18 @@ class ChatState:
             given[self._target.cache_name()] = self._cache
         asked = ids.shape[1] if encoded is not None else self._asked
         self.reset()  # an error in between leaves a cache that fits no prompt
-        output = self._target.model.generate(**given, return_dict_in_generate=True)
+        with contextlib.ExitStack() as stack:
+            if self._target.arch.states:
+                saving = rollback.saving(self._target.model, len(kept))
+                self._saved = stack.enter_context(saving)
+            output = self._target.model.generate(**given, return_dict_in_generate=True)
         new = output.sequences[:, small.shape[1] :]
         self._ids = torch.cat((ids, new), dim=1)
         answer = torch.arange(ids.shape[1], self._ids.shape[1], device=ids.device)
         self._kept = torch.cat((kept, answer))
         self._cache = continuation.cache_in(output)
         self._mark = continuation.claim(self._cache)
-        self._pictures, self._asked = pictures, asked
+        self._pictures, self._asked, self._read = pictures, asked, ids.shape[1]
         output.sequences = self._ids
         return output if dict_wanted else self._ids
 
@@ -173,12 +181,14 @@ class ChatState:
         old = min(same, ids.shape[1] - 1)  # there must be something to read
         if old < same and bool(self._target.visual(ids[:, old:]).any()):
             return 0  # a piece of a picture, which would be pruned as a picture
+        if self._target.arch.states and old < before.shape[1]:
+            old = min(old, self._read)  # states are those of the last prompt
         known = int((self._kept < old).sum())
         if not continuation.owned(self._cache, self._mark):
             self.reset()
             return 0
         self._mark = continuation.claim(self._cache)
-        if not continuation.shorten(self._cache, known):
+        if not rollback.shorten(self._cache, known, self._saved):
             self.reset()
             return 0
         self._ids, self._kept = before[:, :old], self._kept[:known]

@@ -125,22 +125,6 @@ def cache_in(values: Any) -> Any:
     return None
 
 
-def shorten(cache: Any, length: int) -> bool:
-    """Leave the first `length` tokens in a cache; False if it cannot forget the others."""
-    surplus = int(cache.get_seq_length()) - length
-    if surplus <= 0:
-        return True
-    # Before 5.24 quantized layers call themselves croppable, and crop what is not quantized yet.
-    kinds = [type(layer).__name__ for layer in cache.layers]
-    if not cache.is_croppable or any("Quant" in kind for kind in kinds):
-        return False
-    try:
-        cache.crop(-surplus)
-    except RuntimeError:  # a window that is full; layers before it are shorter now
-        return False
-    return True
-
-
 def owned(cache: Any, mark: object) -> bool:
     """Whether `mark` is of the last one who claimed this cache, so that nobody else went on."""
     return getattr(cache, _OWNER, None) is mark

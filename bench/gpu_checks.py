@@ -100,8 +100,14 @@ def first_diversity() -> None:
 
 @check
 def first_select() -> None:
-    """Two calls with a core."""
+    """Two calls with a core; in ascending order the same tokens, then the slots that got none."""
     _judge(judge_select, _select, list(FIRST))
+    visual = FIRST[0].visual.to(gpu_check.DEVICE)[None]
+    some = (torch.arange(visual.shape[1], device=gpu_check.DEVICE) % 50 == 7)[None]
+    options: dict[str, Any] = {"k_core": 0, "k_diverse": 70, "visual_mask": some}
+    picks = zk.select(visual, sorted=False, **options)[0].tolist()
+    ascending = zk.select(visual, **options)[0].tolist()
+    assert ascending == sorted(picks, key=lambda i: (i < 0, i)), (picks, ascending)
 
 
 def _models() -> list[Case]:

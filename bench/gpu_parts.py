@@ -81,7 +81,7 @@ def configured(**fields: Any) -> Any:
     return mock.patch.object(diversity, "config", changed)
 
 
-def parts(names: tuple[str, ...] = ("llava15", "llavanext")) -> Iterator[dict[str, Any]]:
+def parts(names: tuple[str, ...] = ("llava15", "llavanext", "video")) -> Iterator[dict[str, Any]]:
     """Microseconds of each step of `select`, and how often the programs of the greedy met.
 
     Also of its host, and of an update of all rows by 128 picks.

@@ -282,6 +282,8 @@ def test_going_on_by_hand(tiny: vlms.Tiny) -> None:
     }
     with METHOD(tiny.model), torch.no_grad():
         first = cache_of(tiny.model(**inputs, **slots, use_cache=True))
+        bare = tiny.model(**inputs, **slots, use_cache=True, return_dict=False)
+        assert any(continuation.of(one) is not None for one in bare)
         caches = {name: copy.deepcopy(first)}
         expected = inner(**given, **caches)[0]
         caches = {name: copy.deepcopy(first)}

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import sys
 from types import SimpleNamespace
@@ -13,7 +14,8 @@ import torch
 
 import zspa_kernels as zk
 from python_tests import vlms
-from python_tests.hf_oracle import generate
+from python_tests.hf_oracle import generate, rows
+from zspa_kernels import hf
 from zspa_kernels.hf.architectures import ARCHITECTURES, Target
 from zspa_kernels.hf.layout import Layout, _squares
 from zspa_kernels.hf.marks import marks
@@ -38,6 +40,35 @@ def test_models_in_wrappers(monkeypatch: pytest.MonkeyPatch) -> None:
         target = Target.of(one)
         assert (target.model, target.inner) == (model, inner)
         assert target.takes_features == (vlms.VERSION >= (5, 20))
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen3_vl"])
+def test_a_model_whose_own_forward_takes_no_encoded_pictures(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one derived from an older version of its class; pruned as with older transformers."""
+    tiny, method = vlms.get(name), zk.DivPrune(keep=0.3)
+    inputs = tiny.inputs("ragged")
+    with method(tiny.model):
+        expected = rows(generate(tiny.model, inputs))
+    stock = type(tiny.model)
+
+    class Derived(stock):  # type: ignore[misc,valid-type]
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return super().forward(*args, **kwargs)
+
+    names = inspect.signature(stock.forward).parameters
+    older = [one for key, one in names.items() if key != "mm_encoder_outputs"]
+    vars(Derived.forward)["__signature__"] = inspect.Signature(older)
+    monkeypatch.setattr(tiny.model, "__class__", Derived)
+    with method(tiny.model):
+        assert torch.equal(rows(generate(tiny.model, inputs)), expected)
+    for make in (
+        lambda: hf.prune_inputs(tiny.model, inputs, method),
+        lambda: hf.ChatState(tiny.model, method),
+    ):
+        with pytest.raises(hf.UnsupportedModelError, match=r"must take encoded pictures .* got D"):
+            make()
 
 
 @pytest.mark.parametrize(

@@ -63,8 +63,9 @@ class ChatState:
         self._method = fitted(method, self._target, self._options)
         if not self._target.takes_features:
             raise UnsupportedModelError(
-                f"ChatState: transformers must be 5.20 or newer, got {transformers_version()}: "
-                f"older ones cannot go on from a pruned cache; prune every turn anew"
+                f"ChatState: model must take encoded pictures (mm_encoder_outputs), as those of "
+                f"transformers do from 5.20 on, got {type(self._target.model).__name__} with "
+                f"{transformers_version()}; prune every turn anew"
             )
         self.reset()
 

@@ -156,8 +156,9 @@ def prune_inputs(
     method = fitted(method, target, options)
     if not target.takes_features:
         raise UnsupportedModelError(
-            f"prune_inputs: transformers {transformers_version()} cannot be given encoded pictures "
-            f"(mm_encoder_outputs, 5.20 and newer); use `with method(model):` instead"
+            f"prune_inputs: model must take encoded pictures (mm_encoder_outputs), as those of "
+            f"transformers do from 5.20 on, got {type(target.model).__name__} with "
+            f"{transformers_version()}; use `with method(model):` instead"
         )
     ids = input_ids(inputs)
     result = PrunedInputs(inputs)

@@ -86,8 +86,7 @@ def environment() -> dict[str, Any]:
         "multiprocessors": device.multi_processor_count,
         "memory_bytes": device.total_memory,
         "l2_bytes": getattr(device, "L2_cache_size", None),
-        "driver": _first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
-        "clocks": _first_line("nvidia-smi", "--query-gpu=clocks.max.sm,clocks.sm", "--format=csv"),
+        **driver(),
         "nvcc": _first_line("nvcc", "--version", line=-1),
         "cuda": torch.version.cuda,
         "torch": torch.__version__,
@@ -95,6 +94,19 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": platform.platform(),
         "cpus": os.cpu_count(),
+    }
+
+
+def driver() -> dict[str, str | None]:
+    """Its version; clocks, highest and now; who may use the device, and whether it is divided."""
+    queries = {
+        "driver": "driver_version",
+        "clocks": "clocks.max.sm,clocks.sm",
+        "mode": "compute_mode,mig.mode.current",
+    }
+    return {
+        name: _first_line("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader")
+        for name, query in queries.items()
     }
 
 
@@ -107,9 +119,12 @@ def _git() -> dict[str, Any] | None:
 def _first_line(*command: str, line: int = 0) -> str | None:
     if shutil.which(command[0]) is None:
         return None
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
-    )
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=20
+        )
+    except subprocess.TimeoutExpired:  # a driver that is slow to say its version may still work
+        return None
     lines = done.stdout.strip().splitlines()
     return lines[line] if lines and not done.returncode else None
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -117,3 +118,26 @@ def test_parts_in_the_summary(tmp_path: Path) -> None:
     text = gpu_report.summary(tmp_path)
     assert f"{'x: update by 128':42}    31.5 us\n" in text
     assert f"{'x: update by 128, 6 stages':42} no figure: it is wrong\n" in text
+
+
+def test_what_the_driver_says_is_written_down(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Values, not the names of columns."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(
+        '#!/bin/sh\ncase $2 in *noheader*) ;; *) echo "a header";; esac\necho "$1, 7"\n'
+    )
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert gpu.driver() == {
+        "driver": "--query-gpu=driver_version, 7",
+        "clocks": "--query-gpu=clocks.max.sm,clocks.sm, 7",
+        "mode": "--query-gpu=compute_mode,mig.mode.current, 7",
+    }
+
+    def hangs(*_: object, **given: float) -> None:
+        raise subprocess.TimeoutExpired("nvidia-smi", given["timeout"])
+
+    monkeypatch.setattr(subprocess, "run", hangs)
+    assert gpu.driver() == dict.fromkeys(("driver", "clocks", "mode"))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from typing import Any
 
@@ -280,3 +281,20 @@ def test_what_does_not_belong_together_is_refused() -> None:
         wrong = {**tiny.inputs(), "pixel_values": tiny.inputs()["pixel_values"][:0]}
         with pytest.raises(ValueError, match="inputs must be those of the report"):
             pictures.seen(tiny.model, wrong, report)
+
+
+@pytest.mark.parametrize(
+    "name", ["llava", "llava_next", "llava_onevision", "pixtral", "qwen2_5_vl", "gemma4", "lfm2_vl"]
+)
+def test_pictures_that_the_report_does_not_know_are_refused(name: str) -> None:
+    """A `ChatState` reports the new ones of a turn, whose inputs have those of earlier turns."""
+    tiny = vlms.get(name)
+    report = report_of(tiny, tiny.inputs("ragged"))
+    last = dataclasses.replace(report, images=report.images[-1:])
+    with pytest.raises(ValueError, match=r"those of the report, of 1 (image|picture)s, got"):
+        pictures.seen(tiny.model, tiny.inputs("ragged"), last)
+    if name in vlms.FILMS:
+        report = report_of(tiny, tiny.videos(0, 1))
+        last = dataclasses.replace(report, images=report.images[-1:])
+        with pytest.raises(ValueError, match="must be those of the report, of 1 videos, got 2"):
+            pictures.seen(tiny.model, tiny.videos(0, 1), last)

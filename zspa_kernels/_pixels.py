@@ -37,7 +37,14 @@ def rebuilt(
         ValueError: report and inputs do not belong together.
     """
     one = images[image]
-    number = sum(other.video == one.video for other in images[:image])
+    alike = [other.video == one.video for other in images]
+    number = sum(alike[:image])
+    sizes = _sizes(target, modality, inputs)
+    if sizes is not None and len(sizes) != sum(alike):  # as of all turns of a conversation
+        raise ValueError(
+            f"seen: inputs must be those of the report, of {sum(alike)} {modality.name}s, got "
+            f"{len(sizes)}"
+        )
     if target.arch.in_tiles and not one.video:
         return _anyres(target, inputs, values, one.cell, number)
     if target.arch.in_tiles:
@@ -51,6 +58,19 @@ def rebuilt(
     if target.arch.size == "position_ids":
         return _placed(inputs, modality, values, number)
     return _tiles(values, images, number)
+
+
+def _sizes(target: Target, modality: Modality, inputs: Mapping[str, Any]) -> Tensor | None:
+    """What has one row for each picture or video of the inputs, if anything has."""
+    name = target.arch.size
+    if name == "grid_thw":
+        name = modality.grid
+    elif name == "position_ids":
+        name = "num_frames_per_video" if modality.moves else modality.places
+    elif target.arch.in_tiles:
+        name = modality.pixels if modality.moves else "image_sizes"
+    found: Tensor | None = inputs[name] if name else None
+    return found
 
 
 def _tiles(values: Tensor, images: Sequence[ImageReport], image: int) -> list[Tensor]:
@@ -71,7 +91,7 @@ def _patches(target: Target, grid: Tensor, values: Tensor, image: int) -> list[T
     vision = target.model.config.vision_config
     grids = grid.tolist()
     sizes = [math.prod(grid) for grid in grids]
-    if len(values) != sum(sizes) or image >= len(sizes):
+    if len(values) != sum(sizes):
         raise ValueError(
             f"seen: inputs must be those of the report, got {len(values)} patches for "
             f"{sum(sizes)} in the grids"
@@ -95,7 +115,7 @@ def _anyres(
 ) -> list[Tensor]:
     """The small picture, and the part of the large one that has tokens."""
     shapes = anyres_tiles(target, inputs)
-    if image >= len(shapes) or values.ndim != 5 or len(values) != len(shapes):
+    if values.ndim != 5 or len(values) != len(shapes):
         raise ValueError(
             f"seen: inputs must be those of the report, got pixel_values {list(values.shape)} "
             f"for {len(shapes)} image_sizes"
@@ -141,7 +161,7 @@ def _scaled(picture: Tensor, height: int, width: int) -> Tensor:
 def _sized(inputs: Mapping[str, Any], values: Tensor, image: int) -> list[Tensor]:
     """Mistral 3's picture without what makes a batch of it."""
     sizes = inputs["image_sizes"].tolist()
-    if image >= len(sizes) or len(values) != len(sizes):
+    if len(values) != len(sizes):
         raise ValueError(
             f"seen: inputs must be those of the report, got {len(values)} pictures and "
             f"{len(sizes)} image_sizes"
@@ -156,7 +176,7 @@ def _placed(
     """Gemma 4's patches `[pictures, patches, P * P * C]`, put where they were."""
     places = inputs[modality.places].cpu()
     frames = inputs["num_frames_per_video"].tolist() if modality.moves else [1] * len(places)
-    if len(values) != sum(frames) or image >= len(frames):
+    if len(values) != sum(frames):
         raise ValueError(
             f"seen: inputs must be those of the report, got {len(values)} pictures for the places "
             f"of {sum(frames)}"
@@ -173,7 +193,7 @@ def _placed(
 def _shaped(inputs: Mapping[str, Any], values: Tensor, image: int) -> list[Tensor]:
     """LFM2-VL's patches `[pictures, patches, P * P * C]`, row by row."""
     shapes = inputs["spatial_shapes"].tolist()
-    if len(values) != len(shapes) or image >= len(shapes):
+    if len(values) != len(shapes):
         raise ValueError(
             f"seen: inputs must be those of the report, got {len(values)} pictures and "
             f"{len(shapes)} spatial_shapes"

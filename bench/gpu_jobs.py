@@ -63,6 +63,11 @@ def python(*arguments: str) -> tuple[str, ...]:
     return (sys.executable, *arguments)
 
 
+def python_path() -> str:
+    """This checkout, before what the caller's PYTHONPATH has."""
+    return os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+
+
 #: Seconds a killed process may take to end.
 GRACE = 10.0
 #: Groups of the processes that run now.
@@ -82,7 +87,7 @@ def run(job: Job) -> Outcome:
     process = subprocess.Popen(
         job.command,
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **job.variables},
+        env={**os.environ, "PYTHONPATH": python_path(), **job.variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

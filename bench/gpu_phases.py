@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 import zspa_kernels as zk
-from bench.gpu_jobs import ROOT
+from bench.gpu_jobs import ROOT, python_path
 from zspa_kernels.testing import tokens
 
 OPS = ("diversity", "dpp", "facility_location", "min_sum", "suppress", "soft_suppress")
@@ -131,7 +131,11 @@ def interpreted(op: str) -> tuple[Tensor, Memory]:
     """`trace` by the interpreter, in a process of its own: Triton decides when it is imported."""
     with tempfile.TemporaryDirectory() as folder:
         file = str(Path(folder) / "memory.pt")
-        variables = {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+        variables = {
+            "TRITON_INTERPRET": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            "PYTHONPATH": python_path(),
+        }
         subprocess.run(
             [sys.executable, "-m", "bench.gpu_phases", op, file],
             cwd=ROOT, env={**os.environ, **variables}, check=True,

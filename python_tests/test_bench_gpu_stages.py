@@ -21,7 +21,7 @@ from bench import (
     gpu_timing,
     registry,
 )
-from bench.gpu_jobs import Outcome
+from bench.gpu_jobs import Job, Outcome
 from zspa_kernels.backends.triton import _common, diversity
 from zspa_kernels.testing.cases import DTYPES
 
@@ -141,3 +141,12 @@ def test_what_the_driver_says_is_written_down(
 
     monkeypatch.setattr(subprocess, "run", hangs)
     assert gpu.driver() == dict.fromkeys(("driver", "clocks", "mode"))
+
+
+def test_packages_that_the_caller_brought_are_found_in_jobs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "brought.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    outcome = gpu_jobs.run(Job("job", gpu_jobs.python("-c", "import brought, bench.gpu_jobs"), 20))
+    assert outcome.status == "passed", outcome.tail

@@ -312,6 +312,11 @@ def test_the_first_request_finds_all_warm(engine: Engine) -> None:
     assert {name: len(places) for name, places in made["mm_placeholders"].items()} == {
         name: 2 for name, most in limits.items() if most
     }
+    # Pixels wait on the host; the model takes as many at once as vLLM reserved memory for.
+    pictures = [item for name in ("image", "video") for item in made["mm_kwargs"].get(name, [])]
+    held = [elem for item in pictures for name, elem in item.items() if "pixel" in name]
+    assert held
+    assert all(elem.field.keep_on_cpu for elem in held)
 
 
 def test_positions_beyond_the_table_are_refused(

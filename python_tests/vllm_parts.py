@@ -94,6 +94,27 @@ def test_each_picture_of_a_batch_has_its_own_words_and_share(runs: int) -> None:
         assert found.equal(torch.cat(kept))
 
 
+def test_pixels_of_one_part_are_on_the_device_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """VLLM reserved memory for as many as fill a batch unpruned."""
+    encoded = torch.randn(4, 8, 16, generator=torch.Generator().manual_seed(5))
+    model = _pruned(encoded, encoded[0], 8)
+    model._device = torch.device("meta")
+    parts = []
+
+    def embed(self: Any, **inputs: Any) -> Any:
+        parts.append(inputs)
+        return list(encoded[: len(inputs["pixel_values"])])
+
+    monkeypatch.setattr(type(model).__mro__[2], "embed_multimodal", embed)
+    pixels = list(torch.arange(4.0)[:, None, None, None])
+    counts = {"num_patches": torch.ones(4, dtype=torch.long)}
+    keep = {"zspa_keep_image": torch.full((4,), -3.0, dtype=torch.float64)}
+    assert len(model.embed_multimodal(pixel_values=pixels, **counts, **keep)) == 4
+    assert [len(part["pixel_values"]) for part in parts] == [2, 2]
+    assert all(one.is_meta for part in parts for one in part["pixel_values"])
+    assert not any(part["num_patches"].is_meta for part in parts)
+
+
 def test_what_has_no_share_stays_whole() -> None:
     """Sounds."""
     encoded = torch.randn(3, 8, 16, generator=torch.Generator().manual_seed(5))
@@ -141,6 +162,7 @@ def _pruned(encoded: torch.Tensor, table: torch.Tensor, tile: int) -> Any:
             torch.nn.Module.__init__(self)
             self._options = Options.read({"core_ratio": 0.5})
             self._width, self._batches = 16, Batches(limit=20, tile=tile)
+            self._device = torch.device("cpu")
 
     return Model()
 

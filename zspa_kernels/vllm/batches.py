@@ -14,10 +14,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 #: Fields with pixels begin so, and those with the places of patches (Gemma 4).
-_PIXELS, _POSITIONS = "pixel_", "pixel_position_ids"
+PIXELS, _POSITIONS = "pixel_", "pixel_position_ids"
 #: Seconds of a step in time of each video (Qwen2.5-VL).
 SECONDS = "second_per_grid_ts"
 MODALITIES = ("image", "video")
@@ -83,8 +84,11 @@ class Batches:
     def split(
         self, inputs: Mapping[str, Any], pictures: int, words: Sequence[Tensor] | None = None
     ) -> Iterator[tuple[int, int, dict[str, Any]]]:
-        """Parts of a batch: the first picture, the one behind the last, and their inputs."""
-        pixels = next((value for name, value in inputs.items() if name.startswith(_PIXELS)), None)
+        """Parts of a batch: the first picture, the one behind the last, and their inputs.
+
+        Pixels stay where they are; see `moved`.
+        """
+        pixels = next((value for name, value in inputs.items() if name.startswith(PIXELS)), None)
         if pixels is None:  # encoded elsewhere
             yield 0, pictures, dict(inputs)
             return
@@ -129,8 +133,22 @@ class Batches:
         def cut(name: str, value: Any) -> Any:
             if isinstance(value, Tensor) and value.ndim == 0:  # of all pictures
                 return value
-            if rows is not None and name.startswith(_PIXELS):  # one picture's behind the other's
+            if rows is not None and name.startswith(PIXELS):  # one picture's behind the other's
                 return value[sum(rows[:start]) : sum(rows[:stop])]
             return value[start:stop]
 
         return {name: cut(name, value) for name, value in inputs.items()}
+
+
+def moved(inputs: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """Inputs with their pixels on the `device`, where vLLM would have put those of all parts."""
+
+    def onto(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return [onto(one) for one in value]
+        host = value.pin_memory() if device.type == "cuda" else value
+        return host.to(device, non_blocking=True)
+
+    return {
+        name: onto(value) if name.startswith(PIXELS) else value for name, value in inputs.items()
+    }

@@ -13,7 +13,7 @@ from vllm.logger import init_logger
 from vllm.lora.layers import VocabParallelEmbeddingWithLoRA
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from .batches import Batches, with_rows
+from .batches import Batches, moved, with_rows
 from .options import KEY, Options, kept
 from .processor import KEEP, TEXT, VISUAL, WORDS, asked, pruning
 
@@ -44,6 +44,7 @@ class PruningModel(_Model):
         self._options = Options.of(config)
         self._width: int = vllm_config.model_config.hf_text_config.hidden_size
         self._batches = Batches.of(config, vllm_config.scheduler_config.max_num_batched_tokens)
+        self._device: torch.device = vllm_config.device_config.device
         _log.info("Visual tokens are pruned: %r", self._options.method)
 
     def _before(self, vllm_config: Any) -> None:
@@ -93,7 +94,7 @@ class PruningModel(_Model):
         shares = asked(keep)
         chosen: list[Tensor] = []
         for start, stop, part in self._batches.split(kwargs, len(shares), words):
-            encoded = list(super().embed_multimodal(**part))
+            encoded = list(super().embed_multimodal(**moved(part, self._device)))
             own = None if words is None else [self._embedded(row) for row in words[start:stop]]
             runs = [self._runs(x, place, part) for place, x in enumerate(encoded)]
             rows = self._rows(runs, shares[start:stop], own)

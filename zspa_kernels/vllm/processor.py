@@ -31,7 +31,7 @@ from vllm.multimodal.processing import (
 from ..hf import query
 from ..hf.errors import UnsupportedModelError
 from ..hf.template import Template
-from .batches import MODALITIES, SECONDS, grid
+from .batches import MODALITIES, PIXELS, SECONDS, grid
 from .options import KEY, Options
 
 #: Fields of an image, each followed by its modality.
@@ -124,6 +124,9 @@ class PruningProcessor(BaseMultiModalProcessor[Any]):
     ) -> Mapping[str, Any]:
         stock, _ = _split(hf_processor_mm_kwargs)
         fields = dict(super()._get_mm_fields_config(hf_inputs, stock))
+        for name, config in fields.items():
+            if name.startswith(PIXELS) and config.modality in MODALITIES:  # moved part by part
+                fields[name] = replace(config, field=replace(config.field, keep_on_cpu=True))
         for name in hf_inputs:
             if name.startswith(KEEP):
                 modality = name.removeprefix(KEEP)

@@ -21,6 +21,7 @@ import torch
 from vllm import LLM, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
 from vllm.exceptions import VLLMValidationError
+from vllm.model_executor.layers.rotary_embedding.mrope import MRotaryEmbedding
 from vllm.model_executor.models import ModelRegistry
 from vllm.plugins import load_general_plugins
 
@@ -324,6 +325,11 @@ def test_positions_beyond_the_table_are_refused(
 ) -> None:
     wide = photograph("rocket", (500, 28))  # 18 columns of Qwen's, of which one token stays
     config = engine.llm.llm_engine.renderer.mm_processor.info.ctx.model_config
+    [rows] = engine.llm.apply_model(
+        lambda model: {len(m.cos_sin_cache) for m in model.modules() if type(m) is MRotaryEmbedding}
+    )
+    trained = config.hf_text_config.max_position_embeddings
+    assert rows == ({processor._TABLE * trained} if engine.name in QWENS else set())
     monkeypatch.setattr(config.hf_text_config, "max_position_embeddings", 64)
     request = engine.request(QUESTIONS[2], wide, wide, keep=1)
     monkeypatch.setattr(config, "max_model_len", 64)

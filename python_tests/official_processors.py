@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import transformers
@@ -24,7 +24,8 @@ from python_tests.vlm_models import VOCABULARY
 class Style:
     """How a prompt is written: its beginning, a turn of the user, where the answer begins.
 
-    `stop` is the token that ends an answer, and in most models every turn.
+    `stop` is the token that ends an answer, and in most models every turn. `thought` opens an
+    answer and is left out where that is repeated.
     """
 
     begin: str
@@ -34,6 +35,7 @@ class Style:
     image: str
     video: str = ""
     stop: str = "</s>"
+    thought: str = ""
 
     @property
     def template(self) -> str:
@@ -47,7 +49,7 @@ class Style:
             f"{{% if m.role == 'user' %}}{self.user}{{% else %}}{self.answer}{{% endif %}}"
             "{% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}"
             f"{shown}{{% endif %}}{{% endfor %}}{self.end}{{% endfor %}}"
-            f"{{% if add_generation_prompt %}}{self.answer}{{% endif %}}"
+            f"{{% if add_generation_prompt %}}{self.answer}{self.thought}{{% endif %}}"
         )
 
 
@@ -250,6 +252,11 @@ def _qwen3_vl() -> Official:
     return _qwen(transformers.Qwen3VLProcessor, transformers.Qwen3VLVideoProcessor, 16)
 
 
+def _qwen3_5() -> Official:
+    made = _qwen3_vl()
+    return replace(made, style=replace(made.style, thought="<think>\n"))
+
+
 def _lfm3_vl() -> Official:
     return _qwen(transformers.Lfm3VlProcessor, transformers.Qwen3VLVideoProcessor, 16)
 
@@ -415,7 +422,7 @@ BUILDERS: dict[str, Callable[[], Official]] = {
     "qwen2_vl": _qwen2_vl,
     "qwen2_5_vl": _qwen2_5_vl,
     "qwen3_vl": _qwen3_vl,
-    "qwen3_5": _qwen3_vl,
+    "qwen3_5": _qwen3_5,
     "lfm3_vl": _lfm3_vl,
     "glm4v": functools.partial(_glm, "Glm4v"),
     "glm46v": functools.partial(_glm, "Glm46V"),

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +17,7 @@ from .handle import refuse_pruned
 from .inputs import input_ids, prune_batch, refuse
 from .options import Options, fitted
 from .positions import full_positions
-from .query import Query
+from .query import Query, turn_ends
 from .report import PruneReport, kv_bytes
 
 #: Caches that are not made for one length.
@@ -76,10 +75,10 @@ class ChatState:
         self._kept: Tensor | None = None
         self._cache: Any = None
         self._mark: object = None  # as long as it is the cache's, no copy of this has used that
-        # What the encoders were given, and how long the last prompt was that brought something.
+        # What the encoders were given, and where the question ended that came with it.
         self._pictures: dict[str, Tensor] = {}
         self._asked = 0
-        # How long the last prompt was, and the states that layers had then.
+        # Where the last question ended, and the states that layers had there.
         self._read = 0
         self._saved = rollback.Saved()
 
@@ -147,20 +146,20 @@ class ChatState:
             given["streamer"] = generating.WholePrompt(call["streamer"], ids)
         if old:
             given[self._target.cache_name()] = self._cache
-        asked = ids.shape[1] if encoded is not None else self._asked
+        asked = self._question_end(ids) if encoded is not None else self._asked
+        read, saved = (self._read, self._saved) if old else (0, rollback.Saved())
         self.reset()  # an error in between leaves a cache that fits no prompt
-        with contextlib.ExitStack() as stack:
-            if self._target.arch.states:
-                saving = rollback.saving(self._target.model, len(kept))
-                self._saved = stack.enter_context(saving)
-            output = self._target.model.generate(**given, return_dict_in_generate=True)
+        if self._target.arch.states:
+            read, saved = self._read_question(given, kept, ids) or (read, saved)
+        output = self._target.model.generate(**given, return_dict_in_generate=True)
         new = output.sequences[:, small.shape[1] :]
         self._ids = torch.cat((ids, new), dim=1)
         answer = torch.arange(ids.shape[1], self._ids.shape[1], device=ids.device)
         self._kept = torch.cat((kept, answer))
         self._cache = continuation.cache_in(output)
         self._mark = continuation.claim(self._cache)
-        self._pictures, self._asked, self._read = pictures, asked, ids.shape[1]
+        self._pictures, self._asked = pictures, asked
+        self._read, self._saved = read, saved
         output.sequences = self._ids
         return output if dict_wanted else self._ids
 
@@ -183,7 +182,7 @@ class ChatState:
         if old < same and bool(self._target.visual(ids[:, old:]).any()):
             return 0  # a piece of a picture, which would be pruned as a picture
         if self._target.arch.states and old < before.shape[1]:
-            old = min(old, self._read)  # states are those of the last prompt
+            old = min(old, self._read)  # states are those of the last question's end
         known = int((self._kept < old).sum())
         if not continuation.owned(self._cache, self._mark):
             self.reset()
@@ -195,6 +194,48 @@ class ChatState:
         self._ids, self._kept = before[:, :old], self._kept[:known]
         self.reused = int(self._cache.get_seq_length())
         return old
+
+    def _question_end(self, ids: Tensor) -> int:
+        """The column behind the last turn of a prompt, of whose answer it may give the beginning.
+
+        Templates open an answer otherwise than they repeat it later, as with a mark for thinking.
+        """
+        words = ids[0].tolist()
+        ends = turn_ends(self._target)
+        return max((i + 1 for i, word in enumerate(words) if word in ends), default=len(words))
+
+    def _read_question(
+        self, given: dict[str, Any], kept: Tensor, ids: Tensor
+    ) -> tuple[int, rollback.Saved] | None:
+        """Let the model read a prompt up to its question's end, and save the states it has there.
+
+        Returns the column of the prompt, and the states; None if it has read further before.
+        """
+        name = self._target.cache_name()
+        cache = given.get(name)
+        known = 0 if cache is None else int(cache.get_seq_length())
+        count = min(int((kept < self._question_end(ids)).sum()), len(kept) - 1)
+        column = int(kept[count])
+        kind = generating.effective(self._target, given, "cache_implementation")
+        inside = bool(self._target.visual(ids[:, column:]).any())  # a picture stands behind it
+        if count < known or inside or kind not in (None, "dynamic"):
+            return None
+        if count == known:
+            return column, rollback.save(cache)
+        options = {} if cache is None else {name: cache}
+        if given.get("mm_encoder_outputs") is not None:
+            options["mm_encoder_outputs"] = given.pop("mm_encoder_outputs")
+        with torch.no_grad():
+            output = self._target.model(
+                input_ids=given["input_ids"][:, known:count],
+                attention_mask=given["attention_mask"][:, :count],
+                position_ids=given["position_ids"][..., known:count],
+                use_cache=True,
+                logits_to_keep=1,
+                **options,
+            )
+        given[name] = continuation.cache_in(output)
+        return column, rollback.save(given[name])
 
     def _pruned(self, call: dict[str, Any], old: int) -> tuple[Tensor, Tensor, Any]:
         """Kept columns of the conversation, their positions, and the new pictures if any."""

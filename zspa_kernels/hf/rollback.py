@@ -3,14 +3,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import threading
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
-
-from . import continuation
 
 
 @dataclass(eq=False)
@@ -26,24 +21,10 @@ class Saved:
     layers: dict[int, Any] = field(default_factory=dict)
 
 
-@contextlib.contextmanager
-def saving(model: Any, length: int) -> Iterator[Saved]:
-    """Save the states that `generate` has when it has read a prompt of `length` tokens."""
-    saved = Saved(length)
-    thread = threading.get_ident()
-
-    def see(_: Any, args: Any, output: Any) -> None:
-        cache = continuation.cache_in(output)
-        mine = threading.get_ident() == thread  # hooks are called for the calls of all threads
-        if mine and cache is not None and int(cache.get_seq_length()) == length:
-            layers = enumerate(cache.layers)
-            saved.layers = {i: copy.deepcopy(layer) for i, layer in layers if _has_states(layer)}
-
-    hook = model.register_forward_hook(see)
-    try:
-        yield saved
-    finally:
-        hook.remove()
+def save(cache: Any) -> Saved:
+    """The states that a cache has now."""
+    layers = {i: copy.deepcopy(layer) for i, layer in enumerate(cache.layers) if _has_states(layer)}
+    return Saved(int(cache.get_seq_length()), layers)
 
 
 def shorten(cache: Any, length: int, saved: Saved) -> bool:
@@ -56,7 +37,7 @@ def shorten(cache: Any, length: int, saved: Saved) -> bool:
         return False
     for i, layer in enumerate(cache.layers):
         if i in states:
-            cache.layers[i] = saved.layers[i]
+            cache.layers[i] = copy.deepcopy(saved.layers[i])  # to go back there once more
             continue
         # Before 5.24 quantized layers call themselves croppable, and crop what is no number yet.
         if not layer.is_croppable or "Quant" in type(layer).__name__:

@@ -53,6 +53,7 @@ FACILITY = {
     "old gains are picked": ("other=version) != version", "other=version) < 0"),
     "given rows age no gain": ("rose = tl.maximum(rose, more)\n    if", "rose = rose + 0\n    if"),
     "scale of a sum": ("tl.div_rn(scale, count.to(tl.float32))", "scale"),
+    "one given row is none": ("tl.where(M > 0, tl.div_rn", "tl.where(M > 1, tl.div_rn"),
     "weights ignored": ("value = value * tl.load(weights + token, mask=wanted, other=0.0)", "pass"),
     "infinite benefits count": ("(x > 0.0) & (x < INF)", "x > 0.0"),
 }
@@ -163,6 +164,8 @@ def _judge_facility_location() -> None:
     picks = run(visual[None], 7, words[None], weights[None], None, 0.0, 0.5)[0]
     given: dict[str, Any] = {"benefits": words, "weights": weights, "scale": 0.5}
     check_facility_location(visual, picks, 7, bound=1e-6, **given)
+    picks = run(visual[None], 7, words[None, :1], None, None, 0.0, 0.01)[0]
+    check_facility_location(visual, picks, 7, bound=1e-6, benefits=words[:1], scale=0.01)
     nothing = torch.zeros(n, 20)  # without a direction: given rows alone are covered
     picks = run(nothing[None], 4, words[None], None, None, 0.0, 1.0)[0]
     check_facility_location(nothing, picks, 4, bound=1e-6, benefits=words)

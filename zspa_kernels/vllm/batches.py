@@ -146,8 +146,9 @@ def moved(inputs: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     def onto(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return [onto(one) for one in value]
-        host = value.pin_memory() if device.type == "cuda" else value
-        return host.to(device, non_blocking=True)
+        if device.type == "cuda" and value.device.type == "cpu":
+            value = value.pin_memory()  # only then does the copy wait for nobody
+        return value.to(device, non_blocking=True)
 
     return {
         name: onto(value) if name.startswith(PIXELS) else value for name, value in inputs.items()

@@ -162,6 +162,10 @@ def test_prompts_without_a_picture_pass_untouched(tiny: vlms.Tiny) -> None:
     with torch.no_grad():
         assert torch.equal(direct, tiny.model(**words).logits)
     assert (handle.report, handle.calls) == (None, 0)
+    with handle:
+        generate(tiny.model, tiny.inputs())
+    with pytest.warns(hf.NothingPrunedWarning, match="no call had a picture"), handle:
+        generate(tiny.model, words)
 
 
 @needs_inputs

@@ -99,6 +99,8 @@ class PruneHandle:
         self._generate: Callable[..., Any] | None = None
         self._own: dict[str, Any] = {}
         self._used = False
+        # Calls, and tokens dropped by them, when it was installed: it may be again and again.
+        self._earlier = (0, 0)
 
     def __repr__(self) -> str:
         state = "installed" if self._generate else "not installed"
@@ -132,8 +134,9 @@ class PruneHandle:
         if self._generate is None:  # removed inside the block
             return
         self._uninstall()
-        if kind is None and self.before == self.after:
-            warn_nothing(self.report or _IDLE)
+        why = self._nothing()
+        if kind is None and why is not None:
+            warn_nothing(why)
 
     def install(self) -> PruneHandle:
         """Start pruning."""
@@ -142,6 +145,7 @@ class PruneHandle:
         refuse_pruned(model)
         # Not before: with it the handle is part of a cycle, and would be deleted much later.
         self._hooks = Hooks(self._target, self._prune)
+        self._earlier = (self.calls, self.before - self.after)
         generate = model.generate
         self._own = {name: vars(model)[name] for name in ("generate",) if name in vars(model)}
         self._generate = generate
@@ -159,8 +163,16 @@ class PruneHandle:
         if self._generate is None:
             return
         self._uninstall()
-        if self.before == self.after:
-            warn_nothing(self.report or _IDLE)
+        why = self._nothing()
+        if why is not None:
+            warn_nothing(why)
+
+    def _nothing(self) -> PruneReport | str | None:
+        """What was done without dropping a token since `install`; None if one was dropped."""
+        calls, dropped = self._earlier
+        if self.before - self.after > dropped:
+            return None
+        return self.report if self.calls > calls else _IDLE
 
     def _uninstall(self) -> None:
         model = self._target.model

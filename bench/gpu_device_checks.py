@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 from unittest import mock
 
 import torch
@@ -15,7 +16,7 @@ from bench import gpu_check
 from bench.gpu_check import calls_of, check, draw, error_of, same
 from zspa_kernels.testing import tokens
 
-#: That a program writes in `the_barrier_orders_memory`; so many are wrong until it has counted.
+#: That a program writes in `late_words`; so many are wrong until it has counted.
 WORDS = 1024
 
 
@@ -29,24 +30,29 @@ def no_sync() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-@check
-def the_barrier_orders_memory() -> None:
-    """What programs write before they meet is what all read after it, with any number of warps."""
+def late_words(warps: int, rounds: int = 1000, **options: Any) -> tuple[int, int]:
+    """How many words programs did not see in time, and of how many, with so many warps each."""
     from bench.gpu_kernels import letters_kernel
     from zspa_kernels.backends.triton._common import launch, multiprocessors
 
     device = torch.device(gpu_check.DEVICE)
     programs = multiprocessors(device)
+    arrivals = torch.zeros(32, dtype=torch.int32, device=device)
+    wrong = torch.full((programs,), WORDS, dtype=torch.int32, device=device)
+    letters = torch.full((programs, WORDS), -1, dtype=torch.int32, device=device)
+    launch(
+        letters_kernel, programs, device, arrivals, letters, wrong, rounds, programs,
+        together=True, WORDS=WORDS, HIP=torch.version.hip is not None, num_warps=warps, **options,
+    )  # fmt: skip
+    return int(wrong.sum()), programs * 3 * WORDS * rounds
+
+
+@check
+def the_barrier_orders_memory() -> None:
+    """What programs write before they meet is what all read after it, with any number of warps."""
     for warps in (1, 4, 8):
-        arrivals = torch.zeros(32, dtype=torch.int32, device=device)
-        wrong = torch.full((programs,), WORDS, dtype=torch.int32, device=device)
-        letters = torch.full((programs, WORDS), -1, dtype=torch.int32, device=device)
-        launch(
-            letters_kernel, programs, device, arrivals, letters, wrong, 1000, programs,
-            together=True, WORDS=WORDS, HIP=torch.version.hip is not None, num_warps=warps,
-        )  # fmt: skip
-        late = int(wrong.sum())
-        assert late == 0, f"{late} of {programs * 3 * WORDS * 1000} words, {warps} warps"
+        late, words = late_words(warps)
+        assert late == 0, f"{late} of {words} words, {warps} warps"
 
 
 @check

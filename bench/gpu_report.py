@@ -82,7 +82,8 @@ def _machine(jobs: list[dict[str, Any]]) -> Iterator[str]:
         if "ceiling" in record:
             yield f"{record['ceiling']:14} {record['value']:9.0f}"
         elif "step" in record:
-            yield f"{record['step']:14} {record['ns']:9.0f} ns, {record['programs']} programs"
+            figure = f"{record['ns']:9.0f} ns" if "ns" in record else "no figure: it is wrong"
+            yield f"{record['step']:16} {figure}, {record['programs']} programs"
         elif "pick" in record:
             figure = f"{record['ns']:9.0f} ns" if "ns" in record else f" {record['error']}"
             yield f"a pick, {record['pick']:16} {figure}"

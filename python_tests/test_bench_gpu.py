@@ -464,7 +464,7 @@ def test_summary(tmp_path: Path) -> None:
     text = gpu_report.summary(tmp_path)
     assert "correctness: 1 failed\n  law_rows: failed: AssertionError: alone 3" in text
     assert "timing: 2 passed, 1 not run" in text
-    assert "barrier             1100 ns, 132 programs" in text
+    assert "barrier               1100 ns, 132 programs" in text
     (line,) = (line for line in text.splitlines() if line.startswith(name))
     assert line.split()[1:] == ["50.0", "70.0", "100.0", "60", "10.0", "40.0"]
     assert "gram_incremental (eager) has no figure: pick 3" in text

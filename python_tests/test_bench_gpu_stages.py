@@ -111,12 +111,16 @@ def test_parts_in_the_summary(tmp_path: Path) -> None:
     parts = [
         {"part": "x: update by 128", "kind": "ours", "status": "verified", "us": 31.5},
         {"part": "x: update by 128, 6 stages", "kind": "ours", "status": "wrong"},
+        {"step": "barrier", "programs": 132, "ns": 1234.5},
+        {"step": "barrier by loads", "programs": 132},
     ]
     gpu_jobs.write(
         tmp_path / "timing.json", {"jobs": [vars(Outcome("parts", "failed", data=parts))]}
     )
     text = gpu_report.summary(tmp_path)
     assert f"{'x: update by 128':42}    31.5 us\n" in text
+    assert "barrier               1234 ns, 132 programs\n" in text
+    assert "barrier by loads no figure: it is wrong, 132 programs\n" in text
     assert f"{'x: update by 128, 6 stages':42} no figure: it is wrong\n" in text
 
 

@@ -106,6 +106,8 @@ EXACT = {
 SOFT = {
     "infinite scores count": ("(tl.abs(score) < INF) &", "(score == score) &"),
     "anywhere is a place": ("& (tl.abs(down) < INF) &", "&"),
+    "half of a place": ("across = tl.load(at + 1, mask=i", "across = tl.load(at, mask=i"),
+    "scores below 0 are not subtracted from": ("((scaled == 0) |", "((scaled != 0) |"),
     "masked rows count": ("other=-1.0) >= 0.0", "other=-1.0) >= -1.0"),
     "all scores are compared": ("tl.where(usable, tl.abs(score), 0.0)", "tl.abs(score)"),
     "the logarithm of 0 is none": ("rounded(part * STEPS), NOTHING", "rounded(part * STEPS), -INF"),
@@ -210,13 +212,13 @@ def _judge_suppress() -> None:
 
 def _judge_soft_suppress() -> None:
     """Zero rows, equal rows, scores and places that do not count; both rules, near and far."""
-    n, k = 24, 14
+    n, k = 24, 22
     visual, scores = tokens("clusters", n, 20, seed=1), torch.arange(n).flip(0) % 5 / 4 - 0.25
     visual[[4, 11]], visual[9] = 0.0, torch.nan
     visual[20], visual[6] = visual[1], 9 * visual[1]
     scores[4], scores[3], scores[7] = 2.0, torch.nan, torch.inf
     places = torch.stack((torch.arange(n) // 6, torch.arange(n) % 6), -1).float()
-    places[14, 0] = torch.inf
+    places[14, 0], places[17, 1] = torch.inf, torch.nan
     near: dict[str, Any] = {"positions": places, "spread": 1.5, "reach": 2.0}
     for given in ({"rule": "scale"}, {"rule": "subtract"} | near, {"rule": "subtract"}):
         run: dict[str, Any] = {"sharpness": 2.0, **given}

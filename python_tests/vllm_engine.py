@@ -39,6 +39,8 @@ STEPS = 5
 QUESTIONS = ("what is in this picture", "count the objects on the table", "what colour is the cat")
 
 
+#: Their positions have three axes.
+MROPE = (*QWENS, *vllm_models.GLMS)
 GEMMAS = ("gemma4", "gemma4_moe", "gemma4_unified")
 #: Models with videos, beside those.
 FILMS = ("llava_onevision", "internvl", "internvl_chat", "qwen2_vl", "qwen2_5_vl")
@@ -47,6 +49,7 @@ PLACES = {
     "gemma3": "image <boi>",  # without the word, line breaks around two pictures are one token
     **dict.fromkeys(("mistral3", "pixtral"), "[IMG]"),
     **dict.fromkeys(QWENS, QWEN_IMAGE),
+    **dict.fromkeys(vllm_models.GLMS, vllm_models.GLM_IMAGE),
 }
 
 
@@ -99,7 +102,7 @@ class Engine:
     def logits(self, method: Any, inputs: Any, **how: Any) -> tuple[int, torch.Tensor]:
         for name in ("token_type_ids", "mm_token_type_ids") if "gemma" in self.name else ():
             inputs.pop(name, None)  # vLLM has no bidirectional attention on CPUs
-        how["positions"] = "original" if self.name in QWENS else "compact"
+        how["positions"] = "original" if self.name in MROPE else "compact"
         with zk.hf.prune(self.model, method, processor=self.processor, **how) as handle:
             logits = self.whole(inputs)
         report: Any = handle.report
@@ -248,7 +251,9 @@ def test_relevance_to_other_words(engine: Engine, asked: str, query: Any) -> Non
     if query == "all":  # without what processors write for pictures
         tokenizer = engine.processor.tokenizer
         sent = tokenizer(engine.prompt(QUESTIONS[0]))["input_ids"]
-        places = tokenizer.convert_tokens_to_ids(["<image>", "<boi>", "[IMG]", "<|image_pad|>"])
+        places = tokenizer.convert_tokens_to_ids(
+            ["<image>", "<boi>", "[IMG]", "<|image_pad|>", "<|image|>"]
+        )
         words = [i for i in sent if i not in places or i == tokenizer.unk_token_id]
         embedded = engine.model.get_input_embeddings()(torch.tensor(words))
         assert engine.picked
@@ -289,10 +294,13 @@ def test_a_wrong_request_is_refused_and_the_next_one_answered(
 )
 def test_places_of_pictures(engine: Engine, prompt: str, pictures: int, message: str) -> None:
     """Positions with three axes: the model finds pictures by ids, and text behind them."""
-    text = prompt.replace("PAD", "<|image_pad|>" if engine.name in QWENS else engine.image)
+    mark = engine.image.split()[1] if engine.name in MROPE else engine.image
+    text = prompt.replace("PAD", mark)
+    if engine.name in vllm_models.GLMS:
+        text = text.replace("<|video_pad|>", "<|video|>")
     given = [CAT, CUP][:pictures]
     request = {"prompt": text, "multi_modal_data": {"image": given}}
-    if engine.name not in QWENS:
+    if engine.name not in MROPE:
         (answer,) = engine.answers(request)
         length, _ = engine.expected(zk.ZSPAPrune(keep=KEEP), QUESTIONS[0], *given)
         other = engine.prompt(QUESTIONS[0], pictures)
@@ -329,12 +337,12 @@ def test_positions_beyond_the_table_are_refused(
         lambda model: {len(m.cos_sin_cache) for m in model.modules() if type(m) is MRotaryEmbedding}
     )
     trained = config.hf_text_config.max_position_embeddings
-    assert rows == ({processor._TABLE * trained} if engine.name in QWENS else set())
+    assert rows == ({processor._TABLE * trained} if engine.name in MROPE else set())
     monkeypatch.setattr(config.hf_text_config, "max_position_embeddings", 64)
     request = engine.request(QUESTIONS[2], wide, wide, keep=1)
     monkeypatch.setattr(config, "max_model_len", 64)
     monkeypatch.setattr(processor, "_TABLE", 1.5)
-    if engine.name not in QWENS:  # kept tokens are renumbered
+    if engine.name not in MROPE:  # kept tokens are renumbered
         engine.answers(request)
         return
     for _ in range(2):  # once more from the cache
@@ -369,7 +377,7 @@ def test_videos(engine: Engine) -> None:
     film = np.stack([np.asarray(frame) for frame in video("coffee", 4)])
     told = {"fps": 4.0, "total_num_frames": 4, "frames_indices": list(range(4)), "duration": 1.0}
     about = {**told, "video_backend": "opencv", "do_sample_frames": False}
-    timed = engine.name in ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", *STATES)
+    timed = engine.name in ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", *STATES, *vllm_models.GLMS)
     place = "<|vision_start|> <|video_pad|> <|vision_end|>" if engine.name in QWENS else "<video>"
     text = f"<start> user {place} what is in this film <end> <start> assistant"
     data = {"video": [(film, about)] if timed else [film]}

@@ -262,6 +262,54 @@ def _qwen(
     return getattr(transformers, f"{name}ForConditionalGeneration")(config), processor
 
 
+def _glm4v() -> Pair:
+    return _glm("Glm4v")
+
+
+def _glm4v_moe() -> Pair:
+    """The first layer has no experts."""
+    experts = {"moe_intermediate_size": 48, "n_routed_experts": 4, "num_experts_per_tok": 2}
+    # The last is in published configurations, and vLLM asks for it.
+    return _glm("Glm4vMoe", first_k_dense_replace=1, **experts, use_qk_norm=False)
+
+
+def _glm(name: str, **text: Any) -> Pair:
+    marks = ["<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>"]
+    tok = models.tokenizer([*marks, "<|image|>", "<|video|>"], GLM_IMAGE)
+    tok._set_model_specific_special_tokens(
+        special_tokens={"image_token": "<|image|>", "video_token": "<|video|>"}
+    )
+    half = {"partial_rotary_factor": 0.5, "mrope_section": [4, 2, 2]}
+    rope = {"rope_type": "default", "rope_theta": 1e4, **half}
+    names = [f"{of}_{where}_token_id" for of in ("image", "video") for where in ("start", "end")]
+    config = getattr(transformers, f"{name}Config")(
+        text_config=models.text(dict, **_HEADS, head_dim=32, **text, rope_parameters=rope),
+        vision_config={
+            "hidden_size": _WIDTH,
+            "intermediate_size": 48,
+            "out_hidden_size": 64,
+            "depth": 2,
+            "num_heads": 2,
+            "image_size": 112,
+            "patch_size": 14,
+        },
+        image_token_id=tok.image_token_id,
+        video_token_id=tok.video_token_id,
+        **dict(zip(names, tok.convert_tokens_to_ids(marks), strict=True)),
+    )
+    size = {"shortest_edge": 2 * 56 * 56, "longest_edge": 2 * 168 * 168}
+    processor = transformers.Glm4vProcessor(
+        transformers.Glm4vImageProcessor(patch_size=14, size=size),
+        tok,
+        transformers.Glm4vVideoProcessor(patch_size=14, size=size),
+        chat_template=tok.chat_template,
+    )
+    return getattr(transformers, f"{name}ForConditionalGeneration")(config), processor
+
+
+GLMS = ("glm4v", "glm4v_moe")
+#: How a prompt of GLM-V says that here is a picture.
+GLM_IMAGE = "<|begin_of_image|> <|image|> <|end_of_image|>"
 BUILDERS: dict[str, Callable[[], Pair]] = {
     "llava": _llava,
     "llava_next": _llava_next,
@@ -282,6 +330,8 @@ BUILDERS: dict[str, Callable[[], Pair]] = {
     "qwen3_vl_moe": _qwen3_vl_moe,
     "qwen3_5": _qwen3_5,
     "qwen3_5_moe": _qwen3_5_moe,
+    "glm4v": _glm4v,
+    "glm4v_moe": _glm4v_moe,
 }
 
 

@@ -6,6 +6,10 @@ from __future__ import annotations
 from vllm.model_executor.models.gemma3_mm import Gemma3ForConditionalGeneration
 from vllm.model_executor.models.gemma4_mm import Gemma4ForConditionalGeneration
 from vllm.model_executor.models.gemma4_unified import Gemma4UnifiedForConditionalGeneration
+from vllm.model_executor.models.glm4_1v import (
+    Glm4vForConditionalGeneration,
+    Glm4vMoeForConditionalGeneration,
+)
 from vllm.model_executor.models.idefics3 import Idefics3ForConditionalGeneration
 from vllm.model_executor.models.interns1 import InternS1ForConditionalGeneration
 from vllm.model_executor.models.internvl import InternVLChatModel
@@ -98,6 +102,20 @@ class ZspaQwen3_5MoeForConditionalGeneration(  # noqa: N801
     PruningMRopeModel, Qwen3_5MoeForConditionalGeneration
 ):
     """Qwen3.5 with experts."""
+
+    only_images = True
+
+
+@pruned
+class ZspaGlm4vForConditionalGeneration(PruningMRopeModel, Glm4vForConditionalGeneration):
+    """GLM-4.1V."""
+
+    only_images = True  # placeholders of videos are those of pictures
+
+
+@pruned
+class ZspaGlm4vMoeForConditionalGeneration(PruningMRopeModel, Glm4vMoeForConditionalGeneration):
+    """GLM-4.5V, GLM-4.6V."""
 
     only_images = True
 

@@ -297,11 +297,12 @@ def _glm(name: str, **text: Any) -> Pair:
         video_token_id=tok.video_token_id,
         **dict(zip(names, tok.convert_tokens_to_ids(marks), strict=True)),
     )
-    size = {"shortest_edge": 2 * 56 * 56, "longest_edge": 2 * 168 * 168}
+    limits = {"shortest_edge": 2 * 56 * 56, "longest_edge": 2 * 168 * 168}
+    sizes: dict[str, Any] = {"patch_size": 14, "size": limits}
     processor = transformers.Glm4vProcessor(
-        transformers.Glm4vImageProcessor(patch_size=14, size=size),
+        transformers.Glm4vImageProcessor(**sizes),
         tok,
-        transformers.Glm4vVideoProcessor(patch_size=14, size=size),
+        transformers.Glm4vVideoProcessor(**sizes),
         chat_template=tok.chat_template,
     )
     return getattr(transformers, f"{name}ForConditionalGeneration")(config), processor

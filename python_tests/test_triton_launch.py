@@ -153,6 +153,13 @@ def test_another_kernel_is_searched_for(gpu: list[int]) -> None:
     assert kept() is not None  # no other can get its id
 
 
+def test_defaults_are_left_to_the_search(gpu: list[int]) -> None:
+    kernel = Kernel()
+    for _ in range(2):
+        _common.launch(kernel, 1, torch.device("cuda", 0), MEMORY, 16, FIRST=1)
+    assert len(kernel.searched) == 2
+
+
 def test_on_amd_sizes_of_tensors_count_as_well(
     gpu: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

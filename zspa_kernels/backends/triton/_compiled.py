@@ -56,5 +56,6 @@ def keep(key: Any, kernel: Any, compiled: Any, args: tuple[Any, ...], options: A
     """The next launch with this key takes what the last one compiled."""
     if compiled is None or torch.version.hip is not None:  # AMD: sizes of tensors count as well
         return
-    constants = tuple(options[name] for name in kernel.arg_names[len(args) :])
-    _forms[key] = (kernel, compiled, constants)
+    names = kernel.arg_names[len(args) :]
+    if options.keys() >= set(names):  # a default is for Triton to fill in
+        _forms[key] = (kernel, compiled, tuple(options[name] for name in names))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,31 @@ def _idefics(name: str) -> Pair:
         pictures, tok, *films, chat_template=tok.chat_template, image_seq_len=4
     )
     return getattr(transformers, f"{name}ForConditionalGeneration")(config), processor
+
+
+def _cohere2_vision() -> Pair:
+    roles = {
+        "image_token": "<image>",
+        "boi_token": "<boi>",
+        "eoi_token": "<eoi>",
+        "img_line_break_token": "<break>",
+    }
+    tok = models.tokenizer(list(roles.values()), "<image>")
+    tok._set_model_specific_special_tokens(special_tokens=roles)
+    kinds = ["sliding_attention", "full_attention"]
+    words = {"layer_types": kinds, "sliding_window": 1024, "logit_scale": 1.0}
+    tower = {**models.siglip(_WIDTH), "image_size": 56, "vision_use_head": False}
+    config = transformers.Cohere2VisionConfig(
+        vision_config=transformers.SiglipVisionConfig(**tower),
+        text_config=models.text(transformers.Cohere2Config, **_HEADS, **words),
+        image_token_id=tok.image_token_id,
+        alignment_intermediate_size=48,
+    )
+    # The processor's patches are the tokens of a tile.
+    sizes: dict[str, Any] = {"size": {"height": 56, "width": 56}, "patch_size": 2}
+    pictures = transformers.Cohere2VisionImageProcessor(**sizes, max_patches=4)
+    processor = transformers.Cohere2VisionProcessor(pictures, tok, chat_template=tok.chat_template)
+    return transformers.Cohere2VisionForConditionalGeneration(config), processor
 
 
 def _mistral3() -> Pair:
@@ -325,6 +351,7 @@ BUILDERS: dict[str, Callable[[], Pair]] = {
     "gemma4_unified": _gemma4_unified,
     "idefics3": _idefics3,
     "smolvlm": _smolvlm,
+    "cohere2_vision": _cohere2_vision,
     "qwen2_vl": _qwen2_vl,
     "qwen2_5_vl": _qwen2_5_vl,
     "qwen3_vl": _qwen3_vl,
@@ -356,12 +383,12 @@ def save(name: str, folder: Path) -> Pair:
 
 def _as_published(file: Path, kind: str) -> None:
     """Weights named and laid out as in published models, which is what vLLM expects."""
-    tower = "vision_tower."
+    tower = re.compile(r"^((?:model\.)?vision_tower\.)(?!vision_model\.)")
     wrapped = kind in ("clip_vision_model", "siglip_vision_model")
 
     def published(name: str, weight: torch.Tensor) -> tuple[str, torch.Tensor]:
-        if wrapped and name.startswith(tower) and "vision_model." not in name:
-            name = f"{tower}vision_model.{name.removeprefix(tower)}"
+        if wrapped:
+            name = tower.sub(r"\1vision_model.", name)
         if ".experts." in name and weight.ndim == 3 and kind != "gemma4_vision":
             weight = weight.transpose(1, 2).contiguous()
         return name, weight

@@ -28,6 +28,7 @@ __all__ = ["ARCHITECTURES", "Overrides", "overrides", "register"]
 
 #: What vLLM can prune, as a model's configuration calls it.
 ARCHITECTURES = (
+    "Cohere2VisionForConditionalGeneration",
     "Gemma3ForConditionalGeneration",
     "Gemma4ForConditionalGeneration",
     "Gemma4UnifiedForConditionalGeneration",

@@ -79,7 +79,9 @@ class Batches:
         if pooled is not None:
             return cls(limit, tile=pooled)
         side = size // patch * getattr(config, "downsample_ratio", 1)
-        return cls(limit, tile=int(side / getattr(config, "scale_factor", 1)) ** 2)
+        for name in ("scale_factor", "downsample_factor"):
+            side /= getattr(config, name, 1)
+        return cls(limit, tile=int(side) ** 2)
 
     def split(
         self, inputs: Mapping[str, Any], pictures: int, words: Sequence[Tensor] | None = None

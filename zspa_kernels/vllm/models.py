@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from vllm.model_executor.models.cohere2_vision import Cohere2VisionForConditionalGeneration
 from vllm.model_executor.models.gemma3_mm import Gemma3ForConditionalGeneration
 from vllm.model_executor.models.gemma4_mm import Gemma4ForConditionalGeneration
 from vllm.model_executor.models.gemma4_unified import Gemma4UnifiedForConditionalGeneration
@@ -123,6 +124,15 @@ class ZspaGlm4vMoeForConditionalGeneration(PruningMRopeModel, Glm4vMoeForConditi
 @pruned
 class ZspaMistral3ForConditionalGeneration(PruningModel, Mistral3ForConditionalGeneration):
     """Mistral 3."""
+
+
+@pruned
+class ZspaCohere2VisionForConditionalGeneration(
+    PruningModel, Cohere2VisionForConditionalGeneration
+):
+    """Cohere2 Vision."""
+
+    apart = "num_patches"
 
 
 @pruned

@@ -192,6 +192,7 @@ def test_tokens_of_a_tile() -> None:
     assert tile([112, 112], [14, 14], downsample_ratio=0.5) == Batches(9, tile=16)
     assert tile(448, 14, force_image_size=112, downsample_ratio=0.5) == Batches(9, tile=16)
     assert tile(112, 14, scale_factor=2) == Batches(9, tile=16)
+    assert tile(112, 14, downsample_factor=2) == Batches(9, tile=16)
     assert tile(112, 14, mm_tokens_per_image=4) == Batches(9, tile=4)
     rows = SimpleNamespace(image_size=1540, patch_size=14, model_type="pixtral")
     for more, square in (({"spatial_merge_size": 2}, 28), ({}, 14)):

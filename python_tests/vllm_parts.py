@@ -78,6 +78,9 @@ def test_each_picture_of_a_batch_has_its_own_words_and_share(runs: int) -> None:
     words = [torch.tensor(own, dtype=torch.long) for own in ([3, 4], [5], [6, 7, 8], [])]
     asked = (0.5, 3, 0.25, 1.0)
     model = _pruned(encoded, table, 8 // runs)
+    looked_up = MagicMock(side_effect=table.__getitem__)
+    language = SimpleNamespace(embed_input_ids=looked_up, modules=list)
+    model.get_language_model = lambda: language
     inputs = {
         "pixel_values": torch.arange(4.0).repeat_interleave(runs)[:, None, None, None],
         "num_patches": torch.tensor([runs] * 4),
@@ -92,10 +95,11 @@ def test_each_picture_of_a_batch_has_its_own_words_and_share(runs: int) -> None:
         chosen = method.select_varlen(list(crops), [table[own]] * runs)
         kept = [crop[one.indices] for crop, one in zip(crops, chosen, strict=True)]
         assert found.equal(torch.cat(kept))
+    assert looked_up.call_count == 2  # once for each two pictures, which are encoded together
 
 
 def test_pixels_of_one_part_are_on_the_device_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """VLLM reserved memory for as many as fill a batch unpruned."""
+    """Memory was reserved for as many as fill a batch unpruned."""
     encoded = torch.randn(4, 8, 16, generator=torch.Generator().manual_seed(5))
     model = _pruned(encoded, encoded[0], 8)
     model._device = torch.device("meta")

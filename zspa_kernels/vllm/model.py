@@ -95,7 +95,7 @@ class PruningModel(_Model):
         chosen: list[Tensor] = []
         for start, stop, part in self._batches.split(kwargs, len(shares), words):
             encoded = list(super().embed_multimodal(**moved(part, self._device)))
-            own = None if words is None else [self._embedded(row) for row in words[start:stop]]
+            own = None if words is None else self._embedded_rows(words[start:stop])
             runs = [self._runs(x, place, part) for place, x in enumerate(encoded)]
             rows = self._rows(runs, shares[start:stop], own)
             for place, (x, indices) in enumerate(zip(encoded, rows, strict=True)):
@@ -119,6 +119,11 @@ class PruningModel(_Model):
         order = torch.cat((places[0][indices], places[1])).argsort()
         written = self._embedded(text[~visual].to(tokens.device))
         return torch.cat((tokens, written))[order]
+
+    def _embedded_rows(self, words: Sequence[Tensor]) -> list[Tensor]:
+        """Embeddings of each picture's words, by one look-up, of which each device has a part."""
+        sizes = [len(row) for row in words]
+        return list(self._embedded(torch.cat(list(words))).split(sizes))
 
     def _embedded(self, words: Tensor) -> Tensor:
         language = self.get_language_model()

@@ -114,11 +114,9 @@ class PruningMRopeModel(PruningModel):
             here = every[num_computed_tokens:][visual[num_computed_tokens:]][: len(digits)]
             start = torch.where(before[here] < 0, 0, positions[0, before[here]] + 1)
             positions[:, here] = inside.T + start
-        return (
-            [one[:, :-_COLUMNS] for one in multimodal_embeddings],
-            positions,
-            int(positions.max()) + 1 - positions.shape[1] if positions.numel() else 0,
-        )
+        # The last token is text, of which no other position is larger; see `_check_places`.
+        more = int(positions[0, -1]) + 1 - positions.shape[1] if positions.numel() else 0
+        return [one[:, :-_COLUMNS] for one in multimodal_embeddings], positions, more
 
     def _cut(
         self, tokens: Tensor, indices: Tensor, place: int, inputs: Mapping[str, Any]

@@ -220,6 +220,21 @@ def test_a_prompt_of_no_template() -> None:
         assert (chat.reused > 0) == again
 
 
+def test_an_end_in_front_of_a_picture_is_of_an_earlier_turn() -> None:
+    """As in LLaVA's template, which ends answers only: all words behind it are the question's."""
+    tiny = vlms.get("llava")
+    chat = hf.ChatState(tiny.model, METHOD)
+    photos = [vlms.photograph(name, (170, 112)) for name in ("chelsea", "coffee")]
+    first = chat.generate(**tiny.inputs(), **OPTIONS).sequences
+    for words, again in (("is this a cat", True), ("is this a cup", False)):
+        made = tiny.processor(
+            images=[photos[1]], text=f"<end> user {tiny.image} {words}", return_tensors="pt"
+        )
+        ids = torch.cat((first, made["input_ids"]), dim=1)
+        chat.generate(**whole(tiny, ids, photos), **OPTIONS)
+        assert (chat.reused > 0) == again
+
+
 def test_what_a_cache_cannot_forget_is_read_anew() -> None:
     tiny = vlms.get("gemma3")
     for words, fits in (("where " * 20, True), ("where " * 60, False)):  # a window of 64 tokens

@@ -253,6 +253,8 @@ def test_several_images_are_drawn_as_one() -> None:
     np.testing.assert_array_equal(np.asarray(square.axes[0].images[0].get_array()), drawn)
     with pytest.raises(ValueError, match="image must be a number or several, got none"):
         pictures.kept(tiny.model, inputs, report, [])
+    with pytest.raises(ValueError, match="across must be at least 1, got 0"):
+        pictures.kept(tiny.model, inputs, report, [0, 1], across=0)
 
 
 # ---- what does not fit ---------------------------------------------------------------------------

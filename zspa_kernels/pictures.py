@@ -164,6 +164,8 @@ def kept(
     numbers = [image] if isinstance(image, int) else list(image)
     if not numbers:
         raise ValueError("kept: image must be a number or several, got none")
+    if across is not None and across < 1:
+        raise ValueError(f"kept: across must be at least 1, got {across}")
     first = next(iter(named.values()))
     views = [seen(model, inputs, first, one, processor=processor) for one in numbers]
     view = _together(views, across)

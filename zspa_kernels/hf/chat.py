@@ -200,9 +200,10 @@ class ChatState:
 
         Templates open an answer otherwise than they repeat it later, as with a mark for thinking.
         """
-        words = ids[0].tolist()
-        ends = turn_ends(self._target)
-        return max((i + 1 for i, word in enumerate(words) if word in ends), default=len(words))
+        words, ends = ids[0].tolist(), turn_ends(self._target)
+        end = max((i + 1 for i, word in enumerate(words) if word in ends), default=0)
+        # An end in front of a picture is that of an earlier turn.
+        return end if end and not bool(self._target.visual(ids[:, end:]).any()) else len(words)
 
     def _read_question(
         self, given: dict[str, Any], kept: Tensor, ids: Tensor

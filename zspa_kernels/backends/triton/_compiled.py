@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Launching what Triton has compiled already, without asking it again which form is needed.
 
-Triton finds the compiled form of a kernel anew at each launch. That takes the host longer than all
-the rest of a launch, and a selection is seven of them.
+Triton finds the compiled form of a kernel anew at each launch, and a selection is seven of them.
 """
 
 from __future__ import annotations

@@ -27,7 +27,14 @@ BLOCK = re.compile(r"^(<!-- not run: .+ -->\n)?```python\n(.*?)^```$", re.MULTIL
 
 @pytest.mark.parametrize(
     "page",
-    ["README.md", "docs/api.md", "docs/greedy.md", "docs/methods.md", "docs/sensitivity.md"],
+    [
+        "README.md",
+        "docs/api.md",
+        "docs/greedy.md",
+        "docs/methods.md",
+        "docs/own_models.md",
+        "docs/sensitivity.md",
+    ],
 )
 def test_pages(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks are one session, read from top to bottom."""

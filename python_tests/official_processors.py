@@ -179,6 +179,13 @@ def _llava_next_video() -> Official:
     return _of_clip(transformers.LlavaNextVideoProcessor, _VICUNA, **parts)
 
 
+def _video_llava() -> Official:
+    pictures = _small_pictures(transformers.VideoLlavaImageProcessor)
+    films = _small_pictures(transformers.VideoLlavaVideoProcessor)
+    parts = {"image_processor": pictures, "video_processor": films}
+    return _of_clip(transformers.VideoLlavaProcessor, _VICUNA, **parts)
+
+
 def _of_clip(kind: Any, style: Style, **parts: Any) -> Official:
     made = kind(
         **parts,
@@ -416,6 +423,7 @@ BUILDERS: dict[str, Callable[[], Official]] = {
     "llava": _llava,
     "llava_next": _llava_next,
     "llava_next_video": _llava_next_video,
+    "video_llava": _video_llava,
     "llava_onevision": _llava_onevision,
     "mistral3": functools.partial(_rows, 2),
     "pixtral": functools.partial(_rows, 1),

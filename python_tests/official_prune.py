@@ -100,7 +100,9 @@ def question(model: official_processors.Model, inputs: Any, **options: Any) -> s
 
 # Line breaks that a template or a processor writes before and behind a picture.
 LINES = {
-    **dict.fromkeys(("llava", "llava_next", "llava_next_video", "llava_onevision"), ("", "\n")),
+    **dict.fromkeys(
+        ("llava", "llava_next", "llava_next_video", "llava_onevision", "video_llava"), ("", "\n")
+    ),
     "internvl": ("", "\n"),
     "gemma3": ("\n\n", "\n\n"),
 }
@@ -112,7 +114,7 @@ MARKS = {
     "lfm2_vl": "<|image_end|>",
 }
 BEHIND = {
-    **dict.fromkeys(("llava", "llava_next_video"), " ASSISTANT:"),
+    **dict.fromkeys(("llava", "llava_next_video", "video_llava"), " ASSISTANT:"),
     "llava_next": " [/INST]",
     **dict.fromkeys(("mistral3", "pixtral"), "[/INST]"),
     **dict.fromkeys(("glm4v", "glm46v"), "<|assistant|>\n"),

@@ -35,7 +35,7 @@ SOME = vlms.VERSION < (5, 23) and not EVERY
 TWINS = (
     "llava_next", "llava_onevision", "mistral3", "pixtral", "qwen2_vl", "qwen3_vl_moe",
     "qwen3_5_moe", *vlms.GLMS, "gemma4_moe", "gemma4_unified", "lfm2_vl", "cohere2_vision",
-    "idefics3", "lfm3_vl", "llava_next_video",
+    "idefics3", "lfm3_vl", "llava_next_video", "video_llava",
 )  # fmt: skip
 NAMES = [
     pytest.param(
@@ -374,7 +374,7 @@ def test_bfloat16_and_eager_attention_with_outputs(name: str) -> None:
     model = tiny.model.to(torch.bfloat16)
     model.set_attn_implementation("eager")
     inputs = tiny.inputs()
-    inputs["pixel_values"] = inputs["pixel_values"].to(torch.bfloat16)
+    inputs[tiny.pixels] = inputs[tiny.pixels].to(torch.bfloat16)
     with METHOD(model) as handle:
         output = generate(model, inputs, output_attentions=True, output_hidden_states=True)
     assert handle.report is not None

@@ -261,7 +261,7 @@ def test_going_on_from_a_pruned_cache(tiny: vlms.Tiny) -> None:
         more = rows(generate(tiny.model, inputs, max_new_tokens=NEW + 1))
         longer = torch.cat((first.sequences, torch.tensor([[5, 6, 7]])), dim=1)
         past = {cache_name(tiny.model): cache_of(first)}
-        for given in ({}, {"pixel_values": inputs["pixel_values"]}):
+        for given in ({}, {tiny.pixels: inputs[tiny.pixels]}):
             with pytest.raises(hf.CachedPromptError, match="ChatState"):
                 tiny.model.generate(input_ids=longer, **past, **given)
         with pytest.raises(hf.CachedPromptError, match="the cache must be empty, got one of"):
@@ -353,7 +353,7 @@ def test_ways_of_generating_that_are_refused(
     if "inputs_embeds" in given:
         for ask in (tiny.model, tiny.model.generate):
             with pytest.raises(error, match=advice):
-                ask(pixel_values=tiny.inputs()["pixel_values"], **given)
+                ask(**{tiny.pixels: tiny.inputs()[tiny.pixels]}, **given)
     with pytest.warns(hf.NothingPrunedWarning):
         handle.remove()
 

@@ -119,7 +119,7 @@ def test_llava_next_sees_a_small_picture_and_tiles_of_a_large_one() -> None:
     # A newline has no cell to be lit, and is no error.
     everything = report_of(tiny, inputs, zk.DivPrune(keep=0.9), keep_newline=True).images[0]
     figure = pictures.kept(tiny.model, inputs, report_of(tiny, inputs, keep_newline=True))
-    assert any("ends of rows, not shown" in text.get_text() for text in figure.texts)
+    assert any("of them without a place" in text.get_text() for text in figure.texts)
     lit = view.selection(everything)
     assert len(lit.indices) == everything.after - int((cell[:, 0] < 0).sum())
 

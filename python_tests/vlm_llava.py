@@ -9,7 +9,7 @@ from typing import Any
 import transformers
 
 from python_tests.vlm_models import Parts, siglip, text, tokenizer
-from python_tests.vlm_processors import OneVisionProcessor, TilesProcessor
+from python_tests.vlm_processors import FramesProcessor, OneVisionProcessor, TilesProcessor
 
 
 def _clip(size: int, width: int) -> Any:
@@ -99,6 +99,21 @@ def _llava_next_video() -> Parts:
     return model, TilesProcessor(tok, size, 14, pins(size)), "<image>"
 
 
+def _video_llava() -> Parts:
+    """Pictures have no [CLS], frames have."""
+    tok = tokenizer(["<image>", "<video>"], "<image>")
+    image, video = (tok.convert_tokens_to_ids(mark) for mark in ("<image>", "<video>"))
+    config = transformers.VideoLlavaConfig(
+        vision_config=_clip(56, 32),
+        text_config=text(transformers.LlamaConfig),
+        image_token_index=image,
+        video_token_index=video,
+    )
+    config.image_token_id, config.video_token_id = image, video
+    model = transformers.VideoLlavaForConditionalGeneration(config)
+    return model, FramesProcessor(tok, "<image>", 56, 16), "<image>"
+
+
 def _llava_onevision() -> Parts:
     tok = tokenizer(["<image>", "<video>"], "<image>")
     ratio = "anyres_max_2"  # four tiles are made smaller, two are not
@@ -129,5 +144,6 @@ BUILDERS: dict[str, Callable[[], Parts]] = {
     "llava": llava,
     "llava_next": llava_next,
     "llava_next_video": _llava_next_video,
+    "video_llava": _video_llava,
     "llava_onevision": _llava_onevision,
 }

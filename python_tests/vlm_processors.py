@@ -64,6 +64,27 @@ class SmolProcessor(SquareProcessor):
         return encoded
 
 
+class FramesProcessor(SquareProcessor):
+    """Video-LLaVA's: a frame has a token more than a picture, and pictures a name of their own."""
+
+    frames = 3  # of a video; all of a batch have as many
+
+    def __call__(
+        self, images: Any, text: Any, videos: Sequence[Any] = (), **options: Any
+    ) -> dict[str, Any]:
+        texts = [text] if isinstance(text, str) else text
+        shown = " ".join(["<video>"] * self.frames * (self.count + 1))
+        texts = [one.replace("<video>", shown) for one in texts]
+        encoded: dict[str, Any] = {}
+        if _flat(images):
+            encoded["pixel_values_images"] = self.pixels(images)
+        if videos:
+            films = [self.pixels(list(frames[: self.frames])) for frames in videos]
+            encoded["pixel_values_videos"] = torch.stack(films)
+        shown = " ".join([self.image] * self.count)
+        return {**encoded, **_words(self.tokenizer, [x.replace(self.image, shown) for x in texts])}
+
+
 class QwenProcessor:
     """The official one; its part for videos needs torchvision and is written out here.
 

@@ -57,6 +57,11 @@ class Tiny:
         """How it says "here is a video"."""
         return QWEN_VIDEO if self.image == QWEN_IMAGE else "<video>"
 
+    @property
+    def pixels(self) -> str:
+        """What its processor calls pictures."""
+        return "pixel_values_images" if self.name == "video_llava" else "pixel_values"
+
     def inputs(self, kind: str = "single", words: str = "what is in this picture") -> Any:
         """`"single"`: one picture. `"ragged"`: a padded batch of prompts with one and with two.
 

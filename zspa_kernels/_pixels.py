@@ -57,7 +57,7 @@ def rebuilt(
         return _shaped(inputs, values, number)
     if target.arch.size == "position_ids":
         return _placed(inputs, modality, values, number)
-    return _tiles(values, images, number)
+    return _tiles(values, [other for other in images if other.video == one.video], number)
 
 
 def _sizes(target: Target, modality: Modality, inputs: Mapping[str, Any]) -> Tensor | None:
@@ -68,7 +68,7 @@ def _sizes(target: Target, modality: Modality, inputs: Mapping[str, Any]) -> Ten
     elif name == "position_ids":
         name = "num_frames_per_video" if modality.moves else modality.places
     elif target.arch.in_tiles:
-        name = modality.pixels if modality.moves else "image_sizes"
+        name = modality.pixels[0] if modality.moves else "image_sizes"
     found: Tensor | None = inputs[name] if name else None
     return found
 

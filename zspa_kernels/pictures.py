@@ -46,7 +46,7 @@ class Seen:
             which is shown by the first of its frames.
         grid: (rows, columns) of cells; `pixels` is divided evenly. A cell is a token or a gap.
         place: int64 `[before]`: cell of each of the image's tokens, counted in raster order; -1 for
-            LLaVA-NeXT's newline tokens, which show nothing.
+            LLaVA-NeXT's newline tokens and Video-LLaVA's [CLS], which show no place.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -89,13 +89,15 @@ def seen(
         raise ValueError(f"seen: image must be from 0 to {count - 1}, got {image}")
     one = report.images[image]
     modality = target.modalities[int(one.video)]
-    if not isinstance(inputs.get(modality.pixels), Tensor):
-        got = type(inputs.get(modality.pixels)).__name__
-        raise ValueError(f"seen: inputs must hold a tensor {modality.pixels}, got {got}")
-    cell = one.cell
-    if bool((cell[:, 1] < 0).logical_and(cell[:, 0] >= 0).any()):
-        raise ValueError(f"seen: image must be a grid of tokens, got {len(cell)} tokens")
-    values = inputs[modality.pixels].detach().float().cpu()
+    values = modality.values(inputs)
+    if not isinstance(values, Tensor):
+        got = type(values).__name__
+        raise ValueError(f"seen: inputs must hold a tensor {modality.pixels[0]}, got {got}")
+    nowhere = one.cell[:, 1] < 0
+    if bool(nowhere.all()):
+        raise ValueError(f"seen: image must be a grid of tokens, got {len(nowhere)} tokens")
+    cell = one.cell.masked_fill(nowhere[:, None], -1)
+    values = values.detach().float().cpu()
     pictures = rebuilt(target, modality, inputs, values, report.images, image)
     coloured = [_colours(picture, values, processor) for picture in pictures]
     return _mosaic(coloured, cell, target.arch.in_tiles and not one.video)
@@ -187,11 +189,11 @@ def _panel(title: str, view: Seen, images: Sequence[ImageReport]) -> Panel:
     starts = itertools.accumulate((one.before for one in images), initial=0)
     indices = torch.cat([one.indices + start for one, start in zip(images, starts, strict=False)])
     place, core = view.place[indices], torch.cat([one.core_mask for one in images])
-    lit = place >= 0  # LLaVA-NeXT's newline tokens show nothing
+    lit = place >= 0
     count = int(core.sum())
     text = f"{count} core + {len(core) - count} diversity" if count else f"{len(core)} tokens"
     ends = int((~lit).sum())
-    hidden = f", {ends} of them ends of rows, not shown" if ends else ""
+    hidden = f", {ends} of them without a place" if ends else ""
     subtitle = f"{text} of {len(view.place)}{hidden}"
     return Panel(Selection(place[lit], core[lit]), title, subtitle)
 

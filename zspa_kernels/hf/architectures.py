@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from .errors import UnsupportedModelError
 
+#: What pictures, and videos, come as. Video-LLaVA has a name of its own, and from 5.23 on both.
+PIXELS = ("pixel_values", "pixel_values_images", "pixel_values_videos")
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -36,6 +39,7 @@ class Architecture:
         projector: path of the module between vision tower and language model.
         mrope: positions have three axes (time, row, column).
         videos: it takes videos beside pictures. Where it does not, their frames are pictures.
+        frames: an entry of a video is a frame, which may begin with [CLS] (Video-LLaVA).
         patches: a visual token is one patch of the vision tower, in its order.
         states: layers of the language model keep a state instead of keys and values.
         since: the oldest transformers that computes what a pruned prompt needs. Before 5.13 states
@@ -51,6 +55,7 @@ class Architecture:
     projector: str = "multi_modal_projector"
     mrope: bool = False
     videos: bool = False
+    frames: bool = False
     patches: bool = False
     states: bool = False
     since: tuple[int, int] = (4, 57)
@@ -83,6 +88,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "llava_next": Architecture("LLaVA-NeXT", tile="anyres", patches=True),
     "llava_next_video": Architecture("LLaVA-NeXT-Video", tile="anyres", videos=True),
     "llava_onevision": Architecture("LLaVA-OneVision", tile="shrunk", videos=True),
+    "video_llava": Architecture("Video-LLaVA", videos=True, frames=True),
     "mistral3": Architecture("Mistral 3", size="image_sizes", marks="rows"),
     "qwen2_vl": Architecture("Qwen2-VL", **_QWEN),
     "qwen2_5_vl": Architecture("Qwen2.5-VL", **_QWEN),
@@ -119,18 +125,22 @@ class Modality:
 
     Attributes:
         name: `"image"` or `"video"`, as transformers calls its encoder and what that returns.
-        pixels: name of the processor's output that the encoder reads.
+        pixels: names of the processor's output that the encoder reads, of which one is given.
         token: id of the placeholder.
     """
 
     name: str
-    pixels: str
+    pixels: tuple[str, ...]
     token: int
 
     @property
     def moves(self) -> bool:
         """Whether these are videos."""
         return self.name == "video"
+
+    def values(self, inputs: Mapping[str, Any]) -> Any:
+        """The processor's output that the encoder reads, if there is one."""
+        return next((inputs[name] for name in self.pixels if inputs.get(name) is not None), None)
 
     @property
     def grid(self) -> str:
@@ -195,18 +205,18 @@ class Target:
         token = getattr(base.config, "image_token_id", None)
         if token is None:
             token = base.config.image_token_index
-        found = [Modality("image", "pixel_values", int(token))]
+        found = [Modality("image", PIXELS[:2], int(token))]
         takes = "mm_encoder_outputs" in inspect.signature(type(base).forward).parameters
         # Older ones add LLaVA-OneVision's newline behind what the encoder returns, may call
         # LLaVA-NeXT-Video's frames what pictures are called, and take Gemma 4's videos as one
         # tensor with an axis for each.
         if arch.videos and (takes or not (arch.in_tiles or arch.size == "position_ids")):
-            found.append(Modality("video", "pixel_values_videos", int(base.config.video_token_id)))
+            found.append(Modality("video", PIXELS[2:], int(base.config.video_token_id)))
         return cls(arch, base, inner, tuple(found), takes)
 
     def given(self, inputs: Mapping[str, Any]) -> list[Modality]:
         """What `inputs` hold of pictures and videos."""
-        return [one for one in self.modalities if inputs.get(one.pixels) is not None]
+        return [one for one in self.modalities if one.values(inputs) is not None]
 
     def visual(self, ids: Tensor) -> Tensor:
         """True where `ids` are placeholders."""
@@ -226,8 +236,7 @@ class Target:
 
     def consumed(self) -> set[str]:
         """Names of what a model is not given once pictures are encoded and positions are known."""
-        pixels = [one.pixels for one in self.modalities]
-        return {*self.encoder_arguments(), *pixels, "position_ids", "second_per_grid_ts"}
+        return {*self.encoder_arguments(), *PIXELS, "position_ids", "second_per_grid_ts"}
 
     def slices_features(self) -> bool:
         """Whether chunked prefill gives every chunk its own part of the pictures."""

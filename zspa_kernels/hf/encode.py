@@ -169,6 +169,8 @@ def _rebuild(encoded: Encoded, part: Part, rows: Sequence[Tensor]) -> Any:
         for full, layer in zip(encoded.deep, deep, strict=True)
     ]
     if not hasattr(raw, "pooler_output"):
+        if _counted(raw):
+            return kept, raw[1]
         return (kept, kept_deep) if deep else kept
     output = type(raw)()  # without the hidden states of unpruned pictures
     output.pooler_output = kept
@@ -177,10 +179,17 @@ def _rebuild(encoded: Encoded, part: Part, rows: Sequence[Tensor]) -> Any:
     return output
 
 
+def _counted(raw: Any) -> bool:
+    """Whether the number of frames is returned as well: Video-LLaVA in 4.57."""
+    return isinstance(raw, tuple) and isinstance(raw[-1], int)
+
+
 def _parts(raw: Any) -> tuple[Any, list[Any]]:
     """(tokens, deeper layers) of what the encoder returned."""
     if hasattr(raw, "pooler_output"):
         return raw.pooler_output, list(getattr(raw, "deepstack_features", None) or [])
     if isinstance(raw, tuple) and len(raw) == 2 and isinstance(raw[1], list):
         return raw[0], raw[1]  # Qwen3-VL in 4.57
+    if _counted(raw):
+        return raw[0], []
     return raw, []

@@ -75,10 +75,10 @@ def stand_ins(target: Target, call: Mapping[str, Any], ids: Tensor) -> dict[str,
         else:  # GLM-V counts the beginnings of pictures, whatever is left of them
             found = dict.fromkeys(target.given(call), int((ids == first).sum()))
         for one, count in found.items():
-            given[one.pixels] = given[one.pixels][:0]
+            given[one.pixels[0]] = given[one.pixels[0]][:0]
             given[one.grid] = given[one.grid].new_tensor([[1, 0, 0]] * count).reshape(-1, 3)
             if count == 0 and any(found.values()):
-                del given[one.pixels], given[one.grid]
+                del given[one.pixels[0]], given[one.grid]
     return given
 
 

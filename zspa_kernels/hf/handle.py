@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import continuation, generating
-from .architectures import Target
+from .architectures import PIXELS, Target
 from .errors import (
     AlreadyPrunedError,
     CachedPromptError,
@@ -202,8 +202,7 @@ class PruneHandle:
                 "prune: the cache must not hold a pruned prompt: generate would cut the new prompt "
                 "by the unpruned length; use hf.ChatState for conversations"
             )
-        given = ("pixel_values", "pixel_values_videos", "mm_encoder_outputs")
-        if all(call.get(name) is None for name in given):
+        if all(call.get(name) is None for name in (*PIXELS, "mm_encoder_outputs")):
             return generate(**call)
         refuse(self._target, call)
         generating.refuse(self._target, call)

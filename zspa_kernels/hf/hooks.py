@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from . import continuation
-from .architectures import Target
+from .architectures import PIXELS, Target
 from .continuation import Continuation
 from .encode import rebuild
 from .errors import LabelsError, UnsupportedInputError
@@ -211,10 +211,7 @@ class Hooks:
 
 def _shows(arguments: Mapping[str, Any]) -> bool:
     """Whether a call has pictures or videos."""
-    return (
-        arguments.get("pixel_values") is not None
-        or arguments.get("pixel_values_videos") is not None
-    )
+    return any(arguments.get(name) is not None for name in PIXELS)
 
 
 def _no_columns(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

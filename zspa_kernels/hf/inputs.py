@@ -223,8 +223,8 @@ def refuse(target: Target, inputs: Mapping[str, Any]) -> None:
         if inputs.get(name) is not None:
             raise UnsupportedInputError(
                 f"prune: {name} must be None, got one: pictures are pruned that come as "
-                f"{' or '.join(one.pixels for one in target.modalities)} beside input_ids, neither "
-                f"encoded nor pruned already"
+                f"{' or '.join(one.pixels[0] for one in target.modalities)} beside input_ids, "
+                f"neither encoded nor pruned already"
             )
     if inputs.get("pixel_values_videos") is not None and len(target.modalities) == 1:
         old = " before transformers 5.20" if target.arch.videos else ""

@@ -28,7 +28,7 @@ class Layout:
         image: which image or video, counted through the batch.
         cell: `[T, 3]`: tile, row and column in the picture; -1 for newline tokens (LLaVA-NeXT,
             LLaVA-OneVision), and wherever an image is no square of tokens. Tiles of a video are its
-            times.
+            times. Row and column of [CLS] (Video-LLaVA) are -1.
         video: bool `[T]`: of a video.
     """
 
@@ -101,6 +101,8 @@ def _layout(
     run = start.cumsum(0)
     kinds = {"entry": entry, "run": run}
     image = kinds[target.arch.image]
+    if target.arch.frames and modality.moves:  # all videos have as many
+        image = entry // modality.values(inputs).shape[1]
     if bool(((image[1:] == image[:-1]) & (sample[1:] != sample[:-1])).any()):
         raise UnsupportedInputError(
             "prune: input_ids must have all tokens of an image in one prompt, got an image that "
@@ -113,7 +115,7 @@ def _layout(
     elif target.arch.in_tiles:
         cell = tiles.of_videos(target, sizes) if modality.moves else tiles.cells(target, inputs)
     else:
-        cell = _squares(image, kinds[target.arch.tile])
+        cell = _squares(image, kinds[target.arch.tile], target.arch.frames)
     return Layout(sample, column, image, cell, torch.full_like(start, modality.moves))
 
 
@@ -123,16 +125,18 @@ def _lengths(label: Tensor) -> list[int]:
     return counts
 
 
-def _squares(image: Tensor, tile: Tensor) -> Tensor:
-    """Cells of tiles that are squares of tokens."""
+def _squares(image: Tensor, tile: Tensor, cls: bool = False) -> Tensor:
+    """Cells of tiles that are squares of tokens; with `cls` perhaps behind [CLS], at -1."""
     cells = []
     first = 0
     for length in _lengths(tile):
         side = math.isqrt(length)
-        token = torch.arange(length)
+        spare = int(cls and side * side + 1 == length)
+        token = torch.arange(length) - spare
         number = int(tile[first] - tile[image == image[first]][0])
-        if side * side == length:
-            cells.append(torch.stack((torch.full((length,), number), token // side, token % side)))
+        if side * side + spare == length:
+            place = torch.stack((token // side, token % side)).masked_fill(token < 0, -1)
+            cells.append(torch.cat((torch.full((1, length), number), place)))
         else:
             cells.append(torch.stack((torch.full((length,), number), -1 - 0 * token, token)))
         first += length

@@ -51,7 +51,7 @@ def collected(tiny: vlms.Tiny, inputs: Mapping[str, Any]) -> tuple[Encoded, dict
     found = wanted(Asking(), target, inputs)
     with torch.no_grad(), found.watching(target):
         encoded = encode(target, inputs, need_features=True)
-    return encoded, found.tensors(target, inputs)
+    return encoded, found.tensors(target, inputs, encoded)
 
 
 def eager(tiny: vlms.Tiny, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -136,8 +136,8 @@ def test_a_tower_without_cls_is_asked_what_each_patch_receives() -> None:
     method = zk.methods.SCOPE(keep=4)
     asking = wanted(method, target)
     with torch.no_grad(), asking.watching(target):
-        visual = encode(target, inputs, need_features=False).tokens
-    found = asking.tensors(target, inputs)
+        encoded = encode(target, inputs, need_features=False)
+    found, visual = asking.tensors(target, inputs, encoded), encoded.tokens
     assert handle.report is not None
     assert torch.equal(handle.report.images[0].indices, method.select(visual, **found).indices)
     model.model.vision_tower.set_attn_implementation("eager")
@@ -185,17 +185,18 @@ def test_every_method_prunes_a_llava_or_says_why_not(name: str) -> None:
 
 
 def test_methods_of_other_models_tensors() -> None:
-    """A token of several patches has no attention of its own; optional tensors are left out."""
-    for other in ("llava_next_video", "qwen2_5_vl"):  # the first one's frames are made smaller
-        model = vlms.get(other).model
-        for name in VISION:
-            with pytest.raises(zk.hf.UnsupportedMethodError, match="made of several patches each"):
-                zk.hf.prune(model, zk.methods.get(name, keep=0.2))
+    """A token of several patches may have no attention; optional tensors are left out."""
+    model = vlms.get("llava_next_video").model  # whose frames are made smaller
+    for name in VISION:
+        with pytest.raises(zk.hf.UnsupportedMethodError, match="made of several patches each"):
+            zk.hf.prune(model, zk.methods.get(name, keep=0.2))
     method = zk.methods.MMTok(keep=0.2)
+    qwen = vlms.get("qwen2_5_vl")
     assert wanted(method, Target.of(model)).kinds == {}
+    assert wanted(method, Target.of(qwen.model)).kinds == {}
     assert wanted(method, Target.of(vlms.get("llava").model)).kinds == {"features": "features"}
-    with zk.methods.CDPruner(keep=0.2, space="llm")(model) as handle:
-        generate(model, vlms.get("qwen2_5_vl").inputs())
+    with zk.methods.CDPruner(keep=0.2, space="llm")(qwen.model) as handle:
+        generate(qwen.model, qwen.inputs())
     assert handle.after < handle.before / 4
 
 
@@ -208,7 +209,9 @@ def test_layers_that_are_no_single_one(monkeypatch: pytest.MonkeyPatch) -> None:
     first, last = (
         wanted(method, target, {"vision_feature_layer": layer}).layer for layer in (2, -2)
     )
-    assert first is last is not None
+    assert first is not None
+    assert last is not None
+    assert first.module is last.module
     monkeypatch.setattr(target.model.config, "vision_feature_select_strategy", "full")
     with pytest.raises(zk.hf.UnsupportedMethodError, match="features are taken as 'full'"):
         wanted(method, target)

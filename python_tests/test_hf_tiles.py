@@ -22,6 +22,7 @@ from python_tests import vlms
 from python_tests.hf_oracle import generate
 from zspa_kernels import hf, pictures
 from zspa_kernels.hf.architectures import ARCHITECTURES, Target
+from zspa_kernels.hf.collect import wanted
 from zspa_kernels.hf.encode import encode
 from zspa_kernels.hf.layout import Layout
 from zspa_kernels.hf.marks import marks
@@ -157,7 +158,7 @@ def test_videos_with_old_transformers(name: str, newlines: int) -> None:
         generate(tiny.model, inputs)
 
 
-# ---- LLaVA-OneVision: ratings --------------------------------------------------------------------
+# ---- LLaVA-OneVision: ratings, attention and keys ------------------------------------------------
 
 
 def test_zooprune_rates_what_becomes_a_token() -> None:
@@ -194,6 +195,64 @@ def test_zooprune_rates_frames() -> None:
     films = ratings[encoded.part == 1].reshape(2, 13)
     torch.testing.assert_close(films[:, :12], pooled)
     assert films[:, 12].isnan().all()
+
+
+def eager(tiny: vlms.Tiny, pixels: Tensor) -> dict[str, Tensor]:
+    """Of the tower's last layer, by eager attention: `[n, 16, ...]`."""
+    tower = tiny.model.model.vision_tower
+    seen: list[Tensor] = []
+    layer = next(
+        part for name, part in tower.named_modules() if name.endswith("layers.1.self_attn")
+    )
+    hook = layer.k_proj.register_forward_hook(lambda *call: seen.append(call[-1]))
+    tower.set_attn_implementation("eager")
+    try:
+        with torch.no_grad():
+            out = tower(pixels, output_attentions=True)
+    finally:
+        tower.set_attn_implementation("sdpa")
+        hook.remove()
+    return {
+        "attention": out.attentions[-1].mean((1, 2)),
+        "keys": seen[0].unflatten(2, (2, -1)).mean(2),
+    }
+
+
+def collected(tiny: vlms.Tiny, inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """Which tokens are of videos, and attention and keys of all."""
+    target = Target.of(tiny.model)
+    found = wanted(zk.methods.VisionZip(keep=0.3), target, inputs)
+    with torch.no_grad(), found.watching(target):
+        encoded = encode(target, inputs, need_features=False)
+    return encoded.part == 1, found.tensors(target, inputs, encoded)
+
+
+def test_attention_and_keys_are_made_smaller_with_a_picture() -> None:
+    tiny, inputs = one_picture(112, 112)
+    _, found = collected(tiny, inputs)
+    for kind, own in eager(tiny, inputs["pixel_values"][0]).items():
+        own = own.reshape(*own.shape[:2], -1)
+        shrunk = interpolate(grid(own[1:]), (5, 5), mode="bilinear")[0].permute(1, 2, 0)
+        got = found[kind].reshape(len(found[kind]), -1)
+        torch.testing.assert_close(got[:16], own[0])
+        large = got[16:].reshape(5, 6, -1)
+        torch.testing.assert_close(large[:, :5], shrunk)
+        assert large[:, 5].isnan().all()
+    report = pruned(tiny, inputs, zk.methods.SCOPE(keep=10))
+    newlines = {i for i, cell in enumerate(report.images[0].cell.tolist()) if cell[0] < 0}
+    assert not newlines & set(report.images[0].indices.tolist())
+
+
+def test_attention_and_keys_of_frames_are_made_smaller() -> None:
+    tiny = vlms.get("llava_onevision")
+    inputs = tiny.inputs("video")
+    film, found = collected(tiny, inputs)
+    for kind, own in eager(tiny, inputs["pixel_values_videos"].flatten(0, 1)).items():
+        patches = own.reshape(6, 4, 4, -1).permute(0, 3, 1, 2)
+        pooled = interpolate(patches, (2, 2), mode="bilinear").permute(0, 2, 3, 1)
+        got = found[kind][film].reshape(2, 13, -1)
+        torch.testing.assert_close(got[:, :12], pooled.reshape(2, 12, -1))
+        assert got[:, 12].isnan().all()
 
 
 # ---- Mistral 3 -----------------------------------------------------------------------------------

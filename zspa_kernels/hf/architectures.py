@@ -41,6 +41,7 @@ class Architecture:
         videos: it takes videos beside pictures. Where it does not, their frames are pictures.
         frames: an entry of a video is a frame, which may begin with [CLS] (Video-LLaVA).
         patches: a visual token is one patch of the vision tower, in its order.
+        blocks: a visual token is a square of patches, which follow one another in the tower.
         states: layers of the language model keep a state instead of keys and values.
         since: the oldest transformers that computes what a pruned prompt needs. Before 5.13 states
             are forgotten when a call goes on with several tokens; in 4.57 positions of GLM-V
@@ -57,6 +58,7 @@ class Architecture:
     videos: bool = False
     frames: bool = False
     patches: bool = False
+    blocks: bool = False
     states: bool = False
     since: tuple[int, int] = (4, 57)
 
@@ -71,7 +73,7 @@ class Architecture:
         return self.marks in ("times", "clocks")
 
 
-_GRID: Any = {"size": "grid_thw", "projector": "visual.merger"}
+_GRID: Any = {"size": "grid_thw", "projector": "visual.merger", "blocks": True}
 _QWEN: Any = {**_GRID, "mrope": True, "videos": True}
 _GEMMA: Any = {"size": "position_ids", "videos": True, "marks": "clocks", "since": (5, 17)}
 _HYBRID: Any = {**_QWEN, "marks": "times", "states": True, "since": (5, 13)}

@@ -1,30 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """What methods want beside tokens and words: attention and keys of the vision tower, its output.
 
-Nothing in the model is switched to another attention and nothing is computed twice: hooks on two
-projections of one layer note queries and keys, and the attention of the few rows that are wanted is
-their softmax. A tower may go on with SDPA or FlashAttention.
+A model keeps its attention, and nothing is computed twice; see `attention`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .architectures import Target
+from .attention import Fused, Layer, Separate, received
+from .encode import Encoded, Part
 from .errors import UnsupportedMethodError, unwatched
-from .tiles import along_tokens
+from .order import along, in_blocks
 
 #: Whether a vision tower, by its `model_type`, has a [CLS] token, which becomes no visual token.
 _TOWERS = {"clip_vision_model": True, "siglip_vision_model": False}
-_PROJECTIONS = ("q_proj", "k_proj")
 _OF_A_LAYER = ("attention", "cls attention", "keys")
 KINDS = (*_OF_A_LAYER, "features")
 
@@ -36,14 +34,12 @@ class Collected:
     Attributes:
         kinds: what each argument of its `select` is; see `zspa_kernels.methods.Input.tensor`.
         layer: the attention of the vision tower's layer whose output is used; None: not wanted.
-        cls: the tower has a [CLS] token.
-        noted: outputs of that layer's projections, and the projector's input, of one picture batch.
+        noted: what the layer's hooks saw, and the projector's input; of pictures, and of videos.
     """
 
     kinds: dict[str, str]
-    layer: nn.Module | None = None
-    cls: bool = False
-    noted: dict[str, Tensor] = field(default_factory=dict)
+    layer: Layer | None = None
+    noted: list[dict[str, Tensor]] = field(default_factory=list)
 
     @contextlib.contextmanager
     def watching(self, target: Target) -> Iterator[None]:
@@ -51,53 +47,58 @@ class Collected:
         handles = []
         thread = threading.get_ident()
 
-        def note(name: str, module: nn.Module, args: Any, output: Any = None) -> None:
-            if threading.get_ident() == thread:  # hooks are called for the pictures of all threads
-                self.noted[name] = (args[0] if output is None else output).detach()
+        def note(name: str, value: Tensor) -> None:
+            if threading.get_ident() != thread:  # hooks are called for the pictures of all threads
+                return
+            if not self.noted or name in self.noted[-1]:
+                self.noted.append({})  # pictures, or videos behind them
+            self.noted[-1][name] = value.detach()
 
         if self.layer is not None:
-            for name in _PROJECTIONS:
-                part = self.layer.get_submodule(name)
-                handles.append(part.register_forward_hook(functools.partial(note, name)))
+            handles += self.layer.watch(note)
         if "features" in self.kinds.values():
-            before = functools.partial(note, "features")
-            handles.append(target.projector().register_forward_pre_hook(before))
+            projector = target.projector()
+            handles.append(
+                projector.register_forward_pre_hook(lambda _, args: note("features", args[0]))
+            )
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def tensors(self, target: Target, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    def tensors(
+        self, target: Target, inputs: Mapping[str, Any], encoded: Encoded
+    ) -> dict[str, Tensor]:
         """Every argument, one row a visual token `[T, ...]`; NaN where a token is a newline."""
-        if self.layer is not None and not {*_PROJECTIONS} <= set(self.noted):
-            raise unwatched("the vision tower")
-        made: dict[str, Tensor] = {}
-        for kind in set(self.kinds.values()):
-            value = self._of(kind)
-            made[kind] = along_tokens(target, inputs, value)
+        if not self.kinds:
+            return {}
+        names = set() if self.layer is None else set(self.layer.names)
+        if len(self.noted) != len(encoded.parts) or any(names - set(one) for one in self.noted):
+            raise unwatched("the vision tower" if names else target.arch.projector)
+        parts = list(zip(encoded.parts, self.noted, strict=True))
+        made = {
+            kind: encoded.in_prompts([self._of(kind, target, inputs, *one) for one in parts])
+            for kind in set(self.kinds.values())
+        }
         return {name: made[kind] for name, kind in self.kinds.items()}
 
-    def _of(self, kind: str) -> Tensor:
-        """One kind, `[images, N]` or `[images, N, C]`."""
+    def _of(
+        self, kind: str, target: Target, inputs: Mapping[str, Any], part: Part, noted: Any
+    ) -> Tensor:
+        """One kind of pictures or of videos, in the order of their tokens."""
         if kind == "features":
-            return self.noted["features"]
+            return along(target, inputs, part, noted["features"])
         layer: Any = self.layer
-        queries, keys = (self.noted[name] for name in _PROJECTIONS)
-        heads = (*keys.shape[:2], layer.num_heads, -1)  # [images, patches, heads, channels]
+        first = int(layer.cls)
+        heads = layer.heads(noted)
         if kind == "keys":
-            return keys.view(heads).float().mean(2)[:, int(self.cls) :]
-        rated = [
-            _received(q[: 1 if self.cls else None], k, layer.scale)
-            for q, k in zip(queries.view(heads).float(), keys.view(heads).float(), strict=True)
-        ]
-        return torch.stack(rated)[:, int(self.cls) :]
-
-
-def _received(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
-    """Attention `[n]` that each key `[n, heads, d]` gets, mean over queries `[m, heads, d]`."""
-    logits = torch.einsum("mhd,nhd->hmn", queries, keys) * scale
-    return logits.softmax(-1).mean((0, 1))
+            values = [keys.mean(1)[first:] for _, keys in heads]
+        else:
+            asked = 1 if layer.cls else None
+            values = [received(q[:asked], k, layer.scale)[first:] for q, k in heads]
+        rows = in_blocks(target, torch.cat(values)) if target.arch.blocks else torch.stack(values)
+        return along(target, inputs, part, rows)
 
 
 def wanted(method: Any, target: Target, inputs: Mapping[str, Any] | None = None) -> Collected:
@@ -128,8 +129,7 @@ def wanted(method: Any, target: Target, inputs: Mapping[str, Any] | None = None)
         )
     found = Collected(kinds)
     if any(kind in _OF_A_LAYER for kind in kinds.values()):
-        found.cls = _TOWERS[_tower(target).config.model_type]
-        found.layer = _attention(target, inputs or {})
+        found.layer = _layer(target, inputs or {})
     return found
 
 
@@ -137,10 +137,14 @@ def _why_not(kind: str, target: Target, inputs: Mapping[str, Any]) -> str | None
     """Why a kind of tensor cannot be had; None if it can."""
     if kind not in KINDS:
         return "this is not collected from a model; `select` can be given it"
-    if not target.arch.patches:
+    if kind == "features" and not target.arch.patches:
+        return "its visual tokens may be made of several rows of the projector's input"
+    if target.arch.blocks:
+        return "its vision tower has no [CLS] token" if kind == "cls attention" else None
+    if not (target.arch.patches or target.arch.tile == "shrunk"):
         return (
-            "its visual tokens may be made of several patches each; this is collected where they "
-            "are patches, in LLaVA-1.5 and LLaVA-NeXT"
+            "its visual tokens may be made of several patches each; this is collected in "
+            "LLaVA-1.5, LLaVA-NeXT, LLaVA-OneVision, Qwen-VL and GLM-V"
         )
     if kind == "features":
         return None
@@ -168,11 +172,17 @@ def _tower(target: Target) -> Any:
     return target.inner.vision_tower
 
 
-def _attention(target: Target, inputs: Mapping[str, Any]) -> nn.Module:
+def _layer(target: Target, inputs: Mapping[str, Any]) -> Layer:
     """The attention of the layer whose output is the projector's input."""
+    if target.arch.blocks:
+        visual = target.inner.visual
+        # Most of Qwen2.5-VL's layers see a window of the picture only, its last one all of it.
+        whole = getattr(visual.config, "fullatt_block_indexes", [])
+        last = max((i for i in whole if i < len(visual.blocks)), default=-1)
+        return Fused(visual.blocks[last].attn)
     layer = _setting(target, inputs, "vision_feature_layer")
     parts = dict(_tower(target).named_modules())
     layers: Any = next(part for name, part in parts.items() if name.endswith("encoder.layers"))
     # Hidden state 0 is the embeddings', so state i is the output of layer i - 1.
-    attention: nn.Module = layers[layer if layer < 0 else layer - 1].self_attn
-    return attention
+    attention = layers[layer if layer < 0 else layer - 1].self_attn
+    return Separate(attention, _TOWERS[_tower(target).config.model_type])

@@ -288,7 +288,7 @@ def prune_batch(
     words = queries.embeddings(
         target, ids_host, asked, visual, query, processor, ids.device, marked
     )
-    given = collected.tensors(target, inputs)
+    given = collected.tensors(target, inputs, encoded)
     ratings = rate(method, target, inputs, encoded)
     if ratings is not None:
         given["sensitivity"] = ratings

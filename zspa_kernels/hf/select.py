@@ -14,10 +14,10 @@ from torch import Tensor
 
 from ..types import Selection, select_each
 from .architectures import Target
-from .encode import Encoded, Part
+from .encode import Encoded
 from .errors import UnsupportedMethodError, UnsupportedModelError
 from .layout import Layout
-from .tiles import along_frames, along_tokens
+from .order import along
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,36 +190,12 @@ def rate(method: Any, target: Target, inputs: Mapping[str, Any], encoded: Encode
     """Ratings `[T]` by what the projector was given, in the order of the visual tokens."""
     if any(part.features is None for part in encoded.parts):
         return None
-    flat = encoded.in_prompts([_rate(method, target, inputs, part) for part in encoded.parts])
+    with torch.no_grad():
+        rated = [(part, method.rate(part.features)) for part in encoded.parts]
+    flat = encoded.in_prompts([along(target, inputs, *one) for one in rated])
     if len(flat) != len(encoded.tokens):
         raise UnsupportedModelError(
             f"prune: method must rate every visual token, {len(encoded.tokens)}, got {len(flat)} "
             f"ratings from the inputs of {target.arch.projector}"
         )
     return flat
-
-
-def _rate(method: Any, target: Target, inputs: Mapping[str, Any], part: Part) -> Tensor:
-    """Ratings of pictures or of videos, in the order of their tokens."""
-    with torch.no_grad():
-        ratings: Tensor = method.rate(part.features)
-    if target.arch.in_tiles and not part.modality.moves:
-        ratings = along_tokens(target, inputs, ratings)
-    elif target.arch.tile == "shrunk":  # LLaVA-NeXT-Video's frames are small when projected
-        ratings = along_frames(target, ratings, len(part.sizes))
-    elif target.arch.size == "position_ids" and ratings.ndim == 2:  # of padding as well
-        ratings = ratings[(inputs[part.modality.places][..., 0] >= 0).to(ratings.device)]
-    elif hasattr(getattr(target.inner, "visual", None), "window_size"):
-        ratings = ratings[_window_order(target, inputs[part.modality.grid]).argsort()]
-    return ratings.flatten()
-
-
-def _window_order(target: Target, grid: Tensor) -> Tensor:
-    """Qwen2.5-VL's projector sees the tokens window by window: which token each of its rows is."""
-    visual = target.inner.visual
-    if hasattr(visual, "get_window_index"):
-        order = visual.get_window_index(grid)[0]
-    else:
-        index = target.module_attribute("get_vision_window_index")
-        order = index(grid, visual.spatial_merge_size, visual.window_size, visual.patch_size)[0]
-    return torch.as_tensor(order, device=grid.device)

@@ -139,6 +139,8 @@ def along_tokens(target: Target, inputs: Mapping[str, Any], values: Tensor) -> T
 
 
 def along_frames(target: Target, values: Tensor, videos: int) -> Tensor:
-    """Values `[frames, n]` of patches of LLaVA-OneVision's videos in the order of tokens `[T]`."""
-    pooled = target.inner.apply_pooling(values[..., None]).reshape(videos, -1)
-    return torch.nn.functional.pad(pooled, (0, 1), value=torch.nan).flatten()
+    """Values `[frames, n, ...]` of patches of LLaVA-OneVision's videos, by token `[T, ...]`."""
+    flat = values.reshape(*values.shape[:2], -1)
+    pooled = target.inner.apply_pooling(flat).reshape(videos, -1, flat.shape[-1])
+    packed = torch.nn.functional.pad(pooled, (0, 0, 0, 1), value=torch.nan).flatten(0, 1)
+    return packed.reshape(-1, *values.shape[2:])

@@ -24,7 +24,8 @@ ATTENTION = Input(
     "attention",
     "[B, N]",
     "attention from [CLS] to each patch, mean or sum over heads, in the vision tower's layer "
-    "whose output is used; without [CLS], what each patch receives from all",
+    "whose output is used; without [CLS], what each patch receives from all, mean over heads; mean "
+    "over the patches of a token",
     tensor="attention",
 )
 KEYS = Input(

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attention and keys of towers whose visual tokens are squares of patches: Qwen-VL and GLM-V."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import zspa_kernels as zk
+from python_tests import vlms
+from python_tests.hf_oracle import generate, rows
+from zspa_kernels.hf import attention
+from zspa_kernels.hf.architectures import Target
+from zspa_kernels.hf.collect import Collected, wanted
+from zspa_kernels.hf.encode import Encoded, encode
+
+CLOSE: dict[str, float] = {"rtol": 1e-4, "atol": 1e-6}
+PICTURES = [(name, "ragged") for name in vlms.MROPE]
+FILMS = [(name, "video") for name in vlms.QWENS]
+#: They want attention or keys, and none of a [CLS] token.
+VISION = ("greedyprune", "scope", "tome", "visionzip")
+
+
+def collected(tiny: vlms.Tiny, inputs: Mapping[str, Any]) -> tuple[Encoded, dict[str, Tensor]]:
+    """Visual tokens, their attention and their keys."""
+    target = Target.of(tiny.model)
+    found = wanted(zk.methods.VisionZip(keep=0.2), target, inputs)
+    with torch.no_grad(), found.watching(target):
+        encoded = encode(target, inputs, need_features=False)
+    return encoded, found.tensors(target, inputs, encoded)
+
+
+def eager(
+    tiny: vlms.Tiny, inputs: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """By transformers' own eager attention: tokens in the tower's order, and what they receive."""
+    visual = tiny.model.model.visual
+    layer = visual.blocks[-1].attn
+    home = sys.modules[type(layer).__module__]
+    own, seen, projected = home.eager_attention_forward, [], []
+
+    def watched(module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **more: Any):  # type: ignore[no-untyped-def]
+        output, weights = own(module, query, key, value, *args, **more)
+        if module is layer:
+            seen.append((weights[0].mean((0, 1)), key[0].mean(0)))  # [n], [n, d]
+        return output, weights
+
+    monkeypatch.setattr(home, "eager_attention_forward", watched)
+    for config in (visual.config, layer.config):
+        monkeypatch.setattr(config, "_attn_implementation_internal", "eager")
+    merger = visual.merger.register_forward_hook(lambda *call: projected.append(call[-1]))
+    target = Target.of(tiny.model)
+    with torch.no_grad():
+        encode(target, inputs, need_features=False)
+    merger.remove()
+    received, keys = (torch.cat(one) for one in zip(*seen, strict=True))
+    means = {
+        "attention": received.view(-1, 4).mean(1),
+        "keys": keys.view(-1, 4, keys.shape[-1]).mean(1),
+    }
+    return torch.cat(projected), means
+
+
+@pytest.mark.parametrize(("name", "kind"), [*PICTURES, *FILMS])
+def test_what_is_collected_is_what_eager_attention_gives(
+    name: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With SDPA; in the order of visual tokens, through windows and frames."""
+    tiny = vlms.get(name)
+    assert tiny.model.model.visual.config._attn_implementation == "sdpa"
+    inputs = tiny.inputs(kind)
+    encoded, found = collected(tiny, inputs)
+    tokens, expected = eager(tiny, inputs, monkeypatch)
+    apart = torch.cdist(encoded.tokens.double(), tokens.double())
+    order = apart.argmin(1)
+    assert order.unique().numel() == len(encoded.tokens) == len(tokens)
+    nearest, next_one = apart.topk(2, dim=1, largest=False).values.unbind(1)
+    assert (nearest < next_one / 20).all()
+    for what, values in expected.items():
+        torch.testing.assert_close(found[what], values[order], **CLOSE)
+        assert len(values.unique(dim=0)) == len(values)
+    if name == "qwen2_5_vl":
+        assert not torch.equal(order, order.sort().values)
+
+
+@pytest.mark.parametrize("method", VISION)
+def test_a_method_is_given_them(method: str) -> None:
+    tiny = vlms.get("qwen2_5_vl")
+    inputs = tiny.inputs("ragged")
+    chooser: Any = zk.methods.get(method, keep=0.3)
+    encoded, found = collected(tiny, inputs)
+    with chooser(tiny.model) as handle:
+        generate(tiny.model, inputs, max_new_tokens=1)
+    assert handle.report is not None
+    start = 0
+    for image in handle.report.images:
+        own = slice(start, start + image.before)
+        start += image.before
+        wants = [one for one in chooser.model_inputs if one.tensor in found]
+        given = {one.name: found[one.tensor][own] for one in wants}
+        assert given
+        picked = chooser.select(encoded.tokens[own], **given).indices
+        assert torch.equal(image.indices, picked)
+    assert start == len(encoded.tokens)
+
+
+def test_tokens_of_deeper_layers_are_merged_as_well() -> None:
+    """VisionZip on Qwen3-VL: a kept token has what was merged into it, in every layer."""
+    tiny = vlms.get("qwen3_vl")
+    inputs = tiny.inputs()
+    logits = []
+    for merge in (True, False):
+        with zk.methods.VisionZip(keep=0.3)(tiny.model, merge=merge) as handle:
+            logits.append(rows(generate(tiny.model, inputs)))
+        assert handle.report is not None
+        assert handle.report.merged == merge
+    assert not torch.allclose(*logits, **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["fastervlm", "idselection"])
+def test_attention_of_cls_is_refused(name: str) -> None:
+    for model in ("qwen2_5_vl", "qwen3_vl"):
+        with pytest.raises(zk.hf.UnsupportedMethodError, match=r"tower has no \[CLS\] token"):
+            zk.hf.prune(vlms.get(model).model, zk.methods.get(name, keep=0.2))
+
+
+def test_the_layer_is_one_that_sees_the_whole_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = vlms.get("qwen2_5_vl")
+    blocks = tiny.model.model.visual.blocks
+    for whole, at in (([0], 0), ([0, 1], 1), ([], 1), ([1, 7], 1)):
+        monkeypatch.setattr(tiny.model.model.visual.config, "fullatt_block_indexes", whole)
+        layer = wanted(zk.methods.ToMe(keep=0.2), Target.of(tiny.model)).layer
+        assert layer is not None
+        assert layer.module is blocks[at].attn
+
+
+@pytest.mark.parametrize("logits", [1, 40, 1 << 20])
+def test_large_pictures_in_parts(logits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "_LOGITS", logits)
+    torch.manual_seed(0)
+    queries, keys = torch.randn(7, 3, 8), torch.randn(9, 3, 8)
+    scores = torch.einsum("mhd,nhd->hmn", queries, keys).mul(0.5).softmax(-1)
+    found = attention.received(queries, keys, 0.5)
+    torch.testing.assert_close(found, scores.mean((0, 1)))
+
+
+def test_a_tower_that_hooks_do_not_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = vlms.get("qwen3_vl")
+    monkeypatch.setattr(Collected, "watching", lambda self, target: contextlib.nullcontext())
+    unseen = pytest.raises(zk.hf.UnsupportedMethodError, match="the vision tower")
+    with unseen, zk.methods.ToMe(keep=0.2)(tiny.model):
+        generate(tiny.model, tiny.inputs(), max_new_tokens=1)

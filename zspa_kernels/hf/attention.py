@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One attention layer of a vision tower, watched from outside.
+
+The layer goes on with SDPA or FlashAttention, which keep no attention. Hooks note the outputs of
+its projections, and the attention of the rows that are wanted is the softmax of their products.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+Note = Callable[[str, Tensor], None]
+# Logits made at a time: 128 MiB of float32, however large a picture is.
+_LOGITS = 1 << 25
+
+
+@dataclass(frozen=True, eq=False)
+class Separate:
+    """A layer of CLIP or SigLIP: a projection each, a batch of pictures of one size.
+
+    In both kinds of layer `watch` makes the hooks, which note the values of `names`.
+
+    Attributes:
+        module: the layer's attention.
+        cls: the first patch is a [CLS] token, which becomes no visual token.
+    """
+
+    module: Any
+    cls: bool
+    names: ClassVar = ("q_proj", "k_proj")
+
+    def watch(self, note: Note) -> list[RemovableHandle]:
+        """Hooks that `note` what `heads` takes."""
+
+        def hook(name: str) -> Any:
+            return lambda module, args, output: note(name, output)
+
+        parts = {name: self.module.get_submodule(name) for name in self.names}
+        return [part.register_forward_hook(hook(name)) for name, part in parts.items()]
+
+    def heads(self, noted: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Queries and keys of one picture after the other, float32 `[patches, heads, d]`."""
+        heads = (self.module.num_heads, -1)
+        return zip(*(noted[x].unflatten(-1, heads).float() for x in self.names), strict=True)
+
+    @property
+    def scale(self) -> float:
+        """Of the logits."""
+        return float(self.module.scale)
+
+
+@dataclass(frozen=True, eq=False)
+class Fused:
+    """A layer of Qwen-VL's or GLM-V's tower: one projection, pictures and frames in a row, rotary.
+
+    Attributes:
+        module: the layer's attention; the tower has no [CLS] token.
+    """
+
+    module: Any
+    cls: ClassVar = False
+    names: ClassVar = ("borders", "cos", "sin", "qkv")
+
+    def watch(self, note: Note) -> list[RemovableHandle]:
+        """Hooks that `note` what `heads` takes."""
+
+        def before(module: nn.Module, args: Any, named: dict[str, Any]) -> None:
+            note("borders", named["cu_seqlens"])
+            for name, turned in zip(("cos", "sin"), named["position_embeddings"], strict=True):
+                note(name, turned)
+
+        return [
+            self.module.register_forward_pre_hook(before, with_kwargs=True),
+            self.module.qkv.register_forward_hook(lambda module, args, out: note("qkv", out)),
+        ]
+
+    def heads(self, noted: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Likewise; a frame of a video is a picture. Both are turned, as attention sees them."""
+        queries, keys, _ = noted["qkv"].unflatten(-1, (3, self.module.num_heads, -1)).unbind(1)
+        turn = sys.modules[type(self.module).__module__].apply_rotary_pos_emb_vision
+        turned = turn(queries, keys, noted["cos"], noted["sin"])
+        sizes = noted["borders"].diff().tolist()
+        return zip(*(one.float().split(sizes) for one in turned), strict=True)
+
+    @property
+    def scale(self) -> float:
+        """Of the logits."""
+        return float(self.module.scaling)
+
+
+Layer = Separate | Fused
+
+
+def received(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
+    """Attention `[n]` that each key `[n, heads, d]` gets, mean over queries `[m, heads, d]`."""
+    n, heads, _ = keys.shape
+    across = keys.permute(1, 2, 0).contiguous()  # [heads, d, n]
+    total = keys.new_zeros(n)
+    for some in queries.mul(scale).transpose(0, 1).split(max(1, _LOGITS // (n * heads)), dim=1):
+        total += torch.matmul(some, across).softmax(-1).sum((0, 1))
+    return total / (len(queries) * heads)

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the rows that a tower or a projector has to the visual tokens that are made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .architectures import Target
+from .encode import Part
+from .tiles import along_frames, along_tokens
+
+
+def along(target: Target, inputs: Mapping[str, Any], part: Part, values: Tensor) -> Tensor:
+    """Values of the projector's rows in the order of the visual tokens, `[T, ...]`.
+
+    What becomes of the rows between projector and language model is done to their values as well:
+    packing tiles, making large pictures and frames smaller, leaving out padding. NaN at newlines.
+
+    Args:
+        target: the model.
+        inputs: of the call.
+        part: the pictures, or the videos.
+        values: `[entries, n, ...]`, or `[n, ...]` where the rows of all entries are in a row.
+    """
+    if target.arch.in_tiles and not part.modality.moves:
+        return along_tokens(target, inputs, values)
+    if target.arch.tile == "shrunk":  # LLaVA-NeXT-Video's frames are small when projected
+        return along_frames(target, values, len(part.sizes))
+    if target.arch.blocks:
+        return _out_of_windows(target, inputs[part.modality.grid], values)
+    if values.ndim == 1:
+        return values
+    if target.arch.size == "position_ids":  # of padding as well
+        real: Tensor = inputs[part.modality.places][..., 0] >= 0
+        return values[real.to(values.device)]
+    return values.flatten(0, 1)
+
+
+def in_blocks(target: Target, values: Tensor) -> Tensor:
+    """Values `[P, ...]` of patches, as the means `[T, ...]` of squares that follow one another."""
+    side = target.inner.visual.spatial_merge_size
+    return values.reshape(-1, side * side, *values.shape[1:]).mean(1)
+
+
+def _out_of_windows(target: Target, grid: Tensor, values: Tensor) -> Tensor:
+    """Values `[T, ...]` in the order of visual tokens; Qwen2.5-VL's tower goes window by window."""
+    visual = target.inner.visual
+    if not hasattr(visual, "window_size"):
+        return values
+    if hasattr(visual, "get_window_index"):
+        order = visual.get_window_index(grid)[0]
+    else:
+        index = target.module_attribute("get_vision_window_index")
+        order = index(grid, visual.spatial_merge_size, visual.window_size, visual.patch_size)[0]
+    return values[torch.as_tensor(order, device=values.device).argsort()]

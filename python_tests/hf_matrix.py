@@ -31,9 +31,12 @@ VERSIONS = [OLDEST, "5.3.0", "5.17.0", "5.20.2"] + ([PINNED[1]] if PINNED else [
 TESTS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("python_tests/test_hf_*.py"))
 NAMES = sorted(BUILDERS, key=len, reverse=True)  # "llava" is a part of another's name
 OTHERS = "independent of the model"
-# Their code is nearly that of qwen2_5_vl, qwen3_vl, qwen3_5, smolvlm and llava_next: an older
-# version of it is tried by `make hf-matrix` alone.
-TWINS = ("qwen2_vl", "qwen3_vl_moe", "qwen3_5_moe", "idefics3", "llava_next_video")
+# Their code is nearly that of qwen2_5_vl, qwen3_vl, qwen3_5, smolvlm, llava_next, llava and
+# cohere2_vision: an older version of it is tried by `make hf-matrix` alone.
+TWINS = (
+    "qwen2_vl", "qwen3_vl_moe", "qwen3_5_moe", "idefics3", "llava_next_video", "vipllava",
+    "deepseek_vl", "aya_vision",
+)  # fmt: skip
 
 Counts = dict[str, Counter[str]]
 

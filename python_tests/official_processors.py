@@ -179,6 +179,12 @@ def _llava_next_video() -> Official:
     return _of_clip(transformers.LlavaNextVideoProcessor, _VICUNA, **parts)
 
 
+def _vipllava() -> Official:
+    begin = "A chat between a curious human and an artificial intelligence assistant.###"
+    style = Style(begin, "Human: ", "###", "Assistant:", "<image>\n")
+    return replace(_llava(), style=style)
+
+
 def _video_llava() -> Official:
     pictures = _small_pictures(transformers.VideoLlavaImageProcessor)
     films = _small_pictures(transformers.VideoLlavaVideoProcessor)
@@ -369,6 +375,34 @@ def _cohere2_vision() -> Official:
     return Official(made, style, {"image_token_id": "<|IMG_PATCH|>"})
 
 
+def _aya_vision() -> Official:
+    made = _cohere2_vision()
+    names = ["TILE_GLOBAL", *(f"TILE_{number}" for number in range(1, 5))]
+    tokenizer = made.processor.tokenizer
+    tokenizer.add_tokens(names, special_tokens=True)
+    processor = transformers.AyaVisionProcessor(
+        image_processor=_square(
+            transformers.GotOcr2ImageProcessor, 112, crop_to_patches=True, max_patches=4
+        ),
+        tokenizer=tokenizer,
+        img_size=112,
+    )
+    return replace(made, processor=processor, style=replace(made.style, image="<image>"))
+
+
+def _deepseek_vl() -> Official:
+    pictures = transformers.DeepseekVLImageProcessor
+    image = "<image_placeholder>"
+    made = transformers.DeepseekVLProcessor(
+        image_processor=_square(pictures, 112),
+        tokenizer=_tokenizer([], image_token=image),
+        num_image_tokens=64,
+    )
+    end = "{{ '\\n\\n' }}"  # a template leaves out a line break behind a block
+    style = Style("<s>You are a helpful assistant.\n\n", "User: ", end, "Assistant:", image)
+    return Official(made, style, {"image_token_id": image})
+
+
 def _lfm2_vl() -> Official:
     roles = {
         "image_token": "<image>",
@@ -423,6 +457,7 @@ BUILDERS: dict[str, Callable[[], Official]] = {
     "llava": _llava,
     "llava_next": _llava_next,
     "llava_next_video": _llava_next_video,
+    "vipllava": _vipllava,
     "video_llava": _video_llava,
     "llava_onevision": _llava_onevision,
     "mistral3": functools.partial(_rows, 2),
@@ -438,7 +473,9 @@ BUILDERS: dict[str, Callable[[], Official]] = {
     "gemma3": _gemma3,
     "gemma4": functools.partial(_gemma4, "Gemma4"),
     "gemma4_unified": functools.partial(_gemma4, "Gemma4Unified"),
+    "aya_vision": _aya_vision,
     "cohere2_vision": _cohere2_vision,
+    "deepseek_vl": _deepseek_vl,
     "lfm2_vl": _lfm2_vl,
     "idefics3": _idefics3,
     "smolvlm": _smolvlm,

@@ -101,7 +101,8 @@ def question(model: official_processors.Model, inputs: Any, **options: Any) -> s
 # Line breaks that a template or a processor writes before and behind a picture.
 LINES = {
     **dict.fromkeys(
-        ("llava", "llava_next", "llava_next_video", "llava_onevision", "video_llava"), ("", "\n")
+        ("llava", "llava_next", "llava_next_video", "llava_onevision", "video_llava", "vipllava"),
+        ("", "\n"),
     ),
     "internvl": ("", "\n"),
     "gemma3": ("\n\n", "\n\n"),
@@ -110,11 +111,14 @@ LINES = {
 # answer begins.
 MARKS = {
     "internvl": "</img>",
+    "aya_vision": "<|END_OF_IMG|>",
     "cohere2_vision": "<|IMG_LINE_BREAK|><|END_OF_IMG|>",
     "lfm2_vl": "<|image_end|>",
 }
 BEHIND = {
     **dict.fromkeys(("llava", "llava_next_video", "video_llava"), " ASSISTANT:"),
+    "vipllava": "###Assistant:",
+    "deepseek_vl": "\n\nAssistant:",
     "llava_next": " [/INST]",
     **dict.fromkeys(("mistral3", "pixtral"), "[/INST]"),
     **dict.fromkeys(("glm4v", "glm46v"), "<|assistant|>\n"),

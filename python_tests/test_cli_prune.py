@@ -205,7 +205,7 @@ FAILURE, USAGE = 1, 2
         (
             ["--model", "text"],
             FAILURE,
-            "text is a 'llama'; supported are cohere2_vision, gemma3, gemma4",
+            "text is a 'llama'; supported are aya_vision, cohere2_vision, deepseek_vl, gemma3",
         ),
         (["--model", "bare"], FAILURE, "cannot load bare: "),
         (["--model", "./nowhere"], FAILURE, "cannot load ./nowhere: no such folder"),

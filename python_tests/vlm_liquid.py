@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The LFM2-VL, the LFM3-VL and the Cohere2 Vision of `vlms`: small, with random weights."""
+"""Models of Liquid, Cohere and DeepSeek for `vlms`: small, with random weights."""
 
 from __future__ import annotations
 
@@ -64,8 +64,36 @@ def _cohere2_vision() -> Parts:
     return model, SquareProcessor(tok, "<image>", 112, 16), "<image>"
 
 
+def _aya_vision() -> Parts:
+    tok = tokenizer(["<image>", "<tile>"], "<image>")
+    kinds = ["sliding_attention", "full_attention"]
+    words = {"layer_types": kinds, "sliding_window": 1024, "logit_scale": 1.0}
+    mark = tok.convert_tokens_to_ids("<image>")
+    config = transformers.AyaVisionConfig(
+        vision_config=transformers.SiglipVisionConfig(**siglip(), vision_use_head=False),
+        text_config=text(transformers.Cohere2Config, **words),
+        image_token_index=mark,
+    )
+    config.image_token_id = mark
+    model = transformers.AyaVisionForConditionalGeneration(config)
+    return model, SquareProcessor(tok, "<image>", 112, 16), "<image>"
+
+
+def _deepseek_vl() -> Parts:
+    tok = tokenizer(["<image>"], "<image>")
+    config = transformers.DeepseekVLConfig(
+        vision_config=transformers.SiglipVisionConfig(**siglip(), vision_use_head=False),
+        text_config=text(transformers.LlamaConfig),
+        image_token_id=tok.convert_tokens_to_ids("<image>"),
+    )
+    model = transformers.DeepseekVLForConditionalGeneration(config)
+    return model, SquareProcessor(tok, "<image>", 112, 64), "<image>"
+
+
 BUILDERS: dict[str, Callable[[], Parts]] = {
+    "aya_vision": _aya_vision,
     "cohere2_vision": _cohere2_vision,
+    "deepseek_vl": _deepseek_vl,
     "lfm2_vl": _lfm2_vl,
     "lfm3_vl": _lfm3_vl,
 }

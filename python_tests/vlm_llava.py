@@ -9,7 +9,12 @@ from typing import Any
 import transformers
 
 from python_tests.vlm_models import Parts, siglip, text, tokenizer
-from python_tests.vlm_processors import FramesProcessor, OneVisionProcessor, TilesProcessor
+from python_tests.vlm_processors import (
+    FramesProcessor,
+    OneVisionProcessor,
+    SquareProcessor,
+    TilesProcessor,
+)
 
 
 def _clip(size: int, width: int) -> Any:
@@ -99,6 +104,20 @@ def _llava_next_video() -> Parts:
     return model, TilesProcessor(tok, size, 14, pins(size)), "<image>"
 
 
+def _vipllava() -> Parts:
+    """The projector is given the features of three layers."""
+    tok = tokenizer(["<image>"], "<image>")
+    mark = tok.convert_tokens_to_ids("<image>")
+    config = transformers.VipLlavaConfig(
+        vision_config=_clip(112, 32),
+        text_config=text(transformers.LlamaConfig),
+        image_token_index=mark,
+    )
+    config.image_token_id, config.vision_feature_layers = mark, [-2, -3, 1]
+    model = transformers.VipLlavaForConditionalGeneration(config)
+    return model, SquareProcessor(tok, "<image>", 112, 64), "<image>"
+
+
 def _video_llava() -> Parts:
     """Pictures have no [CLS], frames have."""
     tok = tokenizer(["<image>", "<video>"], "<image>")
@@ -144,6 +163,7 @@ BUILDERS: dict[str, Callable[[], Parts]] = {
     "llava": llava,
     "llava_next": llava_next,
     "llava_next_video": _llava_next_video,
+    "vipllava": _vipllava,
     "video_llava": _video_llava,
     "llava_onevision": _llava_onevision,
 }

@@ -35,7 +35,7 @@ class Architecture:
             one (Mistral 3, Pixtral). `"crops"`: two in front of each crop, one behind the last.
             `"times"`: the time of each frame of a video (Qwen3-VL). `"clocks"`: likewise, all as
             long (Gemma 4). `"names"`: one token between two tiles of a picture (LFM2-VL,
-            Cohere2 Vision).
+            Aya Vision, Cohere2 Vision).
         projector: path of the module between vision tower and language model.
         mrope: positions have three axes (time, row, column).
         videos: it takes videos beside pictures. Where it does not, their frames are pictures.
@@ -91,6 +91,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "llava_next_video": Architecture("LLaVA-NeXT-Video", tile="anyres", videos=True),
     "llava_onevision": Architecture("LLaVA-OneVision", tile="shrunk", videos=True),
     "video_llava": Architecture("Video-LLaVA", videos=True, frames=True),
+    "vipllava": Architecture("VipLLaVA"),
     "mistral3": Architecture("Mistral 3", size="image_sizes", marks="rows"),
     "qwen2_vl": Architecture("Qwen2-VL", **_QWEN),
     "qwen2_5_vl": Architecture("Qwen2.5-VL", **_QWEN),
@@ -104,11 +105,13 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "gemma4_unified": Architecture(
         "Gemma 4", **_GEMMA, projector="embed_vision.multimodal_embedder"
     ),
+    "aya_vision": Architecture("Aya Vision", marks="names"),
     "cohere2_vision": Architecture("Cohere2 Vision", marks="names"),
     "lfm2_vl": Architecture(
         "LFM2-VL", size="spatial_shapes", marks="names", states=True, since=(5, 13)
     ),
     "lfm3_vl": Architecture("LFM3-VL", size="grid_thw", marks="times", videos=True, states=True),
+    "deepseek_vl": Architecture("DeepSeek-VL", projector="aligner"),
     "glm4v": Architecture("GLM-V", **_GLM),
     "glm4v_moe": Architecture("GLM-V", **_GLM),
     "glm46v": Architecture("GLM-V", **_GLM),

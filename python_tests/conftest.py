@@ -21,6 +21,7 @@ import hypothesis
 import pytest
 import torch
 
+from bench.interpreter import take_any_numpy
 from python_tests import quicker
 
 hypothesis.settings.register_profile(
@@ -83,6 +84,7 @@ def quicker_interpreter() -> Iterator[None]:
     """Triton's interpreter does not prepare the same thing again and again."""
     with pytest.MonkeyPatch.context() as patch:
         if os.environ["TRITON_INTERPRET"] == "1":  # its compiler stays as it is
+            take_any_numpy()
             quicker.use(patch)
         yield
 

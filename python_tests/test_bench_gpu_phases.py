@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
 from bench import gpu, gpu_phases
+from bench.interpreter import take_any_numpy
 
 
 @pytest.fixture
@@ -47,6 +49,29 @@ def test_a_wrong_phase_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("op", ["diversity", "facility_location"])
+def test_phases_that_never_end_are_not_waited_for(
+    op: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A group that no kernel brings to its end."""
+    from zspa_kernels.backends.triton import _common
+
+    want = gpu_phases.trace(op, "cpu")
+    real, launches = gpu_phases.call, list[object]()
+
+    def nothing(*_: object, **__: object) -> None:
+        launches.append(0)
+        assert len(launches) < 1000
+
+    monkeypatch.setattr(_common, "launch", nothing)
+    monkeypatch.setattr(gpu_phases, "call", lambda op, device: real(op, "cpu"))
+    monkeypatch.setattr(gpu_phases, "interpreted", lambda op: want)
+    assert gpu_phases.main(op) == 1
+    assert len(launches) == len(want[1]) + 1
+    assert f"{op}: _diversity_norm_kernel (launch 0) leaves" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("small")
 def test_one_launch_comes_last(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -68,6 +93,28 @@ def test_one_launch_comes_last(
         wrong_at = turn
         assert gpu_phases.main("suppress") == status
         assert text in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("small")
+def test_the_interpreter_of_triton_3_6_runs_with_a_new_numpy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def index(value: Any) -> Any:
+        raise TypeError("only 0-dimensional arrays can be converted to Python scalars")
+
+    def as_of_3_6(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", index)
+
+    monkeypatch.setattr(interpreter, "_patch_lang_tensor", as_of_3_6)
+    with pytest.raises(interpreter.InterpreterError):
+        gpu_phases.call("diversity", "cpu")
+    take_any_numpy()
+    assert gpu_phases.call("diversity", "cpu").shape == (1, 4)
 
 
 def test_what_differs() -> None:

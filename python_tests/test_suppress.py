@@ -116,6 +116,22 @@ def test_at_the_threshold(backend: str, require_backend: Require) -> None:
 
 
 @each_backend
+@pytest.mark.parametrize("tenths", range(-9, 10, 2))
+def test_what_is_no_binary_fraction_is_not_above_itself(
+    backend: str, tenths: int, require_backend: Require
+) -> None:
+    """Rows of ten ones and minus ones, whose cosine is so many tenths, and that threshold."""
+    require_backend(backend, "suppress")
+    rows, scores = torch.zeros(2, 20), torch.tensor([0.9, 0.8])
+    rows[0, :10] = math.copysign(1.0, tenths)
+    rows[1, 10 - abs(tenths) : 20 - abs(tenths)] = 1.0
+    for limit, right in ((tenths / 10, [0, 1]), (tenths / 10 - 1e-9, [0, -1])):
+        got = zk.suppress(rows, scores, 2, threshold=limit, fill=False, backend=backend)
+        assert got.tolist() == suppress64(rows, scores, 2, threshold=limit, fill=False).tolist()
+        assert got.tolist() == right
+
+
+@each_backend
 def test_at_the_threshold_of_earlier_blocks(backend: str, require_backend: Require) -> None:
     """Many rows at one half with each other, and a limit that float32 has on the wrong side."""
     require_backend(backend, "suppress")

@@ -92,7 +92,7 @@ def test_at_the_threshold(few: bool, runs: Runs) -> None:
     rows = torch.zeros(21, 7).scatter_(1, pairs, 1.0) * (1 + torch.arange(21)[:, None] / 7)
     rows = torch.cat((rows, rows[::2], rows.flip(0)))
     scores = torch.arange(len(rows)).flip(0).float()
-    for limit in (0.5, 0.5 - 2.0**-41)[few:]:
+    for limit in (0.5, 0.5 - 2.0**-40)[few:]:
         _one(rows, scores, len(rows), limit, fill=True)
         _one(rows, scores, len(rows), limit, fill=False)
     got = suppress.suppress(rows[None, :21], scores[None, :21], 21, 0.5, False, None)

@@ -128,7 +128,9 @@ def suppress(
     _contract_suppress.suppress(visual, scores, k, threshold, fill, visual_mask)
     run = backend_of(backend, "suppress", visual)
     mask = contiguous(visual_mask)
-    indices: Tensor = run(dense(visual), contiguous(scores), k, threshold, fill, mask)
+    # A multiple of 2**-40, as the cosines that are compared with it: 0.3 is not above 0.3.
+    limit = round(threshold * 2.0**40) * 2.0**-40
+    indices: Tensor = run(dense(visual), contiguous(scores), k, limit, fill, mask)
     return indices
 
 

@@ -37,8 +37,8 @@ def suppress(
 
     Returns:
         int64 `[B, k]` in the order of taking, then -1. Zero rows neither suppress nor are
-        suppressed. Where float32 cannot decide a comparison, cosines are computed in float64 and
-        rounded to multiples of 2**-40.
+        suppressed. Where float32 cannot decide a comparison, cosines are computed in float64; they
+        and the threshold are rounded to multiples of 2**-40.
 
     Raises:
         TypeError, ValueError, NotImplementedError, ImportError: as in `select`; `threshold` out of

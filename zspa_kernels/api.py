@@ -8,9 +8,10 @@ Common to all of them:
 
 * Tokens are float32, float16 or bfloat16 with any strides, `[B, N, D]`; or `[N, D]`, then every
   other argument and the results have no batch axis either. Masks are bool, True for real tokens.
-* Similarity is the cosine, in float32 whatever the dtype. Zero rows influence no other token and
-  are chosen last, except where a score decides alone: in `suppress`, `soft_suppress`, and for the
-  first pick by weights. Tokens with NaN, Inf or a length beyond 2**40 count as masked out.
+* Similarity is the cosine, in float32 whatever the dtype. Zero rows, shorter than 2**-40, influence
+  no other token and are chosen last (beside copies of a pick, and by relevance beside tokens
+  opposite to the prompt), except where a score decides alone: in `suppress`, `soft_suppress`, and
+  for the first pick by weights. Tokens with NaN, Inf or a length beyond 2**40 count as masked out.
 * Ties go to the lowest index. The same call gives the same bits, alone or in a batch, with any
   number of threads, whatever autocast, default dtype, default device or grad mode are.
 * Arguments are never written to. Results have no gradient: gradients flow through `gather`.

@@ -49,6 +49,7 @@ def suppress64(
     geometry = Geometry(visual, mask)
     values = scores.double()
     usable = geometry.valid & values.isfinite()
+    limit = round(threshold * _GRID) / _GRID
     order = values.nan_to_num(0.0, 0.0, 0.0).neg().sort(stable=True).indices
     near = torch.zeros_like(usable)  # to a token taken
     taken: list[int] = []
@@ -61,7 +62,7 @@ def suppress64(
             continue
         taken.append(i)
         if geometry.directed[i]:
-            near |= (_cosines(geometry, i) > threshold) & geometry.directed
+            near |= (_cosines(geometry, i) > limit) & geometry.directed
     return padded((taken + left if fill else taken)[:k], k)
 
 

@@ -6,6 +6,7 @@ Exit code 0: nothing got worse beyond noise; 1: something did; 2: the files cann
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import sys
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from bench.registry import Workload
 from bench.report import milliseconds, plain_dots, ratio
 from bench.results import Record, Results
 
@@ -83,7 +85,8 @@ def compare(old: Results, new: Results) -> list[Change]:
     """This package's records that both files have.
 
     Raises:
-        ValueError: If the files are of different machines, threads or seeds, or share no record.
+        ValueError: If the files are of different machines, threads or seeds, a workload has
+            another meaning, or they share no record.
     """
     for what, before, after in (
         ("CPU", old.environment["cpu"]["model"], new.environment["cpu"]["model"]),
@@ -93,6 +96,9 @@ def compare(old: Results, new: Results) -> list[Change]:
     ):
         if before != after:
             raise ValueError(f"{what} must be the same in both files, got {before} and {after}")
+    for name in old.workloads.keys() & new.workloads.keys():
+        if _asked(old.workloads[name]) != _asked(new.workloads[name]):
+            raise ValueError(f"workload {name} must be the same in both files")
     earlier = {(r.workload, r.contender): r for r in old.records if r.kind == "ours"}
     moved = drift(old, new)
     changes = []
@@ -105,6 +111,17 @@ def compare(old: Results, new: Results) -> list[Change]:
     if not changes:
         raise ValueError("the files share no record")
     return changes
+
+
+def _asked(workload: Workload) -> Workload:
+    """What is selected from what; not what else runs, nor for how long."""
+    return dataclasses.replace(workload, against=(), seconds=0.0, warm=True)
+
+
+def missing(old: Results, new: Results) -> list[str]:
+    """Workloads of which only the earlier file has a record of this package."""
+    measured = {r.workload for r in new.records if r.kind == "ours"}
+    return sorted({r.workload for r in old.records if r.kind == "ours"} - measured)
 
 
 def table(changes: list[Change], workloads: dict[str, int]) -> Table:
@@ -156,6 +173,9 @@ def main(
         f"{len(worse)} of {len(changes)} worse beyond noise; the baselines moved by "
         f"{100 * drift(before, after):.0f} %"
     )
+    absent = missing(before, after)
+    if absent:
+        console.print(f"not compared, as the later file lacks them: {', '.join(absent)}")
     sys.exit(1 if worse else 0)
 
 

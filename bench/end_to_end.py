@@ -6,18 +6,20 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from bench import pages
 from bench.end_to_end_models import PRESETS
-from bench.end_to_end_report import added, plot, tables, write_page
+from bench.end_to_end_report import TABLE, added, plot, tables, write_page
 from bench.end_to_end_runs import CONTENDERS, measure
 from bench.environment import ROOT, environment
 from bench.timing import quiet
+from zspa_kernels import _contract_values as _values
 
 #: The published results and the page that shows them.
 RESULTS = ROOT / "bench" / "results"
@@ -76,9 +78,17 @@ def main(
     unknown = [name for name in chosen if name not in PRESETS]
     if unknown:
         _stop(f"--preset must be one of {', '.join(PRESETS)}, got {unknown[0]}", 2)
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        wanted = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        place = _values.place("bench.end_to_end", "--device", wanted)
+    except ValueError as error:
+        _stop(str(error), 2)
     if place.type == "cpu" and any(PRESETS[name].gpu for name in chosen):
         _stop(f"{', '.join(chosen)}: too slow for a CPU, and there is no GPU here", 2)
+    if publish and out is not None:
+        _stop("--out must not be given with --publish, which has a place of its own", 2)
+    if publish:
+        pages.rewrite(PAGE.read_text(), TABLE, "")  # which fails before minutes have passed
     folder = RESULTS if publish else out or SCRATCH
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "end_to_end.json"
@@ -103,7 +113,7 @@ def main(
     console.print(f"{path}, {path.with_suffix('.png').name}", highlight=False)
 
 
-def _stop(text: str, code: int = 1) -> None:
+def _stop(text: str, code: int = 1) -> NoReturn:
     console.print(text, style="red", highlight=False, markup=False)
     sys.exit(code)
 

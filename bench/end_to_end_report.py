@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-_MARKS = re.compile(r"(<!-- end_to_end:begin -->\n).*?(<!-- end_to_end:end -->)", re.DOTALL)
+from bench import pages
+
+TABLE = "end_to_end"
 _HEADS = (
     "", "visual tokens", "end to end, ms", "speed-up", "first token, ms", "encoder", "selection",
     "share of first token", "prefill", "decode, ms a token", "KV, MiB", "peak, MiB",
@@ -76,10 +77,9 @@ def _where(name: str, run: dict[str, Any]) -> str:
         device = f"{run['device']}, driver {machine['driver']}, attention {run['attention']}"
     else:
         command, device = f"bench.end_to_end --preset {name}", str(run["device"])
-    sha = machine["git"]["sha"][:12] if machine["git"] else "unknown commit"
     return (
         f"`python -m {command}`: {device}, torch {machine['torch']}, "
-        f"transformers {machine['transformers']}, {sha}, {machine['date'][:10]}"
+        f"transformers {machine['transformers']}, {pages.commit(machine)}, {machine['date'][:10]}"
     )
 
 
@@ -104,12 +104,7 @@ def write_page(path: Path, results: dict[str, Any]) -> None:
     Raises:
         ValueError: If the page has no marks.
     """
-    text, count = _MARKS.subn(
-        lambda match: f"{match[1]}\n{tables(results)}\n{match[2]}", path.read_text()
-    )
-    if count != 1:
-        raise ValueError(f"page must have one pair of end_to_end marks, got {count} in {path}")
-    path.write_text(text)
+    path.write_text(pages.rewrite(path.read_text(), TABLE, f"\n{tables(results)}"))
 
 
 def plot(path: Path, results: dict[str, Any]) -> None:

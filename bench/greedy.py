@@ -10,7 +10,7 @@ table of docs/greedy.md.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 import zspa_kernels as zk
+from bench import pages
 from bench.environment import ROOT, environment
 from bench.method_readings import todre
 from bench.timing import interleave, quiet, summary, warm_up
@@ -48,7 +49,8 @@ SUITES: dict[str, tuple[dict[tuple[int, int, int], tuple[str, ...]], float]] = {
 WORDS = 16
 #: Picks of a timed call that are replayed in float64.
 REPLAYED = 24
-MARKS = ("<!-- bench:greedy:begin -->", "<!-- bench:greedy:end -->")
+TABLE = "bench:greedy"
+PAGE = ROOT / "docs" / "greedy.md"
 
 console = Console()
 
@@ -81,8 +83,24 @@ class Record:
     decided: int
 
 
+def relevance(visual: Tensor, words: Tensor) -> Tensor:
+    """CDPruner's weight of each token."""
+    cosines = (normalize(visual, dim=-1) @ normalize(words, dim=-1).T).mean(-1)
+    return (cosines - cosines.min()) / (cosines.max() - cosines.min())
+
+
+def word_shares(visual: Tensor, words: Tensor) -> Tensor:
+    """What each token gives to each word in MMTok."""
+    cosines = normalize(words, dim=-1) @ normalize(visual, dim=-1).T
+    return torch.softmax(cosines / 0.02, -1) / len(words)
+
+
 def pairs(n: int, d: int, k: int, model: str, dtype: torch.dtype) -> Iterator[Pair]:
-    """The five rules on one image."""
+    """The five rules on one image.
+
+    Raises:
+        AssertionError: what a method weighs tokens by is not what its formula gives in float64.
+    """
     visual = tokens(model, n, d, dtype=dtype)
     words = prompt(model, WORDS, d, dtype=dtype)
     draw = torch.Generator().manual_seed(0)
@@ -107,16 +125,13 @@ def pairs(n: int, d: int, k: int, model: str, dtype: torch.dtype) -> Iterator[Pa
 
     cdpruner = CDPruner(k, space="llm", sorted=False)
     weights = cdpruner.select(visual, words).scores
-
-    def plain_cdpruner() -> Tensor:
-        relevance = (normalize(wide, dim=-1) @ normalize(texts, dim=-1).T).mean(-1)
-        scaled = (relevance - relevance.min()) / (relevance.max() - relevance.min())
-        return dpp_loop(wide, k, scaled)
+    right = relevance(visual.double(), words.double()).float()
+    torch.testing.assert_close(weights, right, rtol=0.0, atol=1e-4)
 
     yield Pair(
         "CDPruner",
         lambda: cdpruner.select(visual, words).indices,
-        plain_cdpruner,
+        lambda: dpp_loop(wide, k, relevance(wide, texts)),
         lambda picks: check_dpp(visual, picks[:few], few, weights=weights, bound=error),
     )
 
@@ -137,12 +152,13 @@ def pairs(n: int, d: int, k: int, model: str, dtype: torch.dtype) -> Iterator[Pa
 
     mmtok = MMTok(k, sorted=False)
     benefits, _ = mmtok._words(visual, words)
+    right = word_shares(visual.double(), words.double()).float()
+    torch.testing.assert_close(benefits, right, rtol=1e-3, atol=1e-9)
 
     def plain_mmtok() -> Tensor:
         unit = normalize(wide, dim=-1)
-        rows = torch.softmax(normalize(texts, dim=-1) @ unit.T / 0.02, -1) / WORDS
         own = torch.softmax(unit @ unit.T / 0.2, -1) / n
-        return facility_location_loop(torch.cat([rows, 0.5 * own]), k)
+        return facility_location_loop(torch.cat([word_shares(wide, texts), 0.5 * own]), k)
 
     yield Pair(
         "MMTok",
@@ -170,6 +186,7 @@ def measure(suite: str, threads: int) -> list[Record]:
                 for pair in pairs(n, d, k, model, dtype):
                     with quiet(threads):
                         warm_up(pair.ours)
+                        warm_up(pair.plain, 0.0)
                         samples = interleave(pair.ours, {"plain": pair.plain}, seconds)
                     ours, plain = (summary(samples[x].slots).median_ms for x in ("", "plain"))
                     picks, other = samples[""].result, samples["plain"].result
@@ -188,8 +205,9 @@ def measure(suite: str, threads: int) -> list[Record]:
     return records
 
 
-def table(records: list[Record]) -> str:
+def table(results: Mapping[str, Any]) -> str:
     """Markdown: a row a rule and shape, `vlm` tokens; the least gain of the other models."""
+    records = [Record(**fields) for fields in results["records"]]
     lines = [
         "| rule | N x D | K | bf16, ms | float32, ms | plain, ms | gain, bf16 | fp32 | elsewhere |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -207,40 +225,35 @@ def table(records: list[Record]) -> str:
             f"{wide.ours_ms:.3g} | {record.plain_ms:.4g} | {record.gain:.1f}x | {wide.gain:.1f}x | "
             f"{worst} |"
         )
+    lines += ["", f"`python -m bench.greedy`: {pages.where(results['environment'])}."]
     return "\n".join(lines)
 
 
 def main(
     suite: Annotated[str, typer.Option(help="cpu or smoke.")] = "cpu",
     out: Annotated[Path | None, typer.Option(help="Folder of greedy.json.")] = None,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 for torch's choice.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 for torch's choice.")] = 0,
 ) -> None:
     """Time the greedy ops; the cpu suite without --out rewrites the table of docs/greedy.md."""
     if suite not in SUITES:
-        raise typer.BadParameter(f"must be one of {', '.join(SUITES)}, got {suite}")
+        raise typer.BadParameter(f"--suite must be one of {', '.join(SUITES)}, got {suite}")
     threads = threads or torch.get_num_threads()
-    records = measure(suite, threads)
-    where = environment(threads)
     published = suite == "cpu" and out is None
+    if published:
+        pages.rewrite(PAGE.read_text(), TABLE, "")  # which fails before minutes have passed
+    records = measure(suite, threads)
     folder = out or ROOT / ("bench/results" if published else "build/bench")
     folder.mkdir(parents=True, exist_ok=True)
     results = {
         "schema": 1,
         "suite": suite,
-        "environment": where,
+        "environment": environment(threads),
         "records": [asdict(record) for record in records],
     }
     (folder / "greedy.json").write_text(json.dumps(results, indent=1) + "\n")
     if published:
-        page = ROOT / "docs" / "greedy.md"
-        text = page.read_text()
-        start, end = (text.index(mark) for mark in MARKS)
-        note = (
-            f"\n\n`python -m bench.greedy`: {where['cpu']['model']}, {threads} threads, "
-            f"{where['isa']}, torch {torch.__version__}, {where['date'][:10]}.\n"
-        )
-        page.write_text(text[:start] + MARKS[0] + "\n" + table(records) + note + text[end:])
-    console.print(table(records), markup=False)
+        PAGE.write_text(pages.rewrite(PAGE.read_text(), TABLE, table(results)))
+    console.print(table(results), markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

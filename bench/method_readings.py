@@ -56,6 +56,19 @@ def zooprune(k: int, *, visual: Tensor, sensitivity: Tensor) -> Tensor:
     return _weighted(1 - rows @ rows.T, scaled(sensitivity), k)
 
 
+def anchor(k: int, image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
+    """AnchorPrune's first picks, by relevance."""
+    patches = unit(image_embeds)
+    ranked = (patches @ unit(text_embeds).T).mean(-1).argsort(stable=True)
+    least, most = max(1, round(k * 5 / 32)), k // 2
+    novel = 0
+    for t in range(least, most):
+        novel += bool((1 - patches[ranked[:least]] @ patches[ranked[t]]).min() > 0.2)
+        if novel == 3:
+            return ranked[: t + 1]
+    return ranked[:most]
+
+
 def anchorprune(
     k: int,
     *,
@@ -65,31 +78,27 @@ def anchorprune(
     attention: Tensor,
     prompt: Tensor,  # of its other space
 ) -> Tensor:
-    patches, rows = unit(image_embeds), unit(visual)
-    ranked = (patches @ unit(text_embeds).T).mean(-1).argsort(stable=True)
-    least, most = max(1, round(k * 5 / 32)), k // 2
-    size, novel = most, 0
-    for t in range(least, most):
-        novel += bool((1 - patches[ranked[:least]] @ patches[ranked[t]]).min() > 0.2)
-        if novel == 3:
-            size = t + 1
-            break
+    first, rows = anchor(k, image_embeds, text_embeds), unit(visual)
     distance = 1 - rows @ rows.T
     picks = torch.empty(k, dtype=torch.int64)
-    picks[:size] = ranked[:size]
-    for t in range(size, k):
+    picks[: len(first)] = first
+    for t in range(len(first), k):
         score = attention * distance[picks[:t]].amin(0)
         score[picks[:t]] = -torch.inf
         picks[t] = score.argmax()
     return picks
 
 
-def cenprune(k: int, *, visual: Tensor) -> Tensor:
-    rows, n = unit(visual), len(visual)
+def distinct(visual: Tensor) -> Tensor:
+    """Cen-Prune's weight of each token."""
+    rows = unit(visual)
     similarity = rows @ rows.T
-    distinct = -(similarity.sum(1) - similarity.diagonal()) / (n - 1)
+    return scaled(-(similarity.sum(1) - similarity.diagonal()) / (len(visual) - 1))
+
+
+def cenprune(k: int, *, visual: Tensor) -> Tensor:
     middle = unit(visual - visual.mean(0))
-    return _weighted(1 - middle @ middle.T, scaled(distinct), k)
+    return _weighted(1 - middle @ middle.T, distinct(visual), k)
 
 
 def todre(k: int, *, visual: Tensor) -> Tensor:

@@ -22,14 +22,16 @@ from rich.console import Console
 from torch import Tensor
 
 import zspa_kernels as zk
+from bench import pages
 from bench.environment import ROOT, environment
-from bench.method_readings import GREEDY, READINGS, aligned
+from bench.method_readings import GREEDY, READINGS, aligned, anchor, distinct, scaled
 from bench.registry import SHAPES
 from bench.timing import interleave, quiet, summary, warm_up
 from zspa_kernels.testing import bound, check_diversity, check_select, prompt, tokens
 from zspa_kernels.testing.min_sum import check_min_sum
 
-BEGIN, END = "<!-- bench:methods:begin -->", "<!-- bench:methods:end -->"
+TABLE = "bench:methods"
+PAGE = ROOT / "docs" / "methods.md"
 
 #: suite -> (shape, token model, seconds for each method). Left out of the registry's shapes are
 #: `video`, where a reading's matrix of similarities takes a gigabyte, and `large`, where readings
@@ -141,18 +143,19 @@ def verify(name: str, picks: Tensor, k: int, given: Mapping[str, Tensor]) -> str
         if name in ("divprune", "zspaprune"):
             core = round(0.2 * k) if name == "zspaprune" else 0
             check_select(visual, given.get("prompt"), core, k - core, picks, bound=tolerance)
-        elif name in ("zooprune", "cenprune"):
-            scores = zk.methods.get(name, keep=k).select(**given).scores
-            if scores is None:
-                return "no weights"
-            if name == "zooprune":
-                scores = zk.primitives.min_max(scores, scores.isfinite())
-            else:
-                visual = zk.primitives.centred(visual)
-            check_diversity(visual, picks, k, bound=tolerance, weights=scores)
+        elif name == "zooprune":
+            weights = scaled(wide["sensitivity"]).float()
+            check_diversity(visual, picks, k, bound=tolerance, weights=weights)
+        elif name == "cenprune":
+            # Its own weights: a replay has no tolerance for what float32 does to them.
+            own = zk.methods.get(name, keep=k).select(**given).scores
+            torch.testing.assert_close(own, distinct(wide["visual"]).float(), rtol=0.0, atol=1e-4)
+            middle = zk.primitives.centred(visual)
+            check_diversity(middle, picks, k, bound=tolerance, weights=own)
         elif name == "anchorprune":
-            core = int(zk.methods.get(name, keep=k).select(**given).core_mask.sum())
-            assert torch.equal(picks[:core], right[:core]), "the anchor differs from float64"
+            first = anchor(k, wide["image_embeds"], wide["text_embeds"])
+            core = len(first)
+            assert torch.equal(picks[:core], first), "the anchor differs from float64"
             later, weights = picks[core:], given["attention"]
             check_diversity(
                 visual, later, k - core, bound=tolerance, seeds=picks[:core], weights=weights
@@ -217,14 +220,11 @@ def table(results: Mapping[str, Any]) -> str:
         title = f"`{name}`" + (" (greedy)" if records[0]["greedy"] else "")
         cells = [_cell(r) for r in records if (r["shape"], r["model"]) in workloads]
         lines.append("| " + " | ".join((title, *cells, _least(records))) + " |")
-    machine = results["environment"]
-    sha = (machine["git"] or {"sha": "no checkout"})["sha"][:12]
     good = sum(r["gain"] is not None for r in results["records"])
     where = (
-        f"{machine['cpu']['model']}, {machine['threads']} threads, {machine['isa']}, torch "
-        f"{machine['torch']}, {sha}, {machine['date'][:10]}. Medians of one image a call, ours / "
-        f"reading. Verified against float64: {good} of {len(results['records'])} records. The "
-        f"least gain is that of all of a method's records: {_names(sizes.values())}."
+        f"{pages.where(results['environment'])}. Medians of one image a call, ours / reading. "
+        f"Verified against float64: {good} of {len(results['records'])} records. The least gain is "
+        f"that of all of a method's records: {_names(sizes.values())}."
     )
     lines += ["", where]
     return "\n".join(lines)
@@ -249,24 +249,11 @@ def _names(records: Iterable[Mapping[str, Any]]) -> str:
     return ", ".join(f"{r['model']} {r['n']} x {r['d']}" for r in records)
 
 
-def rewrite(text: str, content: str) -> str:
-    """A page with what stands between the two marks replaced.
-
-    Raises:
-        ValueError: The page does not have both marks, once and in order.
-    """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end or BEGIN in after or END in after:
-        raise ValueError(f"page must have {BEGIN} and {END}, once each and in this order")
-    return f"{before}{BEGIN}\n{content}\n{END}{after}"
-
-
 def main(
     suite: Annotated[str, typer.Option(help="cpu or smoke.")] = "cpu",
     only: Annotated[str | None, typer.Option(help="One method.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of methods.json.")] = None,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 for torch's choice.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 for torch's choice.")] = 0,
     seed: Annotated[int, typer.Option(help="Of tokens and scores.")] = 0,
 ) -> None:
     """Run the comparison.
@@ -275,9 +262,13 @@ def main(
     to build/bench, or to the folder of --out.
     """
     if suite not in SUITES:
-        raise typer.BadParameter(f"must be one of {', '.join(SUITES)}, got {suite}")
+        raise typer.BadParameter(f"--suite must be one of {', '.join(SUITES)}, got {suite}")
+    if only is not None and only not in READINGS:
+        raise typer.BadParameter(f"--only must be one of {', '.join(READINGS)}, got {only}")
     threads = threads or torch.get_num_threads()
     published = suite == "cpu" and only is None and out is None
+    if published:
+        pages.rewrite(PAGE.read_text(), TABLE, "")  # which fails before minutes have passed
     start = time.perf_counter()
     records: list[Record] = []
     with quiet(threads):
@@ -299,9 +290,13 @@ def main(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "methods.json").write_text(json.dumps(results, indent=1) + "\n")
     if published:
-        page = ROOT / "docs" / "methods.md"
-        page.write_text(rewrite(page.read_text(), table(results)))
+        PAGE.write_text(pages.rewrite(PAGE.read_text(), TABLE, table(results)))
     console.print(table(results), markup=False, soft_wrap=True)
+    wrong = [r for r in records if r.gain is None]
+    if wrong:
+        names = ", ".join(sorted({r.method for r in wrong}))
+        console.print(f"wrong picks, no figure: {names}", style="red", highlight=False)
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

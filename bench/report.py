@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from bench import pages
 from bench.contenders import OURS
 from bench.registry import SHAPES, Workload
 from bench.results import Record, Results
@@ -154,7 +154,7 @@ def _percent(value: float | None) -> str:
 
 # ---- README --------------------------------------------------------------------------------------
 
-BEGIN, END = "<!-- bench:cpu:begin -->", "<!-- bench:cpu:end -->"
+TABLE = "bench:cpu"
 _HEADLINES = ("llava15", "qwen25vl", "llavanext", "large", "video")
 _HEADER = (
     "| N x D | K (core) | ours, ms | strongest loop, ms | gain | over the published loop | "
@@ -202,7 +202,6 @@ def _times(value: float | None) -> str:
 
 
 def _notes(results: Results, every: list[Line]) -> Iterator[str]:
-    environment = results.environment
     wrong = [line for line in every if line.ours.status != "verified"]
     count = len(results.records)
     verified = sum(record.status == "verified" for record in results.records)
@@ -213,12 +212,7 @@ def _notes(results: Results, every: list[Line]) -> Iterator[str]:
         for record in results.records
         if record.status not in ("verified", "wrong")
     )
-    git = environment["git"]
-    commit = "no commit" if git is None else git["sha"][:12] + ("+" if git["dirty"] else "")
-    yield (
-        f"`make bench`: {environment['cpu']['model']}, {environment['threads']} threads, "
-        f"{environment['isa']}, torch {environment['torch']}, {commit}, {environment['date'][:10]}."
-    )
+    yield f"`make bench`: {pages.where(results.environment)}."
     yield (
         "Medians of one image a call, bf16 `vlm` tokens; the loops get float32 copies and the same "
         "core. *Published loop*: DivPrune's without core, ZSPAPrune's with. *Elsewhere*: on the "
@@ -234,22 +228,6 @@ def _notes(results: Results, every: list[Line]) -> Iterator[str]:
     )
 
 
-def rewrite(text: str, table: str) -> str:
-    """`text` with what stands between the two markers replaced.
-
-    Raises:
-        ValueError: If the markers are not there, once each and in order.
-    """
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"README must have {BEGIN} and {END}, once each and in this order")
-    return re.sub(
-        f"{re.escape(BEGIN)}.*{re.escape(END)}",
-        lambda _: f"{BEGIN}\n{table}\n{END}",
-        text,
-        flags=re.DOTALL,
-    )
-
-
 def update_readme(path: Path, results: Results) -> None:
     """Rewrite the table in the README at `path`."""
-    path.write_text(rewrite(path.read_text(), readme_table(results)))
+    path.write_text(pages.rewrite(path.read_text(), TABLE, readme_table(results)))

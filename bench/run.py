@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bench import ceilings, plot, report
+from bench import ceilings, pages, plot, report
 from bench.environment import ROOT, environment
 from bench.measure import measure
 from bench.registry import Workload, suite
@@ -78,7 +78,7 @@ def main(
     try:
         workloads = suite(suite_name, only)
         if readme is not None:
-            report.rewrite(readme.read_text(), "")
+            pages.rewrite(readme.read_text(), report.TABLE, "")
     except (OSError, ValueError) as error:
         _stop(str(error))
     why = _dispatch.why_not("cpp", "select", torch.device("cpu"))

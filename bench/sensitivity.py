@@ -24,7 +24,7 @@ import torch
 import typer
 from rich.console import Console
 
-from bench import ceilings, sensitivity_plot, sensitivity_report
+from bench import ceilings, pages, sensitivity_plot, sensitivity_report
 from bench import sensitivity_study as study
 from bench.environment import ROOT, environment
 from bench.sensitivity_study import RADIUS, SIZES, SPECTRA, Problem, Size, Timed
@@ -239,7 +239,7 @@ def main(
     suite: Annotated[str, typer.Option(help="cpu or smoke.")] = "cpu",
     out: Annotated[Path | None, typer.Option(help="Folder of the two files.")] = None,
     page: Annotated[Path | None, typer.Option(help="Page whose tables are rewritten.")] = None,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 for torch's choice.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 for torch's choice.")] = 0,
     seed: Annotated[int, typer.Option(help="Of weights, tokens and directions.")] = 0,
     peak: Annotated[str | None, typer.Option(hidden=True)] = None,
     directions: Annotated[int, typer.Option(hidden=True)] = 64,
@@ -250,7 +250,7 @@ def main(
     that folder or build/bench.
     """
     if suite not in SUITES:
-        raise typer.BadParameter(f"must be one of {', '.join(SUITES)}, got {suite}")
+        raise typer.BadParameter(f"--suite must be one of {', '.join(SUITES)}, got {suite}")
     agreement_size, cost_size, counts, seconds = SUITES[suite]
     threads = threads or torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -258,6 +258,13 @@ def main(
         typer.echo(_peak_here(peak, SIZES[cost_size], directions, seed))
         return
     published = suite == "cpu" and out is None
+    if page is None and published:
+        page = ROOT / "docs" / "sensitivity.md"
+    try:  # before minutes have passed
+        if page is not None:
+            pages.rewrite(page.read_text(), sensitivity_report.TABLE, "")
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"--page: {error}") from error
     start = time.perf_counter()
     results: dict[str, Any] = {
         "schema": 1,
@@ -292,8 +299,6 @@ def main(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "sensitivity.json").write_text(json.dumps(results, indent=1) + "\n")
     sensitivity_plot.plot(folder / "sensitivity.png", results)
-    if page is None and published:
-        page = ROOT / "docs" / "sensitivity.md"
     if page is not None:
         sensitivity_report.write_page(page, results)
     console.print(sensitivity_report.tables(results), markup=False)

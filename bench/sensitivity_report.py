@@ -3,21 +3,17 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
-_MARKS = re.compile(r"(<!-- study:begin -->\n).*?(<!-- study:end -->)", re.DOTALL)
+from bench import pages
+
+TABLE = "study"
 
 
 def tables(results: dict[str, Any]) -> str:
     """Everything that was found, in Markdown."""
-    machine = results["environment"]
-    where = (
-        f"`python -m bench.sensitivity`: {machine['cpu']['model']}, {machine['threads']} threads, "
-        f"{machine['isa']}, torch {machine['torch']}, {machine['git']['sha'][:12]}, "
-        f"{machine['date'][:10]}"
-    )
+    where = f"`python -m bench.sensitivity`: {pages.where(results['environment'])}"
     agreement = (
         f"Agreement with a float64 run of the published formula, {_size(results, 'agreement')}: "
         "Spearman's correlation, share of the top 10 % in common, median relative difference."
@@ -40,12 +36,7 @@ def write_page(path: Path, results: dict[str, Any]) -> None:
     Raises:
         ValueError: If the page has no marks.
     """
-    text, count = _MARKS.subn(
-        lambda match: f"{match[1]}\n{tables(results)}\n{match[2]}", path.read_text()
-    )
-    if count != 1:
-        raise ValueError(f"page must have one pair of study marks, got {count} in {path}")
-    path.write_text(text)
+    path.write_text(pages.rewrite(path.read_text(), TABLE, f"\n{tables(results)}"))
 
 
 def _size(results: dict[str, Any], which: str) -> str:

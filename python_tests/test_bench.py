@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import contenders, measure, registry, report, run
+from bench import contenders, measure, pages, registry, report, run
 from bench.ceilings import Ceilings, count_work
 from bench.compiled import NAMES, compiled
 from bench.contenders import OURS, Contender
@@ -43,7 +43,8 @@ def _native(require_backend: Callable[..., None]) -> None:
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that a run of the smoke suite leaves."""
     out = tmp_path_factory.mktemp("bench")
-    (out / "README.md").write_text(f"above\n{report.BEGIN}\nold\n{report.END}\nbelow\n")
+    begin, end = pages.marks(report.TABLE)
+    (out / "README.md").write_text(f"above\n{begin}\nold\n{end}\nbelow\n")
     command = [sys.executable, "-m", "bench.run", "--suite", "smoke", "--out", str(out)]
     done = subprocess.run(
         [*command, "--readme", str(out / "README.md")], cwd=ROOT, capture_output=True, text=True
@@ -96,8 +97,9 @@ def test_the_file_says_where_it_was_made(smoke: Path) -> None:
 def test_plot_and_table_are_written(smoke: Path) -> None:
     assert (smoke / "smoke.png").read_bytes().startswith(b"\x89PNG")
     text = (smoke / "README.md").read_text()
-    assert text.startswith(f"above\n{report.BEGIN}\n| N x D")
-    assert text.endswith(f"{report.END}\nbelow\n")
+    begin, end = pages.marks(report.TABLE)
+    assert text.startswith(f"above\n{begin}\n| N x D")
+    assert text.endswith(f"{end}\nbelow\n")
     assert "old" not in text.split("\n")
     assert "Verified in float64" in text
 
@@ -134,7 +136,7 @@ def test_an_interrupted_run_leaves_a_valid_file(
     [
         (["--suite", "none"], "suite must be one of"),
         (["--suite", "smoke", "--only", "nothing"], "only must match"),
-        (["--suite", "smoke", "--readme", "LICENSE"], "README must have"),
+        (["--suite", "smoke", "--readme", "LICENSE"], "page must have"),
     ],
 )
 def test_bad_options_are_refused_before_anything_runs(

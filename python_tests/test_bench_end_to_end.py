@@ -166,7 +166,7 @@ def test_presets_fit_their_models(name: str) -> None:
 def test_table_and_picture(measured: dict[str, Any], tmp_path: Path) -> None:
     machine = {
         "cpu": {"model": "A CPU"}, "threads": 2, "isa": "avx2", "torch": "2", "date": "2026-01-01",
-        "transformers": "5", "git": {"sha": "0" * 40},
+        "transformers": "5", "git": {"sha": "0" * 40, "dirty": True},
     }  # fmt: skip
     results = {"runs": {"tiny": {**measured, "environment": machine}}}
     page = tmp_path / "page.md"
@@ -181,8 +181,9 @@ def test_table_and_picture(measured: dict[str, Any], tmp_path: Path) -> None:
     assert len(rows) == 2 + 4
     assert len({row.count("|") for row in rows}) == 1
     assert rows[2].startswith("| full | 64 | ")
+    assert "000000000000+, 2026" in text
     page.write_text("no marks")
-    with pytest.raises(ValueError, match="one pair of end_to_end marks, got 0"):
+    with pytest.raises(ValueError, match="page must have"):
         end_to_end_report.write_page(page, results)
     end_to_end_report.plot(tmp_path / "a.png", results)
     assert (tmp_path / "a.png").stat().st_size > 10_000
@@ -193,11 +194,19 @@ def test_table_and_picture(measured: dict[str, Any], tmp_path: Path) -> None:
     [
         (["--preset", "huge"], "--preset must be one of tiny, tiny-next, tiny-qwen, small, "),
         (["--preset", "llava-1.5-7b", "--device", "cpu"], "too slow for a CPU"),
+        (["--device", "nothing"], "--device must be a device's name"),
+        (["--publish", "--out", "here"], "--out must not be given with --publish"),
     ],
 )
-def test_bad_calls(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_calls(
+    arguments: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     import typer
 
+    monkeypatch.setattr(end_to_end, "run", None)  # nothing is measured, or published
     app = typer.Typer()
     app.command()(end_to_end.main)
     result = CliRunner().invoke(app, arguments)

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,9 @@ from typer.testing import CliRunner
 
 pytest.importorskip("typer")
 
-from bench import greedy
+import zspa_kernels as zk
+from bench import greedy, pages, timing
+from zspa_kernels.testing import Replay
 
 
 @pytest.mark.raw_memory
@@ -35,6 +39,48 @@ def test_smoke(tmp_path: Path) -> None:
         assert record["replayed"] == 6
         assert record["same"] > 0.8
         assert record["gain"] > 0
+
+
+def test_the_page_shows_the_results() -> None:
+    results = json.loads((greedy.ROOT / "bench" / "results" / "greedy.json").read_text())
+    text = greedy.PAGE.read_text()
+    assert pages.rewrite(text, greedy.TABLE, greedy.table(results)) == text
+
+
+@pytest.mark.parametrize(("method", "part"), [("CDPruner", "_scaled"), ("MMTok", "_words")])
+def test_what_tokens_are_weighed_by_is_not_believed(
+    method: str, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Picks may be right for weights that are wrong."""
+    weigh = getattr(getattr(zk.methods, method), part)
+
+    def halved(*given: Any) -> Any:
+        weights = weigh(*given)
+        return weights / 2 if method == "CDPruner" else (weights[0] / 2, weights[1])
+
+    monkeypatch.setattr(getattr(zk.methods, method), part, halved)
+    with pytest.raises(AssertionError, match="not close"):
+        list(greedy.pairs(40, 32, 6, "vlm", torch.float32))
+
+
+def test_both_of_a_pair_are_called_before_they_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[int] = []
+    calls = dict.fromkeys(("ours", "plain"), 0)
+
+    def called(name: str) -> torch.Tensor:
+        calls[name] += 1
+        return torch.arange(6)
+
+    def interleave(ours: Any, others: Any, seconds: float) -> Any:
+        timed.extend(calls.values())
+        return timing.interleave(ours, others, seconds)
+
+    ours, plain = (partial(called, name) for name in calls)
+    pair = greedy.Pair("p", ours, plain, lambda picks: Replay(6, 6))
+    monkeypatch.setattr(greedy, "pairs", lambda *_: [pair])
+    monkeypatch.setattr(greedy, "interleave", interleave)
+    greedy.measure("smoke", 1)
+    assert min(timed) >= 1
 
 
 def test_a_wrong_pick_ends_the_run() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import compare, registry, report, timing
+from bench import compare, pages, registry, report, timing
 from bench.ceilings import Ceilings, Floor, Work
 from bench.contenders import OURS
 from bench.registry import suite, workload
@@ -143,6 +143,24 @@ def test_compare_tells_more_work() -> None:
     assert (change.verdict, change.worse) == ("more work", False)
 
 
+def test_compare_names_what_the_later_file_lacks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calm = _results()
+    first, last = calm.records[0].workload, calm.records[-1].workload
+    assert first != last
+    kept = [record for record in calm.records if record.workload != last]
+    assert _compare(tmp_path, calm, dataclasses.replace(calm, records=kept)) == 0
+    assert f"lacks them: {last}" in capsys.readouterr().out
+    other = dataclasses.replace(calm.workloads[first], n=calm.workloads[first].n + 1)
+    renamed = dataclasses.replace(calm, workloads={**calm.workloads, first: other})
+    assert _compare(tmp_path, calm, renamed) == 2
+    assert f"workload {first} must be the same" in " ".join(capsys.readouterr().out.split())
+    longer = dataclasses.replace(calm.workloads[first], seconds=9.0)
+    same = dataclasses.replace(calm, workloads={**calm.workloads, first: longer})
+    assert _compare(tmp_path, calm, same) == 0
+
+
 def test_compare_refuses_other_machines(tmp_path: Path) -> None:
     calm = _results()
     cpu = {**calm.environment["cpu"], "model": "another"}
@@ -155,13 +173,22 @@ def test_compare_refuses_other_machines(tmp_path: Path) -> None:
 
 
 def test_readme_is_rewritten_between_its_markers_only() -> None:
-    text = f"# a\n\\1 {report.BEGIN}\nold\n{report.END} b\n"
-    assert (
-        report.rewrite(text, "x \\g<0>") == f"# a\n\\1 {report.BEGIN}\nx \\g<0>\n{report.END} b\n"
-    )
-    for bad in ("", report.BEGIN, f"{report.END}{report.BEGIN}", text + text):
-        with pytest.raises(ValueError, match="README must have"):
-            report.rewrite(bad, "")
+    begin, end = pages.marks("t")
+    text = f"# a\n\\1 {begin}\nold\n{end} b\n"
+    new = pages.rewrite(text, "t", "x \\g<0>")
+    assert new == f"# a\n\\1 {begin}\nx \\g<0>\n{end} b\n"
+    for bad in ("", begin, f"{end}{begin}", text + text):
+        with pytest.raises(ValueError, match="page must have"):
+            pages.rewrite(bad, "t", "")
+
+
+def test_tables_say_what_they_were_made_of() -> None:
+    for git, said in (
+        ({"sha": "0123456789abcdef", "dirty": False}, "0123456789ab"),
+        ({"sha": "0123456789abcdef", "dirty": True}, "0123456789ab+"),
+        (None, "no commit"),
+    ):
+        assert f", {said}, 20" in pages.where({**HERE, "git": git})
 
 
 def test_readme_table_says_what_was_verified_and_what_not() -> None:

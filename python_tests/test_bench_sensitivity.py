@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 typer = pytest.importorskip("typer")
 pytest.importorskip("matplotlib")
 
-from bench import sensitivity, sensitivity_study  # noqa: E402 - they need what was looked for
+from bench import sensitivity, sensitivity_report, sensitivity_study  # noqa: E402 - they need what was looked for
 from bench.sensitivity_study import SIZES, Problem  # noqa: E402
 
 
@@ -84,3 +84,9 @@ def test_a_run_writes_figures_picture_and_tables(
     assert text.endswith("after\n")
     assert "old" not in text
     assert "| zeroth order |" in text
+    results["environment"]["git"] = None
+    assert ", no commit, 20" in sensitivity_report.tables(results)
+    page.write_text("no marks")
+    done = CliRunner().invoke(app, ["--suite", "smoke", "--page", str(page)])
+    assert done.exit_code == 2
+    assert "agreement" not in done.output, "before anything is measured"

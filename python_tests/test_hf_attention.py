@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention and keys of towers whose visual tokens are squares of patches: Qwen-VL and GLM-V."""
+"""Attention and keys of towers whose visual tokens are squares of patches."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pytest
@@ -19,6 +19,7 @@ from zspa_kernels.hf import attention
 from zspa_kernels.hf.architectures import Target
 from zspa_kernels.hf.collect import Collected, wanted
 from zspa_kernels.hf.encode import Encoded, encode
+from zspa_kernels.hf.order import in_squares
 
 CLOSE: dict[str, float] = {"rtol": 1e-4, "atol": 1e-6}
 PICTURES = [(name, "ragged") for name in vlms.MROPE]
@@ -37,34 +38,23 @@ def collected(tiny: vlms.Tiny, inputs: Mapping[str, Any]) -> tuple[Encoded, dict
 
 
 def eager(
-    tiny: vlms.Tiny, inputs: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """By transformers' own eager attention: tokens in the tower's order, and what they receive."""
-    visual = tiny.model.model.visual
-    layer = visual.blocks[-1].attn
+    layer: Any, configs: Iterable[Any], monkeypatch: pytest.MonkeyPatch
+) -> list[tuple[Tensor, Tensor]]:
+    """What transformers' own eager attention has, once called: weights and keys of `layer`."""
     home = sys.modules[type(layer).__module__]
-    own, seen, projected = home.eager_attention_forward, [], []
+    own: Any = home.eager_attention_forward
+    seen: list[tuple[Tensor, Tensor]] = []
 
-    def watched(module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **more: Any):  # type: ignore[no-untyped-def]
-        output, weights = own(module, query, key, value, *args, **more)
+    def watched(module: Any, query: Tensor, key: Tensor, *args: Any, **more: Any) -> Any:
+        output, weights = own(module, query, key, *args, **more)
         if module is layer:
-            seen.append((weights[0].mean((0, 1)), key[0].mean(0)))  # [n], [n, d]
+            seen.append((weights, key))
         return output, weights
 
     monkeypatch.setattr(home, "eager_attention_forward", watched)
-    for config in (visual.config, layer.config):
+    for config in configs:
         monkeypatch.setattr(config, "_attn_implementation_internal", "eager")
-    merger = visual.merger.register_forward_hook(lambda *call: projected.append(call[-1]))
-    target = Target.of(tiny.model)
-    with torch.no_grad():
-        encode(target, inputs, need_features=False)
-    merger.remove()
-    received, keys = (torch.cat(one) for one in zip(*seen, strict=True))
-    means = {
-        "attention": received.view(-1, 4).mean(1),
-        "keys": keys.view(-1, 4, keys.shape[-1]).mean(1),
-    }
-    return torch.cat(projected), means
+    return seen
 
 
 @pytest.mark.parametrize(("name", "kind"), [*PICTURES, *FILMS])
@@ -76,7 +66,20 @@ def test_what_is_collected_is_what_eager_attention_gives(
     assert tiny.model.model.visual.config._attn_implementation == "sdpa"
     inputs = tiny.inputs(kind)
     encoded, found = collected(tiny, inputs)
-    tokens, expected = eager(tiny, inputs, monkeypatch)
+    visual, projected = tiny.model.model.visual, []
+    hook = visual.merger.register_forward_hook(lambda *call: projected.append(call[-1]))
+    layer = visual.blocks[-1].attn
+    seen = eager(layer, (visual.config, layer.config), monkeypatch)
+    with torch.no_grad():
+        encode(Target.of(tiny.model), inputs, need_features=False)
+    hook.remove()
+    tokens = torch.cat(projected)
+    received = torch.cat([weights[0].mean((0, 1)) for weights, _ in seen])
+    keys = torch.cat([key[0].mean(0) for _, key in seen])
+    expected = {
+        "attention": received.view(-1, 4).mean(1),
+        "keys": keys.view(-1, 4, keys.shape[-1]).mean(1),
+    }
     apart = torch.cdist(encoded.tokens.double(), tokens.double())
     order = apart.argmin(1)
     assert order.unique().numel() == len(encoded.tokens) == len(tokens)
@@ -87,6 +90,72 @@ def test_what_is_collected_is_what_eager_attention_gives(
         assert len(values.unique(dim=0)) == len(values)
     if name == "qwen2_5_vl":
         assert not torch.equal(order, order.sort().values)
+
+
+#: What is given the squares' patches, one row a token, and how it is called.
+SQUARES = {
+    "internvl": "multi_modal_projector",
+    "gemma3": "multi_modal_projector.mm_soft_emb_norm",
+    "cohere2_vision": "multi_modal_projector.linear_1",
+    "aya_vision": "multi_modal_projector.layernorm",
+}
+
+
+@pytest.mark.parametrize("name", SQUARES)
+def test_squares_of_patches_in_rows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As above; a token is made of the same patches as its features are."""
+    tiny = vlms.get(name)
+    inner, cls = tiny.model.model, int(name == "internvl")
+    inputs = tiny.inputs("ragged")
+    tower, states, projected = inner.vision_tower, [], []
+    layer = next(x for x in reversed(list(tower.modules())) if hasattr(x, "k_proj"))
+    if cls:  # as its largest towers have
+        for part in ("q_norm", "k_norm"):
+            norm = torch.nn.LayerNorm(32)
+            torch.nn.init.normal_(norm.weight)
+            monkeypatch.setitem(layer._modules, part, norm)
+    encoded, found = collected(tiny, inputs)
+    source = tower
+    if name == "aya_vision":  # takes the states before the last normalisation
+        source = next(x for path, x in tower.named_modules() if path.endswith("encoder"))
+    hooks = [
+        source.register_forward_hook(lambda *call: states.append(call[-1].last_hidden_state)),
+        inner.get_submodule(SQUARES[name]).register_forward_pre_hook(
+            lambda _, args: projected.append(args[0])
+        ),
+    ]
+    seen = eager(layer, (tower.config, layer.config), monkeypatch)
+    with torch.no_grad():
+        encode(Target.of(tiny.model), inputs, need_features=False)
+    for hook in hooks:
+        hook.remove()
+    hidden, entries = states[0][:, cls:], encoded.parts[0]
+    rows = projected[0].reshape(len(hidden), entries.sizes[0], -1, hidden.shape[-1]).mean(2)
+    torch.testing.assert_close(in_squares(entries, hidden), rows, **CLOSE)
+    ((weights, keys),) = seen  # [entries, heads, P, P], [entries, heads, P, d]
+    received = weights[:, :, 0] if cls else weights.mean(2)
+    for what, values in {"attention": received.mean(1), "keys": keys.mean(1)}.items():
+        own = values[:, cls:]
+        torch.testing.assert_close(found[what], in_squares(entries, own).flatten(0, 1), **CLOSE)
+        assert len(own.flatten(0, 1).unique(dim=0)) > len(encoded.tokens)
+
+
+@pytest.mark.parametrize("method", ["fastervlm", "idselection"])
+def test_internvl_has_a_cls_token(method: str) -> None:
+    tiny = vlms.get("internvl")
+    inputs = tiny.inputs("ragged")
+    _, found = collected(tiny, inputs)
+    chooser: Any = zk.methods.get(method, keep=4)
+    with chooser(tiny.model) as handle:
+        generate(tiny.model, inputs, max_new_tokens=1)
+    assert handle.report is not None
+    first = handle.report.images[0]
+    if method == "fastervlm":
+        best = found["attention"][: first.before].topk(4).indices.sort().values
+        assert torch.equal(first.indices, best)
+    assert first.after == 4
+    with pytest.raises(zk.hf.UnsupportedMethodError, match=r"'siglip_vision_model', has no \[CLS"):
+        zk.hf.prune(vlms.get("gemma3").model, chooser)
 
 
 @pytest.mark.parametrize("method", VISION)

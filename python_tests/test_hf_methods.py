@@ -188,7 +188,9 @@ def test_methods_of_other_models_tensors() -> None:
     """A token of several patches may have no attention; optional tensors are left out."""
     model = vlms.get("llava_next_video").model  # whose frames are made smaller
     for name in VISION:
-        with pytest.raises(zk.hf.UnsupportedMethodError, match="made of several patches each"):
+        with pytest.raises(
+            zk.hf.UnsupportedMethodError, match="how its visual tokens are made of patches"
+        ):
             zk.hf.prune(model, zk.methods.get(name, keep=0.2))
     method = zk.methods.MMTok(keep=0.2)
     qwen = vlms.get("qwen2_5_vl")

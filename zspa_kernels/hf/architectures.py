@@ -42,6 +42,7 @@ class Architecture:
         frames: an entry of a video is a frame, which may begin with [CLS] (Video-LLaVA).
         patches: a visual token is one patch of the vision tower, in its order.
         blocks: a visual token is a square of patches, which follow one another in the tower.
+        squares: likewise, but the tower has the patches of each entry row by row.
         states: layers of the language model keep a state instead of keys and values.
         since: the oldest transformers that computes what a pruned prompt needs. Before 5.13 states
             are forgotten when a call goes on with several tokens; in 4.57 positions of GLM-V
@@ -59,6 +60,7 @@ class Architecture:
     frames: bool = False
     patches: bool = False
     blocks: bool = False
+    squares: bool = False
     states: bool = False
     since: tuple[int, int] = (4, 57)
 
@@ -99,14 +101,14 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "qwen3_vl_moe": Architecture("Qwen3-VL", **_QWEN, marks="times"),
     "qwen3_5": Architecture("Qwen3.5", **_HYBRID),
     "qwen3_5_moe": Architecture("Qwen3.5", **_HYBRID),
-    "internvl": Architecture("InternVL", image="run"),
-    "gemma3": Architecture("Gemma 3"),
+    "internvl": Architecture("InternVL", image="run", squares=True),
+    "gemma3": Architecture("Gemma 3", squares=True),
     "gemma4": Architecture("Gemma 4", **_GEMMA, projector="embed_vision"),
     "gemma4_unified": Architecture(
         "Gemma 4", **_GEMMA, projector="embed_vision.multimodal_embedder"
     ),
-    "aya_vision": Architecture("Aya Vision", marks="names"),
-    "cohere2_vision": Architecture("Cohere2 Vision", marks="names"),
+    "aya_vision": Architecture("Aya Vision", marks="names", squares=True),
+    "cohere2_vision": Architecture("Cohere2 Vision", marks="names", squares=True),
     "lfm2_vl": Architecture(
         "LFM2-VL", size="spatial_shapes", marks="names", states=True, since=(5, 13)
     ),

@@ -23,7 +23,7 @@ _LOGITS = 1 << 25
 
 @dataclass(frozen=True, eq=False)
 class Separate:
-    """A layer of CLIP or SigLIP: a projection each, a batch of pictures of one size.
+    """A layer of CLIP, SigLIP or InternVL: a projection each, a batch of pictures of one size.
 
     In both kinds of layer `watch` makes the hooks, which note the values of `names`.
 
@@ -34,7 +34,7 @@ class Separate:
 
     module: Any
     cls: bool
-    names: ClassVar = ("q_proj", "k_proj")
+    names: ClassVar = ("q", "k")
 
     def watch(self, note: Note) -> list[RemovableHandle]:
         """Hooks that `note` what `heads` takes."""
@@ -42,7 +42,9 @@ class Separate:
         def hook(name: str) -> Any:
             return lambda module, args, output: note(name, output)
 
-        parts = {name: self.module.get_submodule(name) for name in self.names}
+        # InternVL's projections may be normalised.
+        last = "norm" if hasattr(self.module, "q_norm") else "proj"
+        parts = {name: self.module.get_submodule(f"{name}_{last}") for name in self.names}
         return [part.register_forward_hook(hook(name)) for name, part in parts.items()]
 
     def heads(self, noted: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:

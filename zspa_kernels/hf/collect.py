@@ -19,10 +19,12 @@ from .architectures import Target
 from .attention import Fused, Layer, Separate, received
 from .encode import Encoded, Part
 from .errors import UnsupportedMethodError, unwatched
-from .order import along, in_blocks
+from .order import along, in_blocks, in_squares
 
 #: Whether a vision tower, by its `model_type`, has a [CLS] token, which becomes no visual token.
-_TOWERS = {"clip_vision_model": True, "siglip_vision_model": False}
+_TOWERS = {"clip_vision_model": True, "internvl_vision": True, "siglip_vision_model": False}
+#: Of models without a setting (Gemma 3, Cohere2 Vision).
+_SETTINGS = {"vision_feature_select_strategy": "full", "vision_feature_layer": -1}
 _OF_A_LAYER = ("attention", "cls attention", "keys")
 KINDS = (*_OF_A_LAYER, "features")
 
@@ -97,7 +99,12 @@ class Collected:
         else:
             asked = 1 if layer.cls else None
             values = [received(q[:asked], k, layer.scale)[first:] for q, k in heads]
-        rows = in_blocks(target, torch.cat(values)) if target.arch.blocks else torch.stack(values)
+        if target.arch.blocks:
+            rows = in_blocks(target, torch.cat(values))
+        elif target.arch.squares:
+            rows = in_squares(part, torch.stack(values))
+        else:
+            rows = torch.stack(values)
         return along(target, inputs, part, rows)
 
 
@@ -141,10 +148,11 @@ def _why_not(kind: str, target: Target, inputs: Mapping[str, Any]) -> str | None
         return "its visual tokens may be made of several rows of the projector's input"
     if target.arch.blocks:
         return "its vision tower has no [CLS] token" if kind == "cls attention" else None
-    if not (target.arch.patches or target.arch.tile == "shrunk"):
+    if not (target.arch.patches or target.arch.squares or target.arch.tile == "shrunk"):
         return (
-            "its visual tokens may be made of several patches each; this is collected in "
-            "LLaVA-1.5, LLaVA-NeXT, LLaVA-OneVision, Qwen-VL and GLM-V"
+            "how its visual tokens are made of patches is not known here; this is collected in "
+            "LLaVA-1.5, LLaVA-NeXT, LLaVA-OneVision, InternVL, Gemma 3, Cohere2 Vision, Aya "
+            "Vision, Qwen-VL and GLM-V"
         )
     if kind == "features":
         return None
@@ -153,7 +161,8 @@ def _why_not(kind: str, target: Target, inputs: Mapping[str, Any]) -> str | None
     if name not in _TOWERS or _TOWERS[name] != (strategy == "default"):
         return (
             f"its vision tower is a {name!r} whose features are taken as {strategy!r}; known are "
-            f"'clip_vision_model' with 'default' and 'siglip_vision_model' with 'full'"
+            f"'clip_vision_model' and 'internvl_vision' with 'default', 'siglip_vision_model' with "
+            f"'full'"
         )
     if kind == "cls attention" and not _TOWERS[name]:
         return f"its vision tower, a {name!r}, has no [CLS] token"
@@ -165,7 +174,7 @@ def _why_not(kind: str, target: Target, inputs: Mapping[str, Any]) -> str | None
 
 def _setting(target: Target, inputs: Mapping[str, Any], name: str) -> Any:
     given = inputs.get(name)
-    return getattr(target.model.config, name) if given is None else given
+    return getattr(target.model.config, name, _SETTINGS[name]) if given is None else given
 
 
 def _tower(target: Target) -> Any:
@@ -182,7 +191,11 @@ def _layer(target: Target, inputs: Mapping[str, Any]) -> Layer:
         return Fused(visual.blocks[last].attn)
     layer = _setting(target, inputs, "vision_feature_layer")
     parts = dict(_tower(target).named_modules())
-    layers: Any = next(part for name, part in parts.items() if name.endswith("encoder.layers"))
+    found = (
+        part for name, part in parts.items() if name.endswith(("encoder.layers", "encoder.layer"))
+    )
+    layers: Any = next(found)
     # Hidden state 0 is the embeddings', so state i is the output of layer i - 1.
-    attention = layers[layer if layer < 0 else layer - 1].self_attn
+    chosen = layers[layer if layer < 0 else layer - 1]
+    attention = chosen.attention if hasattr(chosen, "attention") else chosen.self_attn
     return Separate(attention, _TOWERS[_tower(target).config.model_type])

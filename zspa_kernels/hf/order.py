@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,6 +45,15 @@ def in_blocks(target: Target, values: Tensor) -> Tensor:
     """Values `[P, ...]` of patches, as the means `[T, ...]` of squares that follow one another."""
     side = target.inner.visual.spatial_merge_size
     return values.reshape(-1, side * side, *values.shape[1:]).mean(1)
+
+
+def in_squares(part: Part, values: Tensor) -> Tensor:
+    """Values `[entries, P, ...]` of patches row by row, as means `[entries, n, ...]` of squares."""
+    entries, patches = values.shape[:2]
+    wide = math.isqrt(patches)
+    side = math.isqrt(patches // part.sizes[0])
+    grid = values.reshape(entries, wide // side, side, wide // side, side, *values.shape[2:])
+    return grid.mean((2, 4)).flatten(1, 2)
 
 
 def _out_of_windows(target: Target, grid: Tensor, values: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ bytes of a text, so that nothing of a prompt is unknown.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -65,7 +65,7 @@ class Official:
 
     processor: Any
     style: Style
-    tokens: dict[str, str]
+    tokens: Mapping[str, str | list[str]]
 
     def prompt(self, *parts: str) -> str:
         """A question of texts, of which `"image"` and `"video"` stand for one."""
@@ -109,8 +109,9 @@ def get(name: str) -> Model:
     config = built.model.config
     for at, number in ids.items():
         for written in (at, at.replace("_id", "_index")):
-            if hasattr(config, written):
-                setattr(config, written, number)
+            for part in (config, built.model.model):  # Ovis2 copies those of its marks
+                if hasattr(part, written):
+                    setattr(part, written, number)
     config.get_text_config().eos_token_id = tokenizer.convert_tokens_to_ids(official.style.stop)
     tiny = vlms.Tiny(name, built.model, official.processor, official.style.image)
     return Model(tiny, official)
@@ -403,6 +404,17 @@ def _deepseek_vl() -> Official:
     return Official(made, style, {"image_token_id": image})
 
 
+def _ovis2() -> Official:
+    marks = ["<IMG_START>", "<IMG_END>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>"]
+    made = transformers.Ovis2Processor(
+        image_processor=_square(transformers.Ovis2ImageProcessor, 112, max_patches=4),
+        tokenizer=_tokenizer([*_TURNS, "<image>", "<IMG_ATOM>", *marks]),
+        image_seq_length=16,
+    )
+    tokens = {"image_token_id": "<IMG_ATOM>", "visual_indicator_token_ids": marks}
+    return Official(made, _chatml("<image>\n"), tokens)
+
+
 def _lfm2_vl() -> Official:
     roles = {
         "image_token": "<image>",
@@ -476,6 +488,7 @@ BUILDERS: dict[str, Callable[[], Official]] = {
     "aya_vision": _aya_vision,
     "cohere2_vision": _cohere2_vision,
     "deepseek_vl": _deepseek_vl,
+    "ovis2": _ovis2,
     "lfm2_vl": _lfm2_vl,
     "idefics3": _idefics3,
     "smolvlm": _smolvlm,

@@ -104,7 +104,7 @@ LINES = {
         ("llava", "llava_next", "llava_next_video", "llava_onevision", "video_llava", "vipllava"),
         ("", "\n"),
     ),
-    "internvl": ("", "\n"),
+    **dict.fromkeys(("internvl", "ovis2"), ("", "\n")),
     "gemma3": ("\n\n", "\n\n"),
 }
 # What is not told from the question without the processor: marks of a picture, and where the

@@ -36,7 +36,7 @@ TWINS = (
     "llava_next", "llava_onevision", "mistral3", "pixtral", "qwen2_vl", "qwen3_vl_moe",
     "qwen3_5_moe", *vlms.GLMS, "gemma4_moe", "gemma4_unified", "lfm2_vl", "cohere2_vision",
     "idefics3", "lfm3_vl", "llava_next_video", "video_llava", "vipllava", "aya_vision",
-    "deepseek_vl",
+    "deepseek_vl", "ovis2",
 )  # fmt: skip
 NAMES = [
     pytest.param(
@@ -93,6 +93,8 @@ def test_beams_and_samples_of_a_batch(name: str, kind: str) -> None:
 def test_other_ways_of_generating(name: str, options: dict[str, Any]) -> None:
     if "prefill_chunk_size" in options and vlms.VERSION < (5, 23):
         pytest.skip("transformers >= 5.23: older ones are refused, see test_hf_safety.py")
+    if "prefill_chunk_size" in options and name == "ovis2":
+        pytest.skip("other models: this one raises, unpruned as well")
     if "cache_implementation" in options and name in TOGETHER[1:] and vlms.VERSION < (5, 23):
         pytest.skip(
             "transformers >= 5.23: 5.20 misplaces masks in a static cache, unpruned as well"

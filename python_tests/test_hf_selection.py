@@ -369,7 +369,7 @@ def test_newlines_of_llava_next() -> None:
 # Their projectors are of another form; LLaVA-OneVision's ratings have tests in test_hf_tiles.py.
 UNLIKE = (
     "aya_vision", "cohere2_vision", "gemma3", "idefics3", "lfm2_vl", "lfm3_vl", "llava_onevision",
-    "mistral3", "smolvlm", *vlms.GLMS,
+    "mistral3", "ovis2", "smolvlm", *vlms.GLMS,
 )  # fmt: skip
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models of Liquid, Cohere and DeepSeek for `vlms`: small, with random weights."""
+"""Models of Liquid, Cohere, DeepSeek and AIDC for `vlms`: small, with random weights."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 
 import transformers
 
-from python_tests.vlm_models import Parts, qwen_tokens, siglip, text, tokenizer
+from python_tests.vlm_models import VOCABULARY, Parts, qwen_tokens, siglip, text, tokenizer
 from python_tests.vlm_processors import (
     QWEN_IMAGE,
     QWEN_MARKS,
     LiquidProcessor,
+    MarkedProcessor,
     QwenProcessor,
     SquareProcessor,
 )
@@ -90,10 +91,29 @@ def _deepseek_vl() -> Parts:
     return model, SquareProcessor(tok, "<image>", 112, 64), "<image>"
 
 
+def _ovis2() -> Parts:
+    """Visual tokens are of a vocabulary of their own, which has the marks around pictures too."""
+    marks = ["<start of image>", "<end of image>", "<grid>", "<column>", "<row>"]
+    tok = tokenizer(["<image>", *(mark.replace(" ", "_") for mark in marks)], "<image>")
+    vision = {**siglip(), "hidden_stride": 2, "vocab_size": 48, "num_visual_indicator_tokens": 5}
+    image = int(tok.convert_tokens_to_ids("<image>"))
+    config = transformers.Ovis2Config(
+        vision_config=transformers.models.ovis2.configuration_ovis2.Ovis2VisionConfig(**vision),
+        text_config=text(transformers.Qwen2Config),
+        image_token_id=image,
+        visual_indicator_token_ids=list(range(image + 1, image + 6)),
+        hidden_size=64,
+        vocab_size=VOCABULARY,
+    )
+    model = transformers.Ovis2ForConditionalGeneration(config)
+    return model, MarkedProcessor(tok, "<image>", 112, 16), "<image>"
+
+
 BUILDERS: dict[str, Callable[[], Parts]] = {
     "aya_vision": _aya_vision,
     "cohere2_vision": _cohere2_vision,
     "deepseek_vl": _deepseek_vl,
+    "ovis2": _ovis2,
     "lfm2_vl": _lfm2_vl,
     "lfm3_vl": _lfm3_vl,
 }

@@ -64,6 +64,15 @@ class SmolProcessor(SquareProcessor):
         return encoded
 
 
+class MarkedProcessor(SquareProcessor):
+    """Ovis2's: pictures stand between marks."""
+
+    def __call__(self, images: Any, text: Any, **options: Any) -> dict[str, Any]:
+        texts = [text] if isinstance(text, str) else text
+        whole = f"<start_of_image> {self.image} <grid> <end_of_image>"
+        return super().__call__(images, [one.replace(self.image, whole) for one in texts])
+
+
 class FramesProcessor(SquareProcessor):
     """Video-LLaVA's: a frame has a token more than a picture, and pictures a name of their own."""
 

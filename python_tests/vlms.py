@@ -27,7 +27,7 @@ BUILDERS = {
     **vlm_llava.BUILDERS, **vlm_models.BUILDERS, **vlm_glm.BUILDERS, **vlm_liquid.BUILDERS
 }  # fmt: skip
 #: The first transformers with which a model is pruned; not said of those that all versions prune.
-SINCE = {**vlm_models.SINCE, **dict.fromkeys(GLMS, (5, 0)), "lfm3_vl": (5, 24)}
+SINCE = {**vlm_models.SINCE, **dict.fromkeys(GLMS, (5, 0)), "lfm3_vl": (5, 24), "ovis2": (5, 0)}
 #: Their positions have three axes.
 MROPE = (*QWENS, *GLMS)
 

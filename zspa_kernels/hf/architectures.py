@@ -45,8 +45,9 @@ class Architecture:
         squares: likewise, but the tower has the patches of each entry row by row.
         states: layers of the language model keep a state instead of keys and values.
         since: the oldest transformers that computes what a pruned prompt needs. Before 5.13 states
-            are forgotten when a call goes on with several tokens; in 4.57 positions of GLM-V
-            have no fourth axis; before 5.17 Gemma 4 does not say how large each layer's cache is.
+            are forgotten when a call goes on with several tokens; in 4.57 positions of GLM-V have
+            no fourth axis, and Ovis2's marks are a second result; before 5.17 Gemma 4 does not say
+            how large each layer's cache is.
     """
 
     name: str
@@ -113,6 +114,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         "LFM2-VL", size="spatial_shapes", marks="names", states=True, since=(5, 13)
     ),
     "lfm3_vl": Architecture("LFM3-VL", size="grid_thw", marks="times", videos=True, states=True),
+    "ovis2": Architecture("Ovis2", projector="visual_embeddings_table", since=(5, 0)),
     "deepseek_vl": Architecture("DeepSeek-VL", projector="aligner"),
     "glm4v": Architecture("GLM-V", **_GLM),
     "glm4v_moe": Architecture("GLM-V", **_GLM),

@@ -176,6 +176,9 @@ def _rebuild(encoded: Encoded, part: Part, rows: Sequence[Tensor]) -> Any:
     output.pooler_output = kept
     if deep:
         output.deepstack_features = kept_deep
+    marks = getattr(raw, "visual_indicator_features", None)  # of Ovis2, all of whose marks are left
+    if marks is not None:
+        output.visual_indicator_features = marks
     return output
 
 

@@ -18,6 +18,7 @@ from .template import Template
 
 Query = str | Sequence[str] | Tensor
 QUERIES = ("question", "all")
+_SPECIAL = ("_token_id", "_token_ids", "_token_index")  # of a configuration
 
 
 def check(query: Any, processor: Any) -> None:
@@ -141,7 +142,7 @@ def special_ids(configs: Iterable[Any], tokenizer: Any) -> set[int]:
     found: list[Any] = []
     for part in configs:
         values: Mapping[str, Any] = part.to_dict()
-        found += [v for k, v in values.items() if k.endswith(("_token_id", "_token_index"))]
+        found += [v for k, v in values.items() if k.endswith(_SPECIAL)]
     # Most special tokens of a vocabulary have no role by which `all_special_ids` would know them.
     added = getattr(tokenizer, "added_tokens_decoder", None) or {}
     special = {number for number, token in added.items() if getattr(token, "special", False)}

@@ -25,12 +25,24 @@ from torch import Tensor
 
 from bench.environment import environment
 from zspa_kernels import _register
-from zspa_kernels.backends.cpp import diversity, relevance_topk, select
+from zspa_kernels.backends.cpp import (
+    diversity,
+    dpp,
+    facility_location,
+    min_sum,
+    relevance_topk,
+    select,
+    soft_suppress,
+    suppress,
+)
 
 #: What DESIGN.md promises.
 LIMIT_US = 15.0
 _CALLS = 2000
-_BACKENDS = (select, relevance_topk, diversity)
+_BACKENDS = (
+    *(select, relevance_topk, diversity, dpp),
+    *(facility_location, min_sum, suppress, soft_suppress),
+)
 
 
 def cases() -> dict[str, tuple[str, tuple[Any, ...]]]:
@@ -38,7 +50,7 @@ def cases() -> dict[str, tuple[str, tuple[Any, ...]]]:
     draw = torch.Generator().manual_seed(0)
     visual, prompt = torch.randn(2, 1, 8, 16, generator=draw)
     masks = torch.ones(1, 8, dtype=torch.bool)
-    packed = torch.randn(64, 16, generator=draw)
+    packed = torch.eye(16).repeat(4, 1)  # two tokens cover each other alike, but for rounding
 
     def table(segments: int) -> tuple[Any, ...]:
         offsets = torch.arange(segments + 1) * 2
@@ -51,8 +63,14 @@ def cases() -> dict[str, tuple[str, tuple[Any, ...]]]:
         "select [N, D]": ("select", (visual[0], prompt[0], 2, 3)),
         "select [N, D], masks": ("select", (visual[0], prompt[0], 2, 3, masks[0], masks[0])),
         "relevance_topk [N, D]": ("relevance_topk", (visual[0], prompt[0], 2)),
-        "diversity [N, D]": ("diversity", (visual[0], 3)),
     }
+    rated = (visual[0], visual[0, :, 0].contiguous())
+    for op, given in {
+        **dict.fromkeys(("diversity", "dpp", "facility_location", "min_sum"), (visual[0], 3)),
+        "suppress": (*rated, 3, 0.9),
+        "soft_suppress": (*rated, 3, 20.0),
+    }.items():
+        calls[f"{op} [N, D]"] = (op, given)
     for segments in (1, 2, 32):
         offsets, spans, one = table(segments)
         tokens, k = packed[: 2 * segments], 2 * segments
@@ -60,10 +78,8 @@ def cases() -> dict[str, tuple[str, tuple[Any, ...]]]:
             "select_varlen",
             (tokens, offsets, tokens, spans, one, one, k, 2),
         )
-        calls[f"diversity_varlen, {segments} images"] = (
-            "diversity_varlen",
-            (tokens, offsets, one, segments, 2),
-        )
+        for op in ("diversity_varlen", "dpp_varlen", "facility_location_varlen", "min_sum_varlen"):
+            calls[f"{op}, {segments} images"] = (op, (tokens, offsets, one, segments, 2))
     return calls
 
 
@@ -117,7 +133,7 @@ def _entries() -> Iterator[list[int]]:
 def main(
     out: Annotated[Path | None, typer.Option(help="JSON file to write as well.")] = None,
 ) -> None:
-    """Print the microseconds before the kernel of every op; exit code 1 above the limit."""
+    """Print the microseconds before the kernel of every selection; exit code 1 above the limit."""
     console = Console(stderr=True)
     found = {
         name: before_the_kernel(op, arguments)

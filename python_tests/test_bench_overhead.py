@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from bench import overhead
+from zspa_kernels import _dispatch
 from zspa_kernels.backends.cpp import select
 
 CASES = overhead.cases()
@@ -23,6 +24,11 @@ def test_every_call_is_timed_to_the_entry_of_the_kernel(
     native = vars(select)["module"]
     assert 0 < overhead.before_the_kernel(*CASES[name]) < 1e6
     assert vars(select)["module"] is native  # what was replaced is back
+
+
+def test_every_selection_is_timed() -> None:
+    selections = {op for op in _dispatch.OPS if not op.startswith("sensitivity")}
+    assert {op for op, _ in CASES.values()} == selections
 
 
 def test_a_call_with_wrong_picks_has_no_figure(require_backend: Callable[..., None]) -> None:

@@ -6,12 +6,14 @@ from __future__ import annotations
 import importlib.util
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 import zspa_kernels as zk
+from python_tests import test_contract_errors, test_vmap
 from python_tests.runners import spread, turned
 from zspa_kernels import _dispatch, _native, _register
 
@@ -43,6 +45,33 @@ def test_a_backend_without_a_reason_loads(backend: str, op: str) -> None:
         assert callable(_dispatch.load(backend, op))
     else:
         assert reason
+
+
+def tables(op: str) -> Iterator[tuple[str, bool]]:
+    """What a new op is added to, and whether `op` is there; see CONTRIBUTING.md."""
+    tests = {path.name: path.read_text() for path in Path(__file__).parent.glob("test_*.py")}
+    yield "api.py", op in zk.__all__
+    yield "test_contract_errors.py", op in test_contract_errors.OPS
+    yield "test_opcheck.py", f'"{op}"' in tests["test_opcheck.py"]
+    yield "any test that calls it", any(f"zk.{op}(" in text for text in tests.values())
+    if not op.endswith("_varlen"):
+        yield "_BATCHED of _register.py", op in _register._BATCHED
+        yield "test_vmap.py", op in test_vmap.OPS
+        yield "_batches of test_dispatch.py", op in _batches()
+
+
+#: The ops of a projector stand behind one function, and have their tables in test_sensitivity_*.
+SELECTIONS = [op for op in _dispatch.OPS if not op.startswith("sensitivity")]
+
+
+@pytest.mark.parametrize("op", SELECTIONS)
+def test_nothing_of_an_op_is_forgotten(op: str) -> None:
+    missing = [table for table, there in tables(op) if not there]
+    assert not missing, f"{op} is not in {', '.join(missing)}; see CONTRIBUTING.md, Add an op"
+
+
+def test_every_registered_op_has_backends() -> None:
+    assert set(_register._OPS) == set(_dispatch.OPS), "OPS of _dispatch.py is what can be called"
 
 
 def _batches() -> dict[str, tuple[Any, ...]]:

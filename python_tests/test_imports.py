@@ -100,9 +100,10 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "_register_greedy": (
         *("_contract_greedy", "_contract_suppress", "_implementation", "_segments"),
     ),
+    "_register_sensitivity": ("_contract_sensitivity", "_implementation"),
     "_register": (
         *("_contract", "_contract_greedy", "_contract_sensitivity", "_contract_suppress"),
-        *("_implementation", "_register_greedy", "_segments", "_vmap"),
+        *("_implementation", "_register_greedy", "_register_sensitivity", "_segments", "_vmap"),
     ),
     "_call": ("_contract", "_contract_values", "_dispatch", "_register"),
     "_varlen": ("_call", "_contract", "_contract_values", "_counts"),

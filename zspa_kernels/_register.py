@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The `zspa` ops as PyTorch sees them: schemas, fakes, and one implementation for every device.
 
-    torch.ops.zspa.<op> -> implementation below -> _contract (check) -> normalise
-                                                -> _dispatch (choose) -> backends/<backend>/<op>.py
+    torch.ops.zspa.<op> -> implementation -> _contract (check) -> normalise
+                                          -> _dispatch (choose) -> backends/<backend>/<op>.py
 
-The implementations are plain functions with the signature of their schema and one more argument,
-`backend`, which the dispatcher never passes. `backend=` of the public functions arrives here too,
-so a named backend gets the same checks and the same normalised arguments.
+The implementations, here and in the other `_register_*.py`, are plain functions with the signature
+of their schema and one more argument, `backend`, which the dispatcher never passes. `backend=` of
+the public functions arrives here too, so a named backend gets the same checks and the same
+normalised arguments.
 """
 
 from __future__ import annotations
@@ -34,6 +35,12 @@ from ._register_greedy import (
     min_sum_varlen,
     soft_suppress,
     suppress,
+)
+from ._register_sensitivity import (
+    sensitivity,
+    sensitivity_hidden,
+    sensitivity_rms,
+    sensitivity_rms_hidden,
 )
 from ._vmap import batching_rule
 
@@ -143,79 +150,6 @@ def diversity_varlen(
     weights = None if weights is None else weights.contiguous()
     indices: Tensor = run(dense(visual), table, total_k, weights)
     return indices
-
-
-@undisturbed
-def sensitivity(
-    features: Tensor,
-    w1: Tensor,
-    b1: Tensor | None,
-    w2: Tensor,
-    activation: str,
-    directions: Tensor,
-    radius: float = 0.01,
-    backend: str = "auto",
-) -> Tensor:
-    _contract_sensitivity.sensitivity(features, w1, b1, w2, activation, directions, radius)
-    run = backend_of(backend, "sensitivity", features)
-    weights = (dense(w1), contiguous(b1), dense(w2), activation, dense(directions), radius)
-    return _scores(features, run(_batch(features), *weights))
-
-
-@undisturbed
-def sensitivity_hidden(
-    preactivation: Tensor,
-    w2: Tensor,
-    activation: str,
-    shifts: Tensor,
-    radius: float = 0.01,
-    backend: str = "auto",
-) -> Tensor:
-    _contract_sensitivity.sensitivity_hidden(preactivation, w2, activation, shifts, radius)
-    run = backend_of(backend, "sensitivity_hidden", preactivation)
-    weights = (dense(w2), activation, dense(shifts), radius)
-    return _scores(preactivation, run(_batch(preactivation), *weights))
-
-
-@undisturbed
-def sensitivity_rms(
-    features: Tensor,
-    w1: Tensor,
-    b1: Tensor | None,
-    factor: Tensor,
-    activation: str,
-    diagonal: Tensor | None = None,
-    backend: str = "auto",
-) -> Tensor:
-    _contract_sensitivity.sensitivity_rms(features, w1, b1, factor, activation, diagonal)
-    run = backend_of(backend, "sensitivity_rms", features)
-    weights = (dense(w1), contiguous(b1), dense(factor), activation, contiguous(diagonal))
-    return _scores(features, run(_batch(features), *weights))
-
-
-@undisturbed
-def sensitivity_rms_hidden(
-    preactivation: Tensor,
-    factor: Tensor,
-    activation: str,
-    diagonal: Tensor | None = None,
-    backend: str = "auto",
-) -> Tensor:
-    _contract_sensitivity.sensitivity_rms_hidden(preactivation, factor, activation, diagonal)
-    run = backend_of(backend, "sensitivity_rms_hidden", preactivation)
-    weights = (dense(factor), activation, contiguous(diagonal))
-    return _scores(preactivation, run(_batch(preactivation), *weights))
-
-
-def _batch(tokens: Tensor) -> Tensor:
-    """Tokens as `[B, N, D]`, with a last axis of stride 1."""
-    tokens = dense(tokens)
-    return tokens if tokens.ndim == 3 else tokens.unsqueeze(0)
-
-
-def _scores(tokens: Tensor, scores: Tensor) -> Tensor:
-    """Scores `[B, N]` as the caller's tokens have their axes."""
-    return scores if tokens.ndim == 3 else scores.squeeze(0)
 
 
 # ---- fakes: the same contract, then empty outputs -----------------------------------------------

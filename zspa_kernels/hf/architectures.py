@@ -42,7 +42,7 @@ class Architecture:
         frames: an entry of a video is a frame, which may begin with [CLS] (Video-LLaVA).
         patches: a visual token is one patch of the vision tower, in its order.
         blocks: a visual token is a square of patches, which follow one another in the tower.
-        squares: likewise, but the tower has the patches of each entry row by row.
+        squares: likewise, or one patch, but the tower has those of each entry row by row.
         states: layers of the language model keep a state instead of keys and values.
         since: the oldest transformers that computes what a pruned prompt needs. Before 5.13 states
             are forgotten when a call goes on with several tokens; in 4.57 positions of GLM-V have
@@ -115,7 +115,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     ),
     "lfm3_vl": Architecture("LFM3-VL", size="grid_thw", marks="times", videos=True, states=True),
     "ovis2": Architecture("Ovis2", projector="visual_embeddings_table", since=(5, 0)),
-    "deepseek_vl": Architecture("DeepSeek-VL", projector="aligner"),
+    "deepseek_vl": Architecture("DeepSeek-VL", projector="aligner", squares=True),
     "glm4v": Architecture("GLM-V", **_GLM),
     "glm4v_moe": Architecture("GLM-V", **_GLM),
     "glm46v": Architecture("GLM-V", **_GLM),

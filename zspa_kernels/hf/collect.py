@@ -23,7 +23,7 @@ from .order import along, in_blocks, in_squares
 
 #: Whether a vision tower, by its `model_type`, has a [CLS] token, which becomes no visual token.
 _TOWERS = {"clip_vision_model": True, "internvl_vision": True, "siglip_vision_model": False}
-#: Of models without a setting (Gemma 3, Cohere2 Vision).
+#: Of models without a setting (Gemma 3, Cohere2 Vision, DeepSeek-VL).
 _SETTINGS = {"vision_feature_select_strategy": "full", "vision_feature_layer": -1}
 _OF_A_LAYER = ("attention", "cls attention", "keys")
 KINDS = (*_OF_A_LAYER, "features")
@@ -152,7 +152,7 @@ def _why_not(kind: str, target: Target, inputs: Mapping[str, Any]) -> str | None
         return (
             "how its visual tokens are made of patches is not known here; this is collected in "
             "LLaVA-1.5, LLaVA-NeXT, LLaVA-OneVision, InternVL, Gemma 3, Cohere2 Vision, Aya "
-            "Vision, Qwen-VL and GLM-V"
+            "Vision, DeepSeek-VL, Qwen-VL and GLM-V"
         )
     if kind == "features":
         return None
@@ -178,7 +178,7 @@ def _setting(target: Target, inputs: Mapping[str, Any], name: str) -> Any:
 
 
 def _tower(target: Target) -> Any:
-    return target.inner.vision_tower
+    return getattr(target.inner, "vision_tower", None) or target.inner.vision_model
 
 
 def _layer(target: Target, inputs: Mapping[str, Any]) -> Layer:

@@ -333,10 +333,11 @@ def test_whether_others_are_merged_is_an_option() -> None:
 
 
 @pytest.mark.skipif(vlms.VERSION < (5, 20), reason="transformers >= 5.20 (mm_encoder_outputs)")
+@pytest.mark.parametrize("name", ["llava_next", "qwen2_5_vl", "qwen3_vl", "internvl"])
 @pytest.mark.parametrize("options", [{}, {"scope": "tile", "keep_newline": True}], ids=str)
-def test_every_way_in_merges_the_same(options: dict[str, Any]) -> None:
+def test_every_way_in_merges_the_same(name: str, options: dict[str, Any]) -> None:
     """`generate` in a block, a direct call, `prune_inputs` and a conversation."""
-    tiny = vlms.get("llava_next")
+    tiny = vlms.get(name)
     inputs, method = tiny.inputs(), zk.methods.VisionZip(keep=0.3)
     with method(tiny.model, **options), torch.no_grad():
         expected = rows(generate(tiny.model, inputs))

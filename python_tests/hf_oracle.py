@@ -55,6 +55,10 @@ def original_positions(tiny: vlms.Tiny, inputs: Mapping[str, Any], mask: Tensor)
         "input_ids", "image_grid_thw", "video_grid_thw", "second_per_grid_ts", "mm_token_type_ids",
     )  # fmt: skip
     known = {name: inputs[name] for name in names if name in inputs}
+    if tiny.name == "qwen2_5_omni":
+        known["second_per_grids"] = inputs.get("video_second_per_grid")
+        if "feature_attention_mask" in inputs:
+            known["audio_seqlens"] = inputs["feature_attention_mask"].sum(-1)
     axes, _ = tiny.model.model.get_rope_index(**known, attention_mask=mask)
     return torch.cat((counted[None], axes))
 

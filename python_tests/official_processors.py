@@ -8,85 +8,15 @@ bytes of a text, so that nothing of a prompt is unknown.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from python_tests import vlms
+from python_tests.official_parts import TURNS, VICUNA, Official, Style, chatml, square, tokenizer
 from python_tests.vlm_llava import ONEVISION, pins
-from python_tests.vlm_models import VOCABULARY
-
-
-@dataclass(frozen=True)
-class Style:
-    """How a prompt is written: its beginning, a turn of the user, where the answer begins.
-
-    `stop` is the token that ends an answer, and in most models every turn. `thought` opens an
-    answer and is left out where that is repeated.
-    """
-
-    begin: str
-    user: str
-    end: str
-    answer: str
-    image: str
-    video: str = ""
-    stop: str = "</s>"
-    thought: str = ""
-
-    @property
-    def template(self) -> str:
-        """For messages of parts."""
-        texts = {"image": self.image, "video": self.video}
-        shown = "".join(
-            f"{{% elif part.type == '{kind}' %}}{text}" for kind, text in texts.items() if text
-        )
-        return (
-            f"{self.begin}{{% for m in messages %}}"
-            f"{{% if m.role == 'user' %}}{self.user}{{% else %}}{self.answer}{{% endif %}}"
-            "{% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}"
-            f"{shown}{{% endif %}}{{% endfor %}}{self.end}{{% endfor %}}"
-            f"{{% if add_generation_prompt %}}{self.answer}{self.thought}{{% endif %}}"
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class Official:
-    """A processor.
-
-    Attributes:
-        processor: with a chat template.
-        style: of that template.
-        tokens: what names of ids in the model's configuration stand for.
-    """
-
-    processor: Any
-    style: Style
-    tokens: Mapping[str, str | list[str]]
-
-    def prompt(self, *parts: str) -> str:
-        """A question of texts, of which `"image"` and `"video"` stand for one."""
-        return self.conversation(parts)
-
-    def conversation(self, *turns: Sequence[str]) -> str:
-        """The same with questions and answers in turns."""
-        messages = [
-            {
-                "role": role,
-                "content": [
-                    {"type": part} if part in ("image", "video") else {"type": "text", "text": part}
-                    for part in parts
-                ],
-            }
-            for role, parts in zip(("user", "assistant") * len(turns), turns, strict=False)
-        ]
-        text: str = self.processor.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=False
-        )
-        return text
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,65 +32,25 @@ def get(name: str) -> Model:
     """The model `name`, built once a session."""
     built = vlms.build(name)
     official = BUILDERS[name]()
-    tokenizer = official.processor.tokenizer
+    tok = official.processor.tokenizer
     official.processor.chat_template = official.style.template
-    ids = {at: tokenizer.convert_tokens_to_ids(token) for at, token in official.tokens.items()}
-    assert tokenizer.unk_token_id not in ids.values(), ids
+    ids = {at: tok.convert_tokens_to_ids(token) for at, token in official.tokens.items()}
+    assert tok.unk_token_id not in ids.values(), ids
     config = built.model.config
     for at, number in ids.items():
         for written in (at, at.replace("_id", "_index")):
             for part in (config, built.model.model):  # Ovis2 copies those of its marks
                 if hasattr(part, written):
                     setattr(part, written, number)
-    config.get_text_config().eos_token_id = tokenizer.convert_tokens_to_ids(official.style.stop)
+    config.get_text_config().eos_token_id = tok.convert_tokens_to_ids(official.style.stop)
     tiny = vlms.Tiny(name, built.model, official.processor, official.style.image)
     return Model(tiny, official)
-
-
-def _tokenizer(marks: Sequence[str], **named: str) -> Any:
-    """Of bytes and special tokens, of which it knows some by the names of their roles."""
-    ordinary = ["<pad>", "<s>", "</s>", "<unk>"]
-    words = dict.fromkeys(
-        [*ordinary, *marks, *named.values(), *pre_tokenizers.ByteLevel.alphabet()]
-    )
-    assert len(words) <= VOCABULARY, len(words)
-    core = Tokenizer(
-        models.BPE({word: number for number, word in enumerate(words)}, [], unk_token="<unk>")
-    )
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    pad, begin, end, unknown = ordinary
-    made = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        pad_token=pad,
-        bos_token=begin,
-        eos_token=end,
-        unk_token=unknown,
-        padding_side="left",
-        model_input_names=["input_ids", "attention_mask"],
-        extra_special_tokens=named,
-    )
-    made.add_tokens(list(marks), special_tokens=True)
-    return made
-
-
-def _square(kind: Any, side: int, **options: Any) -> Any:
-    return kind(size={"height": side, "width": side}, **options)
-
-
-_VICUNA = Style("", "USER: ", " ", "ASSISTANT:", "<image>\n", "<video>\n")
-_TURNS = ["<|im_start|>", "<|im_end|>"]
-
-
-def _chatml(image: str, video: str = "", begin: str = "", gap: str = "\n") -> Style:
-    user, answer = f"<|im_start|>user{gap or ' '}", "<|im_start|>assistant\n"
-    return Style(begin, user, f"<|im_end|>{gap}", answer, image, video, "<|im_end|>")
 
 
 def _llava() -> Official:
     side = {"height": 112, "width": 112}
     pictures = transformers.CLIPImageProcessor(size={"shortest_edge": 112}, crop_size=side)
-    return _of_clip(transformers.LlavaProcessor, _VICUNA, image_processor=pictures)
+    return _of_clip(transformers.LlavaProcessor, VICUNA, image_processor=pictures)
 
 
 def _small_pictures(kind: Any, **options: Any) -> Any:
@@ -177,7 +67,7 @@ def _llava_next_video() -> Official:
     pictures = _small_pictures(transformers.LlavaNextImageProcessor, image_grid_pinpoints=pins(56))
     films = _small_pictures(transformers.LlavaNextVideoVideoProcessor)
     parts = {"image_processor": pictures, "video_processor": films}
-    return _of_clip(transformers.LlavaNextVideoProcessor, _VICUNA, **parts)
+    return _of_clip(transformers.LlavaNextVideoProcessor, VICUNA, **parts)
 
 
 def _vipllava() -> Official:
@@ -190,13 +80,13 @@ def _video_llava() -> Official:
     pictures = _small_pictures(transformers.VideoLlavaImageProcessor)
     films = _small_pictures(transformers.VideoLlavaVideoProcessor)
     parts = {"image_processor": pictures, "video_processor": films}
-    return _of_clip(transformers.VideoLlavaProcessor, _VICUNA, **parts)
+    return _of_clip(transformers.VideoLlavaProcessor, VICUNA, **parts)
 
 
 def _of_clip(kind: Any, style: Style, **parts: Any) -> Official:
     made = kind(
         **parts,
-        tokenizer=_tokenizer(["<image>", "<video>"]),
+        tokenizer=tokenizer(["<image>", "<video>"]),
         patch_size=14,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
@@ -206,19 +96,19 @@ def _of_clip(kind: Any, style: Style, **parts: Any) -> Official:
 
 def _llava_onevision() -> Official:
     made = transformers.LlavaOnevisionProcessor(
-        image_processor=_square(
+        image_processor=square(
             transformers.LlavaOnevisionImageProcessor,
             ONEVISION,
             image_grid_pinpoints=pins(ONEVISION),
         ),
-        video_processor=_square(transformers.LlavaOnevisionVideoProcessor, ONEVISION),
-        tokenizer=_tokenizer(["<image>", "<video>", *_TURNS]),
+        video_processor=square(transformers.LlavaOnevisionVideoProcessor, ONEVISION),
+        tokenizer=tokenizer(["<image>", "<video>", *TURNS]),
         num_image_tokens=(ONEVISION // 14) ** 2,
         vision_feature_select_strategy="full",
         vision_aspect_ratio="anyres_max_2",
     )
     tokens = {"image_token_id": "<image>", "video_token_id": "<video>"}
-    return Official(made, _chatml("<image>\n", "<video>\n", gap=""), tokens)
+    return Official(made, chatml("<image>\n", "<video>\n", gap=""), tokens)
 
 
 def _rows(merged: int) -> Official:
@@ -227,7 +117,7 @@ def _rows(merged: int) -> Official:
         image_processor=transformers.PixtralImageProcessor(
             size={"longest_edge": 84 * merged}, patch_size=14
         ),
-        tokenizer=_tokenizer(["[IMG]", "[IMG_BREAK]", "[IMG_END]", "[INST]", "[/INST]"]),
+        tokenizer=tokenizer(["[IMG]", "[IMG_BREAK]", "[IMG_END]", "[INST]", "[/INST]"]),
         patch_size=14,
         spatial_merge_size=merged,
     )
@@ -246,11 +136,11 @@ def _qwen(kind: Any, films: Any, patch: int) -> Official:
         video_processor=films(
             patch_size=patch, size=sizes[1], do_sample_frames=False, cap_pixels_per_frame=False
         ),
-        tokenizer=_tokenizer([*marks, *_TURNS]),
+        tokenizer=tokenizer([*marks, *TURNS]),
     )
     system = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
     names = ("vision_start_token_id", "image_token_id", "vision_end_token_id", "video_token_id")
-    style = _chatml(f"{first}{image}{last}", f"{first}{video}{last}", system)
+    style = chatml(f"{first}{image}{last}", f"{first}{video}{last}", system)
     return Official(made, style, dict(zip(names, marks, strict=True)))
 
 
@@ -260,6 +150,33 @@ def _qwen2_vl() -> Official:
 
 def _qwen2_5_vl() -> Official:
     return _qwen(transformers.Qwen2_5_VLProcessor, transformers.Qwen2VLVideoProcessor, 14)
+
+
+def _qwen2_5_omni() -> Official:
+    """With the marks that its vocabulary has, which are not those of Qwen2.5-VL."""
+    first, image, last, video = "<|vision_bos|>", "<|IMAGE|>", "<|vision_eos|>", "<|VIDEO|>"
+    sound = {"audio": "<|AUDIO|>", "audio_bos": "<|audio_bos|>", "audio_eos": "<|audio_eos|>"}
+    seen = {"image": image, "video": video, "vision_bos": first, "vision_eos": last}
+    roles = {f"{name}_token": token for name, token in (seen | sound).items()}
+    size = {"shortest_edge": 56 * 56, "longest_edge": 168 * 168}
+    made = transformers.Qwen2_5OmniProcessor(
+        image_processor=transformers.Qwen2VLImageProcessor(patch_size=14, size=size),
+        video_processor=transformers.Qwen2VLVideoProcessor(
+            patch_size=14, size=size, do_sample_frames=False, cap_pixels_per_frame=False
+        ),
+        feature_extractor=transformers.WhisperFeatureExtractor(feature_size=16),
+        tokenizer=tokenizer(TURNS, **roles),
+    )
+    made.videos_kwargs = {}  # its own are for large pictures
+    tokens = {"vision_start_token_id": first, "vision_end_token_id": last, "image_token_id": image}
+    heard = {
+        "audio_token_id": "<|AUDIO|>",
+        "audio_start_token_id": "<|audio_bos|>",
+        "audio_end_token_id": "<|audio_eos|>",
+    }
+    system = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    style = chatml(f"{first}{image}{last}", f"{first}{video}{last}", system)
+    return Official(made, style, {**tokens, "video_token_id": video, **heard})
 
 
 def _qwen3_vl() -> Official:
@@ -290,7 +207,7 @@ def _glm(kind: str) -> Official:
     made = whole(
         image_processor=pictures(patch_size=14, size=size),
         video_processor=films(patch_size=14, size=size, do_sample_frames=False),
-        tokenizer=_tokenizer([*roles, *around.values()], **seen),
+        tokenizer=tokenizer([*roles, *around.values()], **seen),
     )
     image, video = (f"<|begin_of_{of}|><|{of}|><|end_of_{of}|>" for of in ("image", "video"))
     style = Style("[gMASK]<sop>", "<|user|>\n", "", "<|assistant|>\n", image, video)
@@ -301,14 +218,14 @@ def _internvl() -> Official:
     roles = {"start_image_token": "<img>", "end_image_token": "</img>"}
     context = "<IMG_CONTEXT>"
     made = transformers.InternVLProcessor(
-        image_processor=_square(
+        image_processor=square(
             transformers.GotOcr2ImageProcessor, 112, crop_to_patches=True, max_patches=4
         ),
-        video_processor=_square(transformers.InternVLVideoProcessor, 112),
-        tokenizer=_tokenizer(_TURNS, **roles, context_image_token=context, video_token="<video>"),
+        video_processor=square(transformers.InternVLVideoProcessor, 112),
+        tokenizer=tokenizer(TURNS, **roles, context_image_token=context, video_token="<video>"),
         image_seq_length=16,
     )
-    return Official(made, _chatml(f"{context}\n", "<video>\n"), {"image_token_id": context})
+    return Official(made, chatml(f"{context}\n", "<video>\n"), {"image_token_id": context})
 
 
 def _gemma3() -> Official:
@@ -319,8 +236,8 @@ def _gemma3() -> Official:
     }
     turn, end = "<start_of_turn>", "<end_of_turn>"
     made = transformers.Gemma3Processor(
-        image_processor=_square(transformers.Gemma3ImageProcessor, 112),
-        tokenizer=_tokenizer([turn, end], **roles),
+        image_processor=square(transformers.Gemma3ImageProcessor, 112),
+        tokenizer=tokenizer([turn, end], **roles),
         image_seq_length=16,
     )
     style = Style(
@@ -346,7 +263,7 @@ def _gemma4(kind: str) -> Official:
         feature_extractor=getattr(transformers, f"{kind}AudioFeatureExtractor")(),
         image_processor=pictures(**sizes),
         video_processor=films(**sizes, do_sample_frames=False),
-        tokenizer=_tokenizer(["<|turn>", "<turn|>"], **roles),
+        tokenizer=tokenizer(["<|turn>", "<turn|>"], **roles),
     )
     ids = {f"{role}_id": token for role, token in roles.items()}
     style = Style(
@@ -366,10 +283,10 @@ def _cohere2_vision() -> Official:
         "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>", "<|START_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>",
     )  # fmt: skip
     made = transformers.Cohere2VisionProcessor(
-        image_processor=_square(
+        image_processor=square(
             transformers.Cohere2VisionImageProcessor, 112, patch_size=14, max_patches=4
         ),
-        tokenizer=_tokenizer(marks, **roles),
+        tokenizer=tokenizer(marks, **roles),
     )
     made.patch_size = 4  # rows and columns of tokens of a tile
     style = Style("<s>", f"{turn}{user}", end, f"{turn}{model}", "<|IMG_PATCH|>", stop=end)
@@ -379,13 +296,13 @@ def _cohere2_vision() -> Official:
 def _aya_vision() -> Official:
     made = _cohere2_vision()
     names = ["TILE_GLOBAL", *(f"TILE_{number}" for number in range(1, 5))]
-    tokenizer = made.processor.tokenizer
-    tokenizer.add_tokens(names, special_tokens=True)
+    tok = made.processor.tokenizer
+    tok.add_tokens(names, special_tokens=True)
     processor = transformers.AyaVisionProcessor(
-        image_processor=_square(
+        image_processor=square(
             transformers.GotOcr2ImageProcessor, 112, crop_to_patches=True, max_patches=4
         ),
-        tokenizer=tokenizer,
+        tokenizer=tok,
         img_size=112,
     )
     return replace(made, processor=processor, style=replace(made.style, image="<image>"))
@@ -395,8 +312,8 @@ def _deepseek_vl() -> Official:
     pictures = transformers.DeepseekVLImageProcessor
     image = "<image_placeholder>"
     made = transformers.DeepseekVLProcessor(
-        image_processor=_square(pictures, 112),
-        tokenizer=_tokenizer([], image_token=image),
+        image_processor=square(pictures, 112),
+        tokenizer=tokenizer([], image_token=image),
         num_image_tokens=64,
     )
     end = "{{ '\\n\\n' }}"  # a template leaves out a line break behind a block
@@ -407,12 +324,12 @@ def _deepseek_vl() -> Official:
 def _ovis2() -> Official:
     marks = ["<IMG_START>", "<IMG_END>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>"]
     made = transformers.Ovis2Processor(
-        image_processor=_square(transformers.Ovis2ImageProcessor, 112, max_patches=4),
-        tokenizer=_tokenizer([*_TURNS, "<image>", "<IMG_ATOM>", *marks]),
+        image_processor=square(transformers.Ovis2ImageProcessor, 112, max_patches=4),
+        tokenizer=tokenizer([*TURNS, "<image>", "<IMG_ATOM>", *marks]),
         image_seq_length=16,
     )
     tokens = {"image_token_id": "<IMG_ATOM>", "visual_indicator_token_ids": marks}
-    return Official(made, _chatml("<image>\n"), tokens)
+    return Official(made, chatml("<image>\n"), tokens)
 
 
 def _lfm2_vl() -> Official:
@@ -431,9 +348,9 @@ def _lfm2_vl() -> Official:
             max_image_tokens=16,
             max_tiles=6,
         ),
-        tokenizer=_tokenizer([*_TURNS, *names], **roles),
+        tokenizer=tokenizer([*TURNS, *names], **roles),
     )
-    return Official(made, _chatml("<image>", begin="<s>"), {"image_token_id": "<image>"})
+    return Official(made, chatml("<image>", begin="<s>"), {"image_token_id": "<image>"})
 
 
 def _idefics(kind: Any, pictures: Any, **parts: Any) -> Official:
@@ -442,7 +359,7 @@ def _idefics(kind: Any, pictures: Any, **parts: Any) -> Official:
     sides = {"size": {"longest_edge": 224}, "max_image_size": {"longest_edge": 112}}
     made = kind(
         image_processor=pictures(**sides),
-        tokenizer=_tokenizer([*marks, "<video>", "<|im_start|>", *crops]),
+        tokenizer=tokenizer([*marks, "<video>", "<|im_start|>", *crops]),
         image_seq_len=16,
         **parts,
     )
@@ -476,6 +393,7 @@ BUILDERS: dict[str, Callable[[], Official]] = {
     "pixtral": functools.partial(_rows, 1),
     "qwen2_vl": _qwen2_vl,
     "qwen2_5_vl": _qwen2_5_vl,
+    "qwen2_5_omni": _qwen2_5_omni,
     "qwen3_vl": _qwen3_vl,
     "qwen3_5": _qwen3_5,
     "lfm3_vl": _lfm3_vl,

@@ -36,7 +36,7 @@ TWINS = (
     "llava_next", "llava_onevision", "mistral3", "pixtral", "qwen2_vl", "qwen3_vl_moe",
     "qwen3_5_moe", *vlms.GLMS, "gemma4_moe", "gemma4_unified", "lfm2_vl", "cohere2_vision",
     "idefics3", "lfm3_vl", "llava_next_video", "video_llava", "vipllava", "aya_vision",
-    "deepseek_vl", "ovis2",
+    "deepseek_vl", "ovis2", "qwen2_5_omni",
 )  # fmt: skip
 NAMES = [
     pytest.param(

@@ -88,7 +88,7 @@ def test_pruned_inputs_serve_any_number_of_calls(tiny: vlms.Tiny) -> None:
         assert torch.equal(pruned.restore(got.sequences), expected.sequences)
 
 
-@pytest.mark.parametrize(("name", "kind"), MROPE)
+@pytest.mark.parametrize(("name", "kind"), [x for x in MROPE if x.values[0] != "qwen2_5_omni"])
 def test_kinds_of_tokens_that_are_not_given(name: str, kind: str) -> None:
     """P7: without them Qwen would count pictures as if they were text."""
     tiny = vlms.get(name)

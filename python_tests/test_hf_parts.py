@@ -79,6 +79,7 @@ def test_a_model_whose_own_forward_takes_no_encoded_pictures(
         ("lfm2_vl", "5.12.1", r"5\.13 or newer for LFM2-VL, got"),
         ("gemma4_moe", "5.16.1", r"5\.17 or newer for Gemma 4, got"),
         ("glm46v", "4.99.9", r"5\.0 or newer for GLM-V, got"),
+        ("qwen2_5_omni", "5.20.2", r"5\.21 or newer for Qwen2\.5-Omni, got"),
         ("ovis2", "4.57.6", r"5\.0 or newer for Ovis2, got"),
         ("qwen3_5", "5.13.0.dev0", None),
         ("glm4v_moe", "5.0.0", None),

@@ -123,6 +123,8 @@ def test_positions_where_they_are_used(name: str, kind: str) -> None:
 @pytest.mark.parametrize("size", [(170, 112), (112, 170)], ids=["wide", "tall"])
 def test_a_prompt_that_ends_with_a_picture(tiny: vlms.Tiny, size: tuple[int, int]) -> None:
     """Its last token stays: the answer is read there, and goes on behind the largest position."""
+    if tiny.name == "qwen2_5_omni":
+        pytest.skip("other models: this one counts a mark behind the picture, unpruned as well")
     made = tiny.processor(
         images=[vlms.photograph("chelsea", size)],
         text=f"<start> user what is {tiny.image}",

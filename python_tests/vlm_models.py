@@ -105,7 +105,9 @@ def _rows(configuration: Any, kind: Any, merged: int) -> Parts:
 
 
 # These take videos.
-QWENS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
+QWENS = (
+    "qwen2_vl", "qwen2_5_vl", "qwen2_5_omni", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"
+)  # fmt: skip
 GEMMAS = ("gemma4", "gemma4_moe", "gemma4_unified")
 FILMS = ("llava_next_video", "llava_onevision", "video_llava", *QWENS, *GEMMAS, "lfm3_vl")
 # These have layers that keep a state instead of keys and values.

@@ -98,7 +98,8 @@ class QwenProcessor:
     """The official one; its part for videos needs torchvision and is written out here.
 
     `times`: how a model learns when a frame was. `"said"` in front of it (Qwen3-VL), `"given"` as
-    seconds (Qwen2.5-VL), or not at all (Qwen2-VL). `types`: it says which tokens are pictures.
+    seconds (Qwen2.5-VL), by another name (`"omni"`), or not at all (Qwen2-VL). `types`: it says
+    which tokens are pictures.
     """
 
     merge = 2  # rows and columns of patches in a token
@@ -133,9 +134,10 @@ class QwenProcessor:
             films = [self.film(frames) for frames in videos]
             encoded["pixel_values_videos"] = torch.cat([pixels for pixels, _ in films])
             encoded["video_grid_thw"] = torch.tensor([grid for _, grid in films])
-            if self.times == "given":
+            if self.times in ("given", "omni"):
                 slow = [1.5 if len(frames) > 4 else 1.0 for frames in videos]
-                encoded["second_per_grid_ts"] = torch.tensor(slow)
+                name = "second_per_grid_ts" if self.times == "given" else "video_second_per_grid"
+                encoded[name] = torch.tensor(slow)
             texts = _fill(texts, QWEN_VIDEO, [self.said(grid) for _, grid in films])
         encoded.update(_words(self.tokenizer, texts))
         if self.types:

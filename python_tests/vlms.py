@@ -18,16 +18,23 @@ import torch
 from PIL import Image
 from skimage import data as photographs
 
-from python_tests import vlm_glm, vlm_liquid, vlm_llava, vlm_models
+from python_tests import vlm_glm, vlm_liquid, vlm_llava, vlm_models, vlm_omni
 from python_tests.vlm_glm import GLMS
 from python_tests.vlm_models import FILMS, GEMMAS, QWENS
 from python_tests.vlm_processors import QWEN_IMAGE, QWEN_VIDEO, VERSION
 
 BUILDERS = {
-    **vlm_llava.BUILDERS, **vlm_models.BUILDERS, **vlm_glm.BUILDERS, **vlm_liquid.BUILDERS
+    **vlm_llava.BUILDERS, **vlm_models.BUILDERS, **vlm_glm.BUILDERS, **vlm_liquid.BUILDERS,
+    **vlm_omni.BUILDERS,
 }  # fmt: skip
 #: The first transformers with which a model is pruned; not said of those that all versions prune.
-SINCE = {**vlm_models.SINCE, **dict.fromkeys(GLMS, (5, 0)), "lfm3_vl": (5, 24), "ovis2": (5, 0)}
+SINCE = {
+    **vlm_models.SINCE,
+    **dict.fromkeys(GLMS, (5, 0)),
+    "lfm3_vl": (5, 24),
+    "ovis2": (5, 0),
+    "qwen2_5_omni": (5, 21),
+}
 #: Their positions have three axes.
 MROPE = (*QWENS, *GLMS)
 

@@ -47,7 +47,7 @@ class Architecture:
         since: the oldest transformers that computes what a pruned prompt needs. Before 5.13 states
             are forgotten when a call goes on with several tokens; in 4.57 positions of GLM-V have
             no fourth axis, and Ovis2's marks are a second result; before 5.17 Gemma 4 does not say
-            how large each layer's cache is.
+            how large each layer's cache is; before 5.21 Qwen2.5-Omni has no part that reads text.
     """
 
     name: str
@@ -102,6 +102,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "qwen3_vl_moe": Architecture("Qwen3-VL", **_QWEN, marks="times"),
     "qwen3_5": Architecture("Qwen3.5", **_HYBRID),
     "qwen3_5_moe": Architecture("Qwen3.5", **_HYBRID),
+    "qwen2_5_omni_thinker": Architecture("Qwen2.5-Omni", **_QWEN, since=(5, 21)),
     "internvl": Architecture("InternVL", image="run", squares=True),
     "gemma3": Architecture("Gemma 3", squares=True),
     "gemma4": Architecture("Gemma 4", **_GEMMA, projector="embed_vision"),

@@ -60,7 +60,9 @@ class Separate:
 
 @dataclass(frozen=True, eq=False)
 class Fused:
-    """A layer of Qwen-VL's or GLM-V's tower: one projection, pictures and frames in a row, rotary.
+    """A layer of Qwen-VL's or GLM-V's tower: pictures and frames in a row, rotary.
+
+    One projection makes queries, keys and values; Qwen2.5-Omni has one for each.
 
     Attributes:
         module: the layer's attention; the tower has no [CLS] token.
@@ -68,7 +70,7 @@ class Fused:
 
     module: Any
     cls: ClassVar = False
-    names: ClassVar = ("borders", "cos", "sin", "qkv")
+    names: ClassVar = ("borders", "cos", "sin", "queries", "keys")
 
     def watch(self, note: Note) -> list[RemovableHandle]:
         """Hooks that `note` what `heads` takes."""
@@ -78,16 +80,27 @@ class Fused:
             for name, turned in zip(("cos", "sin"), named["position_embeddings"], strict=True):
                 note(name, turned)
 
-        return [
-            self.module.register_forward_pre_hook(before, with_kwargs=True),
-            self.module.qkv.register_forward_hook(lambda module, args, out: note("qkv", out)),
-        ]
+        heads = (self.module.num_heads, -1)
+
+        def hook(name: str) -> Any:
+            return lambda module, args, out: note(name, out.unflatten(-1, heads))
+
+        def split(module: nn.Module, args: Any, out: Tensor) -> None:
+            queries, keys, _ = out.unflatten(-1, (3, *heads)).unbind(1)
+            note("queries", queries)
+            note("keys", keys)
+
+        if hasattr(self.module, "qkv"):
+            hooks = [self.module.qkv.register_forward_hook(split)]
+        else:
+            parts = {"queries": self.module.q, "keys": self.module.k}
+            hooks = [part.register_forward_hook(hook(name)) for name, part in parts.items()]
+        return [self.module.register_forward_pre_hook(before, with_kwargs=True), *hooks]
 
     def heads(self, noted: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """Likewise; a frame of a video is a picture. Both are turned, as attention sees them."""
-        queries, keys, _ = noted["qkv"].unflatten(-1, (3, self.module.num_heads, -1)).unbind(1)
         turn = sys.modules[type(self.module).__module__].apply_rotary_pos_emb_vision
-        turned = turn(queries, keys, noted["cos"], noted["sin"])
+        turned = turn(noted["queries"], noted["keys"], noted["cos"], noted["sin"])
         sizes = noted["borders"].diff().tolist()
         return zip(*(one.float().split(sizes) for one in turned), strict=True)
 

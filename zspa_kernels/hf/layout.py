@@ -81,7 +81,22 @@ def layout(
     order = (sample * ids.shape[1] + column).argsort()
     # Numbers of images and of videos become one count in the order of the prompts.
     image = torch.unique_consecutive((2 * image + video)[order], return_inverse=True)[1]
-    return Layout(sample[order], column[order], image, cell[order], video[order])
+    found = Layout(sample[order], column[order], image, cell[order], video[order])
+    _refuse_sound_inside(target, found, ids)
+    return found
+
+
+def _refuse_sound_inside(target: Target, where: Layout, ids: Tensor) -> None:
+    """Raise for a video and its sound in pieces (Qwen2.5-Omni), whose positions need an option."""
+    sound = getattr(target.model.config, "audio_token_id", None)
+    if sound is None:
+        return
+    before = (ids == sound).cumsum(1)[where.sample, where.column]
+    if bool(((before.diff() != 0) & (where.image.diff() == 0)).any()):
+        raise UnsupportedInputError(
+            "prune: use_audio_in_video must be False, got a video between whose tokens stand those "
+            "of its sound; give the processor the sound as audio, or the video without it"
+        )
 
 
 def _layout(

@@ -38,11 +38,24 @@ def full_positions(target: Target, inputs: Mapping[str, Any], mask: Tensor) -> T
         ids = known["input_ids"]
         types = [(ids == one.token).int() * kind for kind, one in enumerate(target.modalities, 1)]
         known["mm_token_type_ids"] = torch.stack(types).sum(0, dtype=torch.int)
+    for theirs, value in _of_omni(inputs).items():
+        known[theirs] = value
     index = type(target.inner).get_rope_index
     names = inspect.signature(index).parameters
     positions, _ = index(target.inner, **{k: v for k, v in known.items() if k in names})
     axes: Tensor = positions
     return axes
+
+
+def _of_omni(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What Qwen2.5-Omni computes positions from by other names than those of its processor."""
+    found = {
+        "second_per_grids": inputs.get("video_second_per_grid"),
+        "audio_seqlens": inputs.get("audio_feature_lengths"),
+    }
+    if inputs.get("feature_attention_mask") is not None:
+        found["audio_seqlens"] = inputs["feature_attention_mask"].sum(-1)
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def kept_positions(target: Target, full: Tensor, index: Tensor, mask: Tensor, mode: str) -> Tensor:

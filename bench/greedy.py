@@ -26,6 +26,8 @@ from bench import pages
 from bench.environment import ROOT, environment
 from bench.method_readings import todre
 from bench.timing import interleave, quiet, summary, warm_up
+from zspa_kernels.backends.cpp.dpp import dpp as native_dpp
+from zspa_kernels.backends.cpp.min_sum import min_sum as native_min_sum
 from zspa_kernels.methods import SCOPE, CDPruner, MMTok
 from zspa_kernels.testing import bound, prompt, tokens
 from zspa_kernels.testing.baselines import dpp_loop, facility_location_loop
@@ -38,9 +40,9 @@ SUITES: dict[str, tuple[dict[tuple[int, int, int], tuple[str, ...]], float]] = {
     "cpu": (
         {
             (64, 4096, 8): ("vlm",),
-            (576, 4096, 58): ("vlm", "iid", "video"),
+            (576, 4096, 58): ("vlm", "iid", "video", "clusters"),
             (1296, 3584, 130): ("vlm",),
-            (2880, 4096, 288): ("vlm", "iid", "video"),
+            (2880, 4096, 288): ("vlm", "iid", "video", "clusters"),
         },
         0.5,
     ),
@@ -63,6 +65,7 @@ class Pair:
     ours: Callable[[], Tensor]
     plain: Callable[[], Tensor]
     check: Callable[[Tensor], Any]
+    dots: Callable[[], float] | None = None  # of ours, over N K; None where they are N^2 / 2
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,14 @@ class Record:
     same: float  # share of picks the plain loop has too; its float32 decides near ties its own way
     replayed: int
     decided: int
+    dots: float | None = None  # computed, over N K; see `Pair`
+
+
+def dots_share(native: Any, visual: Tensor, k: int, *others: Tensor | None) -> float:
+    """How many dots a native greedy computed, over those of every token with every pick."""
+    stats = torch.zeros(3, dtype=torch.int64)
+    native(visual, k, *others, stats)
+    return int(stats[1]) / (len(visual) * k)
 
 
 def relevance(visual: Tensor, words: Tensor) -> Tensor:
@@ -114,6 +125,7 @@ def pairs(n: int, d: int, k: int, model: str, dtype: torch.dtype) -> Iterator[Pa
         lambda: zk.dpp(visual, k),
         lambda: dpp_loop(wide, k),
         lambda picks: check_dpp(visual, picks[:few], few, bound=error),
+        lambda: dots_share(native_dpp, visual, k, None, None),
     )
 
     yield Pair(
@@ -121,6 +133,7 @@ def pairs(n: int, d: int, k: int, model: str, dtype: torch.dtype) -> Iterator[Pa
         lambda: zk.min_sum(visual, k),
         lambda: todre(k, visual=wide),
         lambda picks: check_min_sum(visual, picks[:few], few, bound=error),
+        lambda: dots_share(native_min_sum, visual, k, None, None),
     )
 
     cdpruner = CDPruner(k, space="llm", sorted=False)
@@ -133,6 +146,7 @@ def pairs(n: int, d: int, k: int, model: str, dtype: torch.dtype) -> Iterator[Pa
         lambda: cdpruner.select(visual, words).indices,
         lambda: dpp_loop(wide, k, relevance(wide, texts)),
         lambda picks: check_dpp(visual, picks[:few], few, weights=weights, bound=error),
+        lambda: dots_share(native_dpp, visual, k, weights, None),
     )
 
     scope = SCOPE(k, sorted=False)
@@ -196,7 +210,8 @@ def measure(suite: str, threads: int) -> list[Record]:
                     same = len(set(picks.tolist()) & set(other.tolist())) / k
                     name = str(dtype).removeprefix("torch.")
                     sizes = (pair.name, name, model, n, d, k)
-                    records.append(Record(*sizes, ours, plain, plain / ours, same, *replay))
+                    dots = None if pair.dots is None else pair.dots()
+                    records.append(Record(*sizes, ours, plain, plain / ours, same, *replay, dots))
                     console.print(
                         f"{pair.name} {name} {model} {n} x {d}, K = {k}: {ours:.2f} ms, "
                         f"plain {plain:.1f} ms, {plain / ours:.1f}x, "
@@ -208,10 +223,9 @@ def measure(suite: str, threads: int) -> list[Record]:
 def table(results: Mapping[str, Any]) -> str:
     """Markdown: a row a rule and shape, `vlm` tokens; the least gain of the other models."""
     records = [Record(**fields) for fields in results["records"]]
-    lines = [
-        "| rule | N x D | K | bf16, ms | float32, ms | plain, ms | gain, bf16 | fp32 | elsewhere |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    heads = ("rule", "N x D", "K", "bf16, ms", "float32, ms", "plain, ms", "gain, bf16", "fp32")
+    heads += ("elsewhere", "dots / NK", "elsewhere")
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for record in records:
         if record.model != "vlm" or record.dtype != "bfloat16":
             continue
@@ -223,10 +237,19 @@ def table(results: Mapping[str, Any]) -> str:
         lines.append(
             f"| {record.rule} | {record.n} x {record.d} | {record.k} | {record.ours_ms:.3g} | "
             f"{wide.ours_ms:.3g} | {record.plain_ms:.4g} | {record.gain:.1f}x | {wide.gain:.1f}x | "
-            f"{worst} |"
+            f"{worst} | {_dots([record])} | {_dots(others)} |"
         )
     lines += ["", f"`python -m bench.greedy`: {pages.where(results['environment'])}."]
     return "\n".join(lines)
+
+
+def _dots(records: list[Record]) -> str:
+    """The most dots of these records over N K."""
+    counted = [(r.dots, r.model) for r in records if r.dots is not None]
+    if not counted:
+        return "-"
+    dots, model = max(counted)
+    return f"{dots:.2f}" + ("" if model == "vlm" else f" ({model})")
 
 
 def main(

@@ -39,6 +39,10 @@ def test_smoke(tmp_path: Path) -> None:
         assert record["replayed"] == 6
         assert record["same"] > 0.8
         assert record["gain"] > 0
+        if record["rule"] in ("SCOPE", "MMTok"):
+            assert record["dots"] is None
+        else:
+            assert 0.2 < record["dots"] < 6
 
 
 def test_the_page_shows_the_results() -> None:

@@ -211,7 +211,9 @@ def measure(suite: str, threads: int) -> list[Record]:
                     name = str(dtype).removeprefix("torch.")
                     sizes = (pair.name, name, model, n, d, k)
                     dots = None if pair.dots is None else pair.dots()
-                    records.append(Record(*sizes, ours, plain, plain / ours, same, *replay, dots))
+                    times = (ours, plain, plain / ours)
+                    found = (replay.picks, replay.decided, dots)
+                    records.append(Record(*sizes, *times, same, *found))
                     console.print(
                         f"{pair.name} {name} {model} {n} x {d}, K = {k}: {ours:.2f} ms, "
                         f"plain {plain:.1f} ms, {plain / ours:.1f}x, "
@@ -223,8 +225,8 @@ def measure(suite: str, threads: int) -> list[Record]:
 def table(results: Mapping[str, Any]) -> str:
     """Markdown: a row a rule and shape, `vlm` tokens; the least gain of the other models."""
     records = [Record(**fields) for fields in results["records"]]
-    heads = ("rule", "N x D", "K", "bf16, ms", "float32, ms", "plain, ms", "gain, bf16", "fp32")
-    heads += ("elsewhere", "dots / NK", "elsewhere")
+    heads = ["rule", "N x D", "K", "bf16, ms", "float32, ms", "plain, ms", "gain, bf16", "fp32"]
+    heads += ["elsewhere", "dots / NK", "elsewhere"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for record in records:
         if record.model != "vlm" or record.dtype != "bfloat16":

@@ -244,9 +244,9 @@ BAD = [
     # seeds and weights
     Bad(SEEDED, "seeds", to(torch.int32), TypeError, "must be int64, got torch.int32"),
     Bad(SEEDED, "seeds", to(torch.float32), TypeError, "must be int64, got torch.float32"),
-    Bad(SEEDED, "seeds", lambda x: x[0], ValueError, "must have shape [2, 2], got [2]"),
-    Bad(SEEDED, "seeds", lambda x: x[:1], ValueError, "must have shape [2, 2], got [1, 2]"),
-    Bad(SEEDED, "seeds", lambda x: x.sum(), ValueError, "must have shape [2, 0], got []"),
+    Bad(SEEDED, "seeds", lambda x: x[0], ValueError, "must have shape [2, S], got [2]"),
+    Bad(SEEDED, "seeds", lambda x: x[:1], ValueError, "must have shape [2, S], got [1, 2]"),
+    Bad(SEEDED, "seeds", lambda x: x.sum(), ValueError, "must have shape [2, S], got []"),
     Bad(SEEDED, "seeds", lambda x: x.to("meta"), ValueError, "must be on cpu, got meta"),
     Bad(WEIGHTED, "weights", to(torch.float64), TypeError, "must be float32, got torch.float"),
     Bad(WEIGHTED, "weights", to(torch.bfloat16), TypeError, "must be float32, got torch.bf"),
@@ -256,8 +256,10 @@ BAD = [
     # coverage
     Bad(COVERING, "benefits", to(torch.float64), TypeError, "must be float32, got torch.float64"),
     Bad(COVERING, "benefits", lambda x: x[..., :-1], ValueError, "must have shape ["),
-    Bad(COVERING, "benefits", lambda x: x[0], ValueError, "N] like visual, got ["),
-    Bad(("facility_location",), "benefits", lambda x: x[:1], ValueError, "must have shape [2, 3"),
+    Bad(COVERING, "benefits", lambda x: x[0], ValueError, "must have shape ["),
+    Bad(
+        ("facility_location",), "benefits", lambda x: x[:1], ValueError, "must have shape [2, M, 6]"
+    ),
     Bad(COVERING, "benefits", lambda x: x.to("meta"), ValueError, "must be on cpu, got meta"),
     *(
         Bad(COVERING, name, always(bad), ValueError, "must be finite and at least 0, got")
@@ -273,7 +275,7 @@ BAD = [
     Bad(COVERING, "scale", always(None), TypeError, "must be a float, got None", kind=True),
     # suppression
     Bad(RATED, "scores", lambda x: None, TypeError, "must be a tensor, got None"),
-    Bad(RATED, "scores", to(torch.int64), TypeError, "must be float32 or float16 or bfloat16"),
+    Bad(RATED, "scores", to(torch.int64), TypeError, "must be float32, float16, bfloat16 or"),
     Bad(RATED, "scores", lambda x: x[:, :-1], ValueError, "must have shape [2, 6], got [2, 5]"),
     Bad(RATED, "scores", lambda x: x[0], ValueError, "must have shape [2, 6], got [6]"),
     Bad(RATED, "scores", lambda x: x.to("meta"), ValueError, "must be on cpu, got meta"),
@@ -293,7 +295,13 @@ BAD = [
     Bad(("soft_suppress",), "spread", always(None), TypeError, "must be a float", kind=True),
     Bad(("soft_suppress",), "reach", always(-1.0), ValueError, "must be in [0, inf], got -1"),
     Bad(("soft_suppress",), "positions", always(None), TypeError, "must be given with a finite sp"),
-    Bad(("soft_suppress",), "positions", to(torch.float64), TypeError, "must be float32 or"),
+    Bad(
+        ("soft_suppress",),
+        "positions",
+        to(torch.float64),
+        TypeError,
+        "must be float32, float16, bf",
+    ),
     Bad(("soft_suppress",), "positions", lambda x: x[0], ValueError, "must have shape [2, 6, 2]"),
     Bad(("soft_suppress",), "positions", lambda x: x[..., :1], ValueError, "must have shape ["),
     Bad(("soft_suppress",), "positions", lambda x: x.to("meta"), ValueError, "must be on cpu"),

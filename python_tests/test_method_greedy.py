@@ -385,6 +385,8 @@ def test_bad_ragged_inputs() -> None:
     given["attention"][1] = torch.ones(3)
     with pytest.raises(ValueError, match=r"SCOPE: attention must have shape \[24\], got \[3\]"):
         SCOPE(0.5).select_varlen(images, **given)
+    with pytest.raises(ValueError, match=r"SCOPE: features must have shape \[9, C\], got \[9\]"):
+        SCOPE(2).select(torch.ones(9, 4), attention=torch.ones(9), features=torch.ones(9))
 
 
 @pytest.mark.parametrize(

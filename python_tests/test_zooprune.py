@@ -312,7 +312,7 @@ def test_bad_options_of_the_projector() -> None:
         (
             {"sensitivity": torch.zeros(6).long()},
             TypeError,
-            "sensitivity must be float32 or float16",
+            "sensitivity must be float32, float16, bfloat16 or float64",
         ),
         ({"visual_mask": torch.ones(6)}, TypeError, "visual_mask must be bool"),
         ({"visual_mask": torch.ones(5) > 0}, ValueError, r"visual_mask must have shape \[6\]"),

@@ -137,9 +137,7 @@ def diversity(
     batch, n = _visual("diversity", visual, visual_mask)
     count("diversity", k, n)
     if seeds is not None:
-        tensor("diversity", "seeds", seeds)
-        num_seeds = seeds.shape[-1] if seeds.ndim else 0
-        _companion("diversity", "seeds", seeds, visual, _INT64, (*batch, num_seeds))
+        _companion("diversity", "seeds", seeds, visual, _INT64, (*batch, "S"))
     if weights is not None:
         _companion("diversity", "weights", weights, visual, _FLOAT32, (*batch, n))
     return (*batch, k)
@@ -288,25 +286,31 @@ def _companion(
     x: Tensor,
     visual: Tensor,
     dtypes: tuple[torch.dtype, ...],
-    shape: Shape,
+    shape: tuple[int | str, ...],
 ) -> None:
-    """A tensor that goes with `visual`: same device, one of `dtypes`, exactly `shape`."""
+    """A tensor that goes with `visual`: same device, one of `dtypes`, exactly `shape`.
+
+    An axis of any size has a name instead of a size.
+    """
     tensor(op, name, x)
     if x.dtype not in dtypes:
-        allowed = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        *first, last = (str(dtype).removeprefix("torch.") for dtype in dtypes)
+        allowed = f"{', '.join(first)} or {last}" if first else last
         raise TypeError(f"{op}: {name} must be {allowed}, got {x.dtype}")
     have = x.shape
     # Sizes of other tensors may be symbols, and comparing these as a whole would fix them.
-    fits = have == shape if type(x) is Tensor else _may_be(have, shape)
-    if not fits:
-        raise ValueError(f"{op}: {name} must have shape {list(shape)}, got {axes(x)}")
+    if not (type(x) is Tensor and have == shape) and not _may_be(have, shape):
+        wanted = ", ".join(map(str, shape))
+        raise ValueError(f"{op}: {name} must have shape [{wanted}], got {axes(x)}")
     if x.device != visual.device:
         raise ValueError(f"{op}: {name} must be on {visual.device}, got {x.device}")
 
 
-def _may_be(have: Shape, want: Shape) -> bool:
-    same_rank = len(have) == len(want)
-    return same_rank and not any((a != b) is True for a, b in zip(have, want, strict=True))
+def _may_be(have: Shape, want: tuple[int | str, ...]) -> bool:
+    if len(have) != len(want):
+        return False
+    sizes = zip(have, want, strict=True)
+    return not any((a != b) is True for a, b in sizes if not isinstance(b, str))
 
 
 def _ragged(op: str, visual: Tensor, cu_seqlens: Tensor, total_k: int, max_seqlen: int) -> int:

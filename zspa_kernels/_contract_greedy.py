@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ._contract import _FLOAT32, _INT64, _INTS, Shape, _companion, _ragged, _visual, alike, count
-from ._contract_values import axes, ratio, tensor
+from ._contract_values import ratio, tensor
 
 # A float32 cosine of a token with itself is off from 1 by up to some 1e-6. Much colder, and its
 # softmax would divide 0 by 0 or infinity by infinity.
@@ -94,9 +94,7 @@ def min_sum(
     batch, n = _visual("min_sum", visual, visual_mask)
     count("min_sum", k, n)
     if seeds is not None:
-        tensor("min_sum", "seeds", seeds)
-        size = seeds.shape[-1] if seeds.ndim else 0
-        _companion("min_sum", "seeds", seeds, visual, _INT64, (*batch, size))
+        _companion("min_sum", "seeds", seeds, visual, _INT64, (*batch, "S"))
     return (*batch, k)
 
 
@@ -141,9 +139,4 @@ def _coverage(
         raise ValueError(f"{op}: scale must be at most {_LARGEST_SCALE}, got {scale}")
     if benefits is None:
         return
-    tensor(op, "benefits", benefits)
-    if benefits.ndim != len(batch) + 2:
-        wanted = "B, M, N" if batch else "M, N"
-        raise ValueError(f"{op}: benefits must be [{wanted}] like visual, got {axes(benefits)}")
-    shape = (*batch, benefits.shape[-2], n)
-    _companion(op, "benefits", benefits, visual, _FLOAT32, shape)
+    _companion(op, "benefits", benefits, visual, _FLOAT32, (*batch, "M", n))

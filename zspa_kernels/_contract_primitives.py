@@ -64,10 +64,8 @@ def positions(op: str, name: str, x: Tensor, like: Tensor) -> None:
 
 def features(op: str, name: str, x: Tensor, like: Tensor) -> None:
     """Vectors `[B, N, C]`, one for each token of `like` `[B, N, D]`."""
-    tensor(op, name, x)
-    width = x.shape[-1] if x.ndim else 0
-    _companion(op, name, x, like, FLOATS, (*like.shape[:-1], width))
-    if (width < 1) is True:
+    _companion(op, name, x, like, FLOATS, (*like.shape[:-1], "C"))
+    if (x.shape[-1] < 1) is True:
         raise ValueError(f"{op}: {name} must have C >= 1, got {axes(x)}")
 
 
@@ -103,9 +101,7 @@ def ints(op: str, name: str, x: Tensor) -> None:
 
 def indices(op: str, name: str, x: Tensor, like: Tensor) -> None:
     """int64 `[B, S]` or `[S]`, indices into the tokens of `like` `[B, N, D]`."""
-    tensor(op, name, x)
-    size = x.shape[-1] if x.ndim else 0
-    _companion(op, name, x, like, _INT64, (*like.shape[:-2], size))
+    _companion(op, name, x, like, _INT64, (*like.shape[:-2], "S"))
 
 
 def quotas(op: str, values: Any, k: int) -> list[int]:

@@ -32,7 +32,7 @@ def tokens(model: str, n: int, d: int, seed: int = 0, dtype: torch.dtype = torch
         smooth: a smooth field over the image (rank 64), a common mean and noise.
         clusters: 40 centres and noise.
         vlm: power-law spectrum, spatial correlation, a strong common mean and one per cent of
-            outliers: the shape of projected vision features.
+            outliers, to resemble projected visual features.
         video: 16 frames of one smooth scene that drifts slowly: near duplicates everywhere.
         exact: entries in {-1, 0, +1} with the same number 4**a of non-zeros in every row. Every
             dot product is an integer and every cosine a multiple of 4**-a, in any order of

@@ -225,8 +225,9 @@ def measure(suite: str, threads: int) -> list[Record]:
 def table(results: Mapping[str, Any]) -> str:
     """Markdown: a row a rule and shape, `vlm` tokens; the least gain of the other models."""
     records = [Record(**fields) for fields in results["records"]]
+    counted = any(record.dots is not None for record in records)  # not in older files
     heads = ["rule", "N x D", "K", "bf16, ms", "float32, ms", "plain, ms", "gain, bf16", "fp32"]
-    heads += ["elsewhere", "dots / NK", "elsewhere"]
+    heads += ["elsewhere", *(["dots / NK", "elsewhere"] if counted else [])]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for record in records:
         if record.model != "vlm" or record.dtype != "bfloat16":
@@ -239,7 +240,7 @@ def table(results: Mapping[str, Any]) -> str:
         lines.append(
             f"| {record.rule} | {record.n} x {record.d} | {record.k} | {record.ours_ms:.3g} | "
             f"{wide.ours_ms:.3g} | {record.plain_ms:.4g} | {record.gain:.1f}x | {wide.gain:.1f}x | "
-            f"{worst} | {_dots([record])} | {_dots(others)} |"
+            f"{worst} |" + (f" {_dots([record])} | {_dots(others)} |" if counted else "")
         )
     lines += ["", f"`python -m bench.greedy`: {pages.where(results['environment'])}."]
     return "\n".join(lines)

@@ -286,8 +286,9 @@ def min_sum(
         TypeError, ValueError, NotImplementedError, ImportError: as in `select`.
 
     Complexity: O(N k D): a sum can fall as well as rise, so an old sum bounds nothing and every
-        pick needs its N cosines. On a CPU 1.0 to 2.2 times the N k dots are computed for tokens as
-        wide as a language model's (D = 3584, 4096), up to 5 times for narrow ones (D = 8 to 64).
+        pick needs its N cosines. On a CPU 1.0 to 2.2 times the N k dots are computed for 576 and
+        more tokens as wide as a language model's (D = 3584, 4096), up to 5 times for narrow ones
+        (D = 8 to 64).
         Memory: 96 columns of N floats per image, and no N x N matrix. On a GPU a pass computes
         64 columns and makes up to 64 picks.
 

@@ -212,6 +212,10 @@ def law_pairs() -> None:
         cosines = matrix(visual)
         assert torch.equal(cosines, cosines.mT), dtype
         assert torch.equal(matrix(visual.flip(1)), cosines.flip(1, 2)), dtype
+        unit = torch.nn.functional.normalize(visual.float(), dim=-1)
+        off = ~torch.eye(192, dtype=torch.bool, device=visual.device)
+        wrong = (cosines - unit @ unit.mT).abs()[:, off].max()
+        assert wrong < 1e-3, (dtype, wrong)  # not a matrix that nobody wrote
 
 
 @check_by_dtype

@@ -47,6 +47,13 @@ def test_the_most_telling_comes_first() -> None:
     assert all(job.alone == (job.turn in alone) for job in jobs.values())
 
 
+def test_only_files_with_marked_tests_are_collected() -> None:
+    """The others need packages that a machine with a GPU may not have."""
+    (job,) = [job for job in gpu.correctness() if job.name == "pytest -m gpu"]
+    files = ["python_tests/test_api_varlen.py", "python_tests/test_reference.py"]
+    assert [word for word in job.command if "python_tests" in word] == files
+
+
 def test_a_check_of_one_dtype_leaves_the_others_out(monkeypatch: pytest.MonkeyPatch) -> None:
     cases = gpu_greedy._cases()
     found = []

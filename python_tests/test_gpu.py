@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,12 @@ def test_check(name: str, require_backend: Callable[..., None]) -> None:
     if INTERPRETED.value:
         pytest.skip("Triton interprets in this session: TRITON_INTERPRET=0 pytest -m gpu")
     gpu_checks.CHECKS[name]()
+
+
+def test_what_torch_says_of_its_debug_mode_is_no_error() -> None:
+    """It says so once, when a check first asks for errors where the host waits."""
+    what = "Synchronization debug mode is a prototype feature and does not yet detect all"
+    warnings.warn(what, UserWarning, stacklevel=1)
 
 
 @pytest.mark.raw_memory

@@ -48,6 +48,15 @@ SOONEST = (
 #: Checks that come before all others: whether a cosine is symmetric on matrix units, on which the
 #: picks of all paths depend, and whether the barrier orders memory.
 FIRST_CHECKS = ("the_barrier_orders_memory", "law_pairs")
+#: Ops whose checks are named after them.
+NAMED = ("relevance_topk", *(op for op in PHASED if op != "diversity"))
+#: Jobs that call several ops, or none of selection; all others call select or diversity.
+CALLS: dict[str, tuple[str, ...]] = {
+    "greedy": ("dpp", "facility_location", "min_sum"),
+    "suppress": ("suppress", "soft_suppress"),
+    **dict.fromkeys(("no_synchronisation", "graphs"), ("diversity", "select", *NAMED)),
+    **dict.fromkeys(("ceilings", "barrier", "sensitivity", "sensitivity_cases", "errors"), ()),
+}
 #: Modules of the checks of other ops than select and diversity.
 OTHER_OPS = ("bench.gpu_greedy", "bench.gpu_sensitivity", "bench.gpu_suppress")
 #: Seconds of a job that others wait for: one that hangs must not cost them the time.
@@ -143,7 +152,15 @@ def _check(name: str, seconds: float, turn: int) -> Iterator[Job]:
     dtypes = [str(dtype)[6:] for dtype in DTYPES] if name in BY_DTYPE else []
     for more in [[dtype] for dtype in dtypes] or [[]]:
         command = python("-m", "bench.gpu_checks", name, *more)
-        yield Job(" ".join([name, *more]), command, seconds, turn=turn)
+        yield Job(" ".join([name, *more]), command, seconds, turn=turn, follows=_follows(name))
+
+
+def _follows(name: str) -> tuple[str, ...]:
+    """The first calls of what a job calls: where one of them hangs, the job would hang as well."""
+    if name in FIRST_CHECKS or name.startswith("first_"):
+        return ()
+    named = tuple(op for op in NAMED if name.startswith(f"{op}_"))
+    return tuple(f"first_{op}" for op in CALLS.get(name, named or ("diversity", "select")))
 
 
 def _late(name: str) -> tuple[bool, bool]:
@@ -214,14 +231,17 @@ def timing() -> Iterator[Job]:
     """
     for part in (*COMPARED, *dict.fromkeys(work.shape for work in gpu_suite())):
         name = f"ready {part}"
-        yield Job(name, python("-m", "bench.gpu_timing", name), AWAITED)
+        command = python("-m", "bench.gpu_timing", name)
+        yield Job(name, command, AWAITED, follows=_follows(part))
     others = ("sensitivity", "greedy", "suppress", *(work.name for work in gpu_suite()))
     for turn, names in enumerate((SOONEST, others), start=1):
         for name in names:
             if turn == 1 or name not in SOONEST:
                 command = python("-m", "bench.gpu_timing", name)
                 seconds = AWAITED if turn == 1 else 300
-                yield Job(name, command, seconds, turn=turn, alone=True)
+                yield Job(
+                    name, command, seconds, turn=turn, alone=True, follows=_follows(name)
+                )  # fmt: skip
 
 
 def everything() -> Iterator[Job]:

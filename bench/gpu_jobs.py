@@ -27,7 +27,8 @@ class Job:
     """A command and how long it may take.
 
     Those of one turn run before those of the next. A turn with one that is `alone`, because it is
-    timed, runs one after another.
+    timed, runs one after another. A job is not run if one of those it `follows` hung: it would hang
+    as well, and the others would wait for it.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Job:
     variables: dict[str, str] = field(default_factory=dict)
     turn: int = 0
     alone: bool = False
+    follows: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Outcome:
     Attributes:
         name: Of the job.
         status: "passed", "failed", "too slow" (killed at its limit), or "not run" (the time of the
-            stage was up).
+            stage was up, or a job it follows was too slow).
         seconds: It took.
         tail: End of its output.
         data: The JSON objects it printed, one a line.
@@ -162,8 +164,12 @@ def run_all(
 
     def one(job: Job) -> None:
         left = end - time.perf_counter()
+        with recording:
+            hung = [n for n in job.follows if n in outcomes and outcomes[n].status == "too slow"]
         outcome = Outcome(job.name, "not run", tail="the time of the stage was up")
-        if left >= 1:
+        if hung:
+            outcome = replace(outcome, tail=f"{hung[0]} was too slow")
+        elif left >= 1:
             outcome = run(replace(job, seconds=min(job.seconds, left)))
         with recording:
             outcomes[job.name] = outcome

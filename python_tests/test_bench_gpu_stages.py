@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,6 +46,36 @@ def test_the_most_telling_comes_first() -> None:
     assert all(job.seconds == gpu.AWAITED for job in jobs.values() if job.turn < 2)
     alone = {job.turn for job in jobs.values() if job.alone}
     assert all(job.alone == (job.turn in alone) for job in jobs.values())
+
+
+def test_what_would_hang_as_well_is_not_waited_for(tmp_path: Path) -> None:
+    jobs = {job.name: job for job in gpu.everything()}
+    want = {
+        "first_select": (),
+        "phases of dpp": (),
+        "barrier": (),
+        "parts": ("first_diversity", "first_select"),
+        "ready video": ("first_diversity", "first_select"),
+        gpu.SOONEST[3]: ("first_diversity", "first_select"),
+        "law_rows": ("first_diversity", "first_select"),
+        "suppress_cases float16": ("first_suppress",),
+        "soft_suppress_real_sizes": ("first_soft_suppress",),
+        "suppress": ("first_suppress", "first_soft_suppress"),
+    }
+    assert {name: jobs[name].follows for name in want} == want
+    assert len(jobs["graphs"].follows) == 8
+    assert {first for job in jobs.values() for first in job.follows} <= set(jobs)
+    waits = gpu_jobs.python("-c", "import time; time.sleep(60)")
+    some = [
+        Job("hangs", waits, 0.2),
+        Job("wrong", gpu_jobs.python("-c", "1 / 0"), 20),
+        Job("another", waits, 20, turn=1, follows=("wrong", "hangs")),
+        Job("goes on", gpu_jobs.python("-c", ""), 20, turn=1, follows=("wrong", "nothing")),
+    ]
+    end = time.perf_counter() + 60
+    outcomes = gpu_jobs.run_all(some, tmp_path / "all.json", {}, end, lambda _: None)
+    assert [o.status for o in outcomes] == ["too slow", "failed", "not run", "passed"]
+    assert outcomes[2].tail == "hangs was too slow"
 
 
 def test_only_files_with_marked_tests_are_collected() -> None:

@@ -13,8 +13,12 @@ import zspa_kernels as zk
 from python_tests import vlms
 from python_tests.hf_oracle import generate, rows
 from zspa_kernels import hf, pictures
+from zspa_kernels.hf.architectures import Target
+from zspa_kernels.hf.collect import wanted
+from zspa_kernels.hf.encode import encode
 
 HALF = zk.DivPrune(keep=0.5)
+CLOSE: dict[str, float] = {"rtol": 1e-4, "atol": 1e-6}
 FRAMES, PATCHES = 3, 16  # of a video, of a frame
 CELLS = [[-1, -1], *([r, c] for r in range(4) for c in range(4))]
 
@@ -84,6 +88,52 @@ def test_pictures_by_the_name_that_other_models_use() -> None:
         chat.generate(**given, max_new_tokens=1)
         assert chat.report is not None
         assert chat.report.images[0].after == 8
+
+
+def eager(tower: Any, pixels: Any) -> dict[str, Any]:
+    """What each patch gets from [CLS], and its key: of the layer whose output is projected."""
+    tower.set_attn_implementation("eager")
+    try:
+        with torch.no_grad():
+            out = tower(pixels, output_attentions=True, output_hidden_states=True)
+            layer = next(x for n, x in tower.named_modules() if n.endswith("encoder.layers"))[-2]
+            keys = layer.self_attn.k_proj(layer.layer_norm1(out.hidden_states[-3]))
+    finally:
+        tower.set_attn_implementation("sdpa")
+    heads = keys.unflatten(-1, (layer.self_attn.num_heads, -1))
+    return {"attention": out.attentions[-2][:, :, 0, 1:].mean(1), "keys": heads.mean(2)[:, 1:]}
+
+
+def test_attention_and_keys_of_both_towers() -> None:
+    """A frame's [CLS] is a visual token, but no patch: it has none."""
+    tiny = vlms.get("video_llava")
+    target, inputs, inner = Target.of(tiny.model), tiny.inputs("video"), tiny.model.model
+    found = wanted(zk.methods.VisionZip(keep=0.2), target, inputs)
+    with torch.no_grad(), found.watching(target):
+        encoded = encode(target, inputs, need_features=False)
+    made = found.tensors(target, inputs, encoded)
+    still = eager(inner.image_tower, inputs[tiny.pixels])
+    film = eager(inner.video_tower, inputs["pixel_values_videos"].flatten(0, 1))
+    for name, values in made.items():
+        torch.testing.assert_close(values[encoded.part == 0], still[name].flatten(0, 1), **CLOSE)
+        frames = values[encoded.part == 1].unflatten(0, (-1, PATCHES + 1))
+        assert frames[:, 0].isnan().all()
+        torch.testing.assert_close(frames[:, 1:], film[name], **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["visionzip", "fastervlm", "scope", "tome", "mmtok", "zooprune"])
+def test_methods_of_clip(name: str) -> None:
+    tiny = vlms.get("video_llava")
+    inputs = tiny.inputs("video")
+    method: Any = zk.methods.get(name, keep=5)
+    with method(tiny.model) as handle:
+        inside = rows(generate(tiny.model, inputs))
+    assert inside.isfinite().all()
+    assert handle.report is not None
+    for image in handle.report.images:
+        assert image.after == 5
+        if name not in ("mmtok", "zooprune"):
+            assert (image.cell[image.indices, 1] >= 0).all()
 
 
 def test_frames_are_drawn_apart_and_cls_is_not() -> None:

@@ -93,7 +93,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "llava_next": Architecture("LLaVA-NeXT", tile="anyres", patches=True),
     "llava_next_video": Architecture("LLaVA-NeXT-Video", tile="anyres", videos=True),
     "llava_onevision": Architecture("LLaVA-OneVision", tile="shrunk", videos=True),
-    "video_llava": Architecture("Video-LLaVA", videos=True, frames=True),
+    "video_llava": Architecture("Video-LLaVA", videos=True, frames=True, patches=True),
     "vipllava": Architecture("VipLLaVA"),
     "mistral3": Architecture("Mistral 3", size="image_sizes", marks="rows"),
     "qwen2_vl": Architecture("Qwen2-VL", **_QWEN),

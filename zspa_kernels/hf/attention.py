@@ -30,10 +30,12 @@ class Separate:
     Attributes:
         module: the layer's attention.
         cls: the first patch is a [CLS] token, which becomes no visual token.
+        other: the same layer of a tower for videos (Video-LLaVA).
     """
 
     module: Any
     cls: bool
+    other: Any = None
     names: ClassVar = ("q", "k")
 
     def watch(self, note: Note) -> list[RemovableHandle]:
@@ -44,8 +46,12 @@ class Separate:
 
         # InternVL's projections may be normalised.
         last = "norm" if hasattr(self.module, "q_norm") else "proj"
-        parts = {name: self.module.get_submodule(f"{name}_{last}") for name in self.names}
-        return [part.register_forward_hook(hook(name)) for name, part in parts.items()]
+        return [
+            module.get_submodule(f"{name}_{last}").register_forward_hook(hook(name))
+            for module in (self.module, self.other)
+            if module is not None
+            for name in self.names
+        ]
 
     def heads(self, noted: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """Queries and keys of one picture after the other, float32 `[patches, heads, d]`."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .architectures import Target
 from .attention import Fused, Layer, Separate, received
@@ -72,7 +72,7 @@ class Collected:
     def tensors(
         self, target: Target, inputs: Mapping[str, Any], encoded: Encoded
     ) -> dict[str, Tensor]:
-        """Every argument, one row a visual token `[T, ...]`; NaN where a token is a newline."""
+        """Every argument, one row a visual token `[T, ...]`; NaN where a token is no patch."""
         if not self.kinds:
             return {}
         names = set() if self.layer is None else set(self.layer.names)
@@ -105,6 +105,8 @@ class Collected:
             rows = in_squares(part, torch.stack(values))
         else:
             rows = torch.stack(values)
+        if target.arch.frames and part.modality.moves:  # their [CLS] is a token, but no patch
+            rows = torch.cat((torch.full_like(rows[:, :1], torch.nan), rows), dim=1)
         return along(target, inputs, part, rows)
 
 
@@ -151,8 +153,8 @@ def _why_not(kind: str, target: Target, inputs: Mapping[str, Any]) -> str | None
     if not (target.arch.patches or target.arch.squares or target.arch.tile == "shrunk"):
         return (
             "how its visual tokens are made of patches is not known here; this is collected in "
-            "LLaVA-1.5, LLaVA-NeXT, LLaVA-OneVision, InternVL, Gemma 3, Cohere2 Vision, Aya "
-            "Vision, DeepSeek-VL, Qwen-VL and GLM-V"
+            "LLaVA-1.5, LLaVA-NeXT, LLaVA-OneVision, Video-LLaVA, InternVL, Gemma 3, Cohere2 "
+            "Vision, Aya Vision, DeepSeek-VL, Qwen-VL and GLM-V"
         )
     if kind == "features":
         return None
@@ -178,7 +180,8 @@ def _setting(target: Target, inputs: Mapping[str, Any], name: str) -> Any:
 
 
 def _tower(target: Target) -> Any:
-    return getattr(target.inner, "vision_tower", None) or target.inner.vision_model
+    names = ("vision_tower", "image_tower", "vision_model")
+    return next(getattr(target.inner, name) for name in names if hasattr(target.inner, name))
 
 
 def _layer(target: Target, inputs: Mapping[str, Any]) -> Layer:
@@ -190,12 +193,20 @@ def _layer(target: Target, inputs: Mapping[str, Any]) -> Layer:
         last = max((i for i in whole if i < len(visual.blocks)), default=-1)
         return Fused(visual.blocks[last].attn)
     layer = _setting(target, inputs, "vision_feature_layer")
-    parts = dict(_tower(target).named_modules())
+    towers = [_tower(target)]
+    if target.arch.frames:
+        towers.append(target.inner.video_tower)
+    attention = [_in_tower(tower, layer) for tower in towers]
+    return Separate(attention[0], _TOWERS[towers[0].config.model_type], *attention[1:])
+
+
+def _in_tower(tower: nn.Module, layer: int) -> Any:
+    """The attention of the layer that makes a hidden state."""
+    parts = dict(tower.named_modules())
     found = (
         part for name, part in parts.items() if name.endswith(("encoder.layers", "encoder.layer"))
     )
     layers: Any = next(found)
     # Hidden state 0 is the embeddings', so state i is the output of layer i - 1.
     chosen = layers[layer if layer < 0 else layer - 1]
-    attention = chosen.attention if hasattr(chosen, "attention") else chosen.self_attn
-    return Separate(attention, _TOWERS[_tower(target).config.model_type])
+    return chosen.attention if hasattr(chosen, "attention") else chosen.self_attn

@@ -122,8 +122,7 @@ class AdaptPrune(EachByItself):
             The selection, without core; its scores are the attention times the Gaussian.
         """
         places = self.about.require("positions", positions)
-        scores = per_token(self.about, "attention", attention, visual)
-        _contract.visual("AdaptPrune", visual, visual_mask)
+        scores = per_token(self.about, "attention", attention, visual, visual_mask)
         _contract.positions("AdaptPrune", "positions", places, visual)
         space = visual
         if keys is not None:

@@ -88,8 +88,7 @@ class IDSelection(EachByItself):
             The selection, without core; its scores are the importance, scaled, NaN for invalid
             tokens.
         """
-        scores = per_token(self.about, "attention", attention, visual)
-        _contract.visual("IDSelection", visual, visual_mask)
+        scores = per_token(self.about, "attention", attention, visual, visual_mask)
         importance = min_max(scores, standing(visual, visual_mask).isfinite(), 0.0)
         k = api.num_keep(visual.shape[-2], self.keep)
         picks = soft_suppress(visual, importance, k, sharpness=self.gamma)

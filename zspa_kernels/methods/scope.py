@@ -129,13 +129,10 @@ class SCOPE(MethodBase):
         visual_mask: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What is covered, the factor of each token's gain, and its attention."""
-        scores = per_token(self.about, "attention", attention, visual)
-        _contract.visual("SCOPE", visual, visual_mask)
+        scores = per_token(self.about, "attention", attention, visual, visual_mask)
         space = visual
         if features is not None:
             space = self.about.require("features", features)
             _contract.features("SCOPE", "features", space, visual)
-        weights = torch.where(scores >= 0, scores.pow(self.alpha), torch.nan)
-        valid = scores.isfinite() & standing(visual, visual_mask).isfinite()
-        weights = weights.masked_fill(~valid, torch.nan)
-        return space, weights, scores
+        valid = (scores >= 0) & scores.isfinite() & standing(visual, visual_mask).isfinite()
+        return space, scores.pow(self.alpha).masked_fill(~valid, torch.nan), scores

@@ -245,6 +245,9 @@ def test_quotas() -> None:
     assert quotas(10, [2, 9, 9]) == [2, 4, 4]
     assert quotas(11, [0, 1, 20, 3]) == [0, 1, 7, 3]
     assert quotas(3, [5, 5, 5, 5]) == [1, 1, 1, 0]
+    assert quotas(11, [9, 1, 9]) == [5, 1, 5]  # what a small one leaves is spread as evenly
+    assert quotas(14, [9, 1, 9, 1, 9]) == [4, 1, 4, 1, 4]
+    assert quotas(15, [3, 9, 1, 9, 9]) == [3, 4, 1, 4, 3]
     assert quotas(99, [4, 5]) == [4, 5]
     assert quotas(0, [4]) == [0]
     assert quotas(0, []) == []

@@ -263,15 +263,18 @@ def quotas(k: int, sizes: Sequence[int]) -> list[int]:
     k = _values.integer("quotas", "k", k)
     _values.at_least("quotas", "k", k, 0)
     sizes = _values.integers("quotas", "sizes", sizes)
-    counts = [0] * len(sizes)
+    counts = list(sizes)  # of segments that give all they have
     left = min(k, sum(sizes))
-    while left:
-        open_segments = [i for i, size in enumerate(sizes) if counts[i] < size]
-        share, extra = divmod(left, len(open_segments))
-        for rank, i in enumerate(open_segments):
-            more = min(sizes[i] - counts[i], share + (rank < extra))
-            counts[i] += more
-            left -= more
+    larger = list(range(len(sizes)))
+    while larger:
+        share, extra = divmod(left, len(larger))
+        small = [i for i in larger if sizes[i] <= share]
+        if not small:
+            for rank, i in enumerate(larger):
+                counts[i] = share + (rank < extra)
+            break
+        left -= sum(sizes[i] for i in small)
+        larger = [i for i in larger if sizes[i] > share]
     return counts
 
 

@@ -162,6 +162,15 @@ def test_a_repeated_row_is_covered(backend: str, require_backend: Require) -> No
 
 
 @each_backend
+def test_weighted_gains_that_are_equal(backend: str, require_backend: Require) -> None:
+    """A tenth of seven times three is less than one of three times seven, once it is rounded."""
+    require_backend(backend, "facility_location")
+    visual = torch.eye(2, 16)[[0] * 7 + [1] * 3]
+    weights = torch.tensor([3.0] * 7 + [7.0] * 3)
+    assert zk.facility_location(visual, 2, weights=weights, backend=backend).tolist() == [0, 7]
+
+
+@each_backend
 def test_segments_without_benefits_or_weights(backend: str, require_backend: Require) -> None:
     require_backend(backend, "facility_location")
     images, counts = [tokens("vlm", n, 9, n) for n in (5, 1, 8)], [2, 1, 6]

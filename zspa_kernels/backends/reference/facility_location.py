@@ -63,11 +63,12 @@ def greedy(
     if weights is not None:
         free = free & weights.isfinite() & (weights >= 0)
     free = free.clone()
-    cover, share = coverage(rows, free & ~rows.zero, temperature)  # [N, V]
+    cover, count = coverage(rows, free & ~rows.zero, temperature)  # [N, V]
+    share = 0.5 ** (count - 1).bit_length()  # a power of two, so that equal products stay equal
     if benefits is not None and len(benefits):
         useful = benefits.isfinite() & (benefits > 0)
         words = torch.where(useful, benefits, 0.0).T.double()  # [N, M]
-        cover, share = torch.cat((words, cover * (scale * share)), dim=1), 1.0
+        cover, share = torch.cat((words, cover * (scale / count)), dim=1), 1.0
     best = cover.new_zeros(cover.shape[1])
     picks: list[int] = []
     while len(picks) < k:
@@ -81,8 +82,8 @@ def greedy(
     return picks
 
 
-def coverage(rows: Rows, directed: Tensor, temperature: float) -> tuple[Tensor, float]:
-    """How well each token covers every directed one, float64 `[N, V]`, and 1 / V."""
+def coverage(rows: Rows, directed: Tensor, temperature: float) -> tuple[Tensor, int]:
+    """How well each token covers every directed one, float64 `[N, V]`, and V or 1."""
     places = directed.nonzero().flatten().tolist()
     cover = rows.inverse.new_zeros((len(directed), len(places)), dtype=torch.float64)
     for column, i in enumerate(places):
@@ -92,4 +93,4 @@ def coverage(rows: Rows, directed: Tensor, temperature: float) -> tuple[Tensor, 
         else:
             own = ((cosine - 1.0) / temperature).exp().masked_fill(~directed, 0.0)
             cover[:, column] = own / row_sum(own[directed])
-    return cover.masked_fill(~directed[:, None], 0.0), 1.0 / max(1, len(places))
+    return cover.masked_fill(~directed[:, None], 0.0), max(1, len(places))

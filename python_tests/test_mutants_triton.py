@@ -184,6 +184,10 @@ def _judge_min_sum() -> None:
     visual[7], visual[5] = 30 * visual[7], -40 * visual[7]
     picks = run(visual[None], 9, None, mask[None])[0]
     check_min_sum(visual, picks, 9, bound=1e-6, mask=mask)
+    nothing = torch.tensor([[-1, n, 5]])  # no token, and a masked one
+    assert torch.equal(run(visual[None], 9, nothing, mask[None])[0], picks)
+    picks = run(visual[None], 3, torch.tensor([[0]]), mask[None])[0]
+    check_min_sum(visual, picks, 3, bound=1e-6, mask=mask, seeds=torch.tensor([0]))
     visual, seeds = tokens("iid", 8, 20, seed=1), torch.tensor([2, 6, 6, 6])
     visual[3] = 0.0
     picks = run(visual[None], 6, seeds[None], None)[0]
@@ -222,10 +226,12 @@ def _judge_soft_suppress() -> None:
     near: dict[str, Any] = {"positions": places, "spread": 1.5, "reach": 2.0}
     for given in ({"rule": "scale"}, {"rule": "subtract"} | near, {"rule": "subtract"}):
         run: dict[str, Any] = {"sharpness": 2.0, **given}
-        right = soft_suppress64(visual, scores, k, **run)
+        # So small that all are equal, but for a step that is one of the largest.
+        rated = scores if given["rule"] == "scale" else scores * 2.0**-60
+        right = soft_suppress64(visual, rated, k, **run)
         where = given.get("positions")
         picks = soft_suppress.soft_suppress(
-            *(visual[None], scores[None], k, 2.0, str(given["rule"])),
+            *(visual[None], rated[None], k, 2.0, str(given["rule"])),
             *(None if where is None else places[None], run.get("spread", torch.inf)),
             *(run.get("reach", torch.inf), None),
         )

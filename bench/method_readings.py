@@ -205,6 +205,19 @@ def visionzip(k: int, *, visual: Tensor, attention: Tensor, keys: Tensor) -> Ten
     return torch.cat((dominant, targets))
 
 
+def vispruner(k: int, *, visual: Tensor, attention: Tensor) -> Tensor:
+    """Odd numbers of tokens, at which the published loop fails, are compared like even ones."""
+    order = attention.argsort(descending=True)
+    important = k // 2
+    rows, line = unit(visual), order[important:]
+    while len(line) > k - important:
+        go = min(8, len(line) - (k - important))
+        others = rows[line]
+        similar = (others[::2] @ others[1::2].T).max(-1).values
+        line = torch.cat((line[::2][similar.argsort(descending=True)[go:]], line[1::2]))
+    return torch.cat((order[:important], line))
+
+
 def scoredtopk(k: int, *, visual: Tensor, scores: Tensor) -> Tensor:
     """In raster order, as FastV and FasterVLM go on with them."""
     return scores.topk(k).indices.sort().values
@@ -226,6 +239,7 @@ READINGS: dict[str, Reading] = {
     "tome": tome,
     "trimtokenator": trimtokenator,
     "visionzip": visionzip,
+    "vispruner": vispruner,
     "zooprune": zooprune,
     "zspaprune": zspaprune,
 }

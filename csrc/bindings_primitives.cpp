@@ -8,6 +8,7 @@
 #include "cpu/combined.h"
 #include "cpu/merging.h"
 #include "cpu/parallel.h"
+#include "cpu/thinning.h"
 #include "cpu/topk.h"
 
 namespace py = pybind11;
@@ -142,6 +143,17 @@ void call_match(uintptr_t features, int dtype, int64_t S, int64_t N, int64_t D,
                  });
 }
 
+void call_thin(uintptr_t features, int dtype, int64_t S, int64_t N, int64_t D, int64_t batch_stride,
+               int64_t row_stride, uintptr_t mask, uintptr_t scores, int64_t k, int64_t step,
+               int threads, uintptr_t out) {
+  for_each_image(features, dtype, S, N, D, batch_stride, row_stride,
+                 [&](int64_t s, const zspa::cpu::Tokens& tokens) {
+                   zspa::cpu::thin(tokens, mask ? at<const uint8_t>(mask) + s * N : nullptr,
+                                   at<const double>(scores) + s * N, k, step, threads,
+                                   at<int64_t>(out) + s * k);
+                 });
+}
+
 void call_merge(uintptr_t x, int dtype, int64_t S, int64_t N, int64_t D, int64_t batch_stride,
                 int64_t row_stride, uintptr_t owner, uintptr_t weights, int64_t k, int threads,
                 uintptr_t out) {
@@ -216,6 +228,7 @@ void zspa::bind_primitives(py::module_& m) {
   m.def("until_novel", &call_until_novel, unlocked);
   m.def("groups", &call_groups, unlocked);
   m.def("merge", &call_merge, unlocked);
+  m.def("thin", &call_thin, unlocked);
   m.def("topk", &call_topk, unlocked);
   m.def("ascending", &ascending, unlocked);
   m.def("combined", &combined, unlocked);

@@ -282,7 +282,7 @@ def scores(draw: Draw) -> Call:
 def merging(draw: Draw) -> Call:
     B, N, D, k = sizes(draw)
     x, mask = draw.rows(B, N, D, draw.dtype()), draw.mask(B, N)
-    kind = draw.pick.choice(["assign", "match", "merge", "alignment"])
+    kind = draw.pick.choice(["assign", "match", "merge", "thin", "alignment"])
     draw.said.append(kind)
     if kind == "assign":
         kept = draw.integers(-1, max(N - 1, -1), B, k)
@@ -290,6 +290,9 @@ def merging(draw: Draw) -> Call:
     if kind == "match":
         k = max(k, min(1, N))
         return lambda: primitives.match(x, k, mask=mask), Same.ISA
+    if kind == "thin":
+        scores, step = draw.values(B, N), draw.size(1, 8, most=9) or 1
+        return lambda: primitives.thin(x, scores, k, step=step, mask=mask), Same.ISA
     if kind == "merge":
         owner, weights = draw.integers(-2, k + 1, B, N), draw.values(B, N)
         some = weights if draw.chance() else None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""assign, match, merge and alignment: the native kernels and plain torch decide alike."""
+"""assign, match, merge, thin and alignment: native kernels and plain torch decide alike."""
 
 from __future__ import annotations
 
@@ -12,7 +12,16 @@ from torch import Tensor
 
 from python_tests.runners import same_bits, spread, strided_views, threads, turned
 from zspa_kernels import _native
-from zspa_kernels.primitives import alignment, assign, match, merge, merging, topk
+from zspa_kernels.primitives import (
+    alignment,
+    assign,
+    match,
+    merge,
+    merging,
+    thin,
+    thinning,
+    topk,
+)
 from zspa_kernels.primitives.merging import groups
 from zspa_kernels.primitives.scores import chosen, spaced
 from zspa_kernels.testing import MODELS, SPECIAL, special, tokens
@@ -34,7 +43,8 @@ def plainly(
 ) -> Any:
     """What torch returns without the native kernels."""
     with patch.context() as context:
-        context.setattr(merging, "native", lambda *x: False)
+        for module in (merging, thinning):
+            context.setattr(module, "native", lambda *x, **y: False)
         return function(*given, **named)
 
 
@@ -65,6 +75,24 @@ def test_as_torch_decides(native_isa: str, monkeypatch: pytest.MonkeyPatch) -> N
         same_bits(assign(features, kept, mask=mask), right)
 
 
+def test_thinned_as_torch(native_isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lists that hold all others and lists that do not, made anew; levels of scores; few steps."""
+    draw = torch.Generator().manual_seed(0)
+    isas = _native.module().isas()
+    for turn, kind in enumerate((*MODELS, *SPECIAL)):
+        if kind not in ("exact", "vlm") and turn % len(isas) != isas.index(native_isa):
+            continue
+        n, c = (200, 24) if kind in ("exact", "vlm") else ((45, 33), (90, 16), (70, 64))[turn % 3]
+        features, mask = case(kind, n, c, DTYPES[turn % 3])
+        scores = torch.randn(n, generator=draw).mul(5).round()
+        scores[7] = torch.inf
+        for k, step in ((0, 8), (1, 3), (n // 10, 8), (2 * n // 3, 1), (n, 8)):
+            left = thin(features, scores, k, step=step, mask=mask)
+            right = plainly(monkeypatch, thin, features, scores, k, step=step, mask=mask)
+            same_bits(left, right)
+            assert len(left) == k
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_sums_as_torch(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     draw = torch.Generator().manual_seed(0)
@@ -85,7 +113,10 @@ def test_laws(require_backend: Require) -> None:
     kept = torch.arange(0, 2 * n, 7).view(2, -1) % n
     indices, owner = match(features, k)
     slots, merged = assign(features, kept), merge(features, owner, k)
+    scores = torch.rand(2, n, generator=torch.Generator().manual_seed(0))
+    left = thin(features, scores, k)
     for b in range(2):
+        same_bits(thin(features[b], scores[b], k), left[b])
         same_bits(match(features[b], k)[1], owner[b])
         same_bits(assign(features[b], kept[b]), slots[b])
         same_bits(assign(features[b], kept[b, :0]), torch.full((n,), -1))
@@ -93,10 +124,12 @@ def test_laws(require_backend: Require) -> None:
     for view in strided_views(features).values():
         same_bits(match(view, k)[0], indices)
         same_bits(assign(view, kept), slots)
+        same_bits(thin(view, spread(scores), k), left)
     for count in (1, 2, 3):
         with threads(count):
             same_bits(match(features, k)[1], owner)
             same_bits(assign(features, kept), slots)
+            same_bits(thin(features, scores, k), left)
             same_bits(merge(features, owner, k), merged)
     wide = torch.full((n + 9, c), torch.nan)
     wide[5 : n + 5] = features[0]

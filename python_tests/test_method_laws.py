@@ -169,8 +169,8 @@ def test_degenerate_tokens(name: str) -> None:
         indices = zk.methods.get(name, keep=9).select(**equal).indices
         assert len(set(indices.tolist())) == 9
         assert indices.min() >= 0
-        # ToMe's odd places and VisionZip's spaced ones apart, ties go to the lowest index.
-        if name not in ("tome", "visionzip"):
+        # Where places decide (ToMe, VisionZip, VisPruner) apart, ties go to the lowest index.
+        if name not in ("tome", "visionzip", "vispruner"):
             assert indices.tolist() == list(range(9))
     nan = {**given, "visual": torch.full((N, D), torch.nan)}
     if set(per_token(name)) == {"visual"}:

@@ -18,6 +18,7 @@ from python_tests.oracles.todre import check_todre
 from python_tests.oracles.tome import tome
 from python_tests.oracles.trimtokenator import remaining
 from python_tests.oracles.visionzip import visionzip
+from python_tests.oracles.vispruner import vispruner
 from python_tests.scenes import draw, inputs
 from zspa_kernels.methods import (
     AdaptPrune,
@@ -29,6 +30,7 @@ from zspa_kernels.methods import (
     ToMe,
     TrimTokenator,
     VisionZip,
+    VisPruner,
 )
 from zspa_kernels.testing import prompt, special, tokens
 
@@ -212,6 +214,32 @@ def test_visionzip(name: str) -> None:
         ordered = VisionZip(k, share).select(visual, attention=attention, visual_mask=mask)
         assert kept(ordered.indices.tolist()) == sorted(right.dominant + right.targets)
         assert set(ordered.indices[ordered.core_mask].tolist()) == set(right.dominant)
+
+
+@pytest.mark.parametrize("name", CASES + ODD)
+def test_vispruner(name: str) -> None:
+    features, mask = case(name)
+    visual = draw("visual", (N, 3, 1))[..., 0]
+    attention = levels()
+    attention[3] = torch.nan
+    for k, share, step in (
+        (1, 0.5, 8),
+        (2, 0.5, 1),
+        (9, 0.5, 3),
+        (9, 0.0, 8),
+        (9, 1.0, 8),
+        (16, 0.3, 2),
+    ):
+        method = VisPruner(k, share, step, sorted=False)
+        given = {"attention": attention, "features": features, "visual_mask": mask}
+        core, others = vispruner(features, attention, k, share, step, mask)
+        picked = method.select(visual, **given)
+        assert kept(picked.indices.tolist()) == core + others
+        assert kept(picked.indices[picked.core_mask].tolist()) == core
+        ordered = VisPruner(k, share, step).select(visual, **given)
+        assert kept(ordered.indices.tolist()) == sorted(core + others)
+        assert set(ordered.indices[ordered.core_mask].tolist()) == set(core)
+        assert int(ordered.core_mask.sum()) == len(core)
 
 
 def test_visionzip_merges_only_with_keys() -> None:

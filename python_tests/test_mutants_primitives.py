@@ -35,6 +35,7 @@ def patched(test: Callable[..., None], *arguments: object) -> Proof:
 GREEDY, SCORED = rules.test_greedyprune, rules.test_scoredtopk
 ID, ADAPT, CEN = rules.test_idselection, rules.test_adaptprune, rules.test_cenprune
 TOME, ZIP, TRIM = rules.test_tome, rules.test_visionzip, rules.test_trimtokenator
+VIS = rules.test_vispruner
 ODD_ROWS = primitives.test_alignment_and_distinctiveness_of_odd_rows
 MERGE = primitives.test_merge_is_differentiable_and_leaves_out_what_nobody_owns
 SLOTS = primitives.test_assign_prefers_the_own_slot_and_the_lowest
@@ -240,6 +241,30 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], Proof]] = {
     "match: half of a round is lost": (
         ("primitives.merging", "len(heads) // 2)", "max(1, len(heads) // 4))"),
         of(TOME, "vlm"),
+    ),
+    "thin: the least similar go": (
+        ("primitives.thinning", "odd)[gone:]], odd", "odd)[: len(even) - gone]], odd"),
+        of(VIS, "vlm"),
+    ),
+    "thin: even ones stand behind": (
+        (
+            "primitives.thinning",
+            "torch.cat((even[near.order(even, odd)[gone:]], odd))",
+            "torch.cat((odd, even[near.order(even, odd)[gone:]]))",
+        ),
+        of(VIS, "vlm"),
+    ),
+    "thin: float32 decides": (
+        ("primitives.thinning", "if not bool(close.any()):", "if True:"),
+        primitives.test_thin_at_a_tie,
+    ),
+    "thin: zero rows stay": (
+        ("primitives.thinning", "_ZERO_ROW = 2.0", "_ZERO_ROW = -2.0"),
+        of(VIS, "zero_rows"),
+    ),
+    "thin: something is similar to a zero row": (
+        ("primitives.thinning", "cosines[:, ~image.directed[line]] = _NONE", "pass"),
+        primitives.test_thin_at_a_tie,
     ),
     "nearest: the first of those close": (
         ("backends.reference._image", "torch.where(exact == best[q], t, len(targets))", "t"),

@@ -18,6 +18,7 @@ import zspa_kernels as zk
 from python_tests.oracles.scoredtopk import scoredtopk
 from python_tests.oracles.todre import check_todre
 from python_tests.oracles.tome import tome
+from python_tests.oracles.vispruner import thinned
 from python_tests.scenes import integer_tokens
 from zspa_kernels.primitives import (
     _image,
@@ -36,6 +37,8 @@ from zspa_kernels.primitives import (
     similarity,
     soft_suppress,
     suppress,
+    thin,
+    thinning,
     topk,
 )
 from zspa_kernels.primitives._image import Image
@@ -49,7 +52,7 @@ def path(name: str) -> Iterator[None]:
     """With the native kernels, where they are built, or by the operations of torch."""
     with pytest.MonkeyPatch.context() as patch:
         if name == "torch":
-            for module in (_image, merging, scores, similarity):
+            for module in (_image, merging, scores, similarity, thinning):
                 patch.setattr(module, "native", lambda *x, **y: False)
         yield
 
@@ -83,6 +86,18 @@ def test_match(keys: Tensor, data: st.DataObject) -> None:
             next(slot for slot, head in enumerate(sorted(groups)) if i in groups[head])
             for i in range(len(keys))
         ]
+
+
+@given(integer_tokens(), st.data())
+def test_thin(features: Tensor, data: st.DataObject) -> None:
+    n = len(features)
+    k, step = data.draw(st.integers(0, n)), data.draw(st.integers(1, 3))
+    levels = st.sampled_from([0.0, -0.0, 1.0, 2.0, float("inf")])
+    scores = torch.tensor(data.draw(st.lists(levels, min_size=n, max_size=n)))
+    right = thinned(features, scores, k, step)
+    for name in PATHS:
+        with path(name):
+            assert thin(features, scores, k, step=step).tolist() == right
 
 
 @given(st.data())
@@ -144,6 +159,31 @@ def test_match_at_a_tie() -> None:
     # Angles of 1.1e-4 and 1e-4: to float32 both pairs are equally similar.
     pairs = [torch.tensor([[1.0, 0.0], [1.0, angle]]) for angle in (1.1e-4, 1e-4)]
     assert match(torch.block_diag(*pairs), 3)[1].tolist() == [0, 1, 2, 2]
+
+
+def test_thin_at_a_tie() -> None:
+    """The same pairs; and a zero row at an odd place, which the others are less unlike than 3."""
+    pairs = torch.block_diag(*[torch.tensor([[1.0, 0], [1, angle]]) for angle in (1.1e-4, 1e-4)])
+    rows = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.2, 1.0], [-1.0, -0.5]])
+    scores = torch.tensor([0.4, 0.3, 0.2, 0.1])
+    for name in PATHS:
+        with path(name):
+            assert thin(pairs, scores, 3).tolist() == [0, 1, 3]
+            assert thin(rows, scores, 3).tolist() == [0, 1, 3]
+            assert thin(torch.zeros(4, 2), scores, 3).tolist() == [2, 1, 3]
+            assert thin(rows[:3], scores[:3], 2).tolist() == [2, 1]  # nothing is like either
+
+
+@pytest.mark.parametrize("n", [30, 80])
+def test_thin_where_float32_sees_no_difference(n: int) -> None:
+    """Cosines differ by less than 1e-7; of as many tokens as one remembers, and of more."""
+    draw = torch.Generator().manual_seed(0)
+    features = 1 + 4.5e-4 * torch.randn(n, 64, generator=draw)
+    scores = torch.rand(n, generator=draw)
+    right = thinned(features, scores, n // 4)
+    for name in PATHS:
+        with path(name):
+            assert thin(features, scores, n // 4).tolist() == right
 
 
 def test_twins() -> None:
@@ -270,7 +310,12 @@ def test_ambient_state_changes_nothing() -> None:
 
     def every() -> list[Tensor]:
         found = centred(rows), distinctiveness(rows), alignment(rows, rows[:3]), assign(rows, kept)
-        return [*found, *match(rows, 9), similarity.until_novel(rows, ranked, 9, 0.7, 5)]
+        return [
+            *found,
+            thin(rows, rows[:, 0], 9),
+            *match(rows, 9),
+            similarity.until_novel(rows, ranked, 9, 0.7, 5),
+        ]
 
     expected = every()
     with torch.autocast("cpu", torch.bfloat16):
@@ -335,6 +380,12 @@ BAD = [
     (alignment, (X, X[:, :2]), {}, ValueError, r"alignment: prompt must be \[M, D=4\] like"),
     (centred, (X[0],), {}, ValueError, r"centred: visual must be \[N, D\] or \[B, N, D\], got"),
     (distinctiveness, (3,), {}, TypeError, "distinctiveness: visual must be a tensor, got int 3"),
+    (thin, (X, S, 5), {}, ValueError, r"thin: k must be in \[0, N=4\], got 5"),
+    (thin, (X, S, 1), {"step": 0}, ValueError, "thin: step must be at least 1, got 0"),
+    (thin, (X, S, 1), {"step": 1.5}, TypeError, "thin: step must be an int, got float 1.5"),
+    (thin, (X, S[:3], 1), {}, ValueError, r"thin: scores must have shape \[4\], got \[3\]"),
+    (thin, (X, S.int(), 1), {}, TypeError, "thin: scores must be float"),
+    (thin, (X, S, 1), {"mask": S}, TypeError, "thin: mask must be bool, got torch.float32"),
     (match, ([1.0], 1), {}, TypeError, r"match: features must be a tensor, got list \[1.0\]"),
     (match, (X, "1"), {}, TypeError, "match: k must be an int, got str '1'"),
     (match, (X, 1), {"mask": S}, TypeError, "match: mask must be bool, got torch.float32"),
@@ -378,6 +429,7 @@ def test_every_argument_has_its_name() -> None:
         (alignment, {"visual": X, "prompt": X[:2]}),
         (assign, {"features": X, "kept": kept}),
         (match, {"features": X, "k": 2}),
+        (thin, {"features": X, "scores": S, "k": 2}),
     ):
         for swapped in (arguments, dict(reversed(arguments.items()))):
             expected = call(*arguments.values())

@@ -142,6 +142,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "scoredtopk": {"preset": None},
     "trimtokenator": {"align": 0.8},
     "visionzip": {"contextual": 10 / 64},
+    "vispruner": {"important": 0.5, "step": 8},
     "zooprune": {
         "score": "closed_form",
         "rank": None,
@@ -225,6 +226,7 @@ OUTSIDE: dict[str, dict[str, tuple[float, ...]]] = {
     "scope": {"alpha": (-0.1,)},
     "trimtokenator": {"align": (0.0, 1.1)},
     "visionzip": {"contextual": (-0.1, 1.1)},
+    "vispruner": {"important": (-0.1, 1.1), "step": (0,)},
     "zspaprune": {"core_ratio": (-0.1,)},
 }
 

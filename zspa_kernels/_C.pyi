@@ -226,20 +226,13 @@ def groups(
     /,
 ) -> None: ...
 def match(
-    features: int,
-    dtype: int,
-    S: int,
-    N: int,
-    D: int,
-    batch_stride: int,
-    row_stride: int,
-    mask: int,
-    k: int,
-    threads: int,
-    heads: int,
-    owner: int,
-    /,
-) -> None: ...
+    features: int, dtype: int, S: int, N: int, D: int, batch_stride: int, row_stride: int,
+    mask: int, k: int, threads: int, heads: int, owner: int, /,
+) -> None: ...  # fmt: skip
+def thin(
+    features: int, dtype: int, S: int, N: int, D: int, batch_stride: int, row_stride: int,
+    mask: int, scores: int, k: int, step: int, threads: int, left: int, /,
+) -> None: ...  # fmt: skip
 def merge(
     x: int,
     dtype: int,

@@ -54,10 +54,11 @@ INPUTS = {
     "image_embeds": plane(170, 0, 60, 180, 40, 90, 20),
     "text_embeds": plane(0),
 }
-#: Attention from the last text token, where it is not that of [CLS].
+#: Attention of methods that would keep what others keep, or that read that of the last text token.
 ATTENTION = {
     "adaptprune": numbers(0.1, 0.8, 0.4, 0.5, 0.3, 0.7, 0.9),
     "idselection": numbers(0.1, 0.4, 0.3, 0.5, 0.9, 0.8, 0.7),
+    "vispruner": numbers(0.2, 0.3, 0.1, 0.5, 0.8, 0.4, 0.9),
 }
 #: What the presets of ScoredTopK read: a model has another tensor for each.
 SCORES = {
@@ -132,6 +133,11 @@ CASES = {
         {0, 1},
         "the first has most attention, the next is the first of the rest",
         {"contextual": 0.5},
+    ),
+    "vispruner": Case(
+        {0, 4, 5, 6},
+        "6 and 4 have most attention; of the others, 60, 100, 20, 0 and 40, every second one goes, "
+        "as up to eight may",
     ),
     "zooprune": Case(
         {2, 4},

@@ -37,6 +37,7 @@ from .todre import ToDRE
 from .tome import ToMe
 from .trimtokenator import TrimTokenator
 from .visionzip import VisionZip
+from .vispruner import VisPruner
 from .zooprune import ZOOPrune
 from .zspaprune import ZSPAPrune
 
@@ -64,6 +65,7 @@ __all__ = [
     "ToDRE",
     "ToMe",
     "TrimTokenator",
+    "VisPruner",
     "VisionZip",
     "ZOOPrune",
     "ZSPAPrune",

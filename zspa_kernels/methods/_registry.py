@@ -130,6 +130,7 @@ Published = Literal[
     "vflowopt",
     "visiondrop",
     "visionzip",
+    "vispruner",
     "vitcop",
     "zooprune",
     "zspaprune",

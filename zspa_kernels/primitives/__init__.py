@@ -5,8 +5,8 @@ They decide as a float64 implementation of their rule would, break ties by the l
 treat zero rows, invalid tokens and masks as the ops do. Some look at values to decide what to
 compute next. These say how often they wait for the device; they cannot be captured in a CUDA graph,
 and `torch.vmap` refuses them. `min_sum`, `suppress` and `soft_suppress` are the ops of these names.
-For tensors on a CPU, merging, alignment, centring and top-k have native kernels, which decide the
-same.
+For tensors on a CPU, merging, thinning, alignment, centring and top-k have native kernels, which
+decide the same.
 
 Example:
     >>> import torch
@@ -18,6 +18,7 @@ from ..api import min_sum, soft_suppress, suppress
 from .merging import Merging, assign, match, merge
 from .scores import ascending, min_max, quotas, topk
 from .similarity import alignment, centred, distinctiveness
+from .thinning import thin
 
 __all__ = [
     "Merging",
@@ -33,5 +34,6 @@ __all__ = [
     "quotas",
     "soft_suppress",
     "suppress",
+    "thin",
     "topk",
 ]

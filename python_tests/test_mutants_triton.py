@@ -224,10 +224,12 @@ def _judge_soft_suppress() -> None:
     places = torch.stack((torch.arange(n) // 6, torch.arange(n) % 6), -1).float()
     places[14, 0], places[17, 1] = torch.inf, torch.nan
     near: dict[str, Any] = {"positions": places, "spread": 1.5, "reach": 2.0}
-    for given in ({"rule": "scale"}, {"rule": "subtract"} | near, {"rule": "subtract"}):
+    # Scores so small that all are equal, but for a step that is one of the largest; all of them 0.
+    small, zero = scores * 2.0**-60, torch.zeros(n)
+    scale, plain = {"rule": "scale"}, {"rule": "subtract"}
+    cases = ((scores, scale), (small, plain | near), (small, plain), (zero, plain))
+    for rated, given in cases:
         run: dict[str, Any] = {"sharpness": 2.0, **given}
-        # So small that all are equal, but for a step that is one of the largest.
-        rated = scores if given["rule"] == "scale" else scores * 2.0**-60
         right = soft_suppress64(visual, rated, k, **run)
         where = given.get("positions")
         picks = soft_suppress.soft_suppress(

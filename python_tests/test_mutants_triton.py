@@ -190,6 +190,8 @@ def _judge_min_sum() -> None:
     check_min_sum(visual, picks, 3, bound=1e-6, mask=mask, seeds=torch.tensor([0]))
     visual, seeds = tokens("iid", 8, 20, seed=1), torch.tensor([2, 6, 6, 6])
     visual[3] = 0.0
+    picks = run(visual[None], 1, torch.tensor([[3]]), None)[0]
+    check_min_sum(visual, picks, 1, bound=0.0, seeds=torch.tensor([3]))
     picks = run(visual[None], 6, seeds[None], None)[0]
     check_min_sum(visual, picks, 6, bound=1e-6, seeds=seeds)
     visual = tokens("exact", n, 16, seed=0)

@@ -218,7 +218,7 @@ def _judge_suppress() -> None:
 
 def _judge_soft_suppress() -> None:
     """Zero rows, equal rows, scores and places that do not count; both rules, near and far."""
-    n, k = 24, 22
+    n, k = 23, 22
     visual, scores = tokens("clusters", n, 20, seed=1), torch.arange(n).flip(0) % 5 / 4 - 0.25
     visual[[4, 11]], visual[9] = 0.0, torch.nan
     visual[20], visual[6] = visual[1], 9 * visual[1]
@@ -300,7 +300,7 @@ def test_suppress(fault: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 @pytest.mark.parametrize("fault", [None, *SOFT])
 def test_soft_suppress(fault: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    small = {"lanes": 4, "own_rows": 16, "wide": 16, "ahead": 1}
+    small = {"lanes": 4, "own_rows": 16, "wide": 8, "ahead": 2}
     Runs(monkeypatch, soft_suppress, **small).programs = 2
     if fault is None:
         return _judge_soft_suppress()

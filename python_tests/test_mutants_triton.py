@@ -188,7 +188,7 @@ def _judge_min_sum() -> None:
     assert torch.equal(run(visual[None], 9, nothing, mask[None])[0], picks)
     picks = run(visual[None], 3, torch.tensor([[0]]), mask[None])[0]
     check_min_sum(visual, picks, 3, bound=1e-6, mask=mask, seeds=torch.tensor([0]))
-    visual, seeds = tokens("iid", 8, 20, seed=1), torch.tensor([2, 6, 6, 6])
+    visual, seeds = tokens("iid", 8, 20, seed=1), torch.tensor([6, 2, 6, 6])
     visual[3] = 0.0
     picks = run(visual[None], 1, torch.tensor([[3]]), None)[0]
     check_min_sum(visual, picks, 1, bound=0.0, seeds=torch.tensor([3]))

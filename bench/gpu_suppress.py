@@ -76,7 +76,7 @@ def suppress_at_the_threshold() -> None:
     pairs = torch.combinations(torch.arange(AXES))
     n = len(pairs)
     rows = torch.zeros(n, AXES).scatter_(1, pairs, 1.0) * (1 + torch.arange(n)[:, None] / 7)
-    for limit in (0.5, 0.5 - 2.0**-41):
+    for limit in (0.5, 0.5 - 2.0**-40):
         _suppress(rows, torch.zeros(n), n, None, limit)
 
 

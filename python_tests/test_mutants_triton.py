@@ -207,7 +207,7 @@ def _judge_suppress() -> None:
 
     pairs = torch.combinations(torch.arange(8)).repeat(2, 1)[:36]
     rows = torch.zeros(36, 22).scatter_(1, 3 * pairs, 1.0) * (1 + torch.arange(36)[:, None] / 7)
-    for limit in (0.5, 0.5 - 2.0**-41):
+    for limit in (0.5, 0.5 - 2.0**-40):
         check(rows, torch.zeros(36), 34, limit, True)
     visual, scores = tokens("iid", 40, 20, seed=1), torch.arange(40) % 7 / 4 - 0.5
     visual[13], visual[36], visual[4] = 0.0, 0.0, torch.nan

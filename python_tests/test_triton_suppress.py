@@ -179,7 +179,7 @@ def test_no_barrier_can_be_spared(runs: Runs) -> None:
     def work() -> list[Tensor]:
         one = (visual[2:], scores[2:], 24)  # what the last block leaves out fills slots
         few = (visual, scores, 5)  # fewer than a block has columns
-        limit = 0.25 - 2.0**-41  # so that open pairs are close
+        limit = 0.25 - 2.0**-40  # so that open pairs are close
         calls = ((visual, scores, 15), one, few)
         return [suppress.suppress(*call, limit, True, None) for call in calls]
 

@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,14 @@ _VARIABLES = (
 _OWN = (":(exclude)bench/results", ":(exclude)README.md", ":(exclude)docs/*.md")
 
 
+def cpu_name(cpu: Mapping[str, Any]) -> str:
+    """What a processor is called, with the numbers that tell generations of one name apart."""
+    name: str = cpu.get("brand_raw", platform.processor())
+    if "family" not in cpu or "model" not in cpu:
+        return name
+    return f"{name} (family {cpu['family']}, model {cpu['model']})"
+
+
 def environment(threads: int) -> dict[str, Any]:
     """Commit, machine, versions and settings, ready for JSON."""
     cpu = cpuinfo.get_cpu_info()
@@ -36,7 +45,7 @@ def environment(threads: int) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "git": git(),
         "cpu": {
-            "model": cpu.get("brand_raw", platform.processor()),
+            "model": cpu_name(cpu),
             "logical": os.cpu_count(),
             "l2_bytes": cpu.get("l2_cache_size"),
             "l3_bytes": cpu.get("l3_cache_size"),

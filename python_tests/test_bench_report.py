@@ -13,6 +13,7 @@ from torch import Tensor
 from bench import compare, pages, registry, report, timing
 from bench.ceilings import Ceilings, Floor, Work
 from bench.contenders import OURS
+from bench.environment import cpu_name
 from bench.registry import suite, workload
 from bench.results import Record, Results
 from bench.timing import POISON
@@ -159,6 +160,12 @@ def test_compare_names_what_the_later_file_lacks(
     longer = dataclasses.replace(calm.workloads[first], seconds=9.0)
     same = dataclasses.replace(calm, workloads={**calm.workloads, first: longer})
     assert _compare(tmp_path, calm, same) == 0
+
+
+def test_generations_of_one_name_are_told_apart() -> None:
+    cpu = {"brand_raw": "AMD EPYC", "family": 25, "model": 17}
+    assert cpu_name(cpu) == "AMD EPYC (family 25, model 17)"
+    assert cpu_name({"brand_raw": "AMD EPYC"}) == "AMD EPYC"
 
 
 def test_compare_refuses_other_machines(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 import zspa_kernels as zk
 from python_tests import vlms
@@ -160,3 +161,31 @@ def test_where_the_times_of_frames_stand(prompt: list[int], places: list[int]) -
     where = Layout(one, column, one, torch.zeros(len(one), 3), torch.ones(len(one)).bool())
     found = marks(ARCHITECTURES["qwen3_vl"], where, ids)
     assert found[0].nonzero().flatten().tolist() == places
+
+
+def test_generate_goes_on_from_given_positions() -> None:
+    """As docs/own_models.md says: before 5.3 it counts on from the length of the cache."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=100,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        initializer_range=0.5,
+    )
+    model = transformers.LlamaForCausalLM(config).eval().requires_grad_(False)
+    columns, count = torch.tensor([[0, 1, 40, 77, 90, 91]]), 5
+    whole = model.get_input_embeddings()(torch.randint(3, 100, (1, 92)))
+    mask = torch.zeros(1, 92, dtype=torch.long).scatter(1, columns, 1)
+    given = {"inputs_embeds": whole[:, columns[0]], "attention_mask": torch.ones_like(columns)}
+    options = {"max_new_tokens": count, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    answer = model.generate(**given, position_ids=columns, **options)
+    right = []
+    for _ in range(count):
+        places = torch.arange(whole.shape[1])[None]
+        logits = model(inputs_embeds=whole, attention_mask=mask, position_ids=places).logits
+        right.append(int(logits[0, -1].argmax()))
+        token = model.get_input_embeddings()(torch.tensor([right[-1:]]))
+        whole, mask = torch.cat((whole, token), 1), torch.cat((mask, mask.new_ones(1, 1)), 1)
+    assert (answer[0].tolist() == right) == (vlms.VERSION >= (5, 3))

@@ -13,6 +13,7 @@
 namespace zspa::cpu {
 
 constexpr int64_t kColumnBlock = 240;  // targets packed at once: 2 MB of bfloat16 at D = 4096
+
 // Rows that are compared, in float32 or less, and how their exact cosines are computed.
 struct Compared {
   Tokens tokens;

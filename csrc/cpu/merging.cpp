@@ -14,10 +14,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "compared.h"
-#include "relevance_topk.h"
 
 namespace zspa::cpu {
 namespace {

@@ -21,8 +21,8 @@ namespace {
 // Three quarters of them are gone or at even places before tokens look again: one token in 10^4 finds none.
 constexpr int64_t kNeighbours = 32;
 constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();
-constexpr double kNothing = -2.0;  // as the cosine with the most similar of no tokens
-constexpr double kZeroRow2 = 2.0;  // a zero row goes first
+constexpr double kNothing = -2.0;   // as the cosine with the most similar of no tokens
+constexpr double kGoesFirst = 2.0;  // of a zero row
 
 struct Neighbour {
   int token;
@@ -98,7 +98,7 @@ class Line {
     std::vector<Rated> rated(even.size());
     std::vector<size_t> unsure;
     for (size_t e = 0; e < even.size(); ++e) {
-      rated[e] = {int(e), float(kZeroRow2), kZeroRow2};
+      rated[e] = {int(e), float(kGoesFirst), kGoesFirst};
       if (!rows_.directed(even[e])) continue;
       const Neighbour* list = list_of(even[e]);
       const int held = held_[size_t(even[e])];

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,36 +78,43 @@ class Collected:
         names = set() if self.layer is None else set(self.layer.names)
         if len(self.noted) != len(encoded.parts) or any(names - set(one) for one in self.noted):
             raise unwatched("the vision tower" if names else target.arch.projector)
-        parts = list(zip(encoded.parts, self.noted, strict=True))
-        made = {
-            kind: encoded.in_prompts([self._of(kind, target, inputs, *one) for one in parts])
-            for kind in set(self.kinds.values())
-        }
+        parts = zip(encoded.parts, self.noted, strict=True)
+        each = [self._of(target, inputs, part, noted) for part, noted in parts]
+        made = {kind: encoded.in_prompts([one[kind] for one in each]) for kind in each[0]}
         return {name: made[kind] for name, kind in self.kinds.items()}
 
     def _of(
-        self, kind: str, target: Target, inputs: Mapping[str, Any], part: Part, noted: Any
+        self, target: Target, inputs: Mapping[str, Any], part: Part, noted: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """By kind, what is wanted of pictures or of videos, in the order of their tokens."""
+        made: dict[str, Tensor] = {}
+        heads = [] if self.layer is None else list(self.layer.heads(noted))
+        for kind in set(self.kinds.values()):
+            rows = (
+                noted["features"] if kind == "features" else self._rows(kind, target, part, heads)
+            )
+            made[kind] = along(target, inputs, part, rows)
+        return made
+
+    def _rows(
+        self, kind: str, target: Target, part: Part, heads: Sequence[tuple[Tensor, Tensor]]
     ) -> Tensor:
-        """One kind of pictures or of videos, in the order of their tokens."""
-        if kind == "features":
-            return along(target, inputs, part, noted["features"])
+        """Attention or keys of the rows that the projector makes tokens of."""
         layer: Any = self.layer
         first = int(layer.cls)
-        heads = layer.heads(noted)
         if kind == "keys":
             values = [keys.mean(1)[first:] for _, keys in heads]
         else:
             asked = 1 if layer.cls else None
             values = [received(q[:asked], k, layer.scale)[first:] for q, k in heads]
         if target.arch.blocks:
-            rows = in_blocks(target, torch.cat(values))
-        elif target.arch.squares:
-            rows = in_squares(part, torch.stack(values))
-        else:
-            rows = torch.stack(values)
+            return in_blocks(target, torch.cat(values))
+        rows = torch.stack(values)
+        if target.arch.squares:
+            rows = in_squares(part, rows)
         if target.arch.frames and part.modality.moves:  # their [CLS] is a token, but no patch
             rows = torch.cat((torch.full_like(rows[:, :1], torch.nan), rows), dim=1)
-        return along(target, inputs, part, rows)
+        return rows
 
 
 def wanted(method: Any, target: Target, inputs: Mapping[str, Any] | None = None) -> Collected:

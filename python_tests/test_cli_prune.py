@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -42,6 +44,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for file in (here / "model").iterdir():
         if file.suffix != ".safetensors":
             (here / "bare" / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(here / "bare", here / "torn")
+    (here / "torn" / "model.safetensors").write_bytes(b"{}")
+    shutil.copytree(here / "model", here / "mute")
+    (here / "mute" / "chat_template.jinja").write_text("{{ messages[0]['content'] + '' }}")
     (here / "notes.png").write_text("not a picture")
     return here
 
@@ -106,6 +112,37 @@ def test_json_is_the_whole_report() -> None:
     assert (found["full"], found["out"], found["architecture"]) == (None, None, "LLaVA-1.5")
 
 
+def test_two_answers_are_timed_when_all_is_warm(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths: list[int] = []
+    generate = ask._generate
+
+    def noted(model: Any, processor: Any, inputs: Any, length: int, tick: Any) -> ask.Run:
+        lengths.append(length)
+        return generate(model, processor, inputs, length, tick)
+
+    monkeypatch.setattr(ask, "_generate", noted)
+    for more, asked in ((["--full"], [1, 3, 1, 3]), ([], [3])):
+        lengths.clear()
+        assert call("--json", *more).exit_code == 0
+        assert lengths == asked
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (torch.OutOfMemoryError("Tried to allocate"), 1, "cpu has too little memory: OutOfMemory"),
+        (ValueError("no such token"), 2, "no such token"),
+    ],
+)
+def test_a_model_that_fails_unpruned_gets_one_line(
+    error: Exception, code: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ask, "_generate", MagicMock(side_effect=error))
+    result = call("--full")
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert f"zspa prune: {said}" in result.stderr
+
+
 def test_methods_that_need_the_projector_are_given_it_and_others_refuse() -> None:
     rated = call("--json", "--method", "zooprune", "--keep", "7")
     assert rated.exit_code == 0, rated.output
@@ -141,14 +178,18 @@ class ImageProcessor:
 
 @pytest.mark.parametrize(
     ("name", "title", "visual"),
-    [("llava_next", "LLaVA-NeXT", "70 -> 9"), ("qwen2_5_vl", "Qwen2.5-VL", "24 -> 9")],
+    [
+        ("llava_next", "LLaVA-NeXT", "70 -> 9"),
+        ("qwen2_5_vl", "Qwen2.5-VL", "24 -> 9"),
+        ("lfm3_vl", "LFM3-VL", "20 -> 9"),  # does not convert pixels itself
+    ],
 )
 def test_other_architectures(
     name: str, title: str, visual: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Tiles with newlines, and grids of merged patches: an answer and a picture."""
+    """Tiles with newlines, and grids of merged patches, in bfloat16: an answer and a picture."""
     tiny = vlms.get(name)
-    tiny.model.save_pretrained(tmp_path)
+    copy.deepcopy(tiny.model).bfloat16().save_pretrained(tmp_path)
     if name == "llava_next":
         tiny.processor.save_pretrained(tmp_path)
     else:
@@ -158,6 +199,7 @@ def test_other_architectures(
     result = call("--keep", "9", "--out", str(tmp_path / "kept.png"), model=str(tmp_path))
     assert result.exit_code == 0, result.output
     assert f"model    {title}, " in result.stdout
+    assert " bfloat16 on cpu, " in result.stdout
     assert f"tokens   visual {visual}, " in result.stdout
     with Image.open(tmp_path / "kept.png") as picture:
         assert picture.width > 600
@@ -208,14 +250,14 @@ FAILURE, USAGE = 1, 2
             "text is a 'llama'; supported are aya_vision, cohere2_vision, deepseek_vl, gemma3",
         ),
         (["--model", "bare"], FAILURE, "cannot load bare: "),
+        (["--model", "torn"], FAILURE, "cannot load torn: SafetensorError: "),
+        (["--model", "mute"], FAILURE, "the model's chat template fails: can only concatenate"),
         (["--model", "./nowhere"], FAILURE, "cannot load ./nowhere: no such folder"),
         (
             ["--model", "nobody/nothing"],
             FAILURE,
             "cannot load nobody/nothing: no folder here, and ",
         ),
-        (["--image", "gone.png"], FAILURE, "cannot read gone.png: No such file"),
-        (["--image", "notes.png"], FAILURE, "not a picture"),
         (["--out", "nowhere/kept.png"], FAILURE, "cannot write nowhere/kept.png"),
         (["--out", "photo.png"], USAGE, "is the picture itself"),
         (["--out", "kept.jpg"], USAGE, "--out must end in .png"),
@@ -242,6 +284,23 @@ FAILURE, USAGE = 1, 2
         (["--option", "pooling"], USAGE, "zspa prune: --option must be NAME=VALUE, got 'pooling'"),
         (["--option", "=max"], USAGE, "zspa prune: --option must be NAME=VALUE, got '=max'"),
         (["--option", "speed=3"], USAGE, "options of zspaprune must be among keep, core_ratio, "),
+        (["--option", "name=x"], USAGE, "--method zspaprune: options of zspaprune must be among"),
+        (
+            ["--keep", "0.5", "--option", "keep=4"],
+            USAGE,
+            "zspa prune: keep must be given once, got --keep 0.5 and --option keep=4",
+        ),
+        (
+            ["--option", "core_ratio=1", "--core-ratio", "0.5"],
+            USAGE,
+            "core_ratio must be given once, got --core-ratio 0.5 and --option core_ratio=1",
+        ),
+        (
+            ["--option", "pooling=max", "--option", "pooling=mean"],
+            USAGE,
+            "pooling must be given once, got --option pooling=max and --option pooling=mean",
+        ),
+        (["--image", "x.png"], USAGE, "--image must be given once, got photo.png, x.png"),
         (["--option", "pooling=7"], USAGE, "pooling must be one of mean, max, none_mean, none_max"),
         (["--method", "cdpruner"], USAGE, "not collected from a model; `select` can be given it"),
         (["--device", "cuda:99"], USAGE, "--device must be a device that this machine and this"),
@@ -262,6 +321,16 @@ def test_bad_calls_get_one_line(
     assert said in line
     assert "Traceback" not in result.stderr
     assert sorted(path.name for path in Path().iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("image", "said"), [("gone.png", "cannot read gone.png: No such"), ("notes.png", "not a pict")]
+)
+def test_pictures_that_cannot_be_read(image: str, said: str) -> None:
+    result = call(image=image)
+    assert (result.exit_code, result.stdout) == (FAILURE, "")
+    (line,) = result.stderr.splitlines()
+    assert said in line
 
 
 def test_without_transformers_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

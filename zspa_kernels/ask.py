@@ -8,7 +8,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,7 @@ def ask(
         method: one of `methods.available()`.
         options: of the method: `keep`, ...
         max_new_tokens: length of the answer at most.
-        full: also ask the model without pruning, first.
+        full: also ask the model without pruning, first; both once warm, by a token more.
         out: PNG of what was kept.
         device: where to run; by default the first GPU, or the CPU.
         progress: told what is being done.
@@ -137,30 +137,23 @@ def ask(
         progress("loading", None)
         processor, loaded = load(model, where)
         load_s = time.perf_counter() - start
-        try:
-            inputs = _inputs(processor, Image.fromarray(pixels), prompt).to(where)
-        except ValueError as error:  # a prompt with placeholders of its own
-            raise UsageError(f"--prompt {prompt!r:.60} with one picture: {_line(error)}") from error
+        inputs = _inputs(processor, Image.fromarray(pixels), prompt).to(where, loaded.dtype)
         target = Target.of(loaded)
-        try:
-            handle = prune(loaded, methods.get(method, **(options or {})), processor=processor)
-        except (PruningError, TypeError, ValueError) as error:
-            raise UsageError(_line(error)) from error
 
         def answer(what: str) -> Run:
+            if full:  # two times are compared, without what only first calls of a process do
+                _generate(loaded, processor, inputs, 1, lambda share: progress("warming up", None))
             return _generate(
                 loaded, processor, inputs, max_new_tokens, lambda share: progress(what, share)
             )
 
-        whole = answer("answering, unpruned") if full else None
-        with warnings.catch_warnings():
+        with _one_line(where), warnings.catch_warnings():
             # The report that is printed says so, in numbers.
             warnings.simplefilter("ignore", NothingPrunedWarning)
-            try:
-                with handle:
-                    pruned = answer("answering")
-            except (PruningError, TypeError, ValueError) as error:
-                raise UsageError(_line(error)) from error
+            handle = prune(loaded, methods.get(method, **(options or {})), processor=processor)
+            whole = answer("answering, unpruned") if full else None
+            with handle:
+                pruned = answer("answering")
         if handle.report is None:
             raise DemoError("the prompt has no image token: nothing was pruned")
         if temporary is not None:
@@ -195,7 +188,8 @@ def load(model: str, device: torch.device) -> tuple[Any, Any]:
     The configuration is looked at first: nobody waits for weights that cannot be used.
 
     Raises:
-        DemoError: files are missing, there is no network, or the architecture is not supported.
+        DemoError: files are missing or damaged, there is no network, the architecture is not
+            supported, or the device has too little memory.
     """
     import transformers
 
@@ -209,19 +203,35 @@ def load(model: str, device: torch.device) -> tuple[Any, Any]:
             known = ", ".join(sorted(ARCHITECTURES))
             raise DemoError(f"{model} is a {config.model_type!r}; supported are {known}")
         processor = processors.from_pretrained(model)
-        loaded = models.from_pretrained(model, dtype="auto")
-    # What transformers raises for missing files, no network, a damaged file, a missing package.
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        loaded = models.from_pretrained(model, dtype="auto").to(device).eval()
+    except DemoError:
+        raise
+    # Each of the libraries that read these files has errors of its own for damaged ones.
+    except Exception as error:
         where = "" if Path(model).is_dir() else "no folder here, and "
         raise DemoError(f"cannot load {model}: {where}{_line(error)}") from error
-    return processor, loaded.to(device).eval()
+    return processor, loaded
+
+
+@contextlib.contextmanager
+def _one_line(where: torch.device) -> Iterator[None]:
+    """What prevents an answer, told as other errors of the command are."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DemoError(f"{where} has too little memory: {_line(error)}") from error
+    except (PruningError, TypeError, ValueError) as error:
+        raise UsageError(_line(error)) from error
 
 
 def _line(error: Exception) -> str:
     """An error's text on one line; of others' errors without the advice that does not fit there."""
     text = " ".join(str(error).split())
-    ours = isinstance(error, PruningError)
-    return text if ours or len(text) <= 300 else text[:297] + "..."
+    if isinstance(error, PruningError):
+        return text
+    if not isinstance(error, OSError | ValueError | TypeError | ImportError):
+        text = f"{type(error).__name__}: {text}"  # such as a key
+    return text if len(text) <= 300 else text[:297] + "..."
 
 
 def _device(name: str | None) -> torch.device:
@@ -241,7 +251,7 @@ def _known(method: str, options: Mapping[str, Any]) -> None:
     try:
         methods.get(method, **options)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"--method {method}: {_line(error)}") from error
+        raise UsageError(f"--method {method}: {_line(error).removeprefix('get: ')}") from error
 
 
 def _across(crops: int, shape: float) -> int:
@@ -257,21 +267,32 @@ def _across(crops: int, shape: float) -> int:
 
 
 def _inputs(processor: Any, picture: Image.Image, prompt: str) -> Any:
-    """What the processor makes of the question, by the model's chat template if it has one."""
+    """What the processor makes of the question, by the model's chat template if it has one.
+
+    Raises:
+        UsageError: the prompt has placeholders of its own.
+        DemoError: the template is not for pictures, or fails.
+    """
     tokenizer = getattr(processor, "tokenizer", processor)
     source = processor if getattr(processor, "chat_template", None) else tokenizer
     once: dict[str, Any] = {}
     if getattr(source, "chat_template", None):
         parts = [{"type": "image"}, {"type": "text", "text": prompt}]
-        text = source.apply_chat_template(
-            [{"role": "user", "content": parts}], tokenize=False, add_generation_prompt=True
-        )
+        try:
+            text = source.apply_chat_template(
+                [{"role": "user", "content": parts}], tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # a template is a program, which raises what it likes
+            raise DemoError(f"the model's chat template fails: {_line(error)}") from error
         begin = getattr(tokenizer, "bos_token", None)
         if begin and text.startswith(begin):  # Gemma's template writes what its tokenizer adds too
             once["add_special_tokens"] = False
     else:
         text = f"{getattr(processor, 'image_token', '<image>')}\n{prompt}"
-    return processor(images=[picture], text=text, return_tensors="pt", **once)
+    try:
+        return processor(images=[picture], text=text, return_tensors="pt", **once)
+    except ValueError as error:
+        raise UsageError(f"--prompt {prompt!r:.60} with one picture: {_line(error)}") from error
 
 
 def _generate(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,18 +21,21 @@ if TYPE_CHECKING:
 
 
 KEEP = "Share of visual tokens in (0, 1], with a point; or a count."
+_SHARE = "0.1"
 
 
 def prune(
     model: Annotated[
         str, typer.Option(help="A folder with a model's files, or its name on the hub.")
     ],
-    image: Annotated[Path, typer.Option(help="A picture.")],
+    image: Annotated[list[Path], typer.Option(help="A picture; one.")],
     prompt: Annotated[str, typer.Option(help="The question.")],
     method: Annotated[
         str, typer.Option(help="Who chooses; `zspa methods` lists them.")
     ] = "zspaprune",
-    keep: Annotated[str, typer.Option(metavar="SHARE|COUNT", help=KEEP)] = "0.1",
+    keep: Annotated[
+        str | None, typer.Option(metavar="SHARE|COUNT", show_default=_SHARE, help=KEEP)
+    ] = None,
     core_ratio: Annotated[
         float | None,
         typer.Option(help="Share of those taken for relevance, where the method has one."),
@@ -46,7 +49,8 @@ def prune(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Length of the answer at most.")] = 64,
     full: Annotated[
-        bool, typer.Option("--full", help="Answer without pruning as well, to compare.")
+        bool,
+        typer.Option("--full", help="Answer without pruning as well, to compare; both once warm."),
     ] = False,
     out: Annotated[Path | None, typer.Option(help="A PNG of what was kept.")] = None,
     device: Annotated[
@@ -62,17 +66,15 @@ def prune(
     try:
         from zspa_kernels import ask
 
-        options: dict[str, Any] = {"keep": share_or_count(keep)}
-        if core_ratio is not None:
-            options["core_ratio"] = core_ratio
-        options.update(map(_option, option or ()))
+        if len(image) > 1:
+            raise UsageError(f"--image must be given once, got {', '.join(map(str, image))}")
         with _progress() as progress:
             answer = ask.ask(
                 model,
-                image,
+                image[0],
                 prompt,
                 method,
-                options,
+                _options(keep, core_ratio, option or ()),
                 max_new_tokens=max_new_tokens,
                 full=full,
                 out=out,
@@ -89,6 +91,23 @@ def prune(
         typer.echo(message, err=True)
         raise typer.Exit(1) from None
     print(answer.to_json() if as_json else _text(answer))
+
+
+def _options(keep: str | None, core_ratio: float | None, more: Iterable[str]) -> dict[str, Any]:
+    """Options of the method, each of which has one value."""
+    found: dict[str, Any] = {}
+    said: dict[str, str] = {}  # by the name of an option, how it was given
+    if keep is not None:
+        found["keep"], said["keep"] = share_or_count(keep), f"--keep {keep}"
+    if core_ratio is not None:
+        found["core_ratio"], said["core_ratio"] = core_ratio, f"--core-ratio {core_ratio}"
+    for text in more:
+        name, value = _option(text)
+        given = f"--option {text}"
+        if name in said:
+            raise UsageError(f"{name} must be given once, got {said[name]} and {given}")
+        found[name], said[name] = value, given
+    return {"keep": share_or_count(_SHARE), **found}
 
 
 def _option(text: str) -> tuple[str, Any]:

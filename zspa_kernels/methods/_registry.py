@@ -158,10 +158,10 @@ def available() -> tuple[str, ...]:
 
 
 @overload
-def get(name: Published, **options: Any) -> PublishedMethod: ...
+def get(name: Published, /, **options: Any) -> PublishedMethod: ...
 @overload
-def get(name: str, **options: Any) -> Method: ...
-def get(name: str, **options: Any) -> Method:
+def get(name: str, /, **options: Any) -> Method: ...
+def get(name: str, /, **options: Any) -> Method:
     """Make the method called `name`.
 
     Args:

@@ -137,6 +137,29 @@ def greedyprune(k: int, *, visual: Tensor, saliency: Tensor) -> Tensor:
     return torch.tensor(taken + left[: k - len(taken)])
 
 
+def holov(k: int, *, visual: Tensor, attention: Tensor) -> Tensor:
+    """Crop after crop; slots that a crop is too small for would be zero rows, and are none here."""
+    crops = list(zip(visual.tensor_split(16), attention.tensor_split(16), strict=True))
+    scores = []
+    for tokens, attended in crops:
+        rows, others = unit(tokens), max(1, len(tokens) - 1)
+        similar = (rows @ rows.T).fill_diagonal_(0.0)
+        mean = similar.sum(1, keepdim=True) / others
+        variance = (similar - mean).square().sum(1) / others
+        scaled = 1e3 * attended
+        holistic = scaled + 0.09 * variance * (scaled.mean() / (variance.mean() + 1e-6))
+        scores.append(holistic.mean())
+    weights = torch.stack(scores)
+    weights = weights / (weights.sum() + 1e-6)
+    quotas = (k * weights).floor().long()
+    quotas[weights.topk(k - int(quotas.sum())).indices] += 1
+    picks, first = [], 0
+    for (_, attended), quota in zip(crops, quotas, strict=True):
+        picks.append(first + attended.topk(min(int(quota), len(attended))).indices)
+        first += len(attended)
+    return torch.cat(picks)
+
+
 def idselection(k: int, *, visual: Tensor, attention: Tensor) -> Tensor:
     rows = unit(visual)
     weights = torch.exp(-20.0 * (1 - rows @ rows.T).square())
@@ -233,6 +256,7 @@ READINGS: dict[str, Reading] = {
     "cenprune": cenprune,
     "divprune": divprune,
     "greedyprune": greedyprune,
+    "holov": holov,
     "idselection": idselection,
     "scoredtopk": scoredtopk,
     "todre": todre,

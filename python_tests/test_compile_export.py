@@ -117,7 +117,17 @@ def test_images_of_any_lengths_are_one_graph() -> None:
 
 # One of each way to serve several images; docs/methods.md says which methods break a graph.
 @pytest.mark.parametrize(
-    "name", ["cenprune", "greedyprune", "mmtok", "todre", "trimtokenator", "visionzip", "zspaprune"]
+    "name",
+    [
+        "cenprune",
+        "greedyprune",
+        "holov",
+        "mmtok",
+        "todre",
+        "trimtokenator",
+        "visionzip",
+        "zspaprune",
+    ],
 )
 def test_methods_of_images_of_any_lengths_are_one_graph(name: str) -> None:
     method: Any = zk.methods.get(name, keep=0.25)

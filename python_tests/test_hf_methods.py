@@ -27,7 +27,9 @@ CLOSE: dict[str, float] = {"rtol": 1e-4, "atol": 1e-5}
 REFUSED = {
     "adaptprune", "cdpruner", "fastv", "scoredtopk", "topv", "vflowopt", "visiondrop", "vitcop",
 }  # fmt: skip
-VISION = {"fastervlm", "greedyprune", "idselection", "scope", "tome", "visionzip"}
+VISION = {
+    "fastervlm", "greedyprune", "holov", "idselection", "scope", "tome", "visionzip", "vispruner",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -97,8 +97,8 @@ def test_a_token_that_one_input_leaves_out_is_not_there(name: str) -> None:
     without = {x: value[mask] if x in per_token(name) else value for x, value in given.items()}
     method = zk.methods.get(name, keep=11)
     right = method.select(**without)
-    # Top-k, ToMe and VisionZip look at scores or keys alone, ZOO-Prune at either of two inputs.
-    alone = {"tome": "keys", "visionzip": "attention", "scoredtopk": "scores"}
+    # Top-k, HoloV, ToMe, VisionZip look at scores or keys alone, ZOO-Prune at either of two inputs.
+    alone = {"tome": "keys", "holov": "attention", "visionzip": "attention", "scoredtopk": "scores"}
     alone |= dict.fromkeys(zk.methods.PRESETS, "scores")
     unread = {"zooprune": "features"}.get(name)
     for x in [alone[name]] if name in alone else per_token(name):
@@ -169,8 +169,8 @@ def test_degenerate_tokens(name: str) -> None:
         indices = zk.methods.get(name, keep=9).select(**equal).indices
         assert len(set(indices.tolist())) == 9
         assert indices.min() >= 0
-        # Where places decide (ToMe, VisionZip, VisPruner) apart, ties go to the lowest index.
-        if name not in ("tome", "visionzip", "vispruner"):
+        # Ties go to the lowest index, apart from where places decide.
+        if name not in ("holov", "tome", "visionzip", "vispruner"):
             assert indices.tolist() == list(range(9))
     nan = {**given, "visual": torch.full((N, D), torch.nan)}
     if set(per_token(name)) == {"visual"}:

@@ -12,6 +12,7 @@ from python_tests.oracles.cases import ATTENTION, FAN, INPUTS, PROMPT, SCORES
 from python_tests.oracles.cases import CASES as FANS
 from python_tests.oracles.cenprune import check_cenprune
 from python_tests.oracles.greedyprune import greedyprune
+from python_tests.oracles.holov import holov
 from python_tests.oracles.scoredtopk import scoredtopk
 from python_tests.oracles.soft import soft_suppression
 from python_tests.oracles.todre import check_todre
@@ -24,6 +25,7 @@ from zspa_kernels.methods import (
     AdaptPrune,
     CenPrune,
     GreedyPrune,
+    HoloV,
     IDSelection,
     ScoredTopK,
     ToDRE,
@@ -240,6 +242,75 @@ def test_vispruner(name: str) -> None:
         assert kept(ordered.indices.tolist()) == sorted(core + others)
         assert set(ordered.indices[ordered.core_mask].tolist()) == set(core)
         assert int(ordered.core_mask.sum()) == len(core)
+
+
+@pytest.mark.parametrize("name", CASES + ODD)
+def test_holov(name: str) -> None:
+    """Levels of attention tie, as shares do; more crops than tokens, one crop, full crops."""
+    visual, mask = case(name)
+    attention = levels()
+    attention[3], attention[9], attention[21:] = torch.nan, -1.0, attention[21:] / 64
+    for k, crops, sharpness in (
+        (1, 16, 1.0),
+        (9, 4, 1.0),
+        (9, 7, 0.0),
+        (16, 5, 3.0),
+        (12, 1, 1.0),
+        (20, 40, 1.0),
+        (N, 3, 0.5),
+    ):
+        for variance in (0.0, 1.0, 40.0):
+            given = {"attention": attention, "visual_mask": mask}
+            right = holov(visual, attention, k, crops, variance, sharpness, mask)
+            options = (k, crops, variance, sharpness, "round")
+            picked = HoloV(*options, sorted=False).select(visual, **given)
+            assert picked.indices.tolist() == right
+            ordered = HoloV(*options).select(visual, **given).indices.tolist()
+            assert kept(ordered) == sorted(kept(right))
+
+
+def test_holov_counts() -> None:
+    """Means of crops, not sums; whole shares stay whole, whatever a float makes of them."""
+    tokens = torch.ones(30, 2)
+    unequal = HoloV(1, 2).select(tokens[:3], attention=torch.tensor([0.2, 0.2, 0.3]))
+    assert unequal.indices.tolist() == [2]
+    for value in (0.1, 0.0, 3e-30, 7e30):
+        even = HoloV(9, 3).select(tokens, attention=torch.full((30,), value))
+        assert even.indices.tolist() == [0, 1, 2, 10, 11, 12, 20, 21, 22]
+    for levels, k in (((1, 2, 7), 10), ((1, 5, 7), 13), ((2, 4, 7), 13)):
+        attention = torch.tensor(levels).repeat_interleave(10) / 8
+        each = [10 * c + i for c, level in enumerate(levels) for i in range(level)]
+        assert HoloV(k, 3).select(tokens, attention=attention).indices.tolist() == each
+
+
+def test_holov_prefers_what_varies_where_variance_counts() -> None:
+    """Of tokens that are attended to alike; the similarity of a token to itself counts as 0."""
+    visual = torch.eye(4)[[0, 1, 2, 2, 3, 3, 3, 3]]
+    attention = torch.full((8,), 0.5)
+    plain = HoloV(4, 2).select(visual, attention=attention)
+    assert plain.indices.tolist() == [0, 1, 4, 5]
+    assert plain.scores is not None
+    assert torch.equal(plain.scores, attention)
+    varied = HoloV(4, 2, variance=1.0).select(visual, attention=attention)
+    assert varied.indices.tolist() == [2, 3, 4, 5]
+    assert varied.scores is not None
+    # The first two are similar to nothing; the means of variance and attention are equal.
+    assert varied.scores.tolist() == [0.5, 0.5, 1.5, 1.5, 1.0, 1.0, 1.0, 1.0]
+
+
+def test_holov_with_variance_in_a_batch() -> None:
+    visual = torch.stack([tokens("vlm", N, D), tokens("clusters", N, D)])
+    mask = draw("mask", (2, N)) > 0.3
+    attention = draw("attention", (2, N))
+    method = HoloV(9, 4, variance=1.0)
+    both = method.select(visual, attention=attention, visual_mask=mask)
+    for b in range(2):
+        alone = method.select(visual[b], attention=attention[b], visual_mask=mask[b])
+        short = method.select(visual[b][mask[b]], attention=attention[b][mask[b]])
+        assert both.indices[b].tolist() == alone.indices.tolist()
+        assert alone.indices.tolist() == mask[b].nonzero()[:, 0][short.indices].tolist()
+        assert both.scores is not None
+        assert torch.equal(both.scores[b], alone.scores)
 
 
 def test_visionzip_merges_only_with_keys() -> None:

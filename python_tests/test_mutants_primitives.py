@@ -35,7 +35,7 @@ def patched(test: Callable[..., None], *arguments: object) -> Proof:
 GREEDY, SCORED = rules.test_greedyprune, rules.test_scoredtopk
 ID, ADAPT, CEN = rules.test_idselection, rules.test_adaptprune, rules.test_cenprune
 TOME, ZIP, TRIM = rules.test_tome, rules.test_visionzip, rules.test_trimtokenator
-VIS = rules.test_vispruner
+VIS, HOLO = rules.test_vispruner, rules.test_holov
 ODD_ROWS = primitives.test_alignment_and_distinctiveness_of_odd_rows
 MERGE = primitives.test_merge_is_differentiable_and_leaves_out_what_nobody_owns
 SLOTS = primitives.test_assign_prefers_the_own_slot_and_the_lowest
@@ -167,7 +167,11 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], Proof]] = {
         of(SCORED, torch.float32),
     ),
     "topk: forced although masked": (
-        ("primitives.scores", "force_keep & usable, torch.inf", "force_keep, torch.inf"),
+        (
+            "primitives.scores",
+            "force_keep & (keys > -torch.inf), torch.inf",
+            "force_keep, torch.inf",
+        ),
         of(SCORED, torch.float32),
     ),
     "topk: forced ones are beside the quota": (
@@ -179,7 +183,7 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], Proof]] = {
         of(SCORED, torch.float32),
     ),
     "topk: quotas one too large": (
-        ("primitives.scores", "rank < limit[", "rank <= limit["),
+        ("primitives.scores", "rank < limits.", "rank <= limits."),
         of(SCORED, torch.float32),
     ),
     "min_max: over all": (
@@ -265,6 +269,62 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], Proof]] = {
     "thin: something is similar to a zero row": (
         ("primitives.thinning", "cosines[:, ~image.directed[line]] = _NONE", "pass"),
         primitives.test_thin_at_a_tie,
+    ),
+    "holov: the larger crops behind": (
+        ("methods.holov", "torch.where(rank < edge, rank // (size + 1), behind)", "behind"),
+        of(HOLO, "vlm"),
+    ),
+    "holov: left over by remainder": (
+        ("methods.holov", "order = shares.sort(", "order = shares.frac().sort("),
+        of(HOLO, "vlm"),
+    ),
+    "holov: shares as they are computed": (
+        ("methods.holov", "shares = on_grid(", "shares = ("),
+        rules.test_holov_counts,
+    ),
+    "holov: sums, not means": (
+        ("methods.holov", "return sums / sizes.clamp_min(1)", "return sums"),
+        rules.test_holov_counts,
+    ),
+    "holov: no sharpness": (
+        ("methods.holov", " ** sharpness", " ** 1.0"),
+        of(HOLO, "vlm"),
+    ),
+    "holov: negative attention counts": (
+        ("methods.holov", "scores.clamp_min(0.0)", "scores"),
+        of(HOLO, "vlm"),
+    ),
+    "holov: alike where no attention is": (
+        ("methods.holov", "means / most, 1.0)", "means / most, 0.0)"),
+        rules.test_holov_counts,
+    ),
+    "holov: variance of the image": (
+        (
+            "methods.holov",
+            "own = scale.gather(-1, crop.clamp_max(self.crops - 1))",
+            "own = scale.mean()",
+        ),
+        of(HOLO, "vlm"),
+    ),
+    "holov: similar to itself": (
+        ("methods.holov", "torch.eye(len(place)", "torch.zeros(len(place), len(place)"),
+        of(HOLO, "vlm"),
+    ),
+    "holov: places of smaller crops vary": (
+        ("methods.holov", ".masked_fill(~inside.unsqueeze(-2), 0.0)", ""),
+        of(HOLO, "vlm"),
+    ),
+    "holov: zero rows have a direction": (
+        ("methods.holov", ".where(length >= SHORTEST, torch.inf)", ""),
+        of(HOLO, "zero_rows"),
+    ),
+    "topk: quotas of the next segment": (
+        (
+            "primitives.scores",
+            "starts.gather(-1, by_segment.values)",
+            "starts.gather(-1, (by_segment.values - 1).clamp_min(0))",
+        ),
+        of(HOLO, "vlm"),
     ),
     "nearest: the first of those close": (
         ("backends.reference._image", "torch.where(exact == best[q], t, len(targets))", "t"),

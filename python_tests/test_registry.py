@@ -131,6 +131,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "cdpruner": {"space": "clip", "emphasis": None},
     "cenprune": {"process": "distance"},
     "greedyprune": {"threshold": 0.9, "fill": True},
+    "holov": {"crops": 16, "variance": 0.0, "sharpness": 1.0},
     "idselection": {"gamma": 20.0},
     "mmtok": {
         "text_temperature": 0.02,
@@ -221,6 +222,7 @@ OUTSIDE: dict[str, dict[str, tuple[float, ...]]] = {
     },
     "cdpruner": {"emphasis": (-0.1, 1.0)},
     "greedyprune": {"threshold": (-1.01, 1.01)},
+    "holov": {"crops": (0,), "variance": (-0.1, 1.1e6), "sharpness": (-0.1, 101.0)},
     "idselection": {"gamma": (0.0, 1.1e6)},
     "mmtok": {"text_temperature": (0.0,), "vision_temperature": (0.0,), "balance": (-0.1,)},
     "scope": {"alpha": (-0.1,)},

@@ -57,6 +57,7 @@ INPUTS = {
 #: Attention of methods that would keep what others keep, or that read that of the last text token.
 ATTENTION = {
     "adaptprune": numbers(0.1, 0.8, 0.4, 0.5, 0.3, 0.7, 0.9),
+    "holov": numbers(0.0, 0.9, 0.8, 0.7, 0.2, 0.4, 0.3),
     "idselection": numbers(0.1, 0.4, 0.3, 0.5, 0.9, 0.8, 0.7),
     "vispruner": numbers(0.2, 0.3, 0.1, 0.5, 0.8, 0.4, 0.9),
 }
@@ -101,6 +102,12 @@ CASES = {
         "degrees away, where those of 0, 20 and 95 are 8, 12 and 6",
     ),
     "greedyprune": Case({1, 3}, "20 is second in saliency but 12 degrees from the first, 8"),
+    "holov": Case(
+        {0, 1, 2, 3, 5},
+        "of two crops the first has 0.6 of attention a token and the second 0.3: 10/3 and 5/3 of "
+        "five tokens, that is 3 and 1, and one more for the heavier",
+        {"crops": 2},
+    ),
     "idselection": Case(
         {4, 6},
         "95 comes first and takes off 101, second in attention, all it has; 190 is third",

@@ -29,6 +29,7 @@ from .cdpruner import CDPruner
 from .cenprune import CenPrune
 from .divprune import DivPrune
 from .greedyprune import GreedyPrune
+from .holov import HoloV
 from .idselection import IDSelection
 from .mmtok import MMTok
 from .scope import SCOPE
@@ -53,6 +54,7 @@ __all__ = [
     "DivPrune",
     "EachByItself",
     "GreedyPrune",
+    "HoloV",
     "IDSelection",
     "Input",
     "MMTok",

@@ -119,6 +119,7 @@ Published = Literal[
     "fastervlm",
     "fastv",
     "greedyprune",
+    "holov",
     "idselection",
     "mmtok",
     "scope",

@@ -15,7 +15,15 @@ from .._implementation import contiguous
 from .._native import reason
 from ..backends._blas import full_float32
 from ..backends.cpp import _centred
-from ..backends.reference._image import LONGEST, ROWS, SHORTEST, Image, images, padded
+from ..backends.reference._image import (
+    LONGEST,
+    ROWS,
+    SHORTEST,
+    Image,
+    images,
+    on_grid,
+    padded,
+)
 from ..backends.reference._image import lengths as _lengths
 
 __all__ = [
@@ -29,6 +37,7 @@ __all__ = [
     "in_full_precision",
     "lengths",
     "native",
+    "on_grid",
     "padded",
     "readable",
     "undisturbed",

@@ -133,22 +133,41 @@ def largest(
     whole = segments is None and quotas is None
     if whole and native(scores, mask, force_keep, float64=True):
         return _cpp.topk(scores, k, mask, force_keep, sorted)
-    scores, n = scores.detach(), scores.shape[-1]
+    keys = _keys(scores, mask)
+    if force_keep is not None:
+        keys = keys.masked_fill(force_keep & (keys > -torch.inf), torch.inf)
+    order = keys.sort(dim=-1, descending=True, stable=True).indices
+    if not whole:
+        order = _by_quotas(scores, order, keys, k, segments, quotas)
+    picks = _first(order, keys, k)
+    return ascending(picks, scores.shape[-1]) if sorted else picks
+
+
+def best_of_segments(
+    scores: Tensor, k: int, mask: Tensor, segments: Tensor, quotas: Tensor
+) -> Tensor:
+    """`topk` with quotas of each image, int64 `[B, S]` on its device; all arguments checked."""
+    keys = _keys(scores, mask)
+    order = keys.sort(dim=-1, descending=True, stable=True).indices
+    return _first(_admitted_first(order, keys, k, segments, quotas), keys, k)
+
+
+def _keys(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """What is sorted: float64 `[B, N]`, -inf for tokens that do not count."""
+    scores = scores.detach()
     usable = scores.isfinite()
     if mask is not None:
         usable = usable & mask
     # Minus zero would sort before zero where bits are compared.
-    keys = (scores.double() + 0.0).masked_fill(~usable, -torch.inf)
-    if force_keep is not None:
-        keys = keys.masked_fill(force_keep & usable, torch.inf)
-    order = keys.sort(dim=-1, descending=True, stable=True).indices
-    if not whole:
-        order = _by_quotas(scores, order, keys, k, segments, quotas)
+    return (scores.double() + 0.0).masked_fill(~usable, -torch.inf)
+
+
+def _first(order: Tensor, keys: Tensor, k: int) -> Tensor:
+    """The first `k` of `order`, -1 past the tokens that count."""
     # Not order[..., :k]: torch.export would ask whether a symbolic k is below N.
-    place = torch.arange(k, device=scores.device)
+    place = torch.arange(k, device=order.device)
     picks = order.index_select(-1, place)
-    picks = torch.where(place < usable.sum(-1, keepdim=True), picks, -1)
-    return ascending(picks, n) if sorted else picks
+    return torch.where(place < (keys > -torch.inf).sum(-1, keepdim=True), picks, -1)
 
 
 def spaced(
@@ -222,7 +241,15 @@ def _by_quotas(
         raise ValueError(f"topk: {missing} must be given, as segments and quotas go together")
     _contract.labels("topk", "segments", segments, scores)
     counts = _contract.quotas("topk", quotas, k)
-    groups = len(counts)
+    limits = torch.tensor(counts, dtype=torch.int64, device=scores.device)
+    return _admitted_first(order, keys, k, segments, limits.expand(*scores.shape[:-1], -1))
+
+
+def _admitted_first(
+    order: Tensor, keys: Tensor, k: int, segments: Tensor, limits: Tensor
+) -> Tensor:
+    """`order` with the tokens that `limits` `[B, S]` of the segments admit before the others."""
+    groups = limits.shape[-1]
     inside = (segments >= 0) & (segments < groups) & (keys > -torch.inf)
     label = torch.where(inside, segments.long(), groups).gather(-1, order)
     by_segment = label.sort(dim=-1, stable=True)
@@ -230,9 +257,9 @@ def _by_quotas(
     bounds = torch.arange(groups + 1, device=label.device).expand(*label.shape[:-1], -1)
     starts = torch.searchsorted(by_segment.values.contiguous(), bounds.contiguous())
     rank = place - starts.gather(-1, by_segment.values)
-    limit = torch.tensor([*counts, 0], dtype=torch.int64, device=label.device)
+    limits = torch.nn.functional.pad(limits, (0, 1))  # none of those in no segment
     admitted = torch.zeros_like(inside).scatter(
-        -1, by_segment.indices, rank < limit[by_segment.values]
+        -1, by_segment.indices, rank < limits.gather(-1, by_segment.values)
     )
     forced = keys.gather(-1, order) == torch.inf
     # 0: forced, 1: within its quota, 2: the rest; stable, so by score inside each.

@@ -11,8 +11,9 @@ import textwrap
 import pytest
 import torch
 
+import zspa_kernels as zk
 from python_tests import fuzz_native
-from zspa_kernels import _native
+from zspa_kernels import _native, primitives
 from zspa_kernels.testing.tokens import MODELS, tokens
 
 PASSES, DOTS, SEED_DOTS = 0, 1, 2
@@ -69,6 +70,26 @@ def test_every_instruction_set_gives_the_exact_cosine(native, dtype, d):
         assert torch.equal(scores, expected[0]), isa
         assert picks == expected[1], isa
     native.use_isa("auto")
+
+
+def test_small_halves_are_read_where_subnormal_floats_count_as_zero(native):
+    """float16 below 6e-5 is subnormal: rows of it, and one that is twice another, so that float64
+    decides as well."""
+    generator = torch.Generator().manual_seed(0)
+    bits = torch.randint(1, 400, (40, 64), generator=generator, dtype=torch.int16)
+    bits[1] = 2 * bits[3]
+    rows = bits.view(torch.float16)
+    for isa in native.isas():
+        native.use_isa(isa)
+        _, owner = primitives.match(rows, 10)
+        expected = zk.relevance_topk(rows, rows[:2], 40)
+        torch.set_flush_denormal(True)
+        try:
+            flushed = zk.relevance_topk(rows, rows[:2], 40)
+            assert torch.equal(primitives.match(rows, 10)[1], owner), isa
+            assert all(map(torch.equal, flushed, expected)), isa
+        finally:
+            torch.set_flush_denormal(False)
 
 
 @pytest.mark.parametrize("model", MODELS)

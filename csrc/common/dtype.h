@@ -35,17 +35,17 @@ static inline BFloat16 to_bfloat16(float x) {
   return {uint16_t(x == x ? rounded : 0x7fc0u)};
 }
 
-// Exact for every half, subnormals, infinities and NaN included; needs no hardware support.
+// Exact for every half, subnormals, infinities and NaN included; needs no hardware support. Nothing on
+// the way is subnormal, which a process may have the CPU take for 0 (torch.set_flush_denormal).
 static inline float to_float(Half x) {
   const uint32_t sign = uint32_t(x.bits & 0x8000u) << 16;
-  const uint32_t rest = uint32_t(x.bits & 0x7fffu) << 13;
-  float magnitude;
-  std::memcpy(&magnitude, &rest, sizeof magnitude);
-  magnitude *= 0x1p112f;  // moves the exponent bias from 15 to 127, normalises subnormals
-  uint32_t bits;
-  std::memcpy(&bits, &magnitude, sizeof bits);
-  if ((x.bits & 0x7c00u) == 0x7c00u) bits |= 0x7f800000u;  // infinity, NaN
-  bits |= sign;
+  const uint32_t rest = x.bits & 0x7fffu;
+  uint32_t bits = (rest << 13) + (112u << 23);  // moves the exponent bias from 15 to 127
+  bits += rest >= 0x7c00u ? 112u << 23 : 0u;    // infinity, NaN
+  const float subnormal = float(int(rest)) * 0x1p-24f;
+  uint32_t small;
+  std::memcpy(&small, &subnormal, sizeof small);
+  bits = (rest < 0x0400u ? small : bits) | sign;
   float y;
   std::memcpy(&y, &bits, sizeof y);
   return y;

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 import torch
@@ -73,8 +74,7 @@ def test_every_instruction_set_gives_the_exact_cosine(native, dtype, d):
 
 
 def test_small_halves_are_read_where_subnormal_floats_count_as_zero(native):
-    """float16 below 6e-5 is subnormal: rows of it, and one that is twice another, so that float64
-    decides as well."""
+    """Rows of float16 below 6e-5; one is twice another, so that float64 decides as well."""
     generator = torch.Generator().manual_seed(0)
     bits = torch.randint(1, 400, (40, 64), generator=generator, dtype=torch.int16)
     bits[1] = 2 * bits[3]
@@ -131,6 +131,21 @@ def test_one_pick_a_pass_does_not_blow_up(native):
     indices, (_, dots, _) = work(visual, 1, k - 1)
     assert len(set(indices)) == k
     assert dots <= 1.5 * n * k
+
+
+@pytest.mark.usefixtures("native")
+def test_thinning_tokens_that_are_all_alike_looks_closely_once():
+    """Float32 orders none of their cosines; a second look in every round took 60 times as long."""
+    n = 400
+    rows, scores = tokens("iid", n, 64), torch.arange(float(n))
+
+    def seconds(features):
+        began = time.perf_counter()
+        primitives.thin(features, scores, n // 10, step=1)
+        return time.perf_counter() - began
+
+    plain = min(seconds(rows) for _ in range(3))
+    assert min(seconds(1 + 1e-3 * rows) for _ in range(3)) < 15 * plain
 
 
 def test_random_calls(native):

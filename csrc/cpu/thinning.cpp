@@ -3,9 +3,11 @@
 // Algorithm   : every token remembers its most similar ones. In a round the first of these that stands at
 //               an odd place is the most similar odd one; as half of the tokens do, few are looked at. When
 //               half of the tokens are gone, the others look for their most similar ones again.
+//               A token of which float32 does not say who is most similar looks again in double, once.
 // Inputs      : rows [N, D]; scores [N]; k, step     Outputs: tokens [k]
 // Work        : N^2 D once, a quarter of it when half of the tokens are gone, and so on; N log N in each
-//               of the (N - k) / step rounds. No matrix of cosines.
+//               of the (N - k) / step rounds. Where all tokens are about as similar, the first again in
+//               double. No matrix of cosines.
 // Numerics    : decides as cosines in double on a grid of 2^-40 do, which is coarser than their error;
 //               ties to the earlier place.
 // Deterministic: yes, for any number of threads.
@@ -30,6 +32,16 @@ struct Neighbour {
   double exact;  // or kUnknown
 };
 
+// Puts one more into a list [kNeighbours] by falling cosine, or exact one, if there is room for it.
+template <auto By>
+void remember(const Neighbour& one, Neighbour* list, int& held) {
+  const bool full = held == kNeighbours;
+  if (full && one.*By <= list[held - 1].*By) return;
+  int at = full ? held - 1 : held++;
+  for (; at > 0 && list[at - 1].*By < one.*By; --at) list[at] = list[at - 1];
+  list[at] = one;
+}
+
 struct Rated {
   int place;
   float cosine;  // to the most similar odd one
@@ -42,8 +54,10 @@ class Line {
       : rows_(rows),
         tokens_(std::move(tokens)),
         threads_(threads),
+        exact_(rows.tokens),
         lists_(size_t(rows.tokens.N * kNeighbours)),
         held_(size_t(rows.tokens.N)),
+        settled_(size_t(rows.tokens.N)),
         odd_(size_t(rows.tokens.N)) {}
 
   const std::vector<int>& tokens() const { return tokens_; }
@@ -73,7 +87,7 @@ class Line {
     for (int token : tokens_)
       if (rows_.directed(token)) pointed.push_back(token);
     whole_ = int64_t(pointed.size()) <= kNeighbours + 1;
-    for (int token : pointed) held_[size_t(token)] = 0;
+    for (int token : pointed) held_[size_t(token)] = settled_[size_t(token)] = 0;
     for_cosines(rows_, pointed, pointed, threads_,
                 [&](int64_t place, int64_t first, const float* cosines, int64_t count) {
                   const int token = pointed[size_t(place)];
@@ -83,14 +97,27 @@ class Line {
                     return;
                   for (int64_t c = 0; c < count; ++c) {
                     const int other = pointed[size_t(first + c)];
-                    const bool full = held == kNeighbours;
-                    if (other == token || (full && cosines[c] <= list[held - 1].cosine)) continue;
-                    int at = full ? held - 1 : held++;
-                    for (; at > 0 && list[at - 1].cosine < cosines[c]; --at)
-                      list[at] = list[at - 1];
-                    list[at] = {other, cosines[c], kUnknown};
+                    if (other != token)
+                      remember<&Neighbour::cosine>({other, cosines[c], kUnknown}, list, held);
                   }
                 });
+  }
+
+  // The most similar others of one token in double. Returns its cosine to the most similar odd one.
+  double settle(int token) {
+    Neighbour* list = list_of(token);
+    int& held = held_[size_t(token)];
+    double most = kNothing;
+    held = 0;
+    settled_[size_t(token)] = 1;
+    for (int other : tokens_) {
+      if (other == token || !rows_.directed(other)) continue;
+      const double exact = cosine(token, other);
+      remember<&Neighbour::exact>({other, float(exact), exact}, list, held);
+      if (odd_[size_t(other)]) most = std::max(most, exact);
+      if (most == 1.0 && held == kNeighbours && list[held - 1].exact == 1.0) break;
+    }
+    return most;
   }
 
   // The places of `even` by falling cosine to the most similar odd token, ties by place.
@@ -102,17 +129,21 @@ class Line {
       if (!rows_.directed(even[e])) continue;
       const Neighbour* list = list_of(even[e]);
       const int held = held_[size_t(even[e])];
+      const bool settled = settled_[size_t(even[e])] != 0;
       int at = 0;
       while (at < held && !odd_[size_t(list[at].token)]) ++at;
       // Others are at most as similar as the last one that is remembered.
-      if (at == held || (!whole_ && list[at].cosine < list[held - 1].cosine + 2 * rows_.slack))
+      const bool whole = whole_ || settled;
+      if (at == held || (!whole && list[at].cosine < list[held - 1].cosine + 2 * rows_.slack))
         unsure.push_back(e);
       else
-        rated[e] = {int(e), list[at].cosine, kUnknown};
+        rated[e] = {int(e), list[at].cosine, settled ? list[at].exact : kUnknown};
     }
+    if (!unsure.empty())
+      for (int token : tokens_) exact_.know(token);
     parallel_for(threads_, int64_t(unsure.size()), [&](int64_t u, int) {
       Rated& one = rated[unsure[size_t(u)]];
-      one.exact = to_any_odd(even[size_t(one.place)]);
+      one.exact = settle(even[size_t(one.place)]);
       one.cosine = float(one.exact);
     });
     std::sort(rated.begin(), rated.end(), [](const Rated& a, const Rated& b) {
@@ -145,31 +176,30 @@ class Line {
       Neighbour& other = list[at];
       if (other.cosine < best - 2 * rows_.slack) break;
       if (!odd_[size_t(other.token)]) continue;
-      if (std::isnan(other.exact)) other.exact = cosine(token, other.token);
+      if (std::isnan(other.exact)) {
+        exact_.know(token);
+        exact_.know(other.token);
+        other.exact = cosine(token, other.token);
+      }
       most = std::max(most, other.exact);
     }
     return most;
   }
 
-  double to_any_odd(int token) const {
-    double most = kNothing;
-    for (size_t i = 1; i < tokens_.size() && most < 1.0; i += 2)
-      if (rows_.directed(tokens_[i])) most = std::max(most, cosine(token, tokens_[i]));
-    return most;
-  }
-
-  double cosine(int a, int b) const { return rows_.same(a, b) ? 1.0 : rows_.cosine(a, b); }
+  double cosine(int a, int b) const { return rows_.same(a, b) ? 1.0 : exact_.cosine(a, b); }
 
   Neighbour* list_of(int token) { return lists_.data() + int64_t(token) * kNeighbours; }
 
   const Compared& rows_;
   std::vector<int> tokens_;
   int threads_;
+  ExactCosines exact_;
   size_t looked_ = 0;   // how many tokens there were when they looked for similar ones
   bool whole_ = false;  // they remember all others
   std::vector<Neighbour> lists_;
   std::vector<int> held_;
-  std::vector<uint8_t> odd_;  // whether a token is at an odd place
+  std::vector<uint8_t> settled_;  // whether a list is by cosines in double
+  std::vector<uint8_t> odd_;      // whether a token is at an odd place
 };
 
 }  // namespace

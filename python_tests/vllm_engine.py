@@ -43,7 +43,7 @@ QUESTIONS = ("what is in this picture", "count the objects on the table", "what 
 MROPE = (*QWENS, *vllm_models.GLMS)
 GEMMAS = ("gemma4", "gemma4_moe", "gemma4_unified")
 #: Models with videos, beside those.
-FILMS = ("llava_onevision", "internvl", "internvl_chat", "qwen2_vl", "qwen2_5_vl")
+FILMS = ("llava_onevision", "internvl", "internvl_chat", *QWENS)
 #: How a prompt says that here is a picture.
 PLACES = {
     "gemma3": "image <boi>",  # without the word, line breaks around two pictures are one token
@@ -371,16 +371,20 @@ def test_crops_of_gemma(engine: Engine) -> None:
 
 
 def test_videos(engine: Engine) -> None:
-    if engine.name in GEMMAS:
+    if engine.name in (*GEMMAS, *vllm_models.GLMS):
         pytest.skip("see below")
     # A film shorter than it is wide: behind a longer one, transformers and vLLM number text apart.
     film = np.stack([np.asarray(frame) for frame in video("coffee", 4)])
     told = {"fps": 4.0, "total_num_frames": 4, "frames_indices": list(range(4)), "duration": 1.0}
     about = {**told, "video_backend": "opencv", "do_sample_frames": False}
-    timed = engine.name in ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", *STATES, *vllm_models.GLMS)
+    timed = engine.name in QWENS and engine.name != "qwen2_vl"
     place = "<|vision_start|> <|video_pad|> <|vision_end|>" if engine.name in QWENS else "<video>"
     text = f"<start> user {place} what is in this film <end> <start> assistant"
-    data = {"video": [(film, about)] if timed else [film]}
+    data: dict[str, Any] = {"video": [(film, about)] if timed else [film]}
+    more: dict[str, Any] = {}
+    if engine.name in QWENS:
+        text = text.replace(place, f"{engine.image} {place}")
+        data["image"] = more["images"] = [CAT]
 
     def asked(keep: float) -> Any:
         options = {"mm_processor_kwargs": {"zspa": {"keep": keep}}}
@@ -396,14 +400,49 @@ def test_videos(engine: Engine) -> None:
         tokens = len(whole.prompt_token_ids) - words
         assert len(part.prompt_token_ids) - words == zk.num_keep(tokens, KEEP)
         return
-    more = {"video_metadata": [told]} if timed else {}
+    if timed:
+        more["video_metadata"] = [told]
     inputs = engine.processor(
         videos=[film], text=text, return_tensors="pt", do_sample_frames=False, **more
     )
-    # To transformers, the numbers of InternVL's frames are words like others.
-    how = {"query": ["what is in this film"]} if "internvl" in engine.name else {}
+    how: dict[str, Any] = {}
+    if "internvl" in engine.name:  # to transformers, the numbers of its frames are words
+        how["query"] = ["what is in this film"]
+    elif engine.name.startswith("qwen3"):
+        how["scope"] = "tile"
     agree(part, engine.logits(zk.ZSPAPrune(keep=KEEP), inputs, **how))
     agree(whole, engine.logits(zk.ZSPAPrune(keep=1.0), inputs))
+
+
+@pytest.mark.parametrize("length", [1, 2])
+def test_frames_of_glm(engine: Engine, length: int) -> None:
+    """Videos are pictures with their times behind them, as which transformers is given them here.
+
+    Two frames make one; a picture is two equal ones.
+    """
+    if engine.name not in vllm_models.GLMS:
+        pytest.skip("others have videos of another kind")
+    told = {"fps": 2.0, "total_num_frames": 2 * length, "duration": float(length)}
+    about = {**told, "frames_indices": list(range(2 * length)), "do_sample_frames": False}
+    pictures = video("coffee", length)
+    film = np.stack([np.asarray(one) for one in pictures for _ in range(2)])
+    text = f"<start> user {engine.image} FILM what is in this film <end> <start> assistant"
+    begin, end = "<|begin_of_video|>", "<|end_of_video|>"
+    given = {
+        "prompt": text.replace("FILM", f"{begin} <|video|> {end}"),
+        "multi_modal_data": {"image": [CAT], "video": [(film, about)]},
+    }
+    asked = (KEEP, 7, 1.0)
+    requests = [{**given, "mm_processor_kwargs": {"zspa": {"keep": keep}}} for keep in asked]
+    shown = " ".join(f"{engine.image} {second}" for second in range(length))
+    text = text.replace("FILM", f"red {shown} table")
+    number = engine.processor.tokenizer.convert_tokens_to_ids
+    for answer, keep in zip(engine.answers(*requests), asked, strict=True):
+        inputs = engine.processor(images=[CAT, *pictures], text=text, return_tensors="pt")
+        for word, mark in (("red", begin), ("table", end)):  # behind its back: they are no film
+            inputs["input_ids"][inputs["input_ids"] == number(word)] = number(mark)
+        method = zk.ZSPAPrune(keep=keep)
+        agree(answer, engine.logits(method, inputs, query=["what is in this film"]))
 
 
 def test_frames_of_gemma(engine: Engine) -> None:

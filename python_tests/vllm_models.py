@@ -279,6 +279,8 @@ def _qwen(
     family = "Qwen3VL" if interleaved else name
     films = "Qwen3VLVideoProcessor" if interleaved else "Qwen2VLVideoProcessor"
     sizes = {"patch_size": vision["patch_size"], "merge_size": 2, **_PIXELS}
+    if interleaved:  # vLLM takes those of pictures for videos, too, which published models allow
+        sizes |= dict.fromkeys(("image_mean", "image_std"), [0.5] * 3)
     processor = getattr(transformers, f"{family}Processor")(
         transformers.Qwen2VLImageProcessor(**sizes),
         tok,

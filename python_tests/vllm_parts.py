@@ -38,7 +38,7 @@ from zspa_kernels.vllm.batches import Batches
 from zspa_kernels.vllm.model import PruningModel
 from zspa_kernels.vllm.models import ZspaQwen2VLForConditionalGeneration
 from zspa_kernels.vllm.options import Options
-from zspa_kernels.vllm.processor import PruningProcessor, _kept_places, signed
+from zspa_kernels.vllm.processor import PruningProcessor, _kept_places, _spread, signed
 
 
 def test_another_inner_interface_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,6 +181,23 @@ def test_places_of_kept_tokens_and_of_text_between_them() -> None:
     found = _kept_places(details, options, inside=True)
     assert (found.full, found.is_embed) == ([5] * (2 + 4), None)
     assert _kept_places(PromptUpdateDetails([5] * 6), options, inside=False).full == [5] * 2
+
+
+@pytest.mark.parametrize(
+    ("ids", "more", "positions"),
+    [
+        ([5] * 16, {}, 4),  # a frame has two rows of four tokens
+        ([5] * 16, {"second_per_grid_ts": 1.75}, 7),
+        ([7, *[5] * 8, 8, 9, *[5] * 8, 8], {}, 4 + 2 * 4),
+    ],
+)
+def test_positions_that_a_video_takes(ids: list[int], more: Any, positions: int) -> None:
+    field = MultiModalFieldConfig.batched("video").field
+    values = {"video_grid_thw": torch.tensor([2, 4, 8]), **more}
+    item = {name: MultiModalFieldElem(value, field) for name, value in values.items()}
+    vision = SimpleNamespace(spatial_merge_size=2, tokens_per_second=2)
+    details = PromptUpdateDetails.select_token_id(ids, 5)
+    assert _spread(details, item, "video", vision) == positions
 
 
 def test_a_place_that_is_a_word_to_the_tokenizer() -> None:

@@ -29,12 +29,11 @@ class PruningModel(_Model):
     """Mixed into a model of vLLM's; see `pruned`.
 
     Attributes:
-        only_images: it cannot prune videos, so it takes none.
         apart: name of the input that counts the tiles of each picture, or frames of each video,
-            or lists their tokens, where text stands between them: then each has a share of its own.
+            or lists their tokens, or is their grid, where text stands between them: then each has a
+            share of its own.
     """
 
-    only_images: ClassVar[bool] = False
     apart: ClassVar[str] = ""
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
@@ -192,13 +191,7 @@ def pruned(model: Any) -> Any:
         inside = with_rows(info.get_hf_config().vision_config)
         return pruning(kind, inside)(info, dummy_inputs, **more)
 
-    def info(ctx: Any) -> Any:
-        made = stock.info(ctx)
-        if model.only_images:
-            made.get_supported_mm_limits = lambda: {"image": None, "video": 0}
-        return made
-
     register = MULTIMODAL_REGISTRY.register_processor(
-        processor, info=info, dummy_inputs=stock.dummy_inputs
+        processor, info=stock.info, dummy_inputs=stock.dummy_inputs
     )
     return register(model)

@@ -79,14 +79,14 @@ class ZspaQwen2_5_VLForConditionalGeneration(  # noqa: N801
 class ZspaQwen3VLForConditionalGeneration(PruningMRopeModel, Qwen3VLForConditionalGeneration):
     """Qwen3-VL."""
 
-    only_images = True  # what vLLM embeds of a video also has the words between its frames
+    apart = "video_grid_thw"
 
 
 @pruned
 class ZspaQwen3VLMoeForConditionalGeneration(PruningMRopeModel, Qwen3VLMoeForConditionalGeneration):
     """Qwen3-VL with experts."""
 
-    only_images = True
+    apart = "video_grid_thw"
 
 
 @pruned
@@ -95,7 +95,7 @@ class ZspaQwen3_5ForConditionalGeneration(  # noqa: N801
 ):
     """Qwen3.5."""
 
-    only_images = True
+    apart = "video_grid_thw"
 
 
 @pruned
@@ -104,21 +104,21 @@ class ZspaQwen3_5MoeForConditionalGeneration(  # noqa: N801
 ):
     """Qwen3.5 with experts."""
 
-    only_images = True
+    apart = "video_grid_thw"
 
 
 @pruned
 class ZspaGlm4vForConditionalGeneration(PruningMRopeModel, Glm4vForConditionalGeneration):
     """GLM-4.1V."""
 
-    only_images = True  # placeholders of videos are those of pictures
+    apart = "video_grid_thw"
 
 
 @pruned
 class ZspaGlm4vMoeForConditionalGeneration(PruningMRopeModel, Glm4vMoeForConditionalGeneration):
     """GLM-4.5V, GLM-4.6V."""
 
-    only_images = True
+    apart = "video_grid_thw"
 
 
 @pruned

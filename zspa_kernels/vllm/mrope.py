@@ -8,6 +8,7 @@ positions of the kept tokens travel in columns behind their embeddings.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -67,24 +68,25 @@ class PruningMRopeModel(PruningModel):
         `recompute_mrope_positions`.
         """
         whole: list[int] = []  # the prompt, unpruned
-        stay: list[Tensor] = []  # which of it is in the pruned one
+        stay: list[int] = []  # which of it is in the pruned one
         moved = []
         done = 0
         for feature in sorted(mm_features, key=lambda one: one.mm_position.offset):
             place = feature.mm_position
-            text = input_tokens[done : place.offset]
-            stay.append(torch.arange(len(text) + place.length) + len(whole))
-            whole += text
             patches = int(feature.data[grid(feature.modality)].data.prod())
-            tokens = patches // self._batches.merged
-            at = PlaceholderRange(offset=len(whole), length=tokens)
+            ids, visual, kept = _unpruned(input_tokens, place, patches // self._batches.merged)
+            text = input_tokens[done : place.offset]
+            stay += range(len(whole), len(whole) + len(text))
+            whole += text
+            stay += (len(whole) + i for i in kept)
+            at = PlaceholderRange(offset=len(whole), length=len(ids), is_embed=visual)
             moved.append(replace(feature, mm_position=at))
-            whole += [input_tokens[place.offset]] * tokens
+            whole += ids
             done = place.offset + place.length
         text = input_tokens[done:]
-        stay.append(torch.arange(len(text)) + len(whole))
+        stay += range(len(whole), len(whole) + len(text))
         positions, _ = super().get_mrope_input_positions(whole + text, moved)
-        return positions[:, torch.cat(stay)], int(positions.max()) + 1 - len(input_tokens)
+        return positions[:, stay], int(positions.max()) + 1 - len(input_tokens)
 
     def recompute_mrope_positions(
         self,
@@ -125,8 +127,21 @@ class PruningMRopeModel(PruningModel):
         digits = torch.cat((inside // _BASE, inside % _BASE), dim=1)
         return torch.cat((tokens[indices], digits.to(tokens)), dim=1)
 
+    def _runs(self, tokens: Tensor, place: int, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
+        if self.apart not in inputs:
+            return [tokens]
+        frames: Sequence[Tensor] = tokens.chunk(int(inputs[self.apart][place][0]))
+        return frames
+
     def _inside(self, tokens: int, place: int, inputs: Mapping[str, Any]) -> Tensor:
-        """Positions `[n, 3]` of one picture's tokens, as if it were all of the prompt."""
+        """Positions `[n, 3]` of one picture's tokens, as if it were all of the prompt.
+
+        Those of each frame, where text is between them.
+        """
+        if self.apart in inputs:  # to the model, each is a picture
+            frames, *sides = inputs[self.apart][place].tolist()
+            frame = {grid("image"): torch.tensor([[1, *sides]])}
+            return self._inside(tokens // frames, 0, frame).repeat(frames, 1)
         modality = next(name for name in MODALITIES if grid(name) in inputs)
         field = MultiModalFieldConfig.batched(modality).field
         data = {
@@ -142,6 +157,35 @@ class PruningMRopeModel(PruningModel):
         )
         positions: Tensor = super().get_mrope_input_positions([0] * tokens, [feature])[0]
         return positions.T
+
+
+def _unpruned(
+    prompt: list[int], place: PlaceholderRange, tokens: int
+) -> tuple[list[int], Tensor | None, list[int]]:
+    """What the unpruned prompt has in the place of a picture, or of a video with text inside.
+
+    Args:
+        prompt: the pruned one.
+        place: in it.
+        tokens: of the picture, or of all frames together, which have as many each.
+
+    Returns:
+        Ids; which of them are visual, None if all are; and which are in the pruned prompt, where
+        the first ones of a frame stand for those that are kept.
+    """
+    visual = [True] * place.length if place.is_embed is None else place.is_embed.tolist()
+    runs = [(one, len(list(group))) for one, group in itertools.groupby(visual)]
+    frame = tokens // sum(one for one, _ in runs)
+    ids: list[int] = []
+    mask: list[bool] = []
+    kept: list[int] = []
+    start = place.offset
+    for one, count in runs:
+        kept += range(len(ids), len(ids) + count)
+        ids += [prompt[start]] * frame if one else prompt[start : start + count]
+        mask += [one] * (frame if one else count)
+        start += count
+    return ids, None if all(mask) else torch.tensor(mask), kept
 
 
 def _enabled() -> bool:

@@ -72,8 +72,12 @@ class PruningProcessor(BaseMultiModalProcessor[Any]):
         inputs = super().get_dummy_inputs(*args, **kwargs)
         inputs.hf_processor_mm_kwargs = {**inputs.hf_processor_mm_kwargs, KEY: {"keep": 1.0}}
         # A token behind each, as `_check_places` asks for.
+        behind = [*inputs.prompt[1:], None]
+        bare = self._shown | {None}
         inputs.prompt = [
-            i for one in inputs.prompt for i in ((one, 0) if one in self._shown else (one,))
+            i
+            for one, after in zip(inputs.prompt, behind, strict=True)
+            for i in ((one, 0) if one in self._shown and after in bare else (one,))
         ]
         return inputs
 
@@ -282,24 +286,31 @@ def _shortened(update: Any, options: Options, items: Any, vision: Any, inside: b
             field = MultiModalFieldConfig.batched(update.modality, keep_on_cpu=True).field
             own[TEXT + update.modality] = MultiModalFieldElem(_text(details), field)
         made = _kept_places(details, options, inside)
-        made.spread = _spread(own, update.modality, vision)
+        made.spread = _spread(details, own, update.modality, vision)
         return made
 
     return replace(update, **{_CONTENT[type(update)]: content})
 
 
-def _spread(item: Any, modality: str, vision: Any) -> int:
-    """Positions of a picture on its longest axis; 0 where there is one axis for all of a prompt."""
+def _spread(details: PromptUpdateDetails, item: Any, modality: str, vision: Any) -> int:
+    """Positions of a picture, and of the text inside, on the longest of its axes.
+
+    0 where there is one axis for all of a prompt.
+    """
     size = item.get(grid(modality))
     if size is None:
         return 0
     time, height, width = map(int, size.data)
+    merged = int(vision.spatial_merge_size)
+    longest = max(height // merged, width // merged)
+    text = int((_text(details) != VISUAL).sum())
+    if text:  # around each frame, which is a picture
+        return text + time * longest
     lasts = float(time)
     seconds = item.get(SECONDS)
     if seconds is not None:
         lasts *= float(seconds.data) * getattr(vision, "tokens_per_second", 1)
-    merged = int(vision.spatial_merge_size)
-    return max(math.ceil(lasts), height // merged, width // merged)
+    return max(math.ceil(lasts), longest)
 
 
 def _kept_places(details: PromptUpdateDetails, options: Options, inside: bool) -> _Places:

@@ -44,6 +44,13 @@ class Ceilings:
         rate = self.gemm_gflops(threads) / self.gemm_gflops(1)
         return rate < 1 + _SCALING * (min(threads, _FEW) - 1)
 
+    def refusal(self, threads: int) -> str:
+        """Why figures of a busy machine are not published."""
+        return (
+            f"{threads} threads multiply at {self.gemm_gflops(threads):.0f} GFLOP/s and one at "
+            f"{self.gemm_gflops(1):.0f}: something else runs on this machine; leave it alone"
+        )
+
 
 @dataclass(frozen=True)
 class Work:

@@ -105,5 +105,9 @@ def _draw(name: str, n: int, d: int, seed: int, dtype_name: str) -> Tokens:
     if name in MODELS:
         visual = tokens(name, n, d, seed, dtype)
         return Tokens(visual, prompt(name, PROMPT_TOKENS, d, seed, dtype))
+    if ":" in name:
+        from bench import photographs  # needs transformers
+
+        return Tokens(*photographs.draw(name, n, d, dtype))
     visual = special(name, n, d, seed).visual.to(dtype)
     return Tokens(visual, prompt("iid", PROMPT_TOKENS, d, seed, dtype))

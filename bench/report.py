@@ -119,17 +119,17 @@ def table(results: Results) -> Table:
         ours = line.ours
         out.add_row(
             line.workload.name,
-            _number(milliseconds(ours)),
+            number(milliseconds(ours)),
             _percent(ours.times.noise if ours.times else None),
             line.strongest.contender if line.strongest else "-",
-            _number(milliseconds(line.strongest)),
-            _number(line.gain),
-            _number(line.published_gain),
-            _number(line.other_gain),
+            number(milliseconds(line.strongest)),
+            number(line.gain),
+            number(line.published_gain),
+            number(line.other_gain),
             str(ours.work.passes) if ours.work else "-",
-            _number(line.dots_share),
-            _number(line.seed_share),
-            _number(line.over_floor),
+            number(line.dots_share),
+            number(line.seed_share),
+            number(line.over_floor),
             _checked(line),
         )
     return out
@@ -141,7 +141,7 @@ def _checked(line: Line) -> str:
     return line.ours.verdict.judge + (f", {line.refused} refused" if line.refused else "")
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
     """Three digits."""
     if value is None:
         return "-"
@@ -186,19 +186,19 @@ def _row(line: Line, alike: list[Line]) -> str:
     cells = (
         f"{workload.n} x {workload.d}",
         f"{workload.k} ({workload.k_core})",
-        _number(milliseconds(line.ours)) if line.ours.times else "wrong picks: no figure",
-        f"{strongest.contender} {_number(milliseconds(strongest))}" if strongest else "-",
-        _times(line.gain),
-        _times(line.published_gain),
-        f"{_times(least.gain)} ({least.workload.tokens})" if least else "-",
-        _times(line.over_floor),
-        _number(line.dots_share),
+        number(milliseconds(line.ours)) if line.ours.times else "wrong picks: no figure",
+        f"{strongest.contender} {number(milliseconds(strongest))}" if strongest else "-",
+        times(line.gain),
+        times(line.published_gain),
+        f"{times(least.gain)} ({least.workload.tokens})" if least else "-",
+        times(line.over_floor),
+        number(line.dots_share),
     )
     return "| " + " | ".join(cells) + " |"
 
 
-def _times(value: float | None) -> str:
-    return "-" if value is None else f"{_number(value)}x"
+def times(value: float | None) -> str:
+    return "-" if value is None else f"{number(value)}x"
 
 
 def _notes(results: Results, every: list[Line]) -> Iterator[str]:

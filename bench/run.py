@@ -94,10 +94,7 @@ def main(
         else ceilings.measure(threads)
     )
     if published and rates.busy(threads):
-        _stop(
-            f"{threads} threads multiply at {rates.gemm_gflops(threads):.0f} GFLOP/s and one at "
-            f"{rates.gemm_gflops(1):.0f}: something else runs on this machine; leave it alone"
-        )
+        _stop(rates.refusal(threads))
     results = Results(suite_name, seed, environment(threads), rates)
     path = out / f"{suite_name}.json"
     try:

@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
 
 import zspa_kernels as zk
 from python_tests.scenes import inputs
+from zspa_kernels import primitives
 
 B, D, M = 2, 6, 3
 
@@ -256,6 +259,41 @@ def test_a_named_backend_is_for_eager_mode() -> None:
     )
     with pytest.raises(Exception, match=r"backend must be 'auto' under torch\.compile"):
         compiled(draw(9)[0])
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_a_named_backend_is_for_tensors_with_values(backend: str) -> None:
+    def picks(visual: Tensor) -> Tensor:
+        return zk.diversity(visual, 2, backend=backend)
+
+    with pytest.raises(NotImplementedError, match=r"'auto' where torch records or fakes its calls"):
+        make_fx(picks)(draw(9)[0])
+    rule = f"^diversity: backend must be 'auto' for FakeTensor, got '{backend}'"
+    with pytest.raises(NotImplementedError, match=rule):
+        picks(FakeTensorMode().from_tensor(draw(9)[0]))
+    assert picks(torch._efficientzerotensor((9, D))).tolist() == [0, 1]  # has no memory
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace.*` is deprecated")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_graph_holds_what_primitives_compute() -> None:
+    """Of native kernels torch would record the memory that they write to."""
+
+    def composed(scores: Tensor, rows: Tensor) -> list[Tensor]:
+        picks = primitives.topk(scores, 5, sorted=True)
+        return [picks, primitives.merge(rows, picks, 4), primitives.centred(rows)]
+
+    rows = torch.randn(2, 5, D, generator=torch.Generator().manual_seed(0))
+    first, other = ((x[:, 0], x) for x in rows)
+    for graph in (make_fx(composed)(*first), torch.jit.trace(composed, first)):
+        assert_same(graph(*other), composed(*other))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert primitives.topk(first[0], 2).shape == (2,)
+    assert primitives.topk(torch._efficientzerotensor((3,)), 2).tolist() == [0, 1]
+    method = zk.AllInRelevance(keep=2)  # looks at values where nobody records
+    graph = make_fx(lambda visual, prompt: method.select(visual, prompt).indices)(rows[0], rows[1])
+    nothing = torch.full_like(rows[1], torch.nan)
+    assert_same(graph(rows[0], nothing), method.select(rows[0], nothing).indices)
 
 
 @pytest.mark.parametrize(

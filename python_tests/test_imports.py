@@ -105,7 +105,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         *("_contract", "_contract_greedy", "_contract_sensitivity", "_contract_suppress"),
         *("_implementation", "_register_greedy", "_register_sensitivity", "_segments", "_vmap"),
     ),
-    "_call": ("_contract", "_contract_values", "_dispatch", "_register"),
+    "_call": ("_contract", "_contract_values", "_dispatch", "_implementation", "_register"),
     "_varlen": ("_call", "_contract", "_contract_values", "_counts"),
     "_greedy": ("_call", "_contract_values", "_contract_greedy", "_varlen"),
     "_suppress": ("_call", "_contract_values", "_contract_primitives", "_contract_suppress"),

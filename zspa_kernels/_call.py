@@ -9,8 +9,10 @@ import torch
 
 from . import _contract, _dispatch, _register
 from . import _contract_values as _values
+from ._implementation import recorded
 
 _is_mapped = torch._C._functorch.is_batchedtensor
+_PYTHON = torch._C.DispatchKey.Python  # of tensors whose class answers for them
 #: Names of an op's arguments, empty for those that are no tensors.
 _TENSORS = {
     op: tuple(
@@ -40,9 +42,18 @@ def call(op: str, backend: str, arguments: tuple[Any, ...], pooling: str = "mean
         )
     if any(isinstance(x, torch.Tensor) and _is_mapped(x) for x in arguments):
         raise NotImplementedError(f"{op}: backend must be 'auto' under torch.vmap, got {backend!r}")
-    # What the dispatcher does first: a tensor that stands for its negative becomes that.
-    arguments = tuple(x.resolve_neg() if isinstance(x, torch.Tensor) else x for x in arguments)
+    tensors = [x for x in arguments if isinstance(x, torch.Tensor)]
+    odd = sorted({type(x).__name__ for x in tensors if torch._C._dispatch_keys(x).has(_PYTHON)})
+    if odd or recorded():
+        where = f"for {', '.join(odd)}" if odd else "where torch records or fakes its calls"
+        raise NotImplementedError(f"{op}: backend must be 'auto' {where}, got {backend!r}")
+    # What the dispatcher does first: what stands for its negative, or for zeros, becomes that.
+    arguments = tuple(_resolved(x) if isinstance(x, torch.Tensor) else x for x in arguments)
     return getattr(_register, op)(*arguments, backend=backend)
+
+
+def _resolved(x: torch.Tensor) -> torch.Tensor:
+    return x.clone() if x._is_zerotensor() else x.resolve_neg()
 
 
 def check_backend(op: str, backend: str) -> None:

@@ -13,6 +13,9 @@ from torch import Tensor
 from . import _dispatch
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+_modes = torch._C._len_torch_dispatch_stack
+_mode = torch._C._get_dispatch_mode
+_RECORDING = (torch._C._TorchDispatchModeKey.PROXY, torch._C._TorchDispatchModeKey.FAKE)
 _Maybe = TypeVar("_Maybe", Tensor, Tensor | None)
 
 
@@ -53,3 +56,10 @@ def dense(x: _Maybe) -> _Maybe:
 def contiguous(x: Tensor | None) -> Tensor | None:
     """A mask, weights, seeds or a bias, if there are."""
     return None if x is None else x.contiguous()
+
+
+def recorded() -> bool:
+    """Whether torch makes a graph of its calls, or fakes them: it does not see native ones."""
+    if torch._C._get_tracing_state() is not None:
+        return True
+    return _modes() > 0 and any(_mode(key) is not None for key in _RECORDING)

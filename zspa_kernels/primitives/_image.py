@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from .._implementation import contiguous
+from .._implementation import contiguous, recorded
 from .._native import reason
 from ..backends._blas import full_float32
 from ..backends.cpp import _centred
@@ -77,17 +77,17 @@ def in_full_precision(function: _F) -> _F:
 
 def readable(x: Tensor) -> bool:
     """Whether values of `x` are there to be looked at, at no cost: not traced, and on a CPU."""
-    return not torch.compiler.is_compiling() and _has_values(x)
+    return not torch.compiler.is_compiling() and not recorded() and _has_values(x)
 
 
 def _has_values(x: Tensor) -> bool:
-    return type(x) in _PLAIN and x.is_cpu and not _is_wrapped(x)
+    return type(x) in _PLAIN and x.is_cpu and not _is_wrapped(x) and not x._is_zerotensor()
 
 
 def native(*tensors: Tensor | None, float64: bool = False) -> bool:
     """Whether native kernels, of `float64` or not, can take these: a traced tensor is for torch."""
     # Compiling comes before anything that cannot be traced.
-    if torch.compiler.is_compiling() or reason() is not None:
+    if torch.compiler.is_compiling() or recorded() or reason() is not None:
         return False
     for x in tensors:
         if x is None:

@@ -140,7 +140,7 @@ def largest(
     if not whole:
         order = _by_quotas(scores, order, keys, k, segments, quotas)
     picks = _first(order, keys, k)
-    return ascending(picks, scores.shape[-1]) if sorted else picks
+    return ordered(picks, scores.shape[-1])[0] if sorted else picks
 
 
 def best_of_segments(

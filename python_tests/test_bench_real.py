@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -237,7 +238,7 @@ def test_a_photograph_is_a_square_of_colours(photograph: str) -> None:
 
 
 @pytest.fixture
-def corner(monkeypatch: pytest.MonkeyPatch) -> None:
+def corner(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A tower whose tokens are the position of their patch in a photograph that is a ramp."""
     ramp = torch.linspace(0, 1, 1024)
     picture = torch.stack(
@@ -251,6 +252,8 @@ def corner(monkeypatch: pytest.MonkeyPatch) -> None:
         return Seen(found, found[..., 0], found)
 
     monkeypatch.setattr(towers, "see", see)
+    photographs.seen.cache_clear()
+    yield
     photographs.seen.cache_clear()
 
 
@@ -267,7 +270,6 @@ def test_the_whole_photograph_comes_first_and_then_its_tiles() -> None:
         rows, columns = centres[24 * down :][:24], centres[24 * right :][:24]
         torch.testing.assert_close(found[i, :, 0, 0], rows, atol=0.01, rtol=0)
         torch.testing.assert_close(found[i, 0, :, 1], columns, atol=0.01, rtol=0)
-    photographs.seen.cache_clear()
 
 
 @pytest.mark.usefixtures("corner")
@@ -278,7 +280,6 @@ def test_a_workload_of_a_photograph_has_its_tokens_and_a_question() -> None:
     middle = torch.arange(576).view(24, 24)[8:16, 8:16].flatten()
     assert torch.equal(found.prompt, found.visual[middle])
     assert photographs.region(2880).nonzero()[:, 0].tolist() == middle.tolist()
-    photographs.seen.cache_clear()
 
 
 def test_wider_tokens_keep_their_lengths_and_cosines() -> None:
@@ -360,10 +361,9 @@ def test_the_gallery_shows_each_method_with_what_it_wants() -> None:
         chosen = gallery.choose(method, "coffee")
         assert chosen.indices.shape == (gallery.KEPT,)
     paid = photographs.seen("clip:coffee", 576).attention
-    assert int(gallery.choose("zspaprune", "coffee").core_mask.sum()) == 23
+    assert int(gallery.choose("zspaprune", "coffee").core_mask.sum()) == 12  # a fifth
     kept = gallery.choose("fastervlm", "coffee").indices
     assert torch.equal(paid[kept].sort(descending=True).values, paid.topk(gallery.KEPT).values)
-    photographs.seen.cache_clear()
 
 
 # ---- the towers themselves -----------------------------------------------------------------------
@@ -398,8 +398,8 @@ def test_what_a_pruned_llava_reads_of_a_real_tower() -> None:
         hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=2, vocab_size=300,
     )  # fmt: skip
-    vision = {**tower.config.to_dict(), "_attn_implementation": "sdpa"}
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=299)
+    vision: Any = {**tower.config.to_dict(), "_attn_implementation": "sdpa"}
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=299)
     model: Any = LlavaForConditionalGeneration(config).eval()
     model.model.vision_tower.load_state_dict(tower.state_dict())
     assert model.model.vision_tower.config._attn_implementation == "sdpa"
@@ -416,4 +416,6 @@ def test_what_a_pruned_llava_reads_of_a_real_tower() -> None:
     torch.testing.assert_close(found["keys"].view(196, -1), heads.mean(1), rtol=0, atol=1e-3)
     with zk.methods.VisionZip(keep=20)(model) as handle:
         model.generate(**inputs, max_new_tokens=2)
-    assert [image.after for image in handle.report.images] == [20]
+    report = handle.report
+    assert report is not None
+    assert [image.after for image in report.images] == [20]

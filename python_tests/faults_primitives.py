@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from zspa_kernels.methods import _registry
+
 
 class Fault(NamedTuple):
     """One slip of the pen.
@@ -48,6 +50,8 @@ def without_native(module: types.ModuleType) -> types.ModuleType:
 def plant(fault: Fault, patch: pytest.MonkeyPatch) -> None:
     """Whoever has something of the module by its name gets that of the broken one."""
     right: Any = sys.modules[f"zspa_kernels.{fault.module}"]
+    # A method of the broken module takes the name of the right one, no longer than the fault lasts.
+    patch.setattr(_registry, "_entries", dict(_registry._entries))
     wrong = broken(fault)
     own = {
         x: value

@@ -13,7 +13,7 @@ from python_tests import test_method_rules as rules
 from python_tests import test_primitives as primitives
 from python_tests import test_suppress as suppression
 from python_tests.faults_primitives import Fault, plant
-from zspa_kernels import _dispatch
+from zspa_kernels import _dispatch, methods
 
 Proof = Callable[[], None]
 
@@ -434,3 +434,11 @@ def test_a_fault_is_rejected(name: str, monkeypatch: pytest.MonkeyPatch) -> None
     plant(Fault(*fault), monkeypatch)
     with pytest.raises(AssertionError):
         proof()
+
+
+def test_a_fault_is_gone_with_its_test() -> None:
+    fault, _ = MUTANTS["holov: no sharpness"]
+    with pytest.MonkeyPatch.context() as patch:
+        plant(Fault(*fault), patch)
+        assert type(methods.get("holov", keep=2)) is not methods.HoloV
+    assert type(methods.get("holov", keep=2)) is methods.HoloV

@@ -26,6 +26,21 @@ def scaled(x: Tensor) -> Tensor:
     return (x - x.min()) / (x.max() - x.min())
 
 
+def dart(k: int, *, visual: Tensor, prompt: Tensor, keys: Tensor) -> Tensor:
+    """The published loop; its pivots stand in a set, and it keeps other counts."""
+    first, count = min(4, k), min(4, k) + min(4, len(prompt))
+    taken = keys.abs().sum(1).topk(first).indices.tolist()
+    words = prompt.abs().sum(1).topk(count - first).indices
+    left = sorted(set(range(len(visual))) - set(taken))
+    for turn, pivot in enumerate((*visual[taken], *prompt[words])):
+        more = -(-(k - len(taken)) // (count - turn))
+        similar = torch.nn.functional.cosine_similarity(pivot[None], visual[left], dim=-1)
+        chosen = (-similar).topk(more).indices.tolist()
+        taken += [left[i] for i in chosen]
+        left = sorted(set(left) - set(taken))
+    return torch.tensor(taken)
+
+
 def divprune(k: int, *, visual: Tensor) -> Tensor:
     return divprune_loop(visual, None, 0, k)
 
@@ -254,6 +269,7 @@ READINGS: dict[str, Reading] = {
     "allinrelevance": allinrelevance,
     "anchorprune": anchorprune,
     "cenprune": cenprune,
+    "dart": dart,
     "divprune": divprune,
     "greedyprune": greedyprune,
     "holov": holov,

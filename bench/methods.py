@@ -50,8 +50,8 @@ SUITES = {
 }
 #: Columns of the table; the last one is the least gain of all records.
 SHOWN = (("tiny", "vlm"), ("llava15", "vlm"), ("llavanext", "vlm"), ("llavanext", "iid"))
-#: Width of keys: ToMe's are the mean of heads, VisionZip's all heads of CLIP ViT-L.
-KEYS = {"tome": 64, "visionzip": 1024}
+#: Width of keys: ToMe's are the mean of heads, others' all heads of CLIP ViT-L.
+KEYS = {"dart": 1024, "tome": 64, "visionzip": 1024}
 
 console = Console()
 

@@ -123,6 +123,7 @@ def test_images_of_any_lengths_are_one_graph() -> None:
     "name",
     [
         "cenprune",
+        "dart",
         "greedyprune",
         "holov",
         "mmtok",
@@ -222,7 +223,7 @@ def test_export_sees_that_two_counts_of_a_share_are_equal() -> None:
     "name",
     [
         *("adaptprune", "allinrelevance", "cdpruner", "divprune", "fastv", "greedyprune"),
-        *("idselection", "mmtok", "scope", "todre", "zooprune", "zspaprune"),
+        *("holov", "idselection", "mmtok", "scope", "todre", "zooprune", "zspaprune"),
     ],
 )
 def test_methods_export_with_a_range_of_n(name: str) -> None:

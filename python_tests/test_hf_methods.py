@@ -186,6 +186,27 @@ def test_every_method_prunes_a_llava_or_says_why_not(name: str) -> None:
     assert torch.equal(handle.report.images[0].core_mask, picked.core_mask)
 
 
+def test_dart_asks_for_keys_if_it_is_to() -> None:
+    """Otherwise the norms are those of the tokens, whatever the model could give."""
+    tiny = vlms.get("llava")
+    inputs = tiny.inputs()
+    encoded, found = collected(tiny, inputs)
+    kept = []
+    for by_keys, given in ((False, {}), (True, {"keys": found["keys"]})):
+        method = zk.methods.DART(keep=0.2, text_pivots=0, by_keys=by_keys)
+        with method(tiny.model) as handle:
+            tiny.model.generate(**inputs, max_new_tokens=1)
+        picked = method.select(encoded.tokens, **given)
+        assert handle.report is not None
+        assert torch.equal(handle.report.images[0].indices, picked.indices)
+        kept.append(picked.indices.tolist())
+    assert kept[0] != kept[1]
+    with pytest.raises(zk.hf.UnsupportedMethodError, match="how its visual tokens are made"):
+        zk.hf.prune(vlms.get("llava_next_video").model, method)
+    with pytest.raises(TypeError, match=r"DART: keys must be a tensor \[B, N, C\] \(instead of"):
+        method.select(encoded.tokens)
+
+
 def test_methods_of_other_models_tensors() -> None:
     """A token of several patches may have no attention; optional tensors are left out."""
     model = vlms.get("llava_next_video").model  # whose frames are made smaller

@@ -11,6 +11,7 @@ import zspa_kernels as zk
 from python_tests.oracles.cases import ATTENTION, FAN, INPUTS, PROMPT, SCORES
 from python_tests.oracles.cases import CASES as FANS
 from python_tests.oracles.cenprune import check_cenprune
+from python_tests.oracles.dart import dart
 from python_tests.oracles.greedyprune import greedyprune
 from python_tests.oracles.holov import holov
 from python_tests.oracles.scoredtopk import scoredtopk
@@ -22,6 +23,7 @@ from python_tests.oracles.visionzip import visionzip
 from python_tests.oracles.vispruner import vispruner
 from python_tests.scenes import draw, inputs
 from zspa_kernels.methods import (
+    DART,
     AdaptPrune,
     CenPrune,
     GreedyPrune,
@@ -245,6 +247,68 @@ def test_vispruner(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES + ODD)
+def test_dart(name: str) -> None:
+    """Norms tie where rows are repeated, and in keys of integers; words are invalid or zero."""
+    visual, mask = case(name)
+    words = prompt("vlm", 7, D)
+    words[1], words[4] = torch.nan, 0.0
+    real = torch.arange(7) != 5
+    keys = draw("keys", (N, 3, 1))[..., 0].mul(2).round()
+    keys[8] = torch.inf
+    for k, pivots, text_pivots, by_keys, said in (
+        (1, 4, 4, False, True),
+        (4, 4, 4, False, True),
+        (9, 4, 4, False, True),
+        (9, 4, 4, True, False),
+        (16, 3, 2, True, True),
+        (16, 1, 9, False, True),
+        (20, 2, 0, False, True),
+        (N, 30, 1, False, False),
+    ):
+        text, own = words if said else None, keys if by_keys else None
+        core, others = dart(visual, k, text, own, pivots, text_pivots, mask, real)
+        given = {"keys": own, "visual_mask": mask, "prompt_mask": real if said else None}
+        picked = DART(k, pivots, text_pivots, by_keys, sorted=False).select(visual, text, **given)
+        assert kept(picked.indices.tolist()) == core + others
+        assert kept(picked.indices[picked.core_mask].tolist()) == core
+        ordered = DART(k, pivots, text_pivots).select(visual, text, **given)
+        assert kept(ordered.indices.tolist()) == sorted(core + others)
+        assert set(ordered.indices[ordered.core_mask].tolist()) == set(core)
+        assert int(ordered.core_mask.sum()) == len(core)
+
+
+def test_dart_without_words_is_dart_without_a_prompt() -> None:
+    """Words that are masked, invalid or zero take nothing; an image may have fewer than another."""
+    visual = torch.stack([tokens("vlm", N, D), tokens("iid", N, D)])
+    words = torch.stack([prompt("vlm", 5, D), torch.zeros(5, D)])
+    real = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    words[1, 3:] = 1e3
+    method = DART(12, text_pivots=2, sorted=False)
+    both = method.select(visual, words, prompt_mask=real)
+    assert both.indices[0].tolist() == method.select(visual[0], words[0]).indices.tolist()
+    assert both.indices[1].tolist() == method.select(visual[1]).indices.tolist()
+    assert both.indices[0].tolist() != method.select(visual[0]).indices.tolist()
+
+
+def test_dart_decides_in_float64() -> None:
+    """Cosines to the pivot differ by less than a float32 can say; norms are equal in any order."""
+    angles = 1.0 + 1e-9 * torch.tensor([0.0, 3.0, 2.0, 5.0, 4.0, 1.0], dtype=torch.float64)
+    lengths = 2.0 ** torch.arange(6) / torch.tensor([1.0, 3.0, 5.0, 7.0, 9.0, 11.0])
+    rows = torch.stack((angles.cos(), angles.sin()), -1).mul(lengths[:, None]).float()
+    visual = torch.cat((torch.tensor([[1e3, 0.0]]), rows))
+    exact = visual.double()
+    cosine = exact[:, 0] / exact.norm(dim=1)
+    right = cosine[1:].argsort(stable=True)[:3].add(1).sort().values
+    assert DART(4, 1).select(visual).indices.tolist() == [0, *right.tolist()]
+    row = draw("row", (1, 1000))[0]
+    orders = [torch.randperm(1000, generator=torch.Generator().manual_seed(i)) for i in range(9)]
+    picked = DART(3, 3).select(torch.stack([row[order] for order in orders]))
+    assert picked.indices.tolist() == [0, 1, 2]
+    assert picked.scores is not None
+    assert picked.scores.tolist() == [float(row.double().sum().float())] * 9
+
+
+@pytest.mark.parametrize("name", CASES + ODD)
 def test_holov(name: str) -> None:
     """Levels of attention tie, as shares do; more crops than tokens, one crop, full crops."""
     visual, mask = case(name)
@@ -426,8 +490,8 @@ def on_the_fan(name: str, k: int) -> set[int]:
     fan = {"visual": FAN, "prompt": PROMPT, "scores": SCORES.get(name), **INPUTS}
     fan["attention"] = ATTENTION.get(name, fan["attention"])
     given |= {x: fan[x] for x in given if fan.get(x) is not None}
-    # The host's importance is an extra of CenPrune.
-    given.pop("importance", None)
+    # The host's importance is an extra of CenPrune, as keys are of DART.
+    given.pop({"cenprune": "importance", "dart": "keys"}.get(name, ""), None)
     options = FANS[name].options if name in FANS else {}
     return set(zk.methods.get(name, keep=k, **options).select(**given).indices.tolist())
 

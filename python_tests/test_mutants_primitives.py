@@ -35,7 +35,7 @@ def patched(test: Callable[..., None], *arguments: object) -> Proof:
 GREEDY, SCORED = rules.test_greedyprune, rules.test_scoredtopk
 ID, ADAPT, CEN = rules.test_idselection, rules.test_adaptprune, rules.test_cenprune
 TOME, ZIP, TRIM = rules.test_tome, rules.test_visionzip, rules.test_trimtokenator
-VIS, HOLO = rules.test_vispruner, rules.test_holov
+VIS, HOLO, DART = rules.test_vispruner, rules.test_holov, rules.test_dart
 ODD_ROWS = primitives.test_alignment_and_distinctiveness_of_odd_rows
 MERGE = primitives.test_merge_is_differentiable_and_leaves_out_what_nobody_owns
 SLOTS = primitives.test_assign_prefers_the_own_slot_and_the_lowest
@@ -269,6 +269,74 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], Proof]] = {
     "thin: something is similar to a zero row": (
         ("primitives.thinning", "cosines[:, ~image.directed[line]] = _NONE", "pass"),
         primitives.test_thin_at_a_tie,
+    ),
+    "dart: zero rows are pivots": (
+        ("methods.dart", ".masked_fill(stands < 0.0, -1.0)", ""),
+        of(DART, "zero_rows"),
+    ),
+    "dart: zero rows are like nothing": (
+        (
+            "methods.dart",
+            "(stands < 0.0).unsqueeze(-2), 2.0)",
+            "(stands < 0.0).unsqueeze(-2), 0.0)",
+        ),
+        of(DART, "zero_rows"),
+    ),
+    "dart: the last pivots take more": (
+        ("methods.dart", "(place < total % live)", "(place >= live - total % live)"),
+        of(DART, "vlm"),
+    ),
+    "dart: one less": (
+        ("methods.dart", "free.cumsum(-1) <= counts", "free.cumsum(-1) < counts"),
+        of(DART, "vlm"),
+    ),
+    "dart: what was taken is free": (
+        ("methods.dart", "free = now == never", "free = now <= never"),
+        of(DART, "vlm"),
+    ),
+    "dart: what is invalid is free": (
+        (
+            "methods.dart",
+            "torch.where(valid, never, never + 1)",
+            "torch.where(valid, never, never)",
+        ),
+        of(DART, "masked_exact"),
+    ),
+    "dart: words without direction": (
+        (
+            "methods.dart",
+            "standing(prompt, prompt_mask) == 0.0",
+            "standing(prompt, prompt_mask).isfinite()",
+        ),
+        of(DART, "vlm"),
+    ),
+    "dart: words that there are not": (
+        ("methods.dart", "live + (text >= 0).sum(-1, keepdim=True)", "live + count"),
+        rules.test_dart_without_words_is_dart_without_a_prompt,
+    ),
+    "dart: words first": (
+        (
+            "methods.dart",
+            "torch.cat((pivots, _directions(prompt, text)), dim=-2)",
+            "torch.cat((_directions(prompt, text), pivots), dim=-2)",
+        ),
+        of(DART, "vlm"),
+    ),
+    "dart: L2 norms": (
+        ("methods.dart", "part.double().abs_()", "part.double().square_()"),
+        of(DART, "vlm"),
+    ),
+    "dart: norms in float32": (
+        ("methods.dart", "part.double().abs_().sum(-1)", "part.float().abs().sum(-1)"),
+        rules.test_dart_decides_in_float64,
+    ),
+    "dart: cosines in float32": (
+        ("methods.dart", "_unit(part.double())", "_unit(part.float()).double()"),
+        rules.test_dart_decides_in_float64,
+    ),
+    "dart: cosines as they are computed": (
+        ("methods.dart", "on_grid(torch.cat(cosines, dim=-1))", "torch.cat(cosines, dim=-1)"),
+        of(DART, "constant"),
     ),
     "holov: the larger crops behind": (
         ("methods.holov", "torch.where(rank < edge, rank // (size + 1), behind)", "behind"),

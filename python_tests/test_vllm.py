@@ -25,6 +25,7 @@ SERVED: dict[str, dict[str, Any]] = {
     "allinrelevance": {},
     "cdpruner": {"space": "llm"},
     "cenprune": {},
+    "dart": {},
     "divprune": {},
     "mmtok": {},
     "todre": {},

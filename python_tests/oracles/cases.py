@@ -96,6 +96,12 @@ CASES = {
         "190 is alone on its side; then, without the mean, 0 is far from it and no more common "
         "than its neighbours",
     ),
+    "dart": Case(
+        {0, 3, 4, 5, 6},
+        "of unit length 47 has the largest L1 norm, is the pivot and takes 190 and 101; the word "
+        "at 30 takes 95, and 0, which is 30 degrees away, farther than 8 and 20",
+        {"pivots": 1, "text_pivots": 1},
+    ),
     "divprune": Case(
         {1, 3, 5, 6},
         "190 has no neighbour, 8 is opposite, 101 between; then 47, whose nearest pick is 39 "

@@ -27,6 +27,7 @@ from .anchorprune import AnchorPrune
 from .base import EachByItself, MethodBase
 from .cdpruner import CDPruner
 from .cenprune import CenPrune
+from .dart import DART
 from .divprune import DivPrune
 from .greedyprune import GreedyPrune
 from .holov import HoloV
@@ -43,6 +44,7 @@ from .zooprune import ZOOPrune
 from .zspaprune import ZSPAPrune
 
 __all__ = [
+    "DART",
     "PRESETS",
     "SCOPE",
     "About",

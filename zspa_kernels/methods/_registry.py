@@ -115,6 +115,7 @@ Published = Literal[
     "anchorprune",
     "cdpruner",
     "cenprune",
+    "dart",
     "divprune",
     "fastervlm",
     "fastv",

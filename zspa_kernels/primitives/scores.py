@@ -266,7 +266,8 @@ def _admitted_first(
     rest = torch.where(forced, 0, torch.where(admitted, 1, 2))
     chosen = order.gather(-1, rest.sort(dim=-1, stable=True).indices)
     # The first k are the selection; its order is again that of the scores.
-    kept = torch.zeros_like(inside).scatter(-1, chosen[..., :k], True)
+    first = chosen.index_select(-1, torch.arange(k, device=order.device))
+    kept = torch.zeros_like(inside).scatter(-1, first, True)
     return order.gather(-1, (~kept.gather(-1, order)).int().sort(dim=-1, stable=True).indices)
 
 

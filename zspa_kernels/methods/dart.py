@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DART: a few pivots, and the tokens that duplicate each of them least."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .. import _contract_primitives as _contract
+from .. import _contract_values as _values
+from .. import api
+from ..primitives._image import ROWS, SHORTEST, on_grid, undisturbed
+from ..primitives.scores import largest, ordered
+from ..types import Selection
+from ._compose import KEYS, check_options, standing
+from ._registry import PROMPT, VISUAL, About, Input, register
+from .base import EachByItself
+
+
+@register("dart")
+@dataclass(frozen=True)
+class DART(EachByItself):
+    """The tokens of largest norm as pivots, and for each of them those least similar to it.
+
+    DART, arXiv 2502.11494 (EMNLP 2025), before the language model instead of in its second layer.
+    The pivots are the tokens of largest L1 norm, which are kept, and the words of largest L1 norm.
+    What is left of the budget is divided evenly among the pivots, the first ones getting one more:
+    those among the tokens, then those among the words, each by falling norm. In this order every
+    pivot takes the tokens of lowest cosine to it that none before it took.
+
+    TensorRT Edge-LLM prunes by this variant, with these defaults, orders and counts. In the
+    published code norms are those of the keys of a layer, cosines those of its normalised output:
+    pass these as `keys` and `visual` to choose inside a model. It takes `budget // pivots` tokens a
+    pivot, words included, beside the pivots themselves, so that another number is kept, goes
+    through the pivots in the order of a Python set, and takes a zero row for a token of cosine 0;
+    here zero rows come last.
+
+    Attributes:
+        keep: share of the tokens in (0, 1], or a count; see `num_keep`.
+        pivots: how many tokens are pivots, at least 1; all of a smaller budget.
+        text_pivots: how many words are; fewer if the prompt has fewer, none without a prompt.
+        by_keys: True: `select` needs keys, and a model that is pruned is asked for its vision
+            tower's.
+        rounding: of `keep`; see `num_keep`.
+        sorted: ascending indices; or the pivots by falling norm, then what each of them took, by
+            index.
+
+    Example:
+        >>> visual = torch.tensor([[4.0, 0.0], [1.0, 0.5], [0.0, 1.0], [1.0, 1.0], [2.0, -1.0]])
+        >>> picked = DART(keep=3, pivots=1).select(visual)
+        >>> picked.indices, picked.core_mask
+        (tensor([0, 2, 3]), tensor([ True, False, False]))
+    """
+
+    about: ClassVar[About] = About(
+        title="DART",
+        paper="arXiv 2502.11494, EMNLP 2025",
+        inputs=(
+            VISUAL,
+            replace(PROMPT, required=False),
+            replace(
+                KEYS,
+                required=False,
+                source="instead of the tokens' own norms, the keys whose norms choose the pivots "
+                f"(published: all heads of a layer of the language model); {KEYS.source}",
+            ),
+        ),
+        primitives=("topk",),
+        cost="N D (pivots + text_pivots)",
+        against="float64 loops, equal picks",
+    )
+
+    keep: float
+    pivots: int = 4
+    text_pivots: int = 4
+    by_keys: bool = False
+    rounding: str = "round"
+    sorted: bool = True
+
+    def __post_init__(self) -> None:
+        check_options(self.about, self)
+        for name, least in (("pivots", 1), ("text_pivots", 0)):
+            _values.at_least(
+                "DART", name, _values.integer("DART", name, getattr(self, name)), least
+            )
+
+    @property
+    def model_inputs(self) -> tuple[Input, ...]:
+        """Keys, which are then required, with `by_keys` only."""
+        inputs = self.about.inputs
+        return (*inputs[:2], replace(inputs[2], required=True)) if self.by_keys else inputs[:2]
+
+    @_values.naming("DART")
+    def select(
+        self,
+        visual: Tensor,
+        prompt: Tensor | None = None,
+        *,
+        keys: Tensor | None = None,
+        visual_mask: Tensor | None = None,
+        prompt_mask: Tensor | None = None,
+    ) -> Selection:
+        """Choose tokens of `visual` for `prompt`.
+
+        Args:
+            visual: projected tokens `[B, N, D]` or `[N, D]`.
+            prompt: text embeddings `[B, M, D]`, or None.
+            keys: `[B, N, C]`, whose norms choose the pivots among the tokens; None: the tokens.
+            visual_mask: bool `[B, N]`, True for real tokens.
+            prompt_mask: bool `[B, M]`, True for real words.
+
+        Returns:
+            The selection; its core are the pivots, its scores the L1 norms that chose them, -1 of
+            zero rows and NaN of invalid tokens.
+        """
+        if prompt is None:
+            _contract.visual("DART", visual, visual_mask)
+        else:
+            _contract.visual_and_prompt("DART", visual, prompt, visual_mask, prompt_mask)
+        stands = standing(visual, visual_mask)
+        valid, measured = stands.isfinite(), visual
+        if keys is not None or self.by_keys:
+            measured = self.about.require("keys", keys)
+            _contract.features("DART", "keys", measured, visual)
+            valid = valid & standing(measured, visual_mask).isfinite()
+        norms = _norms(measured).masked_fill(stands < 0.0, -1.0).masked_fill(~valid, torch.nan)
+        k = api.num_keep(visual.shape[-2], self.keep, self.rounding)
+        core = largest(norms, min(self.pivots, k), valid, None, None, None, False)
+        pivots, live = (
+            _directions(visual, core),
+            core.new_full((*core.shape[:-1], 1), core.shape[-1]),
+        )
+        if prompt is not None and self.text_pivots:
+            words = standing(prompt, prompt_mask) == 0.0  # that have a direction
+            count = min(self.text_pivots, prompt.shape[-2])
+            text = largest(_norms(prompt), count, words, None, None, None, False)
+            pivots = torch.cat((pivots, _directions(prompt, text)), dim=-2)
+            live = live + (text >= 0).sum(-1, keepdim=True)
+        counts = _shares(k - core.shape[-1], live, pivots.shape[-2])
+        similar = _cosines(visual, pivots).masked_fill((stands < 0.0).unsqueeze(-2), 2.0)
+        picks = _taken(similar, counts, core, valid, k)
+        in_core = torch.arange(k, device=picks.device) < core.shape[-1]
+        if not self.sorted:
+            return Selection(picks, in_core & (picks >= 0), norms)
+        indices, found = ordered(picks, visual.shape[-2])
+        chosen = (indices.unsqueeze(-1) == core.unsqueeze(-2)).any(-1)
+        return Selection(indices, chosen & found, norms)
+
+
+def _shares(total: int, live: Tensor, count: int) -> Tensor:
+    """int64 `[B, count]`: `total` divided evenly among the first `live` `[B, 1]`."""
+    place = torch.arange(count, device=live.device)
+    live = live.clamp_min(1)  # no token is kept of no token
+    shares = total // live + (place < total % live)
+    return torch.where(place < live, shares, 0)
+
+
+@undisturbed
+def _norms(x: Tensor) -> Tensor:
+    """float32 `[B, N]`: L1 norms, added in float64, so that equal rows have equal ones."""
+    parts = x.tensor_split(1 + x.shape[-2] // ROWS, dim=-2)
+    return torch.cat([part.double().abs_().sum(-1) for part in parts], dim=-1).float()
+
+
+@undisturbed
+def _directions(x: Tensor, index: Tensor) -> Tensor:
+    """float64 `[B, P, D]`: directions of the rows `index` `[B, P]` of `x`; of -1 of any."""
+    where = index.clamp_min(0).unsqueeze(-1).expand(*index.shape, x.shape[-1])
+    return _unit(x.gather(-2, where).double())
+
+
+def _unit(rows: Tensor) -> Tensor:
+    length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    directions: Tensor = rows / length.where(length >= SHORTEST, torch.inf)
+    return directions
+
+
+@undisturbed
+def _cosines(x: Tensor, pivots: Tensor) -> Tensor:
+    """float64 `[B, P, N]` on a grid that is coarser than their error."""
+    parts = x.tensor_split(1 + x.shape[-2] // ROWS, dim=-2)
+    cosines = [pivots @ _unit(part.double()).mT for part in parts]
+    return on_grid(torch.cat(cosines, dim=-1))
+
+
+def _taken(similar: Tensor, counts: Tensor, core: Tensor, valid: Tensor, k: int) -> Tensor:
+    """int64 `[B, k]`: the core, then what each pivot takes, by index, then -1.
+
+    Args:
+        similar: `[B, P, N]`, to each pivot.
+        counts: int64 `[B, P]`, how many each pivot takes.
+        core: int64 `[B, R]`, tokens that are taken already, first of all.
+        valid: bool `[B, N]`, tokens that can be.
+        k: how many places there are.
+    """
+    n, first = valid.shape[-1], core.shape[-1]
+    never = first + similar.shape[-2]
+    # When each token is taken; one place more for cores that are none.
+    turn = torch.where(valid, never, never + 1)
+    turn = torch.nn.functional.pad(turn, (0, 1), value=never + 1)
+    rank = torch.arange(first, device=core.device).expand_as(core)
+    turn = turn.scatter(-1, torch.where(core < 0, n, core), rank)[..., :n]
+    for j, order in enumerate(similar.sort(dim=-1, stable=True).indices.unbind(-2)):
+        now = turn.gather(-1, order)
+        free = now == never
+        mine = free & (free.cumsum(-1) <= counts[..., j, None])
+        turn = turn.scatter(-1, order, torch.where(mine, first + j, now))
+    by_turn = turn.sort(dim=-1, stable=True)
+    place = torch.arange(k, device=turn.device)
+    picks, turns = (x.index_select(-1, place) for x in (by_turn.indices, by_turn.values))
+    return torch.where(turns < never, picks, -1)

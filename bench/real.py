@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import astuple, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -21,16 +21,19 @@ from torch import Tensor
 
 from bench import ceilings, pages, photographs, report, towers
 from bench.environment import ROOT, environment
-from bench.registry import SHAPES, Workload, loops, workload
+from bench.greedy import dots_share
+from bench.registry import SHAPES, Shape, Workload, loops, workload
 from bench.report import Line, number, times
 from bench.results import Results
 from bench.run import RESULTS, SCRATCH, console, run
 from bench.towers import TOWERS
 from zspa_kernels import split_core
+from zspa_kernels.backends.cpp.dpp import dpp
+from zspa_kernels.backends.cpp.min_sum import min_sum
 from zspa_kernels.testing import MODELS, tokens
 
 PAGE = ROOT / "docs" / "real_tokens.md"
-SPEED, FACTS = "bench:real", "bench:facts"
+SPEED, FACTS, DOTS = "bench:real", "bench:facts", "bench:dots"
 SHAPE_NAMES = ("llava15", "qwen25vl", "llavanext")
 CORES = (0.0, 0.4)
 #: The model whose figures the README shows stands beside the photographs.
@@ -102,19 +105,53 @@ def facts_table(n: int = 576, d: int = 4096) -> str:
     """Markdown: a row a tower, the median and the range over its photographs, and a row a model."""
     heads = ("tokens", *Facts.__dataclass_fields__)
     rows = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for name, tower in TOWERS.items():
-        found = [facts(photographs.seen(f"{name}:{p}", n).tokens) for p in photographs.PHOTOGRAPHS]
-        cells = (_spread(values) for values in zip(*map(astuple, found), strict=True))
-        rows.append(f"| {tower.title} | " + " | ".join(cells) + " |")
-    for model in MODELS:
-        cells = (number(value) for value in astuple(facts(tokens(model, n, d))))
-        rows.append(f"| `{model}` | " + " | ".join(cells) + " |")
+    for source, names in _sources().items():
+        real = source in TOWERS
+        visual = [photographs.seen(x, n).tokens if real else tokens(x, n, d) for x in names]
+        columns = zip(*(astuple(facts(each)) for each in visual), strict=True)
+        cells = (_spread(values) if real else number(values[0]) for values in columns)
+        rows.append(f"| {_title(source)} | " + " | ".join(cells) + " |")
     return "\n".join(rows)
 
 
 def _spread(values: Iterable[float]) -> str:
     low, *_, high = ordered = sorted(values)
     return f"{number(statistics.median(ordered))} ({number(low)} to {number(high)})"
+
+
+# ---- what other rules compute --------------------------------------------------------------------
+
+
+RULES: dict[str, Callable[[Tensor, int], float]] = {
+    "dpp": lambda visual, k: dots_share(dpp, visual, k, None, None),
+    "min_sum": lambda visual, k: dots_share(min_sum, visual, k, None, None),
+}
+
+
+def dots_table(shapes: tuple[str, ...] = ("llava15", "llavanext")) -> str:
+    """Markdown: dots over N K of the other rules, a row a source; of a tower median and range."""
+    columns = [(rule, SHAPES[shape]) for rule in RULES for shape in shapes]
+    heads = ("tokens", *(f"{rule}, {shape.n} x {shape.d}" for rule, shape in columns))
+    rows = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for source, names in _sources().items():
+        cells = []
+        for rule, shape in columns:
+            found = [RULES[rule](_bf16(name, shape), shape.k) for name in names]
+            cells.append(_spread(found) if len(found) > 1 else number(found[0]))
+        rows.append(f"| {_title(source)} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def _sources() -> dict[str, list[str]]:
+    """Names of tokens by what made them: a tower's photographs, or a model by itself."""
+    made = {tower: [f"{tower}:{p}" for p in photographs.PHOTOGRAPHS] for tower in TOWERS}
+    return made | {model: [model] for model in MODELS if model != "exact"}
+
+
+def _bf16(name: str, shape: Shape) -> Tensor:
+    if name in MODELS:
+        return tokens(name, shape.n, shape.d, dtype=torch.bfloat16)
+    return photographs.draw(name, shape.n, shape.d, torch.bfloat16)[0]
 
 
 # ---- what a selection costs ----------------------------------------------------------------------
@@ -142,7 +179,7 @@ def _row(source: str, own: list[Line]) -> str:
     cells = (
         f"{first.n} x {first.d}",
         f"{first.k} ({first.k_core})",
-        TOWERS[source].title if source in TOWERS else f"`{source}`",
+        _title(source),
         number(_middle(report.milliseconds(line.ours) for line in own)),
         times(_middle(line.gain for line in own)),
         _where(times(least.gain), least),
@@ -150,6 +187,10 @@ def _row(source: str, own: list[Line]) -> str:
         _where(number(most.dots_share), most),
     )
     return "| " + " | ".join(cells) + " |"
+
+
+def _title(source: str) -> str:
+    return TOWERS[source].title if source in TOWERS else f"`{source}`"
 
 
 def _middle(values: Iterable[float | None]) -> float | None:
@@ -192,6 +233,9 @@ def main(
     threads = torch.get_num_threads()
     try:
         workloads = suite(only)
+        if published:  # which fails before minutes have passed
+            for mark in (SPEED, DOTS, FACTS):
+                pages.rewrite(PAGE.read_text(), mark, "")
         for name in TOWERS:
             towers.fetch(name)
         rates = ceilings.measure(threads)
@@ -204,11 +248,13 @@ def main(
     folder.mkdir(parents=True, exist_ok=True)
     results = Results("real", 0, environment(threads), rates)
     run(workloads, results, folder / "real.json")
-    speed, alike = speed_table(results), facts_table()
+    made = {SPEED: speed_table(results), DOTS: dots_table(), FACTS: facts_table()}
     if published:
-        page = pages.rewrite(PAGE.read_text(), SPEED, speed)
-        PAGE.write_text(pages.rewrite(page, FACTS, alike))
-    console.print(speed, "", alike, sep="\n", markup=False, soft_wrap=True)
+        page = PAGE.read_text()
+        for mark, content in made.items():
+            page = pages.rewrite(page, mark, content)
+        PAGE.write_text(page)
+    console.print("\n\n".join(made.values()), markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

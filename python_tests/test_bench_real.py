@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import zspa_kernels as zk
-from bench import gallery, photographs, problem, real, timing, towers
+from bench import gallery, photographs, problem, real, report, timing, towers
 from bench.ceilings import Ceilings, Work
 from bench.contenders import OURS
 from bench.registry import SHAPES, workload
@@ -25,7 +25,7 @@ from bench.results import Record, Results
 from bench.towers import TOWERS, Seen
 from bench.verify import Verdict
 from python_tests.test_hf_attention import collected
-from zspa_kernels.testing import tokens
+from zspa_kernels.testing import MODELS, tokens
 
 HERE = {
     "cpu": {"model": "a CPU"},
@@ -335,6 +335,27 @@ def test_the_table_has_a_row_for_each_tower_with_its_worst_photographs() -> None
         "| 576 x 4096 | 58 (23) | `vlm` | 4 | 20x | - | 0.4 | - |",
     ]
     assert lines[-1] == "Verified in float64: 8 of 8 records."
+
+
+@pytest.mark.usefixtures("corner")
+def test_tables_of_tokens_have_a_row_for_each_tower_and_each_model() -> None:
+    """All photographs are the same here, so their range is a point."""
+    dots = real.dots_table(("llava15",)).splitlines()
+    assert dots[0] == "| tokens | dpp, 576 x 4096 | min_sum, 576 x 4096 |"
+    assert [line.split(" | ")[0] for line in dots[2:]] == [
+        f"| {tower.title}" for tower in TOWERS.values()
+    ] + [f"| `{model}`" for model in MODELS if model != "exact"]
+    ramp = photographs.draw("clip:page", 576, 4096, torch.bfloat16)[0]
+    share = report.number(real.RULES["dpp"](ramp, 58))
+    assert dots[2].split(" | ")[1] == f"{share} ({share} to {share})"
+    vlm = report.number(real.RULES["min_sum"](tokens("vlm", 576, 4096, dtype=torch.bfloat16), 58))
+    assert next(line for line in dots if "`vlm`" in line).endswith(f" | {vlm} |")
+    alike = real.facts_table(576, 64).splitlines()
+    assert len(alike) == len(dots)
+    common = report.number(real.facts(tokens("clusters", 576, 64)).common)
+    assert next(line for line in alike if "clusters" in line).startswith(
+        f"| `clusters` | {common} |"
+    )
 
 
 def test_wrong_picks_have_no_figure() -> None:

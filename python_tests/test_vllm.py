@@ -157,6 +157,14 @@ def test_no_more_pictures_are_encoded_at_once_than_unpruned() -> None:
         "image_token_id": 3,
     }
 
+    # LFM2-VL's tiles of different sizes: 4 + 1, 6, and 9 + 2 + 1 tokens.
+    shapes = torch.tensor([[4, 4], [2, 2], [4, 6], [6, 6], [2, 4], [2, 2]])
+    counts = {"num_patches": torch.tensor([2, 1, 3]), "spatial_shapes": shapes}
+    parts = list(Batches(limit=11, merged=4).split({"pixel_values": torch.arange(6), **counts}, 3))
+    assert [(start, stop) for start, stop, _ in parts] == [(0, 2), (2, 3)]
+    assert parts[1][2]["pixel_values"].tolist() == [3, 4, 5]
+    assert parts[1][2]["spatial_shapes"].equal(shapes[3:])
+
     pixels = [torch.zeros(3, 28 * rows, 56) for rows in (2, 3, 4)]  # 6, 9, 12 with ends of rows
     for limit, wanted in ((15, [(0, 2), (2, 3)]), (14, [(0, 1), (1, 2), (2, 3)])):
         parts = list(Batches(limit, square=28).split({"pixel_values": pixels}, 3))
@@ -202,5 +210,7 @@ def test_tokens_of_a_tile() -> None:
     for kind, merged in (("gemma4_vision", 9), ("gemma4_unified_vision", 1)):
         patches = SimpleNamespace(patch_size=16, pooling_kernel_size=3, model_type=kind)
         assert Batches.of(SimpleNamespace(vision_config=patches), 9) == Batches(9, merged=merged)
+    shapes = SimpleNamespace(vision_config=SimpleNamespace(patch_size=16), downsample_factor=2)
+    assert Batches.of(shapes, 9) == Batches(9, merged=4)
     grid = SimpleNamespace(spatial_merge_size=2)
     assert Batches.of(SimpleNamespace(vision_config=grid), 9) == Batches(9, merged=4)

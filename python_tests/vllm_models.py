@@ -158,6 +158,37 @@ def _cohere2_vision() -> Pair:
     return transformers.Cohere2VisionForConditionalGeneration(config), processor
 
 
+def _lfm2_vl() -> Pair:
+    roles = {f"image{name}_token": f"<image{name}>" for name in ("", "_start", "_end")}
+    roles["image_thumbnail_token"] = "<small>"
+    names = [f"<|img_row_{i}_col_{j}|>" for i in (1, 2, 3) for j in (1, 2, 3)]
+    tok = models.tokenizer([*roles.values(), *names], "<image>")
+    tok._set_model_specific_special_tokens(special_tokens=roles)
+    vision = {**models.siglip(_WIDTH), "num_patches": 64, "vision_use_head": False}
+    del vision["image_size"]
+    kinds = ["conv", "full_attention", "conv"]
+    # vLLM 0.32 on CPUs takes wrong rows for the norms of several heads.
+    head = dict.fromkeys(_HEADS, 1)
+    words = models.text(transformers.Lfm2Config, **head, num_hidden_layers=3, layer_types=kinds)
+    words.conv_dim = words.block_dim = words.hidden_size  # as published; vLLM asks for them
+    config = transformers.Lfm2VlConfig(
+        vision_config=transformers.Siglip2VisionConfig(**vision),
+        text_config=words,
+        image_token_id=tok.convert_tokens_to_ids("<image>"),
+        projector_hidden_size=48,
+    )
+    sizes: dict[str, Any] = {
+        "min_image_tokens": 4,
+        "max_image_tokens": 16,
+        "tile_size": 56,
+        "max_tiles": 4,
+    }
+    sizes["max_pixels_tolerance"] = 1  # most pictures are split
+    pictures = transformers.Lfm2VlImageProcessor(encoder_patch_size=14, **sizes)
+    processor = transformers.Lfm2VlProcessor(pictures, tok, chat_template=tok.chat_template)
+    return transformers.Lfm2VlForConditionalGeneration(config), processor
+
+
 def _mistral3() -> Pair:
     return _rows("Mistral3", 2)
 
@@ -354,6 +385,7 @@ BUILDERS: dict[str, Callable[[], Pair]] = {
     "idefics3": _idefics3,
     "smolvlm": _smolvlm,
     "cohere2_vision": _cohere2_vision,
+    "lfm2_vl": _lfm2_vl,
     "qwen2_vl": _qwen2_vl,
     "qwen2_5_vl": _qwen2_5_vl,
     "qwen3_vl": _qwen3_vl,
@@ -386,7 +418,7 @@ def save(name: str, folder: Path) -> Pair:
 def _as_published(file: Path, kind: str) -> None:
     """Weights named and laid out as in published models, which is what vLLM expects."""
     tower = re.compile(r"^((?:model\.)?vision_tower\.)(?!vision_model\.)")
-    wrapped = kind in ("clip_vision_model", "siglip_vision_model")
+    wrapped = kind in ("clip_vision_model", "siglip_vision_model", "siglip2_vision_model")
 
     def published(name: str, weight: torch.Tensor) -> tuple[str, torch.Tensor]:
         if wrapped:

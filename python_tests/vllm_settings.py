@@ -27,8 +27,8 @@ from zspa_kernels.vllm import overrides
 #: Models whose prompts are read in parts, and whether by processes of vLLM's own.
 IN_PARTS = [("llava", "1"), ("qwen2_5_vl", "0")]
 if ASKED == "all":
-    others = ("mistral3", "internvl", "gemma3", "gemma4", "smolvlm", "qwen3_5", "glm4v")
-    IN_PARTS += [(name, "0") for name in others]
+    others = "mistral3 internvl gemma3 gemma4 smolvlm qwen3_5 glm4v lfm2_vl"
+    IN_PARTS += [(name, "0") for name in others.split()]
 one_after_another = pytest.mark.skipif(ASKED != "all", reason="one model after another: make vllm")
 
 

@@ -24,6 +24,8 @@ SECONDS = "second_per_grid_ts"
 MODALITIES = ("image", "video")
 #: Tiles of each picture, where those of all stand one behind the other.
 _TILES = ("image_num_patches", "video_num_patches", "num_patches")
+#: Patches down and across of each tile, where tiles differ (LFM2-VL).
+_SHAPES = "spatial_shapes"
 #: Frames of each video, with as many patches each (Gemma 4).
 _FRAMES = "video_frame_counts"
 
@@ -45,7 +47,8 @@ class Batches:
     Attributes:
         limit: visual tokens and words that are embedded at once, if they are not of one picture.
         tile: tokens of one tile; 0 where a picture has a size of its own.
-        merged: patches that make a token, where a picture has a grid, or a list of patches.
+        merged: patches that make a token, where a picture has a grid, or a list of patches, or a
+            tile a shape.
         square: rows of pixels that make a row of tokens, where a picture has neither.
     """
 
@@ -66,6 +69,8 @@ class Batches:
             # Without an encoder, patches are merged by the processor.
             whole = vision.model_type == "gemma4_unified_vision"
             return cls(limit, merged=1 if whole else merged**2)
+        if not hasattr(vision, "image_size"):  # tiles have shapes of their own
+            return cls(limit, merged=config.downsample_factor**2)
         size, patch = (
             edge if isinstance(edge, int) else edge[0]
             for edge in (
@@ -121,12 +126,29 @@ class Batches:
             return rows, [sum(itertools.islice(left, count)) for count in rows]
         tiles = next((inputs[name] for name in _TILES if name in inputs), None)
         if tiles is not None:
-            return tiles.tolist(), [self.tile * count for count in tiles.tolist()]
+            counts = tiles.tolist()
+            return counts, [sum(self.tiles(inputs, counts, place)) for place in range(len(counts))]
         if self.square:
             grids = [[edge // self.square for edge in one.shape[-2:]] for one in pixels]
             # With the ends of rows, which vLLM counts, too.
             return None, [rows * (columns + 1) for rows, columns in grids]
         return None, [self.tile * math.prod(one.shape[:-3]) for one in pixels]
+
+    def tiles(self, inputs: Mapping[str, Any], counts: Any, place: int) -> list[int]:
+        """Tokens of each tile of the picture at `place`.
+
+        Args:
+            inputs: of the pictures.
+            counts: tiles of each picture, or a list of their tokens.
+            place: among the pictures.
+        """
+        if self.tile:
+            return [self.tile] * int(counts[place])
+        if _SHAPES not in inputs:
+            return list(map(int, counts[place]))
+        before = int(sum(counts[:place]))
+        shapes = inputs[_SHAPES][before : before + int(counts[place])].tolist()
+        return [math.prod(shape) // self.merged for shape in shapes]
 
     @staticmethod
     def _part(
@@ -135,7 +157,8 @@ class Batches:
         def cut(name: str, value: Any) -> Any:
             if isinstance(value, Tensor) and value.ndim == 0:  # of all pictures
                 return value
-            if rows is not None and name.startswith(PIXELS):  # one picture's behind the other's
+            # One picture's behind the other's.
+            if rows is not None and (name.startswith(PIXELS) or name == _SHAPES):
                 return value[sum(rows[:start]) : sum(rows[:stop])]
             return value[start:stop]
 

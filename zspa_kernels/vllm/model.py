@@ -138,7 +138,7 @@ class PruningModel(_Model):
         """Tokens of the picture at `place` among the `inputs`, those apart that text is between."""
         if self.apart not in inputs:
             return [tokens]
-        sizes = self._batches.tile or list(map(int, inputs[self.apart][place]))
+        sizes = self._batches.tiles(inputs, inputs[self.apart], place)
         runs: Sequence[Tensor] = tokens.split(sizes)
         return runs
 

@@ -14,6 +14,7 @@ from vllm.model_executor.models.glm4_1v import (
 from vllm.model_executor.models.idefics3 import Idefics3ForConditionalGeneration
 from vllm.model_executor.models.interns1 import InternS1ForConditionalGeneration
 from vllm.model_executor.models.internvl import InternVLChatModel
+from vllm.model_executor.models.lfm2_vl import Lfm2VLForConditionalGeneration
 from vllm.model_executor.models.llava import LlavaForConditionalGeneration
 from vllm.model_executor.models.llava_next import LlavaNextForConditionalGeneration
 from vllm.model_executor.models.llava_onevision import LlavaOnevisionForConditionalGeneration
@@ -156,6 +157,13 @@ class ZspaGemma4UnifiedForConditionalGeneration(
     """Gemma 4 without an encoder."""
 
     apart = "video_num_soft_tokens"
+
+
+@pruned
+class ZspaLfm2VlForConditionalGeneration(PruningModel, Lfm2VLForConditionalGeneration):
+    """LFM2-VL."""
+
+    apart = "num_patches"
 
 
 @pruned

@@ -62,7 +62,7 @@ def call(*more: str, model: str = "model", image: str = "photo.png") -> Any:
     return CliRunner().invoke(app, [*words, "--max-new-tokens", "3", *more])
 
 
-def expected(method: Any) -> tuple[str, Any]:
+def expected(method: Any, **how: Any) -> tuple[str, Any]:
     """The same without the command."""
     tiny = vlms.get("llava")
     text = tiny.processor.tokenizer.apply_chat_template(
@@ -76,7 +76,7 @@ def expected(method: Any) -> tuple[str, Any]:
         add_generation_prompt=True,
     )
     inputs = tiny.processor(images=Image.open("photo.png"), text=text, return_tensors="pt")
-    with method(tiny.model, processor=tiny.processor) as handle, torch.no_grad():
+    with method(tiny.model, processor=tiny.processor, **how) as handle, torch.no_grad():
         sequences = tiny.model.generate(**inputs, max_new_tokens=3, do_sample=False)
     new = sequences[0, inputs["input_ids"].shape[1] :]
     return tiny.processor.decode(new, skip_special_tokens=True).strip(), handle.report
@@ -230,6 +230,20 @@ def test_options_of_a_method_are_given_by_name() -> None:
     assert "CDPruner(keep=0.1, space='llm'" in told.stdout
 
 
+@pytest.mark.parametrize("query", ["all", "the red cup"])
+def test_it_prunes_as_models_are_pruned(query: str) -> None:
+    words = ["--scope", "sample", "--positions", "compact", "--query", query]
+    result = call("--json", "--core-ratio", "1", *words)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    how = {"scope": "sample", "positions": "compact", "query": query if query == "all" else [query]}
+    answer, report = expected(zk.ZSPAPrune(keep=0.1, core_ratio=1.0), **how)
+    assert (found["report"]["scope"], found["report"]["positions"]) == ("sample", "compact")
+    assert found["report"]["query_tokens"] == report.query_tokens
+    assert found["report"]["images"][0]["indices"] == report.images[0].indices.tolist()
+    assert found["pruned"]["text"] == answer
+
+
 def test_nothing_pruned_is_said() -> None:
     result = call("--keep", "1.0")
     assert result.exit_code == 0
@@ -272,6 +286,8 @@ FAILURE, USAGE = 1, 2
             USAGE,
             f"--method must be one of {', '.join(zk.methods.available())}",
         ),
+        (["--scope", "world"], USAGE, "--scope must be one of image, tile, sample, got 'world'"),
+        (["--positions", "new"], USAGE, "--positions must be one of original, compact, got 'new'"),
         (["--max-new-tokens", "0"], USAGE, "--max-new-tokens must be at least 1, got 0"),
         (["--device", "abacus"], USAGE, "--device must be a device's name, such as cpu or cuda:0"),
         (

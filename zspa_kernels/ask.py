@@ -8,7 +8,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,9 @@ from .demo.errors import DemoError, UsageError
 from .demo.picture import read, replacing
 from .hf import NothingPrunedWarning, PruneReport, PruningError, prune
 from .hf.architectures import ARCHITECTURES, Target
+from .hf.layout import SCOPES
+from .hf.positions import POSITIONS
+from .hf.query import QUERIES
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,9 @@ def ask(
     method: str = "zspaprune",
     options: Mapping[str, Any] | None = None,
     *,
+    scope: str = "image",
+    positions: str = "original",
+    query: str = "question",
     max_new_tokens: int = 64,
     full: bool = False,
     out: Path | None = None,
@@ -115,6 +121,9 @@ def ask(
         prompt: the question.
         method: one of `methods.available()`.
         options: of the method: `keep`, ...
+        scope: what shares a budget; see `hf.prune`.
+        positions: of kept tokens; see `hf.prune`.
+        query: what relevance is measured against: `"question"`, `"all"` words, or a text.
         max_new_tokens: length of the answer at most.
         full: also ask the model without pruning, first; both once warm, by a token more.
         out: PNG of what was kept.
@@ -128,6 +137,8 @@ def ask(
     if max_new_tokens < 1:
         raise UsageError(f"--max-new-tokens must be at least 1, got {max_new_tokens}")
     _known(method, options or {})
+    _one_of("--scope", scope, SCOPES)
+    _one_of("--positions", positions, POSITIONS)
     where = _device(device)
     pixels = read(image)
     height, width = pixels.shape[:2]
@@ -150,7 +161,14 @@ def ask(
         with _one_line(where), warnings.catch_warnings():
             # The report that is printed says so, in numbers.
             warnings.simplefilter("ignore", NothingPrunedWarning)
-            handle = prune(loaded, methods.get(method, **(options or {})), processor=processor)
+            handle = prune(
+                loaded,
+                methods.get(method, **(options or {})),
+                scope=scope,
+                positions=positions,
+                query=query if query in QUERIES else [query],
+                processor=processor,
+            )
             whole = answer("answering, unpruned") if full else None
             with handle:
                 pruned = answer("answering")
@@ -243,11 +261,14 @@ def _device(name: str | None) -> torch.device:
         raise UsageError(str(error).removeprefix("prune: ")) from error
 
 
+def _one_of(flag: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise UsageError(f"{flag} must be one of {', '.join(known)}, got {value!r}")
+
+
 def _known(method: str, options: Mapping[str, Any]) -> None:
     """Raise for options that a method does not take, before anything is loaded."""
-    if method not in methods.available():
-        known = ", ".join(methods.available())
-        raise UsageError(f"--method must be one of {known}, got {method!r}")
+    _one_of("--method", method, methods.available())
     try:
         methods.get(method, **options)
     except (TypeError, ValueError) as error:

@@ -47,6 +47,16 @@ def prune(
             help="Any other option of the method, as its class takes it; once for each.",
         ),
     ] = None,
+    scope: Annotated[
+        str, typer.Option(help="What shares a budget: image, tile or sample (the prompt).")
+    ] = "image",
+    positions: Annotated[
+        str, typer.Option(help="Of kept tokens: original, or compact (renumbered).")
+    ] = "original",
+    query: Annotated[
+        str,
+        typer.Option(help="What relevance is measured against: question, all (words), or a text."),
+    ] = "question",
     max_new_tokens: Annotated[int, typer.Option(help="Length of the answer at most.")] = 64,
     full: Annotated[
         bool,
@@ -75,6 +85,9 @@ def prune(
                 prompt,
                 method,
                 _options(keep, core_ratio, option or ()),
+                scope=scope,
+                positions=positions,
+                query=query,
                 max_new_tokens=max_new_tokens,
                 full=full,
                 out=out,

@@ -94,7 +94,7 @@ def test_light_of_nothing_is_all_dim() -> None:
             0.3,
             "light: grid must fit an image of [8, 8]",
         ),
-        (np.zeros((8, 8, 3), np.uint8), [0], (0, 2), 0.3, "light: grid must fit"),
+        (np.zeros((8, 8, 3), np.uint8), [0], (0, 2), 0.3, "light: grid must be at least 1, got 0"),
         (np.zeros((8, 8, 3), np.uint8), [4], (2, 2), 0.3, "indices below 4, the patches"),
         (np.zeros((8, 8, 3), np.uint8), [[0]], (2, 2), 0.3, "light: selection must be [K], of one"),
         (np.zeros((8, 8, 3), np.uint8), [0], (2, 2), float("nan"), "dim must be"),
@@ -106,6 +106,31 @@ def test_light_says_what_does_not_fit(
     with pytest.raises(ValueError) as caught:
         light(image, torch.tensor(indices), grid, dim=dim)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "said"),
+    [
+        ({"outline": -1}, ValueError, "outline must be at least 0, got -1"),
+        ({"outline": 1.5}, TypeError, "outline must be an int, got float 1.5"),
+        ({"dim": "dark"}, TypeError, "dim must be a float, got str 'dark'"),
+    ],
+)
+def test_light_refuses_what_it_cannot_draw(options: Any, kind: Any, said: str) -> None:
+    with pytest.raises(kind, match=f"^light: {said}"):
+        light(_photo(8, 8), torch.tensor([0]), (2, 2), **options)
+
+
+def test_light_takes_a_mask_of_its_indices_only() -> None:
+    short = Selection(torch.tensor([0, 3]), torch.tensor([True]), None)
+    with pytest.raises(ValueError, match=r"^light: selection must have a core_mask of 2, .* \[1\]"):
+        light(_photo(8, 8), short, (2, 2))
+
+
+@pytest.mark.parametrize("region", [(1, 2), (0, 0, float("nan"), 4)])
+def test_compare_takes_four_numbers_for_a_region(region: Any) -> None:
+    with pytest.raises(ValueError, match=r"^compare: region must be \(x0, y0, x1, y1\), got"):
+        compare(_photo(8, 8), [Panel(_selection([0], []), "one")], (2, 2), region=region)
 
 
 @pytest.mark.parametrize("selection", [[0, 3], np.array([0]), torch.ones(4) > 0, torch.ones(2)])
@@ -126,6 +151,7 @@ def test_light_takes_selections_and_indices_only(selection: Any) -> None:
         ),
         (_photo(8, 8).transpose(2, 0, 1), [], (2, 2), ValueError, r"image must be .* \[3, 8, 8\]"),
         (_photo(8, 8), [], 2, TypeError, r"grid must be \(rows, columns\), two ints, got 2"),
+        (_photo(8, 8), [], (0, 2), ValueError, "grid must be at least 1, got 0"),
         (_photo(8, 8), [], (2, 2.5), TypeError, r"grid must be .* got \(2, 2.5\)"),
         (_photo(8, 8), [_selection([0], [])], (2, 2), TypeError, r"Panel\(.*\), got a Selection"),
         (_photo(8, 8), [Panel(_selection([9], []), "")], (2, 2), ValueError, "indices below 4"),

@@ -7,6 +7,7 @@ and a legend (needs Matplotlib and Pillow: `pip install "zspa_kernels[demo]"`).
 
 from __future__ import annotations
 
+import math
 import operator
 import textwrap
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from zspa_kernels._contract_values import naming, say
+from zspa_kernels._contract_values import at_least, integer, naming, real, say
 from zspa_kernels.types import Selection
 
 if TYPE_CHECKING:
@@ -82,10 +83,10 @@ def light(
     import numpy as np
 
     pixels, (rows, columns) = _checked("light", image, grid)
-    if rows < 1 or columns < 1 or rows > pixels.shape[0] or columns > pixels.shape[1]:
+    if rows > pixels.shape[0] or columns > pixels.shape[1]:
         fit = f"fit an image of {list(pixels.shape[:2])} pixels"
         raise ValueError(f"light: grid must {fit}, got {grid}")
-    if not 0.0 <= dim <= 1.0:
+    if not 0.0 <= real("light", "dim", dim) <= 1.0:
         raise ValueError(f"light: dim must be in [0, 1], got {dim}")
     kinds = _kinds(selection, rows * columns).reshape(rows, columns)
 
@@ -99,6 +100,7 @@ def light(
     if outline is None:
         outline = min(pixels.shape[0] // rows, pixels.shape[1] // columns) // 8
         outline = min(max(outline, 1), 4)
+    at_least("light", "outline", integer("light", "outline", outline), 0)
     edge = _edges(kind_at, outline)
     lit[edge & (kind_at == 2)] = CORE_COLOUR
     lit[edge & (kind_at == 1)] = DIVERSITY_COLOUR
@@ -118,6 +120,7 @@ def _checked(op: str, image: Any, grid: Any) -> tuple[Pixels, tuple[int, int]]:
     except (TypeError, ValueError):
         rule = "(rows, columns), two ints"
         raise TypeError(f"{op}: grid must be {rule}, got {grid!r:.60}") from None
+    at_least(op, "grid", min(rows, columns), 1)
     return pixels, (rows, columns)
 
 
@@ -136,6 +139,9 @@ def _kinds(selection: Selection | torch.Tensor, count: int) -> npt.NDArray[np.ui
     if indices.dim() != 1:
         rule = "[K], of one image (take one row of a batch)"
         raise ValueError(f"light: selection must be {rule}, got {list(indices.shape)}")
+    if core.shape != indices.shape:
+        rule = f"a core_mask of {len(indices)}, one an index"
+        raise ValueError(f"light: selection must have {rule}, got {list(core.shape)}")
     valid = indices >= 0
     if int(indices.max() if indices.numel() else 0) >= count:
         rule = f"indices below {count}, the patches of the grid"
@@ -222,6 +228,8 @@ def compare(
         if not isinstance(panel, Panel):
             got = type(panel).__name__
             raise TypeError(f"compare: panels must be of Panel(selection, title), got a {got}")
+    if region is not None and (len(region) != 4 or not all(map(math.isfinite, region))):
+        raise ValueError(f"compare: region must be (x0, y0, x1, y1), got {region!r:.60}")
     place = _Layout.of(grid, len(panels), heading, note, region is not None)
     resized = Image.fromarray(pixels).resize((place.width, place.height), Image.Resampling.LANCZOS)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -191,6 +192,21 @@ def test_the_region_the_prompt_asks_for_is_lit_as_core(colour: str) -> None:
     top, left, bottom, right = (14 * edge for edge in regions[colour])
     inside = view.pixels[top:bottom, left:right].astype(int)
     assert (inside[..., channel] > inside.min(-1) + 50).all()
+
+
+def test_channels_may_share_a_mean() -> None:
+    tiny, inputs, _ = colourful("red")
+    report = report_of(tiny, inputs, zk.DivPrune(keep=12))
+    one, other = (
+        pictures.seen(
+            tiny.model,
+            inputs,
+            report,
+            processor=SimpleNamespace(image_mean=mean, image_std=[0.2, 0.3, 0.4]),
+        )
+        for mean in (0.4, [0.4] * 3)
+    )
+    assert (one.pixels == other.pixels).all()
 
 
 def test_methods_side_by_side() -> None:

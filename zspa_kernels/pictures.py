@@ -232,8 +232,10 @@ def _colours(picture: Tensor, values: Tensor, processor: Any) -> Tensor:
     mean, spread = (getattr(source, name, None) for name in ("image_mean", "image_std"))
     if mean is None or spread is None or not getattr(source, "do_normalize", True):
         low, high = float(values.min()), float(values.max())
-        mean, spread = [-low / max(high - low, 1e-12)] * 3, [1 / max(high - low, 1e-12)] * 3
-    scaled = picture * torch.tensor(spread)[:, None, None] + torch.tensor(mean)[:, None, None]
+        mean, spread = -low / max(high - low, 1e-12), 1 / max(high - low, 1e-12)
+    # One for each channel, or one for all.
+    mean, spread = (torch.tensor(one).reshape(-1, 1, 1) for one in (mean, spread))
+    scaled = picture * spread + mean
     return (scaled * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
 
 

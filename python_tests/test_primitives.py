@@ -186,6 +186,18 @@ def test_thin_where_float32_sees_no_difference(n: int) -> None:
             assert thin(features, scores, n // 4).tolist() == right
 
 
+def test_thin_by_a_double_that_stands_last() -> None:
+    """More doubles at even places than a token remembers; only one is at an odd place."""
+    base = torch.eye(3)
+    near = torch.tensor([[0.0, 0.9, 0.4], [0.0, 0.4, 0.9]])
+    rows = torch.cat((base[[0, 2]].repeat(36, 1), near, base[[1, 0]]))
+    scores = torch.arange(len(rows), 0.0, -1.0)
+    right = thinned(rows, scores, len(rows) - 1, 1)
+    for name in PATHS:
+        with path(name):
+            assert thin(rows, scores, len(rows) - 1, step=1).tolist() == right
+
+
 def test_twins() -> None:
     """The lowest index of a row with the same bits, whatever its dtype."""
     rows = torch.tensor([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0], [3.0, 4.5], [3.0, 4.0]])

@@ -141,7 +141,9 @@ class Line {
     }
     if (!unsure.empty())
       for (int token : tokens_) exact_.know(token);
-    parallel_for(threads_, int64_t(unsure.size()), [&](int64_t u, int) {
+    const int64_t dots = int64_t(unsure.size() * tokens_.size());
+    const int threads = threads_for(dots * rows_.tokens.D * 4, threads_);
+    parallel_for(threads, int64_t(unsure.size()), [&](int64_t u, int) {
       Rated& one = rated[unsure[size_t(u)]];
       one.exact = settle(even[size_t(one.place)]);
       one.cosine = float(one.exact);

@@ -162,6 +162,18 @@ def test_a_repeated_row_is_covered(backend: str, require_backend: Require) -> No
 
 
 @each_backend
+def test_benefits_that_add_up_to_infinity(backend: str, require_backend: Require) -> None:
+    """A weight of 0 makes nothing of them; those of other tokens are equal."""
+    require_backend(backend, "facility_location")
+    rows = torch.eye(6, 8)
+    benefits = torch.full((3, 6), 1e-3)
+    benefits[:, 2], benefits[:, 4:] = 3e38, 2e38
+    weights = torch.tensor([1.0, 1, 0, 1, 2, 1])
+    picks = zk.facility_location(rows, 6, benefits=benefits, weights=weights, backend=backend)
+    assert picks.tolist() == [4, 0, 1, 3, 5, 2]
+
+
+@each_backend
 def test_weighted_gains_that_are_equal(backend: str, require_backend: Require) -> None:
     """A tenth of seven times three is less than one of three times seven, once it is rounded."""
     require_backend(backend, "facility_location")

@@ -17,6 +17,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <new>
 #include <string>
@@ -25,6 +26,7 @@ namespace zspa::cpu {
 namespace {
 
 constexpr int64_t kPad = 16;  // floats: the widest vector
+constexpr float kLargest = std::numeric_limits<float>::max();
 
 // Columns of the matrix computed at once: packed, 2 MB of bfloat16 at D = 4096. What a block computes
 // above the diagonal is wasted, 4 % at N = 2880 but 40 % at 576. Narrow blocks read the tokens more
@@ -182,7 +184,8 @@ class Greedy {
       gain +=
           kernels().covered(benefit, ones_.data(), best_benefit_.data(), benefit_size_, benefit);
     }
-    if (request_.weights) gain *= request_.weights[columns_[size_t(c)]];
+    // Benefits may add up to infinity, which times 0 is no number.
+    if (request_.weights) gain = std::min(gain, kLargest) * request_.weights[columns_[size_t(c)]];
     return make_key(-gain, c);
   }
 

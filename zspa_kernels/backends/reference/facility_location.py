@@ -12,6 +12,8 @@ from torch import Tensor
 
 from ._common import Rows, in_segments, lowest, optional_row, row_sum, write
 
+_LARGEST = torch.finfo(torch.float32).max
+
 
 def facility_location(
     visual: Tensor,
@@ -72,7 +74,8 @@ def greedy(
     best = cover.new_zeros(cover.shape[1])
     picks: list[int] = []
     while len(picks) < k:
-        gain = (row_sum((cover - best).clamp_min(0.0)) * share).float() if len(best) else best.sum()
+        gain = row_sum((cover - best).clamp_min(0.0)) * share if len(best) else best.sum()
+        gain = gain.clamp_max(_LARGEST).float()  # infinity times a weight of 0 is no number
         pick = lowest(-(gain if weights is None else weights * gain).expand(len(free)), free)
         if pick is None:
             break

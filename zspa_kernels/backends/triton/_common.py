@@ -29,6 +29,7 @@ from . import _compiled
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 INF = tl.constexpr(float("inf"))
+LARGEST = tl.constexpr(3.4028234663852886e38)  # finite float32
 TINY = tl.constexpr(2.0**-80)  # a smaller sum of squares has no direction
 HUGE = tl.constexpr(2.0**80)  # a larger one, like NaN or Inf, counts as masked out
 KEY_END = tl.constexpr(0x7F800000 << 32)  # the key of (+inf, 0): from here on nothing can be chosen

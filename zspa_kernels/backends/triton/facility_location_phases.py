@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._common import INF, KEY_END, order_key, ordered_sum, segment
+from ._common import INF, KEY_END, LARGEST, order_key, ordered_sum, segment
 from ._group import KEY_LAST, own_rows
 
 
@@ -126,7 +126,8 @@ def propose(
             wanted, LANES, WIDTH, WORDS,
         )  # fmt: skip
         if weights is not None:
-            value = value * tl.load(weights + token, mask=wanted, other=0.0)
+            # Benefits may add up to infinity, which times 0 is no number.
+            value = tl.minimum(value, LARGEST) * tl.load(weights + token, mask=wanted, other=0.0)
         tl.debug_barrier()  # each warp has read for itself what is to be refreshed
         tl.store(costs + token, -value, mask=wanted)
         tl.store(seen + token, tl.broadcast_to(version, [LANES]), mask=wanted)

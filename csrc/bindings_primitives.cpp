@@ -8,6 +8,7 @@
 #include "cpu/combined.h"
 #include "cpu/merging.h"
 #include "cpu/parallel.h"
+#include "cpu/sharing.h"
 #include "cpu/thinning.h"
 #include "cpu/topk.h"
 
@@ -206,6 +207,21 @@ void combined(uintptr_t core, int64_t S, int64_t R, uintptr_t picks, int64_t P, 
                         ascending, at<int64_t>(indices) + s * k, at<uint8_t>(in_core) + s * k);
 }
 
+void best_of_crops(uintptr_t attention, uintptr_t scores, uintptr_t valid, int64_t S, int64_t N,
+                   int64_t crops, double sharpness, int64_t k, bool ascending, uintptr_t indices) {
+  for (int64_t s = 0; s < S; ++s)
+    zspa::cpu::best_of_crops({at<const float>(attention) + s * N, at<const float>(scores) + s * N,
+                              at<const uint8_t>(valid) + s * N, N, crops, sharpness},
+                             k, ascending, at<int64_t>(indices) + s * k);
+}
+
+void in_turns(uintptr_t similar, int64_t S, int64_t P, int64_t N, uintptr_t live, uintptr_t free,
+              int64_t total, uintptr_t indices) {
+  for (int64_t s = 0; s < S; ++s)
+    zspa::cpu::in_turns(at<const double>(similar) + s * P * N, N, at<const int64_t>(live)[s],
+                        at<const uint8_t>(free) + s * N, total, at<int64_t>(indices) + s * total);
+}
+
 void top_k_and_spaced(uintptr_t scores, int64_t S, int64_t N, uintptr_t mask, int64_t k,
                       int64_t spaced, bool ascending, uintptr_t indices, uintptr_t top) {
   for (int64_t s = 0; s < S; ++s)
@@ -232,5 +248,7 @@ void zspa::bind_primitives(py::module_& m) {
   m.def("topk", &call_topk, unlocked);
   m.def("ascending", &ascending, unlocked);
   m.def("combined", &combined, unlocked);
+  m.def("best_of_crops", &best_of_crops, unlocked);
+  m.def("in_turns", &in_turns, unlocked);
   m.def("top_k_and_spaced", &top_k_and_spaced, unlocked);
 }

@@ -327,7 +327,8 @@ def composition(draw: Draw) -> Call:
     x, mask = draw.rows(B, N, D, draw.dtype()), draw.mask(B, N)
     attention, share = draw.values(B, N), draw.pick.random()
     keep, ordered = max(1, k), draw.chance()
-    kind = draw.pick.choice(["centred", "distinctiveness", "visionzip", "anchorprune", "combined"])
+    kinds = ["centred", "distinctiveness", "visionzip", "anchorprune", "combined", "holov", "dart"]
+    kind = draw.pick.choice(kinds)
     draw.said.append(kind)
     if kind == "centred":
         return lambda: primitives.centred(x, visual_mask=mask), Same.ISA
@@ -353,6 +354,21 @@ def composition(draw: Draw) -> Call:
             return picks, merging.selection.core_mask, merging.owner, merging.weights
 
         return run, Same.ISA
+    if kind == "holov":
+        cut = zk.methods.HoloV(keep, draw.size(0, 15, most=40) + 1, sharpness=2 * share)
+
+        def crop() -> object:
+            return judged(cut.select(x, attention=attention, visual_mask=mask).indices, x, None)
+
+        return crop, Same.ALWAYS
+    if kind == "dart":
+        apart = zk.methods.DART(keep, draw.size(0, 3, most=9) + 1, sorted=ordered)
+
+        def turn() -> object:
+            chosen = apart.select(x, x[:, : N // 2], visual_mask=mask)
+            return judged(chosen.indices, x, mask), chosen.core_mask
+
+        return turn, Same.ALWAYS
     anchored = zk.methods.AnchorPrune(keep, space="llm", novelty=2 * share, sorted=ordered)
     prompt = draw.rows(B, draw.size(0, 1, most=9), D, draw.dtype())
 

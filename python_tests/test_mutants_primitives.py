@@ -283,24 +283,24 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], Proof]] = {
         of(DART, "zero_rows"),
     ),
     "dart: the last pivots take more": (
-        ("methods.dart", "(place < total % live)", "(place >= live - total % live)"),
+        ("primitives.sharing", "(j < total % each)", "(j >= each - total % each)"),
         of(DART, "vlm"),
     ),
     "dart: one less": (
-        ("methods.dart", "free.cumsum(-1) <= counts", "free.cumsum(-1) < counts"),
+        ("primitives.sharing", "left.cumsum(-1) <= count", "left.cumsum(-1) < count"),
         of(DART, "vlm"),
     ),
     "dart: what was taken is free": (
-        ("methods.dart", "free = now == never", "free = now <= never"),
+        ("primitives.sharing", "left = now == never", "left = now <= never"),
         of(DART, "vlm"),
     ),
     "dart: what is invalid is free": (
-        (
-            "methods.dart",
-            "torch.where(valid, never, never + 1)",
-            "torch.where(valid, never, never)",
-        ),
+        ("methods.dart", "valid & ~members(", "~members("),
         of(DART, "masked_exact"),
+    ),
+    "dart: pivots are free": (
+        ("methods.dart", "valid & ~members(core, visual.shape[-2])", "valid"),
+        of(DART, "vlm"),
     ),
     "dart: words without direction": (
         (
@@ -317,8 +317,8 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], Proof]] = {
     "dart: words first": (
         (
             "methods.dart",
-            "torch.cat((pivots, _directions(prompt, text)), dim=-2)",
-            "torch.cat((_directions(prompt, text), pivots), dim=-2)",
+            "torch.cat((pivots, _rows(prompt, text)), dim=-2)",
+            "torch.cat((_rows(prompt, text), pivots), dim=-2)",
         ),
         of(DART, "vlm"),
     ),
@@ -331,7 +331,7 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], Proof]] = {
         rules.test_dart_decides_in_float64,
     ),
     "dart: cosines in float32": (
-        ("methods.dart", "_unit(part.double())", "_unit(part.float()).double()"),
+        ("methods.dart", "_length(rows).unsqueeze(-2)", "_length(rows).float().unsqueeze(-2)"),
         rules.test_dart_decides_in_float64,
     ),
     "dart: cosines as they are computed": (
@@ -339,31 +339,31 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], Proof]] = {
         of(DART, "constant"),
     ),
     "holov: the larger crops behind": (
-        ("methods.holov", "torch.where(rank < edge, rank // (size + 1), behind)", "behind"),
+        ("primitives.sharing", "torch.where(rank < edge, rank // (size + 1), behind)", "behind"),
         of(HOLO, "vlm"),
     ),
     "holov: left over by remainder": (
-        ("methods.holov", "order = shares.sort(", "order = shares.frac().sort("),
+        ("primitives.sharing", "order = shares.sort(", "order = shares.frac().sort("),
         of(HOLO, "vlm"),
     ),
     "holov: shares as they are computed": (
-        ("methods.holov", "shares = on_grid(", "shares = ("),
+        ("primitives.sharing", "shares = on_grid(", "shares = ("),
         rules.test_holov_counts,
     ),
     "holov: sums, not means": (
-        ("methods.holov", "return sums / sizes.clamp_min(1)", "return sums"),
+        ("primitives.sharing", "return sums / sizes.clamp_min(1)", "return sums"),
         rules.test_holov_counts,
     ),
     "holov: no sharpness": (
-        ("methods.holov", " ** sharpness", " ** 1.0"),
+        ("primitives.sharing", " ** sharpness", " ** 1.0"),
         of(HOLO, "vlm"),
     ),
     "holov: negative attention counts": (
-        ("methods.holov", "scores.clamp_min(0.0)", "scores"),
+        ("primitives.sharing", "attention.clamp_min(0.0)", "attention"),
         of(HOLO, "vlm"),
     ),
     "holov: alike where no attention is": (
-        ("methods.holov", "means / most, 1.0)", "means / most, 0.0)"),
+        ("primitives.sharing", "attended / most, 1.0)", "attended / most, 0.0)"),
         rules.test_holov_counts,
     ),
     "holov: variance of the image": (
@@ -493,7 +493,7 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], Proof]] = {
 def test_a_fault_is_rejected(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fault, proof = MUTANTS[name]
     # Native kernels have tests of their own.
-    for module in ("merging", "scores"):
+    for module in ("merging", "scores", "sharing"):
         monkeypatch.setattr(
             f"zspa_kernels.primitives.{module}.native", lambda *x, **y: False, raising=False
         )
@@ -505,7 +505,7 @@ def test_a_fault_is_rejected(name: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_fault_is_gone_with_its_test() -> None:
-    fault, _ = MUTANTS["holov: no sharpness"]
+    fault, _ = MUTANTS["holov: similar to itself"]
     right = type(methods.get("holov", keep=2))
     with pytest.MonkeyPatch.context() as patch:
         plant(Fault(*fault), patch)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""topk: the native kernel takes what plain loops take, and what torch takes without it."""
+"""topk, and shares of crops and pivots: native kernels take what torch takes without them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from python_tests.oracles.scoredtopk import scoredtopk
 from python_tests.runners import same_bits, threads
 from zspa_kernels.primitives import scores as scores_
-from zspa_kernels.primitives import topk
+from zspa_kernels.primitives import sharing, topk
+from zspa_kernels.primitives.sharing import best_of_crops, in_turns
 
 Require = Callable[..., None]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -59,6 +61,48 @@ def test_the_largest(
                 plain = [topk(scores, n // 2, mask=mask, sorted=x) for x in (False, True)]
             same_bits(plain[0], topk(scores, n // 2, mask=mask))
             same_bits(plain[1], topk(scores, n // 2, mask=mask, sorted=True))
+
+
+def test_crops_as_torch(require_backend: Require, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shares and scores that tie, crops that are full or empty, a few tokens or none."""
+    require_backend("cpp")
+    calls: list[tuple[Any, ...]] = []
+    for n in (0, 1, 7, 96, 400):
+        valid = torch.arange(n) % 7 != 3
+        for kind in ("levels", "wide"):
+            attention = torch.stack([numbers(kind, n), numbers(kind, n).abs()]).float()
+            scores = torch.stack([attention[0], numbers("levels", n).float()])
+            for count, sharpness in ((1, 1.0), (3, 1.0), (16, 2.5), (16, 0.0), (500, 1.0)):
+                for k in sorted({0, min(1, n), n // 3, n}):
+                    given = attention, scores, torch.stack([valid, ~valid | valid]), k, count
+                    calls += [(*given, sharpness, True), (*given, sharpness, False)]
+    found = [best_of_crops(*call) for call in calls]
+    for call, picks in zip(calls, found, strict=True):
+        rest = call[3:]
+        same_bits(best_of_crops(*(x[1] for x in call[:3]), *rest), picks[1])
+    monkeypatch.setattr(sharing, "native", lambda *x, **y: False)
+    monkeypatch.setattr(scores_, "native", lambda *x, **y: False)
+    for call, picks in zip(calls, found, strict=True):
+        same_bits(best_of_crops(*call), picks)
+
+
+def test_turns_as_torch(require_backend: Require, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Similarities that tie; pivots that take nothing, and more than is left."""
+    require_backend("cpp")
+    calls: list[tuple[Any, ...]] = []
+    for n in (0, 1, 9, 200):
+        similar = torch.stack([numbers(kind, 8 * n).view(8, n) for kind in ("levels", "wide")])
+        free = torch.stack([torch.arange(n) % 5 != 2, torch.arange(n) % 3 == 0])
+        for live in ([8, 3], [1, 0], [5, 8]):
+            for total in sorted({0, min(3, n), n // 4, n}):
+                calls.append((similar, total, torch.tensor(live)[:, None], free))
+    found = [in_turns(*call) for call in calls]
+    for call, picks in zip(calls, found, strict=True):
+        alone = [x if isinstance(x, int) else x[1] for x in call]
+        same_bits(in_turns(*alone), picks[1])
+    monkeypatch.setattr(sharing, "native", lambda *x, **y: False)
+    for call, picks in zip(calls, found, strict=True):
+        same_bits(in_turns(*call), picks)
 
 
 def test_segments_and_quotas_go_together() -> None:

@@ -262,6 +262,13 @@ def topk(
     found: int,
     /,
 ) -> None: ...
+def best_of_crops(
+    attention: int, scores: int, valid: int, S: int, N: int, crops: int, sharpness: float, k: int,
+    ascending: bool, indices: int, /,
+) -> None: ...  # fmt: skip
+def in_turns(
+    similar: int, S: int, P: int, N: int, live: int, free: int, total: int, indices: int, /
+) -> None: ...
 def combined(
     core: int,
     S: int,

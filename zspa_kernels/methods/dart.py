@@ -13,7 +13,8 @@ from .. import _contract_primitives as _contract
 from .. import _contract_values as _values
 from .. import api
 from ..primitives._image import ROWS, SHORTEST, on_grid, undisturbed
-from ..primitives.scores import largest, ordered
+from ..primitives.scores import combined, largest, members
+from ..primitives.sharing import in_turns
 from ..types import Selection
 from ._compose import KEYS, check_options, standing
 from ._registry import PROMPT, VISUAL, About, Input, register
@@ -130,32 +131,19 @@ class DART(EachByItself):
         k = api.num_keep(visual.shape[-2], self.keep, self.rounding)
         core = largest(norms, min(self.pivots, k), valid, None, None, None, False)
         pivots, live = (
-            _directions(visual, core),
+            _rows(visual, core),
             core.new_full((*core.shape[:-1], 1), core.shape[-1]),
         )
         if prompt is not None and self.text_pivots:
             words = standing(prompt, prompt_mask) == 0.0  # that have a direction
             count = min(self.text_pivots, prompt.shape[-2])
             text = largest(_norms(prompt), count, words, None, None, None, False)
-            pivots = torch.cat((pivots, _directions(prompt, text)), dim=-2)
+            pivots = torch.cat((pivots, _rows(prompt, text)), dim=-2)
             live = live + (text >= 0).sum(-1, keepdim=True)
-        counts = _shares(k - core.shape[-1], live, pivots.shape[-2])
         similar = _cosines(visual, pivots).masked_fill((stands < 0.0).unsqueeze(-2), 2.0)
-        picks = _taken(similar, counts, core, valid, k)
-        in_core = torch.arange(k, device=picks.device) < core.shape[-1]
-        if not self.sorted:
-            return Selection(picks, in_core & (picks >= 0), norms)
-        indices, found = ordered(picks, visual.shape[-2])
-        chosen = (indices.unsqueeze(-1) == core.unsqueeze(-2)).any(-1)
-        return Selection(indices, chosen & found, norms)
-
-
-def _shares(total: int, live: Tensor, count: int) -> Tensor:
-    """int64 `[B, count]`: `total` divided evenly among the first `live` `[B, 1]`."""
-    place = torch.arange(count, device=live.device)
-    live = live.clamp_min(1)  # no token is kept of no token
-    shares = total // live + (place < total % live)
-    return torch.where(place < live, shares, 0)
+        free = valid & ~members(core, visual.shape[-2])
+        others = in_turns(similar, k - core.shape[-1], live, free)
+        return Selection(*combined(core, others, k, self.sorted), norms)
 
 
 @undisturbed
@@ -166,49 +154,23 @@ def _norms(x: Tensor) -> Tensor:
 
 
 @undisturbed
-def _directions(x: Tensor, index: Tensor) -> Tensor:
-    """float64 `[B, P, D]`: directions of the rows `index` `[B, P]` of `x`; of -1 of any."""
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    """float64 `[B, P, D]`: the rows `index` `[B, P]` of `x`, of length 1; of -1 any."""
     where = index.clamp_min(0).unsqueeze(-1).expand(*index.shape, x.shape[-1])
-    return _unit(x.gather(-2, where).double())
+    rows = x.gather(-2, where).double()
+    return rows / _length(rows).unsqueeze(-1)
 
 
-def _unit(rows: Tensor) -> Tensor:
-    length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    directions: Tensor = rows / length.where(length >= SHORTEST, torch.inf)
-    return directions
+def _length(rows: Tensor) -> Tensor:
+    """Of float64 rows; infinite of those without direction."""
+    length: Tensor = torch.linalg.vector_norm(rows, dim=-1)
+    return length.where(length >= SHORTEST, torch.inf)
 
 
 @undisturbed
 def _cosines(x: Tensor, pivots: Tensor) -> Tensor:
     """float64 `[B, P, N]` on a grid that is coarser than their error."""
     parts = x.tensor_split(1 + x.shape[-2] // ROWS, dim=-2)
-    cosines = [pivots @ _unit(part.double()).mT for part in parts]
+    wide = (part.double() for part in parts)
+    cosines = [pivots @ rows.mT / _length(rows).unsqueeze(-2) for rows in wide]
     return on_grid(torch.cat(cosines, dim=-1))
-
-
-def _taken(similar: Tensor, counts: Tensor, core: Tensor, valid: Tensor, k: int) -> Tensor:
-    """int64 `[B, k]`: the core, then what each pivot takes, by index, then -1.
-
-    Args:
-        similar: `[B, P, N]`, to each pivot.
-        counts: int64 `[B, P]`, how many each pivot takes.
-        core: int64 `[B, R]`, tokens that are taken already, first of all.
-        valid: bool `[B, N]`, tokens that can be.
-        k: how many places there are.
-    """
-    n, first = valid.shape[-1], core.shape[-1]
-    never = first + similar.shape[-2]
-    # When each token is taken; one place more for cores that are none.
-    turn = torch.where(valid, never, never + 1)
-    turn = torch.nn.functional.pad(turn, (0, 1), value=never + 1)
-    rank = torch.arange(first, device=core.device).expand_as(core)
-    turn = turn.scatter(-1, torch.where(core < 0, n, core), rank)[..., :n]
-    for j, order in enumerate(similar.sort(dim=-1, stable=True).indices.unbind(-2)):
-        now = turn.gather(-1, order)
-        free = now == never
-        mine = free & (free.cumsum(-1) <= counts[..., j, None])
-        turn = turn.scatter(-1, order, torch.where(mine, first + j, now))
-    by_turn = turn.sort(dim=-1, stable=True)
-    place = torch.arange(k, device=turn.device)
-    picks, turns = (x.index_select(-1, place) for x in (by_turn.indices, by_turn.values))
-    return torch.where(turns < never, picks, -1)

@@ -12,10 +12,10 @@ from torch import Tensor
 from .. import _contract_primitives as _contract
 from .. import _contract_values as _values
 from .. import api
-from ..primitives._image import SHORTEST, on_grid, undisturbed
-from ..primitives.scores import best_of_segments
+from ..primitives._image import SHORTEST, undisturbed
+from ..primitives.sharing import best_of_crops, crops, means
 from ..types import Selection
-from ._compose import ATTENTION, check_options, per_token, selection, standing
+from ._compose import ATTENTION, check_options, per_token, standing
 from ._registry import VISUAL, About, register
 from .base import EachByItself
 
@@ -102,53 +102,22 @@ class HoloV(EachByItself):
         Returns:
             The selection, without core; its scores are the attention, with what `variance` adds.
         """
-        scores = per_token(self.about, "attention", attention, visual, visual_mask)
-        valid = scores.isfinite() if visual_mask is None else scores.isfinite() & visual_mask
+        attention = per_token(self.about, "attention", attention, visual, visual_mask)
+        scores, valid = attention, attention.isfinite()
+        if visual_mask is not None:
+            valid = valid & visual_mask
         if self.variance:
             valid = valid & standing(visual, visual_mask).isfinite()
-        k = api.num_keep(visual.shape[-2], self.keep, self.rounding)
-        crop, sizes = _crops(valid, self.crops)
-        means = _means(scores.clamp_min(0.0), crop, sizes)
-        quotas = _quotas(k, means, self.sharpness)
-        if self.variance:
+            crop, sizes = crops(valid, self.crops)
             varied = _variance(visual.detach(), valid, sizes)
-            unit = _means(varied, crop, sizes)
-            scale = torch.where(unit > 0.0, self.variance * means / unit, 0.0)
+            unit = means(varied, crop, sizes)
+            attended = means(attention.clamp_min(0.0), crop, sizes)
+            scale = torch.where(unit > 0.0, self.variance * attended / unit, 0.0)
             own = scale.gather(-1, crop.clamp_max(self.crops - 1))
-            scores = (scores.double() + own * varied).float()
-        picks = best_of_segments(scores, k, valid, crop, quotas)
-        return selection(picks, visual, self.sorted, scores=scores)
-
-
-def _crops(valid: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """int64 `[B, N]`, the crop of each token, `count` of invalid ones; `[B, count]`, sizes."""
-    rank = valid.cumsum(-1) - 1
-    total = valid.sum(-1, keepdim=True)
-    size, larger = total // count, total % count
-    edge = larger * (size + 1)  # behind the larger crops
-    behind = larger + (rank - edge) // size.clamp_min(1)
-    crop = torch.where(rank < edge, rank // (size + 1), behind)
-    sizes = size + (torch.arange(count, device=valid.device) < larger)
-    return torch.where(valid, crop, count), sizes
-
-
-def _means(values: Tensor, crop: Tensor, sizes: Tensor) -> Tensor:
-    """float64 `[B, C]`: the mean of `values` `[B, N]` over each crop, 0 of an empty one."""
-    inside = crop.unsqueeze(-1) == torch.arange(sizes.shape[-1], device=crop.device)
-    sums = values.double().unsqueeze(-1).where(inside, 0.0).sum(-2)
-    return sums / sizes.clamp_min(1)
-
-
-def _quotas(k: int, means: Tensor, sharpness: float) -> Tensor:
-    """int64 `[B, C]`: how many of `k` tokens each crop gets; more than it has, perhaps."""
-    most = means.amax(-1, keepdim=True)
-    weights = torch.where(most > 0.0, means / most, 1.0) ** sharpness
-    # On a grid that is coarser than the error of a sum, so that a share that is whole stays whole.
-    shares = on_grid(k * weights / weights.sum(-1, keepdim=True))
-    quotas = shares.floor().long()
-    left = k - quotas.sum(-1, keepdim=True)
-    order = shares.sort(dim=-1, descending=True, stable=True).indices
-    return quotas + (order.argsort(-1) < left)
+            scores = (attention.double() + own * varied).float()
+        k = api.num_keep(visual.shape[-2], self.keep, self.rounding)
+        picks = best_of_crops(attention, scores, valid, k, self.crops, self.sharpness, self.sorted)
+        return Selection(picks, torch.zeros_like(picks, dtype=torch.bool), scores)
 
 
 @undisturbed

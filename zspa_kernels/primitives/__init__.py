@@ -5,8 +5,8 @@ They decide as a float64 implementation of their rule would, break ties by the l
 treat zero rows, invalid tokens and masks as the ops do. Some look at values to decide what to
 compute next. These say how often they wait for the device; they cannot be captured in a CUDA graph,
 and `torch.vmap` refuses them. `min_sum`, `suppress` and `soft_suppress` are the ops of these names.
-For tensors on a CPU, merging, thinning, alignment, centring and top-k have native kernels, which
-decide the same.
+For tensors on a CPU, merging, thinning, alignment, centring, top-k and the shares of HoloV and DART
+have native kernels, which decide the same.
 
 Example:
     >>> import torch

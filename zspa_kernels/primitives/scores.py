@@ -144,12 +144,13 @@ def largest(
 
 
 def best_of_segments(
-    scores: Tensor, k: int, mask: Tensor, segments: Tensor, quotas: Tensor
+    scores: Tensor, k: int, mask: Tensor, segments: Tensor, quotas: Tensor, sorted: bool
 ) -> Tensor:
     """`topk` with quotas of each image, int64 `[B, S]` on its device; all arguments checked."""
     keys = _keys(scores, mask)
     order = keys.sort(dim=-1, descending=True, stable=True).indices
-    return _first(_admitted_first(order, keys, k, segments, quotas), keys, k)
+    picks = _first(_admitted_first(order, keys, k, segments, quotas), keys, k)
+    return ordered(picks, scores.shape[-1])[0] if sorted else picks
 
 
 def _keys(scores: Tensor, mask: Tensor | None) -> Tensor:

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+// best_of_crops, in_turns: tokens of an image of which several parts, or several pivots, take a share.
+// Algorithm   : shares from means on a grid, or even ones; each takes its first tokens by a partition.
+// Work        : N for the crops; N a pivot. A sort of the k, only for the order of scores.
+// Numerics    : means and shares in double, on a grid of 2^-40, which is coarser than their error, so
+//               that a share that is whole stays whole; comparisons are exact.
+#include "sharing.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <vector>
+
+#include "exact.h"
+
+namespace zspa::cpu {
+namespace {
+
+using Places = std::vector<int64_t>;
+
+// How many of k tokens each crop gets; more than it has, perhaps.
+Places shares_of(const Crops& crops, const Places& tokens, int64_t k, const Places& starts) {
+  std::vector<double> weights(size_t(crops.count), 0.0);
+  double most = 0.0;
+  for (size_t c = 0; c < weights.size(); ++c) {
+    const int64_t size = starts[c + 1] - starts[c];
+    for (int64_t t = starts[c]; t < starts[c + 1]; ++t)
+      weights[c] += std::max(double(crops.attention[tokens[size_t(t)]]), 0.0);
+    weights[c] /= double(std::max<int64_t>(size, 1));
+    most = std::max(most, weights[c]);
+  }
+  double sum = 0.0;
+  for (double& weight : weights)
+    sum += weight = std::pow(most > 0.0 ? weight / most : 1.0, crops.sharpness);
+  int64_t left = k;
+  Places shares(weights.size()), order(weights.size());
+  for (size_t c = 0; c < weights.size(); ++c) {
+    weights[c] = on_grid(double(k) * weights[c] / sum);
+    shares[c] = int64_t(weights[c]);
+    left -= shares[c];
+  }
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&weights](int64_t a, int64_t b) {
+    return weights[size_t(a)] > weights[size_t(b)];
+  });
+  for (int64_t c = 0; c < left; ++c) ++shares[size_t(order[size_t(c)])];
+  return shares;
+}
+
+// Brings the first `count` of [first, last) in the order of `before` to its front.
+template <class Before>
+int64_t* partition(int64_t* first, int64_t* last, int64_t count, const Before& before) {
+  if (count >= last - first) return last;
+  std::nth_element(first, first + count, last, before);
+  return first + count;
+}
+
+}  // namespace
+
+void best_of_crops(const Crops& crops, int64_t k, bool ascending, int64_t* out) {
+  Places tokens;
+  for (int64_t i = 0; i < crops.N; ++i)
+    if (crops.valid[i]) tokens.push_back(i);
+  const int64_t V = int64_t(tokens.size()), size = V / crops.count, larger = V % crops.count;
+  Places starts(size_t(crops.count) + 1, 0);
+  for (int64_t c = 0; c < crops.count; ++c)
+    starts[size_t(c) + 1] = starts[size_t(c)] + size + (c < larger);
+  const Places shares = shares_of(crops, tokens, k, starts);
+  const auto better = [&crops](int64_t a, int64_t b) {
+    return crops.scores[a] != crops.scores[b] ? crops.scores[a] > crops.scores[b] : a < b;
+  };
+  Places rest;
+  int64_t* end = out;
+  for (int64_t c = 0; c < crops.count; ++c) {
+    int64_t *first = tokens.data() + starts[size_t(c)],
+            *last = tokens.data() + starts[size_t(c) + 1];
+    int64_t* behind = partition(first, last, shares[size_t(c)], better);
+    end = std::copy(first, behind, end);
+    rest.insert(rest.end(), behind, last);
+  }
+  const int64_t missing = std::min(k - (end - out), int64_t(rest.size()));
+  partition(rest.data(), rest.data() + rest.size(), missing, better);
+  end = std::copy(rest.data(), rest.data() + missing, end);
+  if (ascending)
+    std::sort(out, end);
+  else
+    std::sort(out, end, better);
+  std::fill(end, out + k, int64_t(-1));
+}
+
+void in_turns(const double* similar, int64_t N, int64_t live, const uint8_t* free, int64_t total,
+              int64_t* out) {
+  Places tokens;
+  for (int64_t i = 0; i < N; ++i)
+    if (free[i]) tokens.push_back(i);
+  int64_t *left = tokens.data(), *const last = left + tokens.size(), *end = out;
+  for (int64_t j = 0; j < live; ++j) {
+    const double* row = similar + j * N;
+    const int64_t count = total / live + (j < total % live);
+    int64_t* behind = partition(left, last, count, [row](int64_t a, int64_t b) {
+      return row[a] != row[b] ? row[a] < row[b] : a < b;
+    });
+    std::sort(left, behind);
+    end = std::copy(left, behind, end);
+    left = behind;
+  }
+  std::fill(end, out + total, int64_t(-1));
+}
+
+}  // namespace zspa::cpu

@@ -28,7 +28,7 @@ def prune(
     model: Annotated[
         str, typer.Option(help="A folder with a model's files, or its name on the hub.")
     ],
-    image: Annotated[list[Path], typer.Option(help="A picture; one.")],
+    image: Annotated[list[Path], typer.Option(metavar="<path>", help="A picture.")],
     prompt: Annotated[str, typer.Option(help="The question.")],
     method: Annotated[
         str, typer.Option(help="Who chooses; `zspa methods` lists them.")

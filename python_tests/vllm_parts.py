@@ -269,6 +269,16 @@ def test_pictures_of_pixtral_have_ends_of_rows(
     updates.assert_called_once()
 
 
+def test_a_film_of_glm_is_found_between_its_marks(tmp_path: Path) -> None:
+    """Where vLLM tries what fits, no token stands among them."""
+    vllm_models.save("glm4v", tmp_path)
+    given = EngineArgs(str(tmp_path), dtype="float32", hf_overrides=overrides(keep=5))
+    processor = MULTIMODAL_REGISTRY.create_processor(given.create_model_config())
+    counts = {"image": 2, "video": 1}
+    places = processor.get_dummy_mm_inputs(counts)["mm_placeholders"]
+    assert {name: len(found) for name, found in places.items()} == counts
+
+
 def test_text_has_the_positions_of_the_whole_prompt() -> None:
     model = object.__new__(ZspaQwen2VLForConditionalGeneration)
     vision = SimpleNamespace(spatial_merge_size=2)

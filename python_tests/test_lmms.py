@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -255,5 +256,20 @@ def lineage(module: str, name: str) -> list[ast.ClassDef]:
 
 def test_a_tenth_is_kept_where_nothing_is_said() -> None:
     arguments: dict[str, Any] = {"pretrained": "x", "scope": "tile"}
-    assert lmms._options("divprune", arguments) == {"keep": 0.1, "scope": "tile"}
+    assert lmms._options("divprune", arguments) == (zk.DivPrune(keep=0.1), {"scope": "tile"})
     assert arguments == {"pretrained": "x"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"scope": "world"}, "scope must be one of"),
+        ({"merge": True}, "merge must be False or None"),
+    ],
+)
+def test_nothing_is_loaded_for_a_way_of_pruning_that_is_none(wrong: Any, said: str) -> None:
+    loaded = MagicMock()
+    made = lmms.with_pruning(type("Stock", (), {"__init__": loaded, "generate_until": None}))
+    with pytest.raises(ValueError, match=said):
+        made(method="divprune", **wrong)
+    loaded.assert_not_called()

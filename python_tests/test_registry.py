@@ -184,6 +184,9 @@ def test_options_are_those_of_the_class() -> None:
     rule = "get: options of divprune must be among keep, sorted, got 'size'"
     with pytest.raises(TypeError, match=rule):
         zk.methods.get("divprune", keep=0.1, size=3)
+    rule = "get: options of fastv must be among keep, rounding, sorted, got 'preset'"
+    with pytest.raises(TypeError, match=rule):
+        zk.methods.get("fastv", keep=0.1, preset="topv")
     with pytest.raises(TypeError, match="get: option keep of fastv must be given, got None"):
         zk.methods.get("fastv")
     for name in METHODS:

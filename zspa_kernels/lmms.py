@@ -19,6 +19,7 @@ from typing import Any
 
 from . import methods
 from .hf import prune
+from .hf.options import Options
 
 _log = logging.getLogger(__name__)
 
@@ -77,10 +78,8 @@ def with_pruning(stock: type) -> type:
     """
 
     def __init__(self: Any, *args: Any, method: str = "zspaprune", **arguments: Any) -> None:  # noqa: N807
-        ours = dict(_options(method, arguments))
-        how = {name: ours.pop(name) for name in _PRUNING if name in ours}
+        chooser, how = _options(method, arguments)
         stock.__init__(self, *args, **arguments)  # type: ignore[misc]
-        chooser = methods.get(method, **ours)
         self.pruning = prune(self.model, chooser, processor=_renderer(self), **how).install()
 
     def generate_until(self: Any, requests: Any) -> Any:
@@ -116,8 +115,8 @@ def _renderer(model: Any) -> Any:
     return model._tokenizer if model.is_simple else model._image_processor
 
 
-def _options(method: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Takes what is ours out of `arguments`.
+def _options(method: str, arguments: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Takes what is ours out of `arguments`: the method, and how it prunes.
 
     Raises:
         ValueError, TypeError: no method has this name, or an option is out of range; before
@@ -126,6 +125,8 @@ def _options(method: str, arguments: dict[str, Any]) -> dict[str, Any]:
     arguments.setdefault("keep", 0.1)
     make = type(methods.get(method, keep=arguments["keep"]))
     names = [name for name in inspect.signature(make).parameters if name != "projector"]
-    ours = {name: arguments.pop(name) for name in (*names, *_PRUNING) if name in arguments}
-    methods.get(method, **{name: value for name, value in ours.items() if name in names})
-    return ours
+    ours = {name: arguments.pop(name) for name in names if name in arguments}
+    how = {name: arguments.pop(name) for name in _PRUNING if name in arguments}
+    chooser = methods.get(method, **ours)
+    Options(**how).merges(chooser)
+    return chooser, how

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
 from torch import Tensor
@@ -183,5 +183,14 @@ class ScoredTopK(EachByItself):
         return Selection(*picked, rating)
 
 
+def _named(preset: str) -> Callable[..., ScoredTopK]:
+    """Makes a preset's method; unlike with a partial of the class, no option names another."""
+
+    def make(keep: float, *, rounding: str = "round", sorted: bool = True) -> ScoredTopK:
+        return ScoredTopK(keep, preset=preset, rounding=rounding, sorted=sorted)
+
+    return make
+
+
 for _name, _preset in PRESETS.items():
-    register(_name, partial(ScoredTopK, preset=_name), _preset.about)
+    register(_name, _named(_name), _preset.about)

@@ -127,6 +127,12 @@ def test_light_takes_a_mask_of_its_indices_only() -> None:
         light(_photo(8, 8), short, (2, 2))
 
 
+def test_dollars_are_no_formula() -> None:
+    panel = Panel(_selection([0], []), "from $5^{$", "to $\\six$")
+    figure = compare(_photo(8, 8), [panel], (2, 2), heading="$_$", note="$^$", legend=("$^$", "$"))
+    figure.savefig(io.BytesIO(), format="png")
+
+
 @pytest.mark.parametrize("region", [(1, 2), (0, 0, float("nan"), 4)])
 def test_compare_takes_four_numbers_for_a_region(region: Any) -> None:
     with pytest.raises(ValueError, match=r"^compare: region must be \(x0, y0, x1, y1\), got"):

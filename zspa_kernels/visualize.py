@@ -233,8 +233,9 @@ def compare(
     place = _Layout.of(grid, len(panels), heading, note, region is not None)
     resized = Image.fromarray(pixels).resize((place.width, place.height), Image.Resampling.LANCZOS)
 
-    # The user's own Matplotlib settings (a tight bounding box, say) would move the panels.
-    with matplotlib.style.context("default"):
+    # The user's own Matplotlib settings (a tight bounding box, say) would move the panels. Dollars
+    # are no formula.
+    with matplotlib.style.context(["default", {"text.parse_math": False}]):
         figure = Figure(figsize=(place.total_width / 100, place.total_height / 100), dpi=100)
         figure.set_facecolor(_BACKGROUND)
         for panel, (left, top) in zip(panels, place.corners, strict=True):

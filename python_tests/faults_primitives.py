@@ -6,11 +6,14 @@ from __future__ import annotations
 import importlib
 import sys
 import types
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
+from zspa_kernels import _dispatch
 from zspa_kernels.methods import _registry
 
 
@@ -67,3 +70,34 @@ def plant(fault: Fault, patch: pytest.MonkeyPatch) -> None:
         for x, value in own.items():
             if vars(module).get(x) is value:
                 patch.setattr(module, x, vars(wrong)[x])
+
+
+Proof = Callable[[], None]
+
+
+def of(test: Callable[..., None], *arguments: object) -> Proof:
+    """A test as the proof of a fault."""
+    return partial(test, *arguments)
+
+
+def patched(test: Callable[..., None], *arguments: object) -> Proof:
+    """A test that takes monkeypatch last."""
+
+    def proof() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            test(*arguments, patch)
+
+    return proof
+
+
+def reject(fault: tuple[str, str, str], proof: Proof, patch: pytest.MonkeyPatch) -> None:
+    """The proof passes, and with the fault it fails; native kernels have tests of their own."""
+    for module in ("merging", "scores", "sharing"):
+        patch.setattr(
+            f"zspa_kernels.primitives.{module}.native", lambda *x, **y: False, raising=False
+        )
+    patch.setattr(_dispatch, "choose", lambda op, device: _dispatch.load("reference", op))
+    proof()
+    plant(Fault(*fault), patch)
+    with pytest.raises(AssertionError):
+        proof()

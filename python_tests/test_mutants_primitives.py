@@ -3,39 +3,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 import pytest
 import torch
 
+from python_tests import test_dart_and_holov as shared
 from python_tests import test_method_rules as rules
 from python_tests import test_primitives as primitives
 from python_tests import test_suppress as suppression
-from python_tests.faults_primitives import Fault, plant
-from zspa_kernels import _dispatch, methods
+from python_tests.faults_primitives import Proof, of, patched, reject
 
-Proof = Callable[[], None]
-
-
-def of(test: Callable[..., None], *arguments: object) -> Proof:
-    return partial(test, *arguments)
-
-
-def patched(test: Callable[..., None], *arguments: object) -> Proof:
-    """A test that takes monkeypatch last."""
-
-    def proof() -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            test(*arguments, patch)
-
-    return proof
-
-
-GREEDY, SCORED = rules.test_greedyprune, rules.test_scoredtopk
-ID, ADAPT, CEN = rules.test_idselection, rules.test_adaptprune, rules.test_cenprune
-TOME, ZIP, TRIM = rules.test_tome, rules.test_visionzip, rules.test_trimtokenator
-VIS, HOLO, DART = rules.test_vispruner, rules.test_holov, rules.test_dart
+GREEDY = rules.test_greedyprune
+SCORED = rules.test_scoredtopk
+ID = rules.test_idselection
+ADAPT = rules.test_adaptprune
+CEN = rules.test_cenprune
+TOME = rules.test_tome
+ZIP = rules.test_visionzip
+TRIM = rules.test_trimtokenator
+VIS = rules.test_vispruner
+HOLO = shared.test_holov
+DART = shared.test_dart
 ODD_ROWS = primitives.test_alignment_and_distinctiveness_of_odd_rows
 MERGE = primitives.test_merge_is_differentiable_and_leaves_out_what_nobody_owns
 SLOTS = primitives.test_assign_prefers_the_own_slot_and_the_lowest
@@ -270,18 +257,6 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], Proof]] = {
         ("primitives.thinning", "cosines[:, ~image.directed[line]] = _NONE", "pass"),
         primitives.test_thin_at_a_tie,
     ),
-    "dart: zero rows are pivots": (
-        ("methods.dart", ".masked_fill(stands < 0.0, -1.0)", ""),
-        of(DART, "zero_rows"),
-    ),
-    "dart: zero rows are like nothing": (
-        (
-            "methods.dart",
-            "(stands < 0.0).unsqueeze(-2), 2.0)",
-            "(stands < 0.0).unsqueeze(-2), 0.0)",
-        ),
-        of(DART, "zero_rows"),
-    ),
     "dart: the last pivots take more": (
         ("primitives.sharing", "(j < total % each)", "(j >= each - total % each)"),
         of(DART, "vlm"),
@@ -294,50 +269,6 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], Proof]] = {
         ("primitives.sharing", "left = now == never", "left = now <= never"),
         of(DART, "vlm"),
     ),
-    "dart: what is invalid is free": (
-        ("methods.dart", "valid & ~members(", "~members("),
-        of(DART, "masked_exact"),
-    ),
-    "dart: pivots are free": (
-        ("methods.dart", "valid & ~members(core, visual.shape[-2])", "valid"),
-        of(DART, "vlm"),
-    ),
-    "dart: words without direction": (
-        (
-            "methods.dart",
-            "standing(prompt, prompt_mask) == 0.0",
-            "standing(prompt, prompt_mask).isfinite()",
-        ),
-        of(DART, "vlm"),
-    ),
-    "dart: words that there are not": (
-        ("methods.dart", "live + (text >= 0).sum(-1, keepdim=True)", "live + count"),
-        rules.test_dart_without_words_is_dart_without_a_prompt,
-    ),
-    "dart: words first": (
-        (
-            "methods.dart",
-            "torch.cat((pivots, _rows(prompt, text)), dim=-2)",
-            "torch.cat((_rows(prompt, text), pivots), dim=-2)",
-        ),
-        of(DART, "vlm"),
-    ),
-    "dart: L2 norms": (
-        ("methods.dart", "part.double().abs_()", "part.double().square_()"),
-        of(DART, "vlm"),
-    ),
-    "dart: norms in float32": (
-        ("methods.dart", "part.double().abs_().sum(-1)", "part.float().abs().sum(-1)"),
-        rules.test_dart_decides_in_float64,
-    ),
-    "dart: cosines in float32": (
-        ("methods.dart", "_length(rows).unsqueeze(-2)", "_length(rows).float().unsqueeze(-2)"),
-        rules.test_dart_decides_in_float64,
-    ),
-    "dart: cosines as they are computed": (
-        ("methods.dart", "on_grid(torch.cat(cosines, dim=-1))", "torch.cat(cosines, dim=-1)"),
-        of(DART, "constant"),
-    ),
     "holov: the larger crops behind": (
         ("primitives.sharing", "torch.where(rank < edge, rank // (size + 1), behind)", "behind"),
         of(HOLO, "vlm"),
@@ -348,11 +279,11 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], Proof]] = {
     ),
     "holov: shares as they are computed": (
         ("primitives.sharing", "shares = on_grid(", "shares = ("),
-        rules.test_holov_counts,
+        shared.test_holov_counts,
     ),
     "holov: sums, not means": (
         ("primitives.sharing", "return sums / sizes.clamp_min(1)", "return sums"),
-        rules.test_holov_counts,
+        shared.test_holov_counts,
     ),
     "holov: no sharpness": (
         ("primitives.sharing", " ** sharpness", " ** 1.0"),
@@ -364,27 +295,7 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], Proof]] = {
     ),
     "holov: alike where no attention is": (
         ("primitives.sharing", "attended / most, 1.0)", "attended / most, 0.0)"),
-        rules.test_holov_counts,
-    ),
-    "holov: variance of the image": (
-        (
-            "methods.holov",
-            "own = scale.gather(-1, crop.clamp_max(self.crops - 1))",
-            "own = scale.mean()",
-        ),
-        of(HOLO, "vlm"),
-    ),
-    "holov: similar to itself": (
-        ("methods.holov", "torch.eye(len(place)", "torch.zeros(len(place), len(place)"),
-        of(HOLO, "vlm"),
-    ),
-    "holov: places of smaller crops vary": (
-        ("methods.holov", ".masked_fill(~inside.unsqueeze(-2), 0.0)", ""),
-        of(HOLO, "vlm"),
-    ),
-    "holov: zero rows have a direction": (
-        ("methods.holov", ".where(length >= SHORTEST, torch.inf)", ""),
-        of(HOLO, "zero_rows"),
+        shared.test_holov_counts,
     ),
     "topk: quotas of the next segment": (
         (
@@ -492,22 +403,4 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], Proof]] = {
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_fault_is_rejected(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fault, proof = MUTANTS[name]
-    # Native kernels have tests of their own.
-    for module in ("merging", "scores", "sharing"):
-        monkeypatch.setattr(
-            f"zspa_kernels.primitives.{module}.native", lambda *x, **y: False, raising=False
-        )
-    monkeypatch.setattr(_dispatch, "choose", lambda op, device: _dispatch.load("reference", op))
-    proof()
-    plant(Fault(*fault), monkeypatch)
-    with pytest.raises(AssertionError):
-        proof()
-
-
-def test_a_fault_is_gone_with_its_test() -> None:
-    fault, _ = MUTANTS["holov: similar to itself"]
-    right = type(methods.get("holov", keep=2))
-    with pytest.MonkeyPatch.context() as patch:
-        plant(Fault(*fault), patch)
-        assert type(methods.get("holov", keep=2)) is methods.HoloV is not right
-    assert type(methods.get("holov", keep=2)) is methods.HoloV is right
+    reject(fault, proof, monkeypatch)

@@ -124,7 +124,7 @@ def test_laws(require_backend: Require) -> None:
     for view in strided_views(features).values():
         same_bits(match(view, k)[0], indices)
         same_bits(assign(view, kept), slots)
-        same_bits(thin(view, spread(scores), k), left)
+        same_bits(thin(view, spread(scores.double()), k), left)
     for count in (1, 2, 3):
         with threads(count):
             same_bits(match(features, k)[1], owner)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from python_tests.oracles.scoredtopk import scoredtopk
-from python_tests.runners import same_bits, threads
+from python_tests.runners import same_bits, spread, threads
 from zspa_kernels.primitives import scores as scores_
 from zspa_kernels.primitives import sharing, topk
 from zspa_kernels.primitives.sharing import best_of_crops, in_turns
@@ -122,6 +122,8 @@ def test_laws(require_backend: Require) -> None:
     wide = rows.repeat_interleave(2, -1)
     same_bits(topk(wide[:, ::2], 900, mask=keep.repeat_interleave(2, -1)[:, ::2]), picks)
     same_bits(topk((-rows)._neg_view(), 900, mask=keep), picks)
+    first = rows < -8.0
+    same_bits(topk(rows, 900, force_keep=spread(first)), topk(rows, 900, force_keep=first))
     for count in (1, 2):
         with threads(count):
             same_bits(topk(rows, 900, mask=keep), picks)

@@ -117,6 +117,9 @@ def test_laws(require_backend: Require) -> None:
     left = thin(features, scores, k)
     for b in range(2):
         same_bits(thin(features[b], scores[b], k), left[b])
+        keep = scores > 0.1
+        masked = thin(features, scores, k, mask=keep)[b]
+        same_bits(thin(features[b], scores[b], k, mask=keep[b]), masked)
         same_bits(match(features[b], k)[1], owner[b])
         same_bits(assign(features[b], kept[b]), slots[b])
         same_bits(assign(features[b], kept[b, :0]), torch.full((n,), -1))

@@ -25,7 +25,7 @@ import zspa_kernels as zk
 from bench import pages
 from bench.environment import ROOT, environment
 from bench.method_readings import todre
-from bench.timing import interleave, quiet, summary, warm_up
+from bench.timing import Machine, interleave, quiet, summary, warm_up
 from zspa_kernels.backends.cpp.dpp import dpp as native_dpp
 from zspa_kernels.backends.cpp.min_sum import min_sum as native_min_sum
 from zspa_kernels.methods import SCOPE, CDPruner, MMTok
@@ -267,7 +267,10 @@ def main(
     published = suite == "cpu" and out is None
     if published:
         pages.rewrite(PAGE.read_text(), TABLE, "")  # which fails before minutes have passed
+    machine = Machine()
     records = measure(suite, threads)
+    refusal = machine.refusal() if published else ""
+    published = published and not refusal
     folder = out or ROOT / ("bench/results" if published else "build/bench")
     folder.mkdir(parents=True, exist_ok=True)
     results = {
@@ -280,6 +283,9 @@ def main(
     if published:
         PAGE.write_text(pages.rewrite(PAGE.read_text(), TABLE, table(results)))
     console.print(table(results), markup=False, soft_wrap=True)
+    if refusal:
+        console.print(refusal, style="red", highlight=False)
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from bench import pages
 from bench.environment import ROOT, environment
 from bench.method_readings import GREEDY, READINGS, aligned, anchor, distinct, scaled
 from bench.registry import SHAPES
-from bench.timing import interleave, quiet, summary, warm_up
+from bench.timing import Machine, interleave, quiet, summary, warm_up
 from zspa_kernels.testing import bound, check_diversity, check_select, prompt, tokens
 from zspa_kernels.testing.min_sum import check_min_sum
 
@@ -269,7 +269,7 @@ def main(
     published = suite == "cpu" and only is None and out is None
     if published:
         pages.rewrite(PAGE.read_text(), TABLE, "")  # which fails before minutes have passed
-    start = time.perf_counter()
+    start, machine = time.perf_counter(), Machine()
     records: list[Record] = []
     with quiet(threads):
         for name in READINGS if only is None else [only]:
@@ -286,6 +286,8 @@ def main(
         "records": [asdict(r) for r in records],
         "seconds": round(time.perf_counter() - start, 1),
     }
+    refusal = machine.refusal() if published else ""
+    published = published and not refusal
     folder = out or ROOT / ("bench/results" if published else "build/bench")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "methods.json").write_text(json.dumps(results, indent=1) + "\n")
@@ -293,6 +295,9 @@ def main(
         PAGE.write_text(pages.rewrite(PAGE.read_text(), TABLE, table(results)))
     console.print(table(results), markup=False, soft_wrap=True)
     wrong = [r for r in records if r.gain is None]
+    if refusal:
+        console.print(refusal, style="red", highlight=False)
+        raise typer.Exit(1)
     if wrong:
         names = ", ".join(sorted({r.method for r in wrong}))
         console.print(f"wrong picks, no figure: {names}", style="red", highlight=False)

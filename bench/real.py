@@ -25,7 +25,7 @@ from bench.greedy import dots_share
 from bench.registry import SHAPES, Shape, Workload, loops, workload
 from bench.report import Line, number, times
 from bench.results import Results
-from bench.run import RESULTS, SCRATCH, console, run
+from bench.run import RESULTS, SCRATCH, console, run_in
 from bench.towers import TOWERS
 from zspa_kernels import split_core
 from zspa_kernels.backends.cpp.dpp import dpp
@@ -247,14 +247,17 @@ def main(
     folder = out or (RESULTS if published else SCRATCH)
     folder.mkdir(parents=True, exist_ok=True)
     results = Results("real", 0, environment(threads), rates)
-    run(workloads, results, folder / "real.json")
+    _, refusal = run_in(folder, workloads, results, published)
     made = {SPEED: speed_table(results), DOTS: dots_table(), FACTS: facts_table()}
-    if published:
+    if published and not refusal:
         page = PAGE.read_text()
         for mark, content in made.items():
             page = pages.rewrite(page, mark, content)
         PAGE.write_text(page)
     console.print("\n\n".join(made.values()), markup=False, soft_wrap=True)
+    if refusal:
+        console.print(refusal, style="red", highlight=False)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from bench.environment import ROOT, environment
 from bench.measure import measure
 from bench.registry import Workload, suite
 from bench.results import Results
+from bench.timing import Machine
 from zspa_kernels import _dispatch
 
 #: The published results: the whole `cpu` suite, which also rewrites the README's table.
@@ -52,6 +53,24 @@ def run(workloads: list[Workload], results: Results, path: Path) -> None:
             progress.advance(task)
     results.complete = True
     results.write(path)
+
+
+def run_in(
+    folder: Path, workloads: list[Workload], results: Results, published: bool
+) -> tuple[Path, str]:
+    """Measure the workloads into a file of `folder`; a published one is replaced at the end.
+
+    Returns:
+        The file, and why it is not a published one, if it should be.
+    """
+    path = (SCRATCH if published else folder) / f"{results.suite}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    machine = Machine()
+    run(workloads, results, path)
+    refusal = machine.refusal() if published else ""
+    if published and not refusal:
+        path = path.replace(folder / path.name)
+    return path, refusal
 
 
 def main(
@@ -96,11 +115,13 @@ def main(
     if published and rates.busy(threads):
         _stop(rates.refusal(threads))
     results = Results(suite_name, seed, environment(threads), rates)
-    path = out / f"{suite_name}.json"
     try:
-        run(workloads, results, path)
+        path, refusal = run_in(out, workloads, results, published)
     except KeyboardInterrupt:
-        _stop(f"interrupted after {len(results.records)} records, which are in {path}", 130)
+        kept = (SCRATCH if published else out) / f"{suite_name}.json"
+        _stop(f"interrupted after {len(results.records)} records, which are in {kept}", 130)
+    if refusal:
+        _stop(f"{refusal}; they are in {path}")
     plot.plot(path.with_suffix(".png"), results)
     if readme is not None:
         report.update_readme(readme, results)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +19,41 @@ from torch import Tensor
 POISON = -(2**62)
 
 Call = Callable[[], Tensor]
+
+
+#: Cores that others may keep busy during a run whose figures are published.
+_OTHERS = 0.1
+
+
+class Machine:
+    """What other processes take of the machine, from the making of this object on."""
+
+    def __init__(self) -> None:
+        self._start = _used()
+
+    def others(self) -> float:
+        """How many cores other processes kept busy, on average."""
+        seconds, busy, own = (now - then for now, then in zip(_used(), self._start, strict=True))
+        return max(0.0, busy - own) / max(seconds, 1e-9)
+
+    def refusal(self) -> str:
+        """Why figures are not published; empty if they can be."""
+        others = self.others()
+        if others <= _OTHERS:
+            return ""
+        return (
+            f"other processes kept {others:.2f} cores busy meanwhile: these figures are not "
+            "published; leave the machine alone"
+        )
+
+
+def _used() -> tuple[float, float, float]:
+    """Seconds: on a clock, of all CPUs at work, of this process and its children at work."""
+    with open("/proc/stat") as file:
+        user, nice, system, _idle, _waiting, irq, softirq = map(int, file.readline().split()[1:8])
+    ticks = os.sysconf("SC_CLK_TCK")
+    own = sum(os.times()[:4])
+    return time.monotonic(), (user + nice + system + irq + softirq) / ticks, own
 
 
 @dataclass

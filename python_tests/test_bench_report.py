@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import typer
 from torch import Tensor
 
-from bench import compare, pages, registry, report, timing
+from bench import compare, greedy, methods, pages, registry, report, run, timing
 from bench.ceilings import Ceilings, Floor, Work
 from bench.contenders import OURS
 from bench.environment import cpu_name
@@ -54,6 +57,39 @@ def _results() -> Results:
             Record(w.name, "gram_incremental", "baseline", "verified", "", verdict, slow, [[12.0]]),
         ]  # fmt: skip
     return Results("cpu", 0, HERE, RATES, {w.name: w for w in planned}, records, complete=True)
+
+
+def test_what_others_take_of_the_machine_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds on a clock, of all CPUs, of this process."""
+    for used, others in (((10.0, 12.0, 9.0), 0.3), ((10.0, 9.5, 9.0), 0.05), ((10.0, 8.9, 9.0), 0)):
+        at = iter([(0.0, 0.0, 0.0), used, used])
+        monkeypatch.setattr(timing, "_used", lambda at=at: next(at))
+        machine = timing.Machine()
+        assert machine.others() == pytest.approx(others)
+        assert bool(machine.refusal()) == (others > 0.1)
+    monkeypatch.undo()
+    before = timing._used()
+    while timing._used()[2] - before[2] < 0.1:  # what this process does is in both
+        pass
+    after = timing._used()
+    assert after[0] > before[0]
+    assert after[1] - before[1] > 0.05
+
+
+@pytest.mark.parametrize("refusal", ["", "others were busy"])
+def test_figures_of_a_busy_machine_are_not_published(
+    refusal: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "SCRATCH", tmp_path / "scratch")
+    monkeypatch.setattr(run, "run", lambda workloads, results, path: results.write(path))
+    monkeypatch.setattr(timing.Machine, "refusal", lambda machine: refusal)
+    (tmp_path / "cpu.json").write_text("of last time")
+    path, why = run.run_in(tmp_path, [], _results(), published=True)
+    assert why == refusal
+    assert path.parent == (tmp_path / "scratch" if refusal else tmp_path)
+    assert Results.read(path).complete
+    assert ((tmp_path / "cpu.json").read_text() == "of last time") == bool(refusal)
+    assert run.run_in(tmp_path, [], _results(), published=False) == (tmp_path / "cpu.json", "")
 
 
 # ---- timing --------------------------------------------------------------------------------------
@@ -245,3 +281,25 @@ def test_suites_cover_what_is_published() -> None:
         assert any(w.ragged for w in planned)
         assert any(w.n == 16384 for w in planned)
     assert [w.shape for w in suite("cpu", "video-*core0")] == ["video"]
+
+
+@pytest.mark.parametrize(("module", "name"), [(greedy, "greedy"), (methods, "methods")])
+@pytest.mark.parametrize("refusal", ["", "others were busy"])
+def test_a_page_shows_no_figures_of_a_busy_machine(
+    module: Any, name: str, refusal: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin, end = pages.marks(module.TABLE)
+    page = tmp_path / "page.md"
+    page.write_text(f"{begin}\nof last time\n{end}")
+    monkeypatch.setattr(module, "PAGE", page)
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(module, "environment", lambda threads: HERE)
+    monkeypatch.setattr(module, "measure", lambda *arguments: [])
+    monkeypatch.setattr(module, "READINGS", {}, raising=False)
+    monkeypatch.setattr(timing.Machine, "refusal", lambda machine: refusal)
+    with pytest.raises(typer.Exit) if refusal else contextlib.nullcontext():
+        module.main()
+    assert ("of last time" in page.read_text()) == bool(refusal)
+    folder = tmp_path / ("build/bench" if refusal else "bench/results")
+    assert [path.name for path in tmp_path.rglob("*.json")] == [f"{name}.json"]
+    assert (folder / f"{name}.json").exists()

@@ -27,18 +27,19 @@ def scaled(x: Tensor) -> Tensor:
 
 
 def dart(k: int, *, visual: Tensor, prompt: Tensor, keys: Tensor) -> Tensor:
-    """The published loop; its pivots stand in a set, and it keeps other counts."""
+    """All cosines in one product; the published loop copies what is left for every pivot.
+
+    The published code keeps other counts, and goes through a set of pivots.
+    """
     first, count = min(4, k), min(4, k) + min(4, len(prompt))
-    taken = keys.abs().sum(1).topk(first).indices.tolist()
+    taken = keys.abs().sum(1).topk(first).indices
     words = prompt.abs().sum(1).topk(count - first).indices
-    left = sorted(set(range(len(visual))) - set(taken))
-    for turn, pivot in enumerate((*visual[taken], *prompt[words])):
+    similar = unit(torch.cat((visual[taken], prompt[words]))) @ unit(visual).T
+    for turn, row in enumerate(similar):
+        row[taken] = torch.inf
         more = -(-(k - len(taken)) // (count - turn))
-        similar = torch.nn.functional.cosine_similarity(pivot[None], visual[left], dim=-1)
-        chosen = (-similar).topk(more).indices.tolist()
-        taken += [left[i] for i in chosen]
-        left = sorted(set(left) - set(taken))
-    return torch.tensor(taken)
+        taken = torch.cat((taken, row.topk(more, largest=False).indices))
+    return taken
 
 
 def divprune(k: int, *, visual: Tensor) -> Tensor:

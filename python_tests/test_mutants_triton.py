@@ -54,7 +54,7 @@ FACILITY = {
     "given rows age no gain": ("rose = tl.maximum(rose, more)\n    if", "rose = rose + 0\n    if"),
     "scale of a sum": ("tl.div_rn(scale, count.to(tl.float32))", "scale"),
     "one given row is none": ("tl.where(M > 0, tl.div_rn", "tl.where(M > 1, tl.div_rn"),
-    "weights ignored": ("value = value * tl.load(weights + token, mask=wanted, other=0.0)", "pass"),
+    "weights ignored": ("LARGEST) * tl.load(weights + token, mask=wanted, other=0.0)", "LARGEST)"),
     "infinite benefits count": ("(x > 0.0) & (x < INF)", "x > 0.0"),
 }
 #: The same for min_sum_phases.py.

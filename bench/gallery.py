@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What methods keep of photographs seen by CLIP: `python -m bench.gallery` draws docs/methods.jpg.
 
-Tokens, attention and keys are those of a real tower (`bench.towers`), before any projector.
+Tokens and attention are those of a real tower (`bench.towers`), before any projector.
 """
 
 from __future__ import annotations

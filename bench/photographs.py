@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tokens of real photographs, from real towers, in the shapes of the benchmarks.
 
-A name is `TOWER:PHOTOGRAPH`, for example `clip:coffee`; `tokens` and `words` know it as
-`zspa_kernels.testing` knows the name of a token model.
+A name is `TOWER:PHOTOGRAPH`, for example `clip:coffee`; workloads name their tokens by it, as by a
+token model of `zspa_kernels.testing`.
 """
 
 from __future__ import annotations

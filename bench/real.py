@@ -25,7 +25,7 @@ from bench.greedy import dots_share
 from bench.registry import SHAPES, Shape, Workload, loops, workload
 from bench.report import Line, number, times
 from bench.results import Results
-from bench.run import RESULTS, SCRATCH, console, run_in
+from bench.run import RESULTS, SCRATCH, console, run_in, stop_if_wrong
 from bench.towers import TOWERS
 from zspa_kernels import split_core
 from zspa_kernels.backends.cpp.dpp import dpp
@@ -258,6 +258,7 @@ def main(
     if refusal:
         console.print(refusal, style="red", highlight=False)
         sys.exit(1)
+    stop_if_wrong(results)
 
 
 if __name__ == "__main__":

@@ -66,11 +66,20 @@ def run_in(
     path = (SCRATCH if published else folder) / f"{results.suite}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     machine = Machine()
-    run(workloads, results, path)
+    try:
+        run(workloads, results, path)
+    except KeyboardInterrupt:
+        _stop(f"interrupted after {len(results.records)} records, which are in {path}", 130)
     refusal = machine.refusal() if published else ""
     if published and not refusal:
         path = path.replace(folder / path.name)
     return path, refusal
+
+
+def stop_if_wrong(results: Results) -> None:
+    """Exit code 1 where picks of this package are wrong."""
+    if any(record.kind == "ours" and record.status == "wrong" for record in results.records):
+        _stop("wrong picks: see above")
 
 
 def main(
@@ -115,11 +124,7 @@ def main(
     if published and rates.busy(threads):
         _stop(rates.refusal(threads))
     results = Results(suite_name, seed, environment(threads), rates)
-    try:
-        path, refusal = run_in(out, workloads, results, published)
-    except KeyboardInterrupt:
-        kept = (SCRATCH if published else out) / f"{suite_name}.json"
-        _stop(f"interrupted after {len(results.records)} records, which are in {kept}", 130)
+    path, refusal = run_in(out, workloads, results, published)
     if refusal:
         _stop(f"{refusal}; they are in {path}")
     plot.plot(path.with_suffix(".png"), results)
@@ -128,8 +133,7 @@ def main(
     console.width = max(console.width, 175)  # a workload a line
     console.print(report.table(results))
     console.print(f"{path}, {path.with_suffix('.png').name}: {results.seconds:.0f} s")
-    if any(record.kind == "ours" and record.status == "wrong" for record in results.records):
-        _stop("wrong picks: see above")
+    stop_if_wrong(results)
 
 
 def _stop(text: str, code: int = 1) -> None:

@@ -24,18 +24,9 @@ from bench.registry import SHAPES, workload
 from bench.results import Record, Results
 from bench.towers import TOWERS, Seen
 from bench.verify import Verdict
+from python_tests.test_bench_report import HERE
 from python_tests.test_hf_attention import collected
 from zspa_kernels.testing import MODELS, tokens
-
-HERE = {
-    "cpu": {"model": "a CPU"},
-    "threads": 2,
-    "isa": "avx2",
-    "torch": "2",
-    "git": None,
-    "date": "2026-01-01T00:00:00",
-}
-
 
 NORM_AND_KEY = (("layer_norm1", "norm1"), ("k_proj", "key"))
 
@@ -440,3 +431,17 @@ def test_what_a_pruned_llava_reads_of_a_real_tower() -> None:
     report = handle.report
     assert report is not None
     assert [image.after for image in report.images] == [20]
+
+
+def test_wrong_picks_fail_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = _results({"clip:coffee": 12.0})
+    results.records[0] = dataclasses.replace(results.records[0], status="wrong", times=None)
+    monkeypatch.setattr(towers, "fetch", lambda name: tmp_path)
+    monkeypatch.setattr(real.ceilings, "measure", lambda threads: results.ceilings)
+    monkeypatch.setattr(real, "Results", lambda *arguments: results)
+    monkeypatch.setattr(real, "run_in", lambda *arguments: (tmp_path, ""))
+    monkeypatch.setattr(real, "dots_table", str)
+    monkeypatch.setattr(real, "facts_table", str)
+    with pytest.raises(SystemExit) as left:
+        real.main("clip:coffee", tmp_path)
+    assert left.value.code == 1

@@ -283,6 +283,15 @@ def test_suites_cover_what_is_published() -> None:
     assert [w.shape for w in suite("cpu", "video-*core0")] == ["video"]
 
 
+def test_wrong_picks_fail_a_run() -> None:
+    results = _results()
+    run.stop_if_wrong(results)
+    results.records[0] = dataclasses.replace(results.records[0], status="wrong")
+    with pytest.raises(SystemExit) as left:
+        run.stop_if_wrong(results)
+    assert left.value.code == 1
+
+
 @pytest.mark.parametrize(("module", "name"), [(greedy, "greedy"), (methods, "methods")])
 @pytest.mark.parametrize("refusal", ["", "others were busy"])
 def test_a_page_shows_no_figures_of_a_busy_machine(

@@ -182,10 +182,9 @@ def select_varlen(
     sort: bool = False,
 ) -> Tensor:
     """The op with all its arguments, on one backend."""
-    arguments = (visual, cu_seqlens, prompt, prompt_spans, k_core, k_diverse)
-    result: Tensor = call(
-        "select_varlen", backend, (*arguments, total_k, max_seqlen, pooling, sort), pooling
-    )
+    given = (visual, cu_seqlens, prompt, prompt_spans, k_core, k_diverse)
+    arguments = (*given, total_k, max_seqlen, pooling, sort)
+    result: Tensor = call("select_varlen", backend, arguments)
     return result
 
 

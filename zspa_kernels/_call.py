@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from . import _contract, _dispatch, _register
 from . import _contract_values as _values
+from . import _dispatch, _register
 from ._implementation import recorded
 
 _is_mapped = torch._C._functorch.is_batchedtensor
@@ -23,17 +23,16 @@ _TENSORS = {
 }
 
 
-def call(op: str, backend: str, arguments: tuple[Any, ...], pooling: str = "mean") -> Any:
+def call(op: str, backend: str, arguments: tuple[Any, ...]) -> Any:
     """Run `op` through PyTorch's dispatcher, or directly on a named backend.
 
-    Tensors and `pooling` are checked here as well: objects of another kind, but for None, the
-    dispatcher rejects in its own words.
+    Tensors are checked here as well: objects of another kind, but for None, the dispatcher rejects
+    in its own words.
     """
     check_backend(op, backend)
     for name, x in zip(_TENSORS[op], arguments, strict=False):  # the last may have defaults
         if name and x is not None:
             _values.tensor(op, name, x)
-    _values.option(op, "pooling", pooling, _contract.POOLINGS)
     if backend == "auto":
         return getattr(torch.ops.zspa, op)(*arguments)
     if torch.compiler.is_compiling():

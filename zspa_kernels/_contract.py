@@ -138,8 +138,7 @@ def diversity(
     count("diversity", k, n)
     if seeds is not None:
         _companion("diversity", "seeds", seeds, visual, _INT64, (*batch, "S"))
-    if weights is not None:
-        _companion("diversity", "weights", weights, visual, _FLOAT32, (*batch, n))
+    _weights("diversity", weights, visual)
     return (*batch, k)
 
 
@@ -156,15 +155,15 @@ def select_varlen(
     sorted: bool = True,
 ) -> Shape:
     """Rules of `zspa::select_varlen`."""
-    segments = _ragged("select_varlen", visual, cu_seqlens, total_k, max_seqlen)
+    segments = _ragged(
+        "select_varlen", visual, cu_seqlens, total_k, max_seqlen, k_core=k_core, k_diverse=k_diverse
+    )
     if prompt is not None:
         _prompt("select_varlen", visual, prompt, None)
     elif prompt_spans is not None:
         raise ValueError("select_varlen: prompt_spans must be None without a prompt, got a tensor")
     if prompt_spans is not None:
         _companion("select_varlen", "prompt_spans", prompt_spans, visual, _INTS, (segments, 2))
-    _companion("select_varlen", "k_core", k_core, visual, _INTS, (segments,))
-    _companion("select_varlen", "k_diverse", k_diverse, visual, _INTS, (segments,))
     option("select_varlen", "pooling", pooling, POOLINGS)
     return (total_k,)
 
@@ -178,11 +177,8 @@ def diversity_varlen(
     weights: Tensor | None = None,
 ) -> Shape:
     """Rules of `zspa::diversity_varlen`."""
-    segments = _ragged("diversity_varlen", visual, cu_seqlens, total_k, max_seqlen)
-    _companion("diversity_varlen", "k", k, visual, _INTS, (segments,))
-    if weights is not None:
-        rows = (visual.shape[0],)
-        _companion("diversity_varlen", "weights", weights, visual, _FLOAT32, rows)
+    _ragged("diversity_varlen", visual, cu_seqlens, total_k, max_seqlen, k=k)
+    _weights("diversity_varlen", weights, visual)
     return (total_k,)
 
 
@@ -313,8 +309,16 @@ def _may_be(have: Shape, want: tuple[int | str, ...]) -> bool:
     return not any((a != b) is True for a, b in sizes if not isinstance(b, str))
 
 
-def _ragged(op: str, visual: Tensor, cu_seqlens: Tensor, total_k: int, max_seqlen: int) -> int:
-    """Check packed tokens `[T, D]` and their offsets; return the number of segments S."""
+def _weights(op: str, weights: Tensor | None, visual: Tensor) -> None:
+    """Check the weights of tokens, if there are any."""
+    if weights is not None:
+        _companion(op, "weights", weights, visual, _FLOAT32, visual.shape[:-1])
+
+
+def _ragged(
+    op: str, visual: Tensor, cu_seqlens: Tensor, total_k: int, max_seqlen: int, **counts: Tensor
+) -> int:
+    """Check packed tokens `[T, D]`, their offsets and counts; return the number of segments S."""
     _visual(op, visual, None)
     if visual.ndim != 2:
         raise ValueError(f"{op}: visual must be packed tokens [T, D], got {axes(visual)}")
@@ -324,4 +328,7 @@ def _ragged(op: str, visual: Tensor, cu_seqlens: Tensor, total_k: int, max_seqle
     _companion(op, "cu_seqlens", cu_seqlens, visual, _INTS, cu_seqlens.shape)
     at_least(op, "total_k", total_k, 0)
     at_least(op, "max_seqlen", max_seqlen, 0)
-    return cu_seqlens.shape[0] - 1
+    segments = cu_seqlens.shape[0] - 1
+    for name, x in counts.items():
+        _companion(op, name, x, visual, _INTS, (segments,))
+    return segments

@@ -8,7 +8,17 @@ from typing import Any
 
 from torch import Tensor
 
-from ._contract import _FLOAT32, _INT64, _INTS, Shape, _companion, _ragged, _visual, alike, count
+from ._contract import (
+    _FLOAT32,
+    _INT64,
+    Shape,
+    _companion,
+    _ragged,
+    _visual,
+    _weights,
+    alike,
+    count,
+)
 from ._contract_values import ratio, tensor
 
 # A float32 cosine of a token with itself is off from 1 by up to some 1e-6. Much colder, and its
@@ -26,8 +36,7 @@ def dpp(
     """Rules of `zspa::dpp`."""
     batch, n = _visual("dpp", visual, visual_mask)
     count("dpp", k, n)
-    if weights is not None:
-        _companion("dpp", "weights", weights, visual, _FLOAT32, (*batch, n))
+    _weights("dpp", weights, visual)
     return (*batch, k)
 
 
@@ -40,10 +49,8 @@ def dpp_varlen(
     weights: Tensor | None = None,
 ) -> Shape:
     """Rules of `zspa::dpp_varlen`."""
-    segments = _ragged("dpp_varlen", visual, cu_seqlens, total_k, max_seqlen)
-    _companion("dpp_varlen", "k", k, visual, _INTS, (segments,))
-    if weights is not None:
-        _companion("dpp_varlen", "weights", weights, visual, _FLOAT32, (visual.shape[0],))
+    _ragged("dpp_varlen", visual, cu_seqlens, total_k, max_seqlen, k=k)
+    _weights("dpp_varlen", weights, visual)
     return (total_k,)
 
 
@@ -59,9 +66,8 @@ def facility_location(
     """Rules of `zspa::facility_location`."""
     batch, n = _visual("facility_location", visual, visual_mask)
     count("facility_location", k, n)
-    _coverage("facility_location", visual, benefits, batch, n, temperature, scale)
-    if weights is not None:
-        _companion("facility_location", "weights", weights, visual, _FLOAT32, (*batch, n))
+    _coverage("facility_location", visual, benefits, temperature, scale)
+    _weights("facility_location", weights, visual)
     return (*batch, k)
 
 
@@ -78,12 +84,9 @@ def facility_location_varlen(
 ) -> Shape:
     """Rules of `zspa::facility_location_varlen`."""
     op = "facility_location_varlen"
-    segments = _ragged(op, visual, cu_seqlens, total_k, max_seqlen)
-    _companion(op, "k", k, visual, _INTS, (segments,))
-    rows = visual.shape[0]
-    _coverage(op, visual, benefits, (), rows, temperature, scale)
-    if weights is not None:
-        _companion(op, "weights", weights, visual, _FLOAT32, (rows,))
+    _ragged(op, visual, cu_seqlens, total_k, max_seqlen, k=k)
+    _coverage(op, visual, benefits, temperature, scale)
+    _weights(op, weights, visual)
     return (total_k,)
 
 
@@ -102,8 +105,7 @@ def min_sum_varlen(
     visual: Tensor, cu_seqlens: Tensor, k: Tensor, total_k: int, max_seqlen: int
 ) -> Shape:
     """Rules of `zspa::min_sum_varlen`."""
-    segments = _ragged("min_sum_varlen", visual, cu_seqlens, total_k, max_seqlen)
-    _companion("min_sum_varlen", "k", k, visual, _INTS, (segments,))
+    _ragged("min_sum_varlen", visual, cu_seqlens, total_k, max_seqlen, k=k)
     return (total_k,)
 
 
@@ -124,19 +126,13 @@ def benefits_of_images(op: str, benefits: Any, visual: Any) -> list[Tensor]:
 
 
 def _coverage(
-    op: str,
-    visual: Tensor,
-    benefits: Tensor | None,
-    batch: Shape,
-    n: int,
-    temperature: float,
-    scale: float,
+    op: str, visual: Tensor, benefits: Tensor | None, temperature: float, scale: float
 ) -> None:
-    """Rows `[*batch, M, n]` to be covered, and how tokens cover each other."""
+    """Rows `[B, M, N]` to be covered, if there are any, and how tokens cover each other."""
     if 0.0 < ratio(op, "temperature", temperature) < _COLDEST:
         raise ValueError(f"{op}: temperature must be 0 or at least {_COLDEST}, got {temperature}")
     if ratio(op, "scale", scale) > _LARGEST_SCALE:
         raise ValueError(f"{op}: scale must be at most {_LARGEST_SCALE}, got {scale}")
-    if benefits is None:
-        return
-    _companion(op, "benefits", benefits, visual, _FLOAT32, (*batch, "M", n))
+    if benefits is not None:
+        *batch, n, _ = visual.shape
+        _companion(op, "benefits", benefits, visual, _FLOAT32, (*batch, "M", n))

@@ -120,6 +120,13 @@ def at_least(op: str, name: str, value: int, minimum: int) -> None:
         raise ValueError(f"{op}: {name} must be at least {minimum}, got {value}")
 
 
+def integer_at_least(op: str, name: str, value: Any, minimum: int) -> Any:
+    """Return `value` as an int of at least `minimum`; see `integer`."""
+    value = integer(op, name, value)
+    at_least(op, name, value, minimum)
+    return value
+
+
 def flag(op: str, name: str, value: object) -> None:
     """`value` must be True or False."""
     if not isinstance(value, bool):
@@ -130,10 +137,7 @@ def integers(op: str, name: str, values: Any) -> list[int]:
     """Return a sequence of ints of at least 0 as a list; sizes live on the host, not in tensors."""
     if isinstance(values, Tensor | str) or not isinstance(values, Iterable):
         raise TypeError(f"{op}: {name} must be a sequence of ints, got {say(values)}")
-    result = [integer(op, f"{name}[{i}]", value) for i, value in enumerate(values)]
-    for i, value in enumerate(result):
-        at_least(op, f"{name}[{i}]", value, 0)
-    return result
+    return [integer_at_least(op, f"{name}[{i}]", value, 0) for i, value in enumerate(values)]
 
 
 def option(op: str, name: str, value: object, allowed: tuple[str, ...]) -> None:

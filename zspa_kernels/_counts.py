@@ -63,25 +63,20 @@ def split_core(k: int, core_ratio: float) -> int:
 
 def kept(op: str, n: int, keep: float, rounding: str) -> int:
     """`num_keep`, with the errors of `op`."""
-    n = _values.integer(op, "n", n)
-    _values.at_least(op, "n", n, 0)
+    n = _values.integer_at_least(op, "n", n, 0)
     _values.option(op, "rounding", rounding, ROUNDINGS)
     return counted(n, _values.share_or_count(op, "keep", keep), rounding)
 
 
 def counted(n: int, keep: float, rounding: str) -> int:
     """`num_keep` of a size and options that were checked."""
-    count: int
     if (n == 0) is True:
-        count = 0
-    elif isinstance(keep, float):
-        # round and floor of a symbolic product stay symbolic; int() would fix it to one size.
-        share = keep * n
-        rounded = round(share) if rounding == "round" else math.floor(share)
-        count = rounded if _known_positive(rounded) else max(1, rounded)
-    else:
-        count = min(n, keep)
-    return count
+        return 0
+    if not isinstance(keep, float):
+        return min(n, keep)
+    # round and floor of a symbolic product stay symbolic; int() would fix it to one size.
+    rounded = round(keep * n) if rounding == "round" else math.floor(keep * n)
+    return rounded if _known_positive(rounded) else max(1, rounded)
 
 
 def _known_positive(count: int) -> bool:
@@ -98,8 +93,7 @@ def _known_positive(count: int) -> bool:
 
 def core_of(op: str, k: int, core_ratio: float) -> int:
     """`split_core`, with the errors of `op`."""
-    k = _values.integer(op, "k", k)
-    _values.at_least(op, "k", k, 0)
+    k = _values.integer_at_least(op, "k", k, 0)
     core_ratio = _values.ratio(op, "core_ratio", core_ratio)
     return k if core_ratio >= 1.0 else round(core_ratio * k)
 

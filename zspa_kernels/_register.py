@@ -147,8 +147,7 @@ def diversity_varlen(
     _contract.diversity_varlen(visual, cu_seqlens, k, total_k, max_seqlen, weights)
     run = backend_of(backend, "diversity_varlen", visual)
     table = _segments.ragged_table(cu_seqlens, None, k, total_k, max_seqlen, visual.shape[0])
-    weights = None if weights is None else weights.contiguous()
-    indices: Tensor = run(dense(visual), table, total_k, weights)
+    indices: Tensor = run(dense(visual), table, total_k, contiguous(weights))
     return indices
 
 

@@ -118,8 +118,7 @@ class Scorer:
                 plan = SensitivityPlan(read.w1, read.b1, read.w2, read.activation, rank)
             return cls(op, score, read, plan, None, radius)
         if not isinstance(directions, Tensor):
-            m = _values.integer(op, "directions", directions)
-            _values.at_least(op, "directions", m, 1)
+            m = _values.integer_at_least(op, "directions", directions, 1)
             directions = unit_directions(m, read.w1.shape[1], seed)
         _contract_sensitivity.movable(op, "directions", directions)
         directions = directions.to(read.w1.device)

@@ -106,6 +106,7 @@ def select_varlen(
     """
     op = "select_varlen"
     _values.flag(op, "sorted", sorted)
+    _values.option(op, "pooling", pooling, _contract.POOLINGS)
     tokens, sizes = _pack(op, "visual", visual, "lengths", lengths)
     texts, text_sizes = _pack_prompt(op, prompt, prompt_lengths, len(sizes))
     cores = _each(op, "k_core", k_core, len(sizes))
@@ -129,7 +130,7 @@ def select_varlen(
     ks = [core + diverse for core, diverse in counts]
     longest = max([0, *sizes])  # torch.compile knows no `default=` of max
     arguments = (tokens, cu_seqlens, texts, spans, kc, kd, sum(ks), longest, pooling, sorted)
-    indices: Tensor = call(op, backend, arguments, pooling)
+    indices: Tensor = call(op, backend, arguments)
     return indices if tokens is visual else _per_image(indices, cu_seqlens, kc + kd, ks)
 
 

@@ -39,7 +39,7 @@ def warmup(
         >>> warmup("cpu", num_tokens=16, dim=8)
     """
     for name, size, least in (("num_tokens", num_tokens, 0), ("dim", dim, 1)):
-        _values.at_least("warmup", name, _values.integer("warmup", name, size), least)
+        _values.integer_at_least("warmup", name, size, least)
     device = _contract.place_of_tokens("warmup", device, dtype)
     _sizes(torch.zeros((1, 1025, dim), dtype=dtype, device=device))
     visual = torch.zeros((2, num_tokens, dim), dtype=dtype, device=device)

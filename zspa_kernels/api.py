@@ -140,12 +140,9 @@ def select(
     core, diverse = _counts.counts(
         "select", n, keep, core_ratio, k_core, k_diverse, rounding, prompt is not None
     )
-    indices: Tensor = call(
-        "select",
-        backend,
-        (visual, prompt, core, diverse, visual_mask, prompt_mask, pooling, sorted),
-        pooling,
-    )
+    _values.option("select", "pooling", pooling, _contract.POOLINGS)
+    arguments = (visual, prompt, core, diverse, visual_mask, prompt_mask, pooling, sorted)
+    indices: Tensor = call("select", backend, arguments)
     return indices
 
 
@@ -191,9 +188,9 @@ def relevance_topk(
         (tensor([2, 1]), tensor([0.0000, 0.6000, 1.0000]))
     """
     k = _values.integer("relevance_topk", "k", k)
-    result: tuple[Tensor, Tensor] = call(
-        "relevance_topk", backend, (visual, prompt, k, visual_mask, prompt_mask, pooling), pooling
-    )
+    _values.option("relevance_topk", "pooling", pooling, _contract.POOLINGS)
+    arguments = (visual, prompt, k, visual_mask, prompt_mask, pooling)
+    result: tuple[Tensor, Tensor] = call("relevance_topk", backend, arguments)
     return result
 
 

@@ -86,8 +86,7 @@ class SensitivityPlan:
     ) -> None:
         d, hidden = _contract_sensitivity.projector(_OP, w1, b1, w2, activation)
         if rank is not None:
-            rank = _values.integer(_OP, "rank", rank)
-            _values.at_least(_OP, "rank", rank, 0)
+            rank = _values.integer_at_least(_OP, "rank", rank, 0)
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype in _values.FLOATS):
             rule = "None, torch.float32, torch.float16 or torch.bfloat16"
             raise TypeError(f"{_OP}: dtype must be {rule}, got {dtype!r:.60}")
@@ -205,7 +204,7 @@ def unit_directions(m: int, d: int, seed: int = 0, device: torch.device | str = 
     """
     op = "unit_directions"
     for name, value in (("m", m), ("d", d)):
-        _values.at_least(op, name, _values.integer(op, name, value), 1)
+        _values.integer_at_least(op, name, value, 1)
     place = _values.place(op, "device", device)
     generator = torch.Generator(device="cpu").manual_seed(_values.integer(op, "seed", seed))
     x = torch.randn((m, d), dtype=torch.float64, device="cpu", generator=generator)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from zspa_kernels._contract_values import at_least, integer, naming, real, say
+from zspa_kernels._contract_values import at_least, integer_at_least, naming, real, say
 from zspa_kernels.types import Selection
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def light(
     if outline is None:
         outline = min(pixels.shape[0] // rows, pixels.shape[1] // columns) // 8
         outline = min(max(outline, 1), 4)
-    at_least("light", "outline", integer("light", "outline", outline), 0)
+    integer_at_least("light", "outline", outline, 0)
     edge = _edges(kind_at, outline)
     lit[edge & (kind_at == 2)] = CORE_COLOUR
     lit[edge & (kind_at == 1)] = DIVERSITY_COLOUR

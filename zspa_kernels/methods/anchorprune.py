@@ -93,8 +93,7 @@ class AnchorPrune(EachByItself):
         _rules.number("AnchorPrune", "least", self.least, 0.0, 1.0)
         _rules.number("AnchorPrune", "cap", self.cap, 0.0, 1.0)
         _rules.number("AnchorPrune", "novelty", self.novelty, 0.0, 2.0)
-        patience = _values.integer("AnchorPrune", "patience", self.patience)
-        _values.at_least("AnchorPrune", "patience", patience, 1)
+        _values.integer_at_least("AnchorPrune", "patience", self.patience, 1)
 
     @_values.naming("AnchorPrune")
     def select(

@@ -74,7 +74,7 @@ class HoloV(EachByItself):
 
     def __post_init__(self) -> None:
         check_options(self.about, self)
-        _values.at_least("HoloV", "crops", _values.integer("HoloV", "crops", self.crops), 1)
+        _values.integer_at_least("HoloV", "crops", self.crops, 1)
         _contract.number("HoloV", "variance", self.variance, 0.0, 1e6)
         _contract.number("HoloV", "sharpness", self.sharpness, 0.0, 100.0)
 

@@ -67,8 +67,7 @@ class VisPruner(EachByItself):
     def __post_init__(self) -> None:
         check_options(self.about, self)
         _contract.number("VisPruner", "important", self.important, 0.0, 1.0)
-        step = _values.integer("VisPruner", "step", self.step)
-        _values.at_least("VisPruner", "step", step, 1)
+        _values.integer_at_least("VisPruner", "step", self.step, 1)
 
     @_values.naming("VisPruner")
     def select(

@@ -289,8 +289,7 @@ def quotas(k: int, sizes: Sequence[int]) -> list[int]:
         >>> quotas(10, [2, 9, 9])
         [2, 4, 4]
     """
-    k = _values.integer("quotas", "k", k)
-    _values.at_least("quotas", "k", k, 0)
+    k = _values.integer_at_least("quotas", "k", k, 0)
     sizes = _values.integers("quotas", "sizes", sizes)
     counts = list(sizes)  # of segments that give all they have
     left = min(k, sum(sizes))

@@ -55,8 +55,8 @@ def thin(
         >>> thin(features, torch.tensor([0.4, 0.3, 0.2, 0.1]), 3).tolist()
         [2, 1, 3]
     """
-    k, step = _values.integer("thin", "k", k), _values.integer("thin", "step", step)
-    _values.at_least("thin", "step", step, 1)
+    k = _values.integer("thin", "k", k)
+    step = _values.integer_at_least("thin", "step", step, 1)
     _contract.vectors("thin", features, mask, k)
     _contract.per_token("thin", "scores", scores, features)
     rated = scores.detach().double().contiguous()

@@ -96,16 +96,17 @@ def _fail(*args: Any) -> None:
     raise RuntimeError("inside")
 
 
-def test_a_generate_of_ones_own_comes_back(tiny: vlms.Tiny) -> None:
-    own = tiny.model.generate
-    tiny.model.generate = own
+def test_functions_of_ones_own_come_back(tiny: vlms.Tiny) -> None:
+    own = {name: getattr(tiny.model, name) for name in ("generate", "forward")}
+    vars(tiny.model).update(own)
     try:
         with METHOD(tiny.model):
-            assert inspect.signature(tiny.model.generate) == inspect.signature(own)
+            for name, function in own.items():
+                assert inspect.signature(getattr(tiny.model, name)) == inspect.signature(function)
             generate(tiny.model, tiny.inputs())
-        assert vars(tiny.model)["generate"] is own
+        assert all(vars(tiny.model)[name] is function for name, function in own.items())
     finally:
-        del tiny.model.generate
+        del tiny.model.generate, tiny.model.forward
 
 
 def test_a_generate_of_ones_own_passes_on_what_it_is_given() -> None:
@@ -238,11 +239,19 @@ def test_what_is_no_method(tiny: vlms.Tiny) -> None:
 def test_labels_and_chosen_columns(tiny: vlms.Tiny) -> None:
     """P15: they are of the unpruned prompt."""
     inputs = {**tiny.inputs()}
+    names = [*inspect.signature(type(tiny.model).forward).parameters][1:]
+    count = names.index(tiny.pixels) + 1
+
+    def placed(**given: Any) -> Any:
+        first = [given.get(name) for name in names[:count]]
+        return tiny.model(*first, **{k: v for k, v in given.items() if k not in names[:count]})
+
     with METHOD(tiny.model) as handle:
-        with pytest.raises(hf.LabelsError, match="labels must be None"):
-            tiny.model(**inputs, labels=inputs["input_ids"])
-        with pytest.raises(hf.UnsupportedInputError, match="logits_to_keep must be an int"):
-            tiny.model(**inputs, logits_to_keep=torch.tensor([0]))
+        for ask in (tiny.model, tiny.model.forward, placed):  # PEFT's adapters call the second
+            with pytest.raises(hf.LabelsError, match="labels must be None"):
+                ask(**inputs, labels=inputs["input_ids"])
+            with pytest.raises(hf.UnsupportedInputError, match="logits_to_keep must be an int"):
+                ask(**inputs, logits_to_keep=torch.tensor([0]))
         # The last ones are those of both prompts. Without a cache there is none to remember them.
         tiny.model(**inputs, logits_to_keep=2, use_cache=False)
         words = torch.tensor([[20, 21, 22]])  # without pictures labels are as long as the prompt

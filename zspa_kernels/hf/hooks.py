@@ -11,6 +11,7 @@ the cache, so threads do not meet.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
@@ -42,6 +43,7 @@ class Hooks:
         self._target, self._prune = target, prune
         self._handles: list[Any] = []
         self._own: dict[str, Any] = {}
+        self._forward: dict[str, Any] = {}
         # What it does with values would become a dozen graphs.
         self._uncompiled: Any = torch.compiler.disable(self._prefill)
         # Of the call that is running in this thread, where pictures cannot be passed as arguments.
@@ -56,8 +58,10 @@ class Hooks:
     def install(self) -> None:
         """Register them."""
         inner, model = self._target.inner, self._target.model
+        self._forward = {k: v for k, v in vars(model).items() if k == "forward"}
+        # Not a hook, which PEFT passes by: its adapters call this themselves.
+        vars(model)["forward"] = _without_columns(model)
         self._handles = [
-            model.register_forward_pre_hook(_no_columns, with_kwargs=True),
             inner.register_forward_pre_hook(self._before, with_kwargs=True),
             inner.register_forward_hook(self._after, with_kwargs=True, always_call=True),
         ]
@@ -72,6 +76,8 @@ class Hooks:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        vars(self._target.model).pop("forward", None)
+        vars(self._target.model).update(self._forward)
         if not self._target.takes_features:
             for name in _SHADOWED:
                 vars(self._target.inner).pop(name, None)
@@ -122,9 +128,7 @@ class Hooks:
             return None
         arguments = dict(kwargs)
         if args:
-            names = inspect.signature(type(module).forward).bind_partial(module, *args).arguments
-            arguments = {**names, **kwargs}
-            arguments.pop("self", None)
+            arguments = _named(module, args, kwargs)
             cache = continuation.cache_in(arguments)
             note = continuation.of(cache)
         if _shows(arguments):
@@ -214,16 +218,37 @@ def _shows(arguments: Mapping[str, Any]) -> bool:
     return any(arguments.get(name) is not None for name in PIXELS)
 
 
-def _no_columns(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Raise for arguments that are about columns of the unpruned prompt."""
-    if not _shows(kwargs):
+def _named(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a forward call by their names."""
+    names = inspect.signature(type(module).forward).bind_partial(module, *args).arguments
+    arguments = {**names, **kwargs}
+    arguments.pop("self", None)
+    return arguments
+
+
+def _without_columns(model: Any) -> Callable[..., Any]:
+    """The model's `forward`, which raises for arguments about columns of the unpruned prompt."""
+    forward = model.forward
+
+    @functools.wraps(forward)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        chosen = isinstance(kwargs.get("logits_to_keep"), Tensor)
+        if args or chosen or kwargs.get("labels") is not None:
+            _refuse_columns(_named(model, args, kwargs))
+        return forward(*args, **kwargs)
+
+    return checked
+
+
+def _refuse_columns(arguments: Mapping[str, Any]) -> None:
+    if not _shows(arguments):
         return
-    if kwargs.get("labels") is not None:
+    if arguments.get("labels") is not None:
         raise LabelsError(
             "prune: labels must be None, got a tensor as long as the unpruned prompt; take the "
             "loss from the logits of prune_inputs, whose columns its index maps back"
         )
-    if isinstance(kwargs.get("logits_to_keep"), Tensor):
+    if isinstance(arguments.get("logits_to_keep"), Tensor):
         raise UnsupportedInputError(
             "prune: logits_to_keep must be an int, got a tensor of columns of the unpruned prompt; "
             "take them from the logits of prune_inputs, whose columns its index maps back"

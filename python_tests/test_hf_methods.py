@@ -414,6 +414,37 @@ def test_what_deeper_layers_are_given_is_merged_as_well() -> None:
         torch.testing.assert_close(now, 0.75 * before[kept] + 0.25 * before[kept - 1])
 
 
+@pytest.mark.parametrize("name", ["llava", "qwen3_vl"])
+def test_gradients_go_through_what_was_merged(name: str) -> None:
+    """Each visual token has its share of the gradient of the one that it became part of."""
+    tiny = vlms.get(name)
+    projectors = [Target.of(tiny.model).projector()]
+    projectors += getattr(getattr(tiny.model.model, "visual", None), "deepstack_merger_list", [])
+    made: list[Tensor] = []
+
+    def note(module: Any, args: Any, tokens: Tensor) -> None:
+        tokens.retain_grad()
+        made.append(tokens)
+
+    hooks = [one.register_forward_hook(note) for one in projectors]
+    try:
+        with Neighbours()(tiny.model):
+            tiny.model(**tiny.inputs()).logits[0, -1].square().sum().backward()
+    finally:
+        tiny.model.zero_grad()
+        for hook in hooks:
+            hook.remove()
+    assert len(made) == len(projectors)
+    for tokens in made:
+        assert tokens.grad is not None
+        grad = tokens.grad.flatten(0, -2).flip(0)
+        count = len(grad) // 4 * 4
+        kept, before, *others = grad[:count].reshape(-1, 4, grad.shape[1]).unbind(1)
+        torch.testing.assert_close(kept, 3 * before)
+        assert before.any(1).all()
+        assert not torch.stack(others).any()
+
+
 @pytest.mark.parametrize("method", ["visionzip", "tome"])
 def test_nothing_merged_changes_no_bit(method: str) -> None:
     tiny = vlms.get("llava")

@@ -157,7 +157,7 @@ def _merged(encoded: Encoded, groups: list[Tensor], merging: list[Any]) -> Encod
     """
 
     def change(tokens: Tensor) -> Tensor:
-        tokens = tokens.detach().clone()
+        tokens = tokens.clone()
         for group, one in zip(groups, merging, strict=True):
             indices = one.selection.indices
             inside = indices >= 0

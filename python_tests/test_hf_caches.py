@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import transformers
 
 import zspa_kernels as zk
 from python_tests import vlms
-from python_tests.hf_oracle import cache_name, generate, rows
+from python_tests.hf_oracle import cache_name, cache_of, generate, rows
 from zspa_kernels import hf
 from zspa_kernels.hf import continuation
 
@@ -77,3 +78,33 @@ def test_a_cache_of_the_callers_is_known_to_hold_a_pruned_prompt(
         longer = torch.cat((ids, torch.tensor([[5, 6, 7]])), dim=1)
         with pytest.raises(hf.CachedPromptError, match="ChatState"):
             tiny.model.generate(input_ids=longer, **past)
+
+
+def test_a_cache_and_a_mask_that_do_not_fit(tiny: vlms.Tiny) -> None:
+    """A mask as long as the cache would hide the new tokens; a prompt without its end is another's.
+
+    One that has room for more, as for a static cache, is cut by the model itself.
+    """
+    model, inputs, name = tiny.model, tiny.inputs("ragged"), cache_name(tiny.model)
+    new = torch.tensor([[20, 21]] * 2)
+    whole = torch.nn.functional.pad(inputs["attention_mask"], (0, 7), value=1)
+    length = inputs["input_ids"].shape[1]
+    with METHOD(model), torch.no_grad():
+        cache = cache_of(model(**inputs, use_cache=True))
+        kept = cache.get_seq_length()
+        for columns in (kept + 2, 2, length + 1):
+            with pytest.raises(
+                hf.UnsupportedInputError,
+                match=rf"attention_mask must have .*, {length + 2}, got {columns}; .* {kept} tokens",
+            ):
+                model(input_ids=new, attention_mask=whole[:, :columns], **{name: cache})
+        expected = model(
+            input_ids=new, attention_mask=whole[:, : length + 2], **{name: copy.deepcopy(cache)}
+        ).logits
+        longer = model(input_ids=new, attention_mask=whole, **{name: copy.deepcopy(cache)}).logits
+        assert torch.equal(longer, expected)
+        for layer in cache.layers:
+            layer.crop(-1)
+        for given in ({}, {"attention_mask": whole}):
+            with pytest.raises(hf.CachedPromptError, match=rf"whole, {kept} .*, got {kept - 1} le"):
+                model(input_ids=new, **given, **{name: cache})

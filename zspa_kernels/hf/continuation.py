@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .architectures import Target
-from .errors import UnsupportedInputError
+from .errors import CachedPromptError, UnsupportedInputError
 
 _NAME = "_zspa_continuation"
 _OWNER = "_zspa_owner"
@@ -60,15 +60,18 @@ class Continuation:
                 f"changed the states of its layers"
             )
         slots = arguments.get("cache_position")
+        given = arguments.get("attention_mask")
         if slots is None or not self.own_positions:
-            slots = int(cache.get_seq_length()) + torch.arange(new, device=self.first.device)
+            start = int(cache.get_seq_length())
+            slots = start + torch.arange(new, device=self.first.device)
+            if not self.own_positions:
+                self._refuse_gaps(given, start, new)
         # Else generate counted: a static cache of 4.57 misses padding whose keys are zeros.
         steps = slots - self.mask.shape[1]
         mask, first, shift = (
             x.repeat_interleave(batch // len(x), 0) for x in (self.mask, self.first, self.shift)
         )
         result = dict(arguments)
-        given = arguments.get("attention_mask")
         if isinstance(given, Tensor) and given.ndim == 2:
             result["attention_mask"] = torch.cat(
                 (mask.to(given.dtype), given[:, self.length :]), dim=1
@@ -93,6 +96,21 @@ class Continuation:
         if arguments.get("cache_position") is not None:
             result["cache_position"] = slots
         return result
+
+    def _refuse_gaps(self, mask: Any, start: int, new: int) -> None:
+        """Raise if the cache, or the caller's mask of it, is too short for `new` tokens."""
+        kept = self.mask.shape[1]
+        if start < kept:
+            raise CachedPromptError(
+                f"prune: the cache must hold a pruned prompt whole, {kept} tokens, got {start} left "
+                f"of it; remove only what was read behind the prompt"
+            )
+        wanted = self.length + start - kept + new
+        if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] < wanted:
+            raise UnsupportedInputError(
+                f"prune: attention_mask must have a column for every token of the unpruned prompt "
+                f"and of what follows, {wanted}, got {mask.shape[1]}; the cache has {start} tokens"
+            )
 
 
 def of(cache: Any) -> Continuation | None:

@@ -283,6 +283,29 @@ def test_a_window_shorter_than_the_prompt(name: str) -> None:
         everything.remove()
 
 
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl", "llava"])
+def test_positions_of_one_axis_that_are_given(name: str) -> None:
+    """Of three axes each is then the same, as without pruning; steps go on from the largest."""
+    tiny = vlms.get(name)
+    inputs = tiny.inputs()
+    places = 7 + 2 * torch.arange(inputs["input_ids"].shape[1])[None]
+    given = {**inputs, "position_ids": places}
+
+    def ask(call: Any) -> None:
+        with vlms.rotary_positions(tiny.model) as seen:
+            call(**given, max_new_tokens=2, do_sample=False)
+        for got, expected in zip(seen, (places[keep], places[:, -1] + 1), strict=True):
+            assert torch.equal(got, expected.expand_as(got))
+
+    with METHOD(tiny.model) as handle:
+        tiny.model.generate(**inputs, max_new_tokens=1)
+        assert handle.report is not None
+        keep = reported_columns(tiny, inputs, handle.report)
+        ask(tiny.model.generate)
+    if vlms.VERSION >= (5, 20):
+        ask(hf.ChatState(tiny.model, METHOD).generate)
+
+
 def test_gradients_of_a_direct_call(tiny: vlms.Tiny) -> None:
     """Training with a pruned prompt: those of the unpruned one with the dropped tokens hidden."""
     inputs = tiny.inputs()

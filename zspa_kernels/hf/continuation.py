@@ -102,8 +102,8 @@ class Continuation:
         kept = self.mask.shape[1]
         if start < kept:
             raise CachedPromptError(
-                f"prune: the cache must hold a pruned prompt whole, {kept} tokens, got {start} left "
-                f"of it; remove only what was read behind the prompt"
+                f"prune: the cache must hold a pruned prompt whole, {kept} tokens, got {start}; "
+                f"remove only what was read behind the prompt"
             )
         wanted = self.length + start - kept + new
         if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] < wanted:

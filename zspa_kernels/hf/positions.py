@@ -30,7 +30,8 @@ def full_positions(target: Target, inputs: Mapping[str, Any], mask: Tensor) -> T
     if given is not None:
         if given.ndim == 3:
             return given[-3:]
-        return given.expand(mask.shape[0], -1)
+        given = given.expand(mask.shape[0], -1)
+        return given.expand(3, -1, -1) if target.arch.mrope else given
     if not target.arch.mrope:
         return counted(mask)
     known = {**inputs, "attention_mask": mask}

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import itertools
 import sys
@@ -41,6 +42,28 @@ def test_models_in_wrappers(monkeypatch: pytest.MonkeyPatch) -> None:
         target = Target.of(one)
         assert (target.model, target.inner) == (model, inner)
         assert target.takes_features == (vlms.VERSION >= (5, 20))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="peft is not installed")
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft 0.21 asks
+def test_virtual_tokens_in_front_of_a_prompt() -> None:
+    """PEFT has no positions for what stands behind them but those that it counts itself."""
+    import peft
+
+    tiny, method = vlms.build("llava"), zk.DivPrune(keep=0.3)
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2, token_dim=64)
+    config.num_layers, config.num_attention_heads = 2, 4
+    model = peft.get_peft_model(tiny.model, config)
+    for make in (
+        lambda: method(model),
+        lambda: hf.prune_inputs(model, tiny.inputs(), method),
+        lambda: hf.ChatState(model, method),
+    ):
+        with pytest.raises(hf.UnsupportedModelError, match=r"virtual tokens \(PROMPT_TUNING\)"):
+            make()
+    with method(model.get_base_model()) as handle:
+        tiny.model.generate(**tiny.inputs(), max_new_tokens=1)
+    assert handle.calls == 1
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen3_vl"])

@@ -190,7 +190,9 @@ class Target:
     def of(cls, model: Any) -> Target:
         """The parts of `model`, which PEFT and torch.compile may wrap; or UnsupportedModelError."""
         base = getattr(model, "_orig_mod", model)
-        base = base.get_base_model() if hasattr(base, "get_base_model") else base
+        if hasattr(base, "get_base_model"):
+            _refuse_virtual_tokens(base)
+            base = base.get_base_model()
         base = getattr(base, "_orig_mod", base)  # either may wrap the other
         config = getattr(base, "config", None)
         kind = getattr(config, "model_type", None)
@@ -266,6 +268,16 @@ class Target:
     def module_attribute(self, name: str) -> Any:
         """A function that stands beside the model's class."""
         return getattr(sys.modules[type(self.inner).__module__], name, None)
+
+
+def _refuse_virtual_tokens(model: Any) -> None:
+    """Raise for a PEFT model that learnt tokens, in front of which it takes no positions."""
+    learnt: Any = getattr(model, "active_peft_config", None)
+    if getattr(learnt, "is_prompt_learning", False):
+        raise UnsupportedModelError(
+            f"prune: model must have adapters of weights, such as LoRA's, got one with virtual "
+            f"tokens ({learnt.peft_type.value}), for which PEFT ignores the positions of a prompt"
+        )
 
 
 def transformers_version() -> str:

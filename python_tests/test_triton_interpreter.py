@@ -339,7 +339,7 @@ def test_rows_beyond_two_to_the_31_elements(monkeypatch: pytest.MonkeyPatch) -> 
         given = (n, None, None, None, 0.0, 1.0)
         assert torch.equal(covers(x, *given), covers(dense, *given))
         rated = (dense[..., 0], n, 0.0, True, None)
-        for slack in (suppress_config.slack, lambda _: 2.0):  # of all pairs: float64 decides
+        for slack in (suppress_config.slack, lambda *_: 2.0):  # of all pairs: float64 decides
             with monkeypatch.context() as patch:
                 patch.setattr(suppress, "slack", slack)
                 assert torch.equal(suppress.suppress(x, *rated), suppress.suppress(dense, *rated))

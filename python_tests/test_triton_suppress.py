@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
+from python_tests.matrix_units import UNITS, unit_dots
 from python_tests.triton_small import GROUPS, Runs
 from zspa_kernels.backends.triton import _scratch, suppress, suppress_config
-from zspa_kernels.testing import MODELS, bound, special, tokens
+from zspa_kernels.testing import MODELS, special, tokens
 from zspa_kernels.testing.suppression import suppress64
 
 SMALL = {"rank_rows": 4, "rank_cols": 8, "pairs": 2, "wide": 16}
@@ -112,14 +115,22 @@ def test_what_is_open_does_not_matter(runs: Runs, monkeypatch: pytest.MonkeyPatc
     """All pairs in float64, or only those that need it: the same picks."""
     visual, scores = tokens("vlm", 40, 24), _scores(40)
     for slack in (2.0, 1e-6):
-        monkeypatch.setattr(suppress, "slack", lambda d, slack=slack: slack)
+        monkeypatch.setattr(suppress, "slack", lambda *_, slack=slack: slack)
         for limit in (0.2, 0.6):
             _one(visual, scores, 30, limit)
 
 
-def test_the_slack_is_that_of_matrix_units() -> None:
-    for d in (1, 100, 1024, 4096, 9000):
-        assert suppress_config.slack(d) == pytest.approx(4 * bound(d, "triton"), rel=1e-12)
+@pytest.mark.parametrize("target", UNITS)
+def test_what_matrix_units_cut_off_is_open(target: str) -> None:
+    """Worst is one channel that outweighs all others, and is a power of two."""
+    for dtype, d in itertools.product((torch.bfloat16, torch.float16), (1, 33, 256, 1024, 4096)):
+        rows = torch.randn(32, d, generator=torch.Generator().manual_seed(d)).abs()
+        rows[:, 0] = 2.0 ** math.ceil(math.log2(30 * d**0.5))
+        rows = rows.to(dtype).double()
+        other = rows.roll(1, 0)
+        norms = rows.norm(dim=1) * other.norm(dim=1)
+        error = (unit_dots(rows, other, target, 1024) - (rows * other).sum(1)).abs() / norms
+        assert error.max() < suppress_config.slack(d, 1024), (dtype, d)
 
 
 def _batch() -> tuple[Tensor, Tensor, Tensor]:

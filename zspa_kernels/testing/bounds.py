@@ -21,9 +21,10 @@ def bound(d: int, backend: str = "reference") -> float:
     """Largest error of one cosine of two rows of width `d`.
 
     Vector code keeps several partial sums and adds products one at a time or in pairs, so its error
-    grows with the square root of the length of a chain: 1e-6 up to D = 4096. A matrix unit adds
-    16 products a step into a float32 accumulator and may truncate, which is linear in D / 16. A
-    cosine is rounded a handful of times even at D = 1, so 1e-6 is also the matrix units' floor.
+    grows with the square root of the length of a chain: 1e-6 up to D = 4096. A matrix unit adds 8
+    products a step (sm_80; later ones 16) into a float32 accumulator and cuts off what that has no
+    bits for, which is linear in D / 8. A cosine is rounded a handful of times even at D = 1, so
+    1e-6 is also the matrix units' floor.
 
     Args:
         d: Width of a token.
@@ -39,7 +40,7 @@ def bound(d: int, backend: str = "reference") -> float:
     if backend in _VECTOR_UNITS:
         return vector
     if backend in _MATRIX_UNITS:
-        return max(vector, d / 16 * FLOAT32_EPS)
+        return max(vector, d / 8 * FLOAT32_EPS)
     raise ValueError(
         f"bound: backend must be one of {_VECTOR_UNITS + _MATRIX_UNITS}, got {backend!r}"
     )

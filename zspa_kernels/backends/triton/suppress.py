@@ -135,7 +135,7 @@ def suppress(
     scratch["scores"].copy_(scores)
     scratch["control"].zero_()
     norms(cfg, visual, segments, visual_mask, None, scratch["inv_norm"])
-    open_ = slack(dim) + 2.0**-22  # the sums below are rounded to float32
+    open_ = slack(dim, cfg.chunk) + 2.0**-22  # the sums below are rounded to float32
     arguments = (
         *(visual, scratch["inv_norm"], scratch["scores"], indices),
         *(scratch[name] for name in ("order", "hits", "above", "near", "control")),

@@ -66,7 +66,21 @@ def draw(batch: int, n: int, d: int, dtype: torch.dtype = torch.bfloat16) -> Ten
 
 
 def same(a: Tensor, b: Tensor, what: object) -> None:
-    assert torch.equal(a, b), f"{what}: {a.tolist()} != {b.tolist()}"
+    """`b` is what must come out."""
+    assert a.shape == b.shape, f"{what}: {list(a.shape)} values instead of {list(b.shape)}"
+    wrong = (a != b).nonzero()
+    if len(wrong):
+        at = tuple(wrong[0].tolist())
+        raise AssertionError(
+            f"{what}: {len(wrong)} of {a.numel()} values are wrong, the first at {list(at)}: "
+            f"{a[at].item()} instead of {b[at].item()}"
+        )
+
+
+def alike(a: Tensor, b: Tensor, what: object) -> None:
+    """Both are picks that were made: where no kernel did anything, there are none in `b`."""
+    assert (b >= 0).any(), f"{what}: nothing was picked"
+    same(a, b, what)
 
 
 def calls_of(visual: Tensor, prompt: Tensor) -> dict[str, Callable[[], Tensor]]:

@@ -27,7 +27,17 @@ from bench import (
     gpu_sensitivity,  # noqa: F401
     gpu_suppress,  # noqa: F401
 )
-from bench.gpu_check import CHECKS, FIRST, check, check_by_dtype, chosen, draw, error_of, same
+from bench.gpu_check import (
+    CHECKS,
+    FIRST,
+    alike,
+    check,
+    check_by_dtype,
+    chosen,
+    draw,
+    error_of,
+    same,
+)
 from zspa_kernels.testing import MODELS, bound, check_diversity, tokens
 from zspa_kernels.testing.cases import (
     DTYPES,
@@ -150,7 +160,7 @@ def exact_tokens() -> None:
                 visual, words, k_core=core, k_diverse=diverse, pooling="none_max",
                 sorted=False, backend="reference",
             )  # fmt: skip
-            assert torch.equal(_select(*arguments), want), (dtype, n, d)
+            same(_select(*arguments), want, (dtype, n, d))
 
 
 @check
@@ -173,7 +183,7 @@ def law_core_then_diversity() -> None:
         prompt = visual[:, 5:9] + 1
         whole = zk.select(visual, prompt, k_core=30, k_diverse=60, sorted=False)
         core, _ = zk.relevance_topk(visual, prompt, 30)
-        same(whole, torch.cat((core, zk.diversity(visual, 60, seeds=core)), 1), dtype)
+        alike(torch.cat((core, zk.diversity(visual, 60, seeds=core)), 1), whole, dtype)
 
 
 @check
@@ -184,10 +194,10 @@ def law_rows() -> None:
     ragged = zk.diversity_varlen(list(visual), 40)
     padded = torch.cat((visual, visual.flip(1)), 1)
     mask = torch.arange(600, device=gpu_check.DEVICE).expand(gpu_check.IMAGES, 600) < 300
-    same(zk.diversity(padded, 40, visual_mask=mask), whole, "padded")
+    alike(zk.diversity(padded, 40, visual_mask=mask), whole, "padded")
     for b in range(0, gpu_check.IMAGES, 7):
-        same(zk.diversity(visual[b], 40), whole[b], f"alone {b}")
-        same(ragged[b], whole[b], f"ragged {b}")
+        alike(zk.diversity(visual[b], 40), whole[b], f"alone {b}")
+        alike(ragged[b], whole[b], f"ragged {b}")
 
 
 @check_by_dtype
@@ -210,12 +220,13 @@ def law_pairs() -> None:
     for dtype in chosen(DTYPES):
         visual = draw(2, 192, 1100, dtype)  # whole blocks, so that pairs of blocks stay such pairs
         cosines = matrix(visual)
-        assert torch.equal(cosines, cosines.mT), dtype
-        assert torch.equal(matrix(visual.flip(1)), cosines.flip(1, 2)), dtype
+        same(cosines.mT, cosines, f"{dtype}, rows and columns exchanged")
+        turned = matrix(visual.flip(1)).flip(1, 2)
+        same(turned, cosines, f"{dtype}, tokens in the opposite order")
         unit = torch.nn.functional.normalize(visual.float(), dim=-1)
         off = ~torch.eye(192, dtype=torch.bool, device=visual.device)
         wrong = (cosines - unit @ unit.mT).abs()[:, off].max()
-        assert wrong < 1e-3, (dtype, wrong)  # not a matrix that nobody wrote
+        assert wrong < 1e-3, f"{dtype}: a cosine is wrong by {wrong:.1e}"  # or nobody wrote it
 
 
 @check_by_dtype
@@ -226,8 +237,8 @@ def law_seeds() -> None:
         whole = zk.diversity(visual, 200)
         for first in (1, 17, 130):
             rest = zk.diversity(visual, 200 - first, seeds=whole[:, :first])
-            same(rest, whole[:, first:], (dtype, first))
-            same(zk.diversity(visual, first), whole[:, :first], (dtype, first))
+            alike(rest, whole[:, first:], (dtype, first))
+            alike(zk.diversity(visual, first), whole[:, :first], (dtype, first))
 
 
 @check
@@ -238,7 +249,7 @@ def law_strides() -> None:
     wide = torch.full((2, 400, 600), torch.nan, dtype=visual.dtype, device=gpu_check.DEVICE)
     wide[..., 3:260] = visual
     for view in (wide[..., 3:260], visual.transpose(1, 2).contiguous().transpose(1, 2)):
-        same(zk.diversity(view, 40), want, view.stride())
+        alike(zk.diversity(view, 40), want, view.stride())
 
 
 @check_by_dtype
@@ -257,7 +268,7 @@ def law_paths() -> None:
             for few in (True, False):
                 with mock.patch.object(diversity, "few_tokens", return_value=few):
                     found.append(zk.diversity(visual, k, **given))
-            same(found[0], found[1], (dtype, n, list(given)))
+            alike(found[0], found[1], (dtype, n, list(given)))
 
 
 @check
@@ -273,7 +284,7 @@ def law_repetition() -> None:
         visual = draw(batch, n, d)
         want = zk.diversity(visual, k)
         for turn in range(100):
-            same(zk.diversity(visual, k), want, (batch, n, turn))
+            alike(zk.diversity(visual, k), want, (batch, n, turn))
 
 
 @check
@@ -282,11 +293,11 @@ def law_ambient_state() -> None:
     visual = draw(1, 500, 300, torch.float32)
     want = zk.diversity(visual, 50)
     with torch.autocast("cuda", dtype=torch.bfloat16):
-        same(zk.diversity(visual, 50), want, "autocast")
+        alike(zk.diversity(visual, 50), want, "autocast")
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
-        same(zk.diversity(visual, 50), want, "matmul precision")
+        alike(zk.diversity(visual, 50), want, "matmul precision")
     finally:
         torch.set_float32_matmul_precision(before)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import zspa_kernels as zk
 from bench import gpu_check
-from bench.gpu_check import calls_of, check, draw, error_of, same
+from bench.gpu_check import alike, calls_of, check, draw, error_of, same
 from zspa_kernels.testing import tokens
 
 #: That a program writes in `late_words`; so many are wrong until it has counted.
@@ -59,10 +59,11 @@ def the_barrier_orders_memory() -> None:
 def no_synchronisation() -> None:
     """No op waits for the device."""
     visual = draw(3, 700, 512)
-    for call in calls_of(visual, visual[:, 1:5] + 1).values():
-        call()
+    for name, call in calls_of(visual, visual[:, 1:5] + 1).items():
+        want = call()
         with no_sync():
-            call()
+            got = call()
+        alike(got, want, name)
 
 
 @check
@@ -83,7 +84,7 @@ def _replayed(inputs: list[Tensor]) -> None:
             visual.copy_(inputs[turn])
             output.fill_(-7)
             graph.replay()
-            same(output, call(), f"{name}, replay {turn}")
+            alike(output, call(), f"{name}, replay {turn}")
 
 
 @check
@@ -103,7 +104,7 @@ def capture_of_a_cold_kernel() -> None:
     with torch.cuda.graph(graph):
         output = zk.diversity(visual, 5)
     graph.replay()
-    same(output, zk.diversity(visual, 5), "after warmup")
+    alike(output, zk.diversity(visual, 5), "after warmup")
 
 
 @check
@@ -121,7 +122,7 @@ def streams() -> None:
     torch.cuda.synchronize()
     for out, expected in zip(got, want, strict=True):
         for picks in out:
-            same(picks, expected, "stream")
+            alike(picks, expected, "stream")
 
 
 @check
@@ -131,9 +132,8 @@ def second_device() -> None:
         print("one device only")
         return
     visual = tokens("vlm", 500, 256, 0, torch.bfloat16)
-    same(
-        zk.diversity(visual.to("cuda:1"), 50).cpu(), zk.diversity(visual.to("cuda:0"), 50).cpu(), ""
-    )
+    one, other = (zk.diversity(visual.to(device), 50).cpu() for device in ("cuda:0", "cuda:1"))
+    alike(other, one, "the second device")
 
 
 @check
@@ -141,13 +141,16 @@ def compiled() -> None:
     """torch.compile(fullgraph=True) with another N on the second call."""
 
     @torch.compile(fullgraph=True, dynamic=True)
-    def pruned(visual: Tensor, prompt: Tensor) -> Tensor:
-        return zk.gather(visual, torch.ops.zspa.select(visual, prompt, 5, 20))
+    def pruned(visual: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor]:
+        picks = torch.ops.zspa.select(visual, prompt, 5, 20)
+        return picks, zk.gather(visual, picks)
 
     for n in (300, 411):
         visual = draw(2, n, 128)
-        want = zk.gather(visual, torch.ops.zspa.select(visual, visual[:, :3], 5, 20))
-        assert torch.equal(pruned(visual, visual[:, :3]), want)
+        want = torch.ops.zspa.select(visual, visual[:, :3], 5, 20)
+        picks, kept = pruned(visual, visual[:, :3])
+        alike(picks, want, f"picks of {n}")
+        same(kept, zk.gather(visual, want), f"tokens of {n}")
 
 
 @check
@@ -163,13 +166,14 @@ def no_square_matrix() -> None:
         return zk.soft_suppress(visual, scores, k, sharpness=9.0)
 
     for op in (zk.diversity, zk.dpp, zk.min_sum, suppress, soft_suppress):
-        op(visual, 20)
+        want = op(visual, 20)
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        op(visual, 20)
+        got = op(visual, 20)
         used = torch.cuda.max_memory_allocated() - before
-        assert used < 16 * 2**20, f"{used} bytes"
+        assert used < 16 * 2**20, f"{op.__name__}: {used} bytes"
+        alike(got, want, op.__name__)
 
 
 @check
@@ -188,8 +192,8 @@ def more_than_two_to_the_31_elements() -> None:
     far.copy_(near)
     for few in (True, False):
         with mock.patch.object(diversity, "few_tokens", return_value=few):
-            same(zk.diversity(far, 20), zk.diversity(near, 20), f"rows, few: {few}")
-    same(zk.dpp(far, 20), zk.dpp(near, 20), "rows of dpp")
+            alike(zk.diversity(far, 20), zk.diversity(near, 20), f"rows, few: {few}")
+    alike(zk.dpp(far, 20), zk.dpp(near, 20), "rows of dpp")
     for pooling in ("mean", "none_max"):
         scores = [zk.relevance_topk(x, near[:3], 5, pooling=pooling)[1] for x in (far, near)]
         same(scores[0], scores[1], f"rows of relevance_topk, {pooling}")

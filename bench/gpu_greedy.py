@@ -11,7 +11,7 @@ from torch import Tensor
 
 import zspa_kernels as zk
 from bench import gpu_check
-from bench.gpu_check import FIRST, check, check_by_dtype, chosen, draw, same
+from bench.gpu_check import FIRST, alike, check, check_by_dtype, chosen, draw
 from bench.method_readings import todre
 from zspa_kernels.testing import MODELS, bound, tokens
 from zspa_kernels.testing.baselines import dpp_loop, facility_location_loop
@@ -99,15 +99,15 @@ def dpp_laws() -> None:
         padded = torch.cat((visual, visual.flip(1)), 1)
         mask = torch.arange(600, device=gpu_check.DEVICE).expand(gpu_check.IMAGES, 600) < 300
         twice = torch.cat((weights, weights), 1)
-        same(zk.dpp(padded, 60, weights=twice, visual_mask=mask), whole, "padded")
+        alike(zk.dpp(padded, 60, weights=twice, visual_mask=mask), whole, "padded")
         for b in range(0, gpu_check.IMAGES, 7):
             alone = zk.dpp(visual[b], 60, weights=weights[b])
-            same(alone, whole[b], f"alone {b}")
-            same(ragged[b], whole[b], f"ragged {b}")
-            same(zk.dpp(visual[b], 13, weights=weights[b]), whole[b, :13], f"fewer {b}")
+            alike(alone, whole[b], f"alone {b}")
+            alike(ragged[b], whole[b], f"ragged {b}")
+            alike(zk.dpp(visual[b], 13, weights=weights[b]), whole[b, :13], f"fewer {b}")
         view = visual.transpose(1, 2).contiguous().transpose(1, 2)
         for turn in range(gpu_check.TURNS):
-            same(zk.dpp(view, 60, weights=weights), whole, turn)
+            alike(zk.dpp(view, 60, weights=weights), whole, turn)
 
 
 COVER: tuple[dict[str, Any], ...] = (
@@ -158,14 +158,14 @@ def facility_location_laws() -> None:
         mask = torch.arange(300, device=gpu_check.DEVICE).expand(gpu_check.IMAGES, 300) >= 150
         twice = {"benefits": torch.cat((words, words), 2), "weights": torch.cat([weights] * 2, 1)}
         behind = zk.facility_location(padded, 40, visual_mask=mask, **twice, **options)
-        same(behind - 150, whole, "padded")
+        alike(behind - 150, whole, "padded")
         for b in range(0, gpu_check.IMAGES, 7):
             one = {"benefits": words[b], "weights": weights[b], **options}
-            same(zk.facility_location(visual[b], 40, **one), whole[b], f"alone {b}")
-            same(ragged[b], whole[b], f"ragged {b}")
-            same(zk.facility_location(visual[b], 13, **one), whole[b, :13], f"fewer {b}")
+            alike(zk.facility_location(visual[b], 40, **one), whole[b], f"alone {b}")
+            alike(ragged[b], whole[b], f"ragged {b}")
+            alike(zk.facility_location(visual[b], 13, **one), whole[b, :13], f"fewer {b}")
         for turn in range(gpu_check.TURNS):
-            same(zk.facility_location(visual, 40, **given), whole, turn)
+            alike(zk.facility_location(visual, 40, **given), whole, turn)
 
 
 def _min_sum(visual: Tensor, k: int, seeds: Tensor | None, mask: Tensor | None) -> Tensor:
@@ -189,8 +189,8 @@ def facility_location_turns() -> None:
     torch.cuda.reset_peak_memory_stats()
     whole = zk.facility_location(visual, 40)
     used = torch.cuda.max_memory_allocated() - before
-    same(whole[:5], first, "the first images")
-    same(whole[19:], last, "the last images")
+    alike(whole[:5], first, "the first images")
+    alike(whole[19:], last, "the last images")
     assert used < 272 * 2**20, f"{used} bytes"
 
 
@@ -226,15 +226,15 @@ def min_sum_laws() -> None:
         ragged = zk.min_sum_varlen(list(visual), 60)
         padded = torch.cat((visual.flip(1), visual), 1)
         mask = torch.arange(600, device=gpu_check.DEVICE).expand(gpu_check.IMAGES, 600) >= 300
-        same(zk.min_sum(padded, 60, visual_mask=mask) - 300, whole, "padded")
-        same(zk.min_sum(visual, 11, seeds=whole[:, :49]), whole[:, 49:], "seeds")
+        alike(zk.min_sum(padded, 60, visual_mask=mask) - 300, whole, "padded")
+        alike(zk.min_sum(visual, 11, seeds=whole[:, :49]), whole[:, 49:], "seeds")
         for b in range(0, gpu_check.IMAGES, 7):
-            same(zk.min_sum(visual[b], 60), whole[b], f"alone {b}")
-            same(ragged[b], whole[b], f"ragged {b}")
-            same(zk.min_sum(visual[b], 13), whole[b, :13], f"fewer {b}")
+            alike(zk.min_sum(visual[b], 60), whole[b], f"alone {b}")
+            alike(ragged[b], whole[b], f"ragged {b}")
+            alike(zk.min_sum(visual[b], 13), whole[b, :13], f"fewer {b}")
         view = visual.transpose(1, 2).contiguous().transpose(1, 2)
         for turn in range(gpu_check.TURNS):
-            same(zk.min_sum(view, 60), whole, turn)
+            alike(zk.min_sum(view, 60), whole, turn)
 
 
 def timing(sizes: tuple[tuple[int, int, int, int], ...] = SIZES) -> Iterator[dict[str, Any]]:

@@ -12,6 +12,7 @@ import torch
 
 import zspa_kernels as zk
 from bench import gpu_check, gpu_checks, gpu_greedy, gpu_sensitivity, gpu_suppress, gpu_timing
+from zspa_kernels import _dispatch
 from zspa_kernels.backends.triton._common import INTERPRETED
 
 # What needs no GPU is tried on the CPU backend, so that a check that cannot pass, or cannot fail,
@@ -46,6 +47,58 @@ def test_the_checks_pass_on_a_backend_that_is_right(
     require_backend("cpp")
     monkeypatch.setattr(gpu_check, "DEVICE", "cpu")
     gpu_checks.CHECKS[name]()
+
+
+# Those that need a device, whose answer is not of an op, or that take seconds.
+NOT_ON_CPU = {"errors", "law_ambient_state", "law_pairs", "facility_location_turns"} | {
+    name
+    for name, check in gpu_checks.CHECKS.items()
+    if check.__module__ == "bench.gpu_device_checks" or name.endswith("real_sizes")
+}
+
+
+@pytest.mark.parametrize("name", sorted(gpu_checks.CHECKS.keys() - NOT_ON_CPU))
+def test_no_check_passes_where_kernels_do_nothing(
+    name: str, monkeypatch: pytest.MonkeyPatch, require_backend: Callable[..., None]
+) -> None:
+    """A law may hold among answers without picks."""
+    require_backend("cpp")
+
+    def nothing(op: str, device: torch.device) -> Callable[..., Any]:
+        right = _dispatch.load("cpp", op)
+
+        def call(*arguments: Any) -> Any:
+            found = right(*arguments)
+            for x in found if isinstance(found, tuple) else (found,):
+                x.fill_(torch.nan if x.is_floating_point() else -1)
+            return found
+
+        return call
+
+    monkeypatch.setattr(_dispatch, "choose", nothing)
+    monkeypatch.setattr(gpu_check, "DEVICE", "cpu")
+    monkeypatch.setattr(gpu_check, "DTYPE", torch.bfloat16)
+    monkeypatch.setattr(gpu_check, "IMAGES", 3)
+    with pytest.raises(AssertionError):
+        gpu_checks.CHECKS[name]()
+
+
+def test_what_is_wrong_is_said_in_a_line() -> None:
+    picks = torch.arange(300).view(3, 100)
+    gpu_check.alike(picks, picks.clone(), "equal")
+    wrong = picks.clone()
+    wrong[1, 7] = wrong[2, 3] = -1
+    with pytest.raises(
+        AssertionError, match=r"^alone 3: 2 of 300 values are wrong, the first at"
+    ) as e:
+        gpu_check.alike(wrong, picks, "alone 3")
+    assert str(e.value).endswith(" [1, 7]: -1 instead of 107")
+    with pytest.raises(AssertionError, match=r"^x: \[2, 100\] values instead of \[3, 100\]$"):
+        gpu_check.same(picks[:2], picks, "x")
+    with pytest.raises(AssertionError, match=r"^again: nothing was picked$"):
+        gpu_check.alike(picks * 0 - 1, picks * 0 - 1, "again")
+    with pytest.raises(AssertionError, match="nan instead of nan"):
+        gpu_check.same(torch.tensor([torch.nan]), torch.tensor([torch.nan]), "x")
 
 
 @pytest.mark.parametrize("op", ["dpp", "facility_location", "min_sum"])

@@ -109,13 +109,20 @@ def capture_of_a_cold_kernel() -> None:
 
 @check
 def streams() -> None:
-    """Two streams at the same time, neither the default one."""
+    """Two streams at the same time, of two priorities, while products of others hold the device.
+
+    Programs of a launch that get a place wait for those that do not have one yet.
+    """
     visual = draw(2, 2000, 512)
     want = [zk.diversity(row, 150) for row in visual]
+    large = torch.randn(8192, 8192, device=gpu_check.DEVICE).bfloat16()
     torch.cuda.synchronize()
-    side = [torch.cuda.Stream(), torch.cuda.Stream()]
+    side, other = [torch.cuda.Stream(), torch.cuda.Stream(priority=-1)], torch.cuda.Stream()
     got: list[list[Tensor]] = [[], []]
     for _ in range(10):
+        with torch.cuda.stream(other):
+            for _ in range(3):
+                large @ large
         for stream, row, out in zip(side, visual, got, strict=True):
             with torch.cuda.stream(stream):
                 out.append(zk.diversity(row, 150))

@@ -24,6 +24,7 @@ from bench import (
     gpu_check,
     gpu_device_checks,  # noqa: F401  (enters its checks into CHECKS)
     gpu_greedy,  # noqa: F401
+    gpu_jobs,
     gpu_sensitivity,  # noqa: F401
     gpu_suppress,  # noqa: F401
 )
@@ -330,4 +331,5 @@ def main(name: str, dtype: str | None = None) -> int:
 
 
 if __name__ == "__main__":
+    gpu_jobs.watch()
     sys.exit(main(*sys.argv[1:]))

@@ -14,6 +14,7 @@ import sys
 import torch
 import transformers
 
+from bench import gpu_jobs
 from bench.end_to_end_models import PRESETS
 from bench.end_to_end_runs import measure
 from bench.timing import quiet
@@ -53,4 +54,5 @@ def main(preset: str, attention: str, device: str = "cuda") -> int:
 
 
 if __name__ == "__main__":
+    gpu_jobs.watch()
     sys.exit(main(*sys.argv[1:]))

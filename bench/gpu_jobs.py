@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -46,8 +48,9 @@ class Outcome:
 
     Attributes:
         name: Of the job.
-        status: "passed", "failed", "too slow" (killed at its limit), or "not run" (the time of the
-            stage was up, or a job it follows was too slow).
+        status: "passed", "failed", "too slow" (killed at its limit), "cut off" (the time of the
+            stage was up before that), or "not run" (it was up already, or a job it follows was too
+            slow).
         seconds: It took.
         tail: End of its output.
         data: The JSON objects it printed, one a line.
@@ -70,6 +73,40 @@ def python_path() -> str:
     return os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
 
 
+#: Variable with the time at which a job is killed; so many seconds before it says where it is.
+END, BEFORE = "BENCH_GPU_END", 2.0
+_ERROR = re.compile(r"[A-Za-z_][\w.]*(?:Error|Exception|OutOfResources)\b")
+_FRAME = re.compile(r'File "([^"]+)", line (\d+),? in (\w+)')
+
+
+def watch() -> None:
+    """In the process of a job: let it say where it hangs before it is killed."""
+    left = float(os.environ.get(END, "0")) - time.time() - BEFORE
+    if left > 0:
+        faulthandler.dump_traceback_later(left, exit=False)
+
+
+def reason(output: str) -> str:
+    """What the output of a job says of its end, in a line: the error, and where in `bench`.
+
+    Behind what happened CUDA and Triton write how to find out more.
+    """
+    hangs = output.rfind("Timeout (")  # the first line of what `watch` lets it say
+    frames = [
+        f"{Path(path).name}:{line} {name}"
+        for path, line, name in _FRAME.findall(output[max(hangs, 0) :])
+        if Path(path).parent.name == "bench" and not name.startswith("<")
+    ]
+    if hangs >= 0 and frames:
+        return "still in " + ", of ".join(frames[:3])
+    lines = output.strip().splitlines() or ["no output"]
+    error = ([line for line in lines if _ERROR.match(line)] or lines)[-1]
+    told = "" if error == lines[-1] or "CUDA" in error else f" ... {lines[-1].strip()}"
+    asserted = error.startswith("AssertionError")  # which says more than its place
+    place = ", of ".join(frames[:-3:-1])
+    return error[:200] + told[:100] + (f" ({place})" if place and not asserted else "")
+
+
 #: Seconds a killed process may take to end.
 GRACE = 10.0
 #: Groups of the processes that run now.
@@ -89,7 +126,12 @@ def run(job: Job) -> Outcome:
     process = subprocess.Popen(
         job.command,
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": python_path(), **job.variables},
+        env={
+            **os.environ,
+            "PYTHONPATH": python_path(),
+            END: str(time.time() + job.seconds),
+            **job.variables,
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -171,13 +213,15 @@ def run_all(
             outcome = replace(outcome, tail=f"{hung[0]} was too slow")
         elif left >= 1:
             outcome = run(replace(job, seconds=min(job.seconds, left)))
+            if outcome.status == "too slow" and left < job.seconds:
+                outcome = replace(outcome, status="cut off")
         with recording:
             outcomes[job.name] = outcome
             found = [asdict(outcomes[name]) for name in names if name in outcomes]
             write(path, {**head, "jobs": kept + found})
             failed = outcome.status in ("failed", "too slow")
-            last = outcome.tail.strip().splitlines()[-1:] if failed else []
-            say(f"{outcome.status:8} {outcome.seconds:7.1f} s  {job.name}  {''.join(last)[:150]}")
+            told = reason(outcome.tail) if failed else ""
+            say(f"{outcome.status:8} {outcome.seconds:7.1f} s  {job.name}  {told}")
             done()
 
     for turn in sorted({job.turn for job in jobs}):

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 import zspa_kernels as zk
+from bench import gpu_jobs
 from bench.gpu_jobs import ROOT, python_path
 from bench.interpreter import take_any_numpy
 from zspa_kernels.testing import tokens
@@ -184,4 +185,5 @@ def main(op: str, file: str | None = None) -> int:
 
 
 if __name__ == "__main__":
+    gpu_jobs.watch()
     sys.exit(main(*sys.argv[1:]))

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bench.gpu_jobs import reason
+
 #: Goals for an H200, microseconds of a graph replay with the tokens in L2.
 GOALS = {
     "llava15-576x4096-k58-core23-vlm-bf16": 60,
@@ -61,8 +63,10 @@ def _counts(jobs: list[dict[str, Any]]) -> str:
 def _failures(jobs: list[dict[str, Any]]) -> Iterator[str]:
     for job in jobs:
         if job["status"] in ("failed", "too slow"):
-            last = job["tail"].strip().splitlines()[-1:] or ["no output"]
-            yield f"  {job['name']}: {job['status']}: {last[0][:160]}"
+            yield f"  {job['name']}: {job['status']}: {reason(job['tail'])}"
+    left = [job["name"] for job in jobs if job["status"] in ("not run", "cut off")]
+    if left:
+        yield "  left for another run: " + ", ".join(left)
 
 
 def _kernels(jobs: list[dict[str, Any]]) -> Iterator[str]:

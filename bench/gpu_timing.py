@@ -20,7 +20,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from bench import contenders, gpu_greedy, gpu_parts, gpu_sensitivity, gpu_suppress
+from bench import contenders, gpu_greedy, gpu_jobs, gpu_parts, gpu_sensitivity, gpu_suppress
 from bench.compiled import sync_free
 from bench.contenders import Contender
 from bench.gpu_device_checks import late_words
@@ -321,4 +321,5 @@ def main(name: str) -> int:
 
 
 if __name__ == "__main__":
+    gpu_jobs.watch()
     sys.exit(main(*sys.argv[1:]))

@@ -78,6 +78,57 @@ def test_what_would_hang_as_well_is_not_waited_for(tmp_path: Path) -> None:
     assert outcomes[2].tail == "hangs was too slow"
 
 
+def test_what_the_end_of_a_stage_cuts_off_does_not_hang(tmp_path: Path) -> None:
+    code = "import time; time.sleep(60)"
+    some = [
+        Job("long", gpu_jobs.python("-c", code), 50),
+        Job("after", gpu_jobs.python("-c", ""), 50, turn=1, follows=("long",)),
+    ]
+    path, end = tmp_path / "correctness.json", time.perf_counter() + 2
+    outcomes = gpu_jobs.run_all(some, path, {}, end, lambda _: None)
+    assert [outcome.status for outcome in outcomes] == ["cut off", "not run"]
+    assert outcomes[1].tail == "the time of the stage was up"
+    text = gpu_report.summary(tmp_path)
+    assert text == "correctness: 1 cut off, 1 not run\n  left for another run: long, after\n\n"
+
+
+def test_a_job_that_hangs_says_where() -> None:
+    check = "import time\\ndef waits():\\n  time.sleep(60)\\ndef main():\\n  waits()\\nmain()"
+    code = (
+        "from bench import gpu_jobs; gpu_jobs.watch();"
+        f"exec(compile('{check}', '/x/bench/check.py', 'exec'))"
+    )
+    outcome = gpu_jobs.run(Job("hangs", gpu_jobs.python("-c", code), 5))
+    assert outcome.status == "too slow"
+    assert gpu_jobs.reason(outcome.tail) == "still in check.py:3 waits, of check.py:5 main"
+
+
+def test_what_happened_is_told_from_how_to_find_out_more() -> None:
+    trace = (
+        "Traceback (most recent call last):\n"
+        '  File "<frozen runpy>", line 198, in _run_module_as_main\n'
+        '  File "/x/bench/gpu_checks.py", line 334, in <module>\n    sys.exit(main())\n'
+        '  File "/x/bench/gpu_checks.py", line 187, in law_rows\n    alike(a, b)\n'
+        '  File "/x/bench/gpu_check.py", line 91, in same\n    wrong = (a != b).nonzero()\n'
+        '  File "/x/torch/_ops.py", line 5, in __call__\n'
+    )
+    cuda = (
+        "torch.AcceleratorError: CUDA error: unspecified launch failure\n"
+        "CUDA kernel errors might be asynchronously reported at some other API call.\n"
+        "For debugging consider passing CUDA_LAUNCH_BLOCKING=1\n"
+        "Compile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.\n\n"
+    )
+    place = " (gpu_check.py:91 same, of gpu_checks.py:187 law_rows)"
+    assert gpu_jobs.reason(trace + cuda) == cuda.splitlines()[0] + place
+    triton = "triton.compiler.errors.CompilationError: at 3:7:\ndef f():\nno such thing\n"
+    assert gpu_jobs.reason(trace + triton) == (
+        "triton.compiler.errors.CompilationError: at 3:7: ... no such thing" + place
+    )
+    assert gpu_jobs.reason(trace + "AssertionError: alone 3") == "AssertionError: alone 3"
+    assert gpu_jobs.reason("words\nmore words") == "more words"
+    assert gpu_jobs.reason("") == "no output"
+
+
 def test_only_files_with_marked_tests_are_collected() -> None:
     """The others need packages that a machine with a GPU may not have."""
     (job,) = [job for job in gpu.correctness() if job.name == "pytest -m gpu"]

@@ -8,6 +8,7 @@
 #include "cpu/combined.h"
 #include "cpu/merging.h"
 #include "cpu/parallel.h"
+#include "cpu/pivots.h"
 #include "cpu/sharing.h"
 #include "cpu/thinning.h"
 #include "cpu/topk.h"
@@ -215,6 +216,23 @@ void best_of_crops(uintptr_t attention, uintptr_t scores, uintptr_t valid, int64
                              k, ascending, at<int64_t>(indices) + s * k);
 }
 
+void call_absolute_sums(uintptr_t x, int dtype, int64_t S, int64_t N, int64_t D,
+                        int64_t batch_stride, int64_t row_stride, int threads, uintptr_t out) {
+  for_each_image(x, dtype, S, N, D, batch_stride, row_stride,
+                 [&](int64_t s, const zspa::cpu::Tokens& tokens) {
+                   zspa::cpu::absolute_sums(tokens, threads, at<float>(out) + s * N);
+                 });
+}
+
+void call_cosines_to(uintptr_t x, int dtype, int64_t S, int64_t N, int64_t D, int64_t batch_stride,
+                     int64_t row_stride, uintptr_t pivots, int64_t P, int threads, uintptr_t out) {
+  for_each_image(x, dtype, S, N, D, batch_stride, row_stride,
+                 [&](int64_t s, const zspa::cpu::Tokens& tokens) {
+                   zspa::cpu::cosines_to(tokens, at<const double>(pivots) + s * P * D, P, threads,
+                                         at<double>(out) + s * P * N);
+                 });
+}
+
 void in_turns(uintptr_t similar, int64_t S, int64_t P, int64_t N, uintptr_t live, uintptr_t free,
               int64_t total, uintptr_t indices) {
   for (int64_t s = 0; s < S; ++s)
@@ -249,6 +267,8 @@ void zspa::bind_primitives(py::module_& m) {
   m.def("ascending", &ascending, unlocked);
   m.def("combined", &combined, unlocked);
   m.def("best_of_crops", &best_of_crops, unlocked);
+  m.def("absolute_sums", &call_absolute_sums, unlocked);
+  m.def("cosines_to", &call_cosines_to, unlocked);
   m.def("in_turns", &in_turns, unlocked);
   m.def("top_k_and_spaced", &top_k_and_spaced, unlocked);
 }

@@ -92,7 +92,7 @@ def patched(test: Callable[..., None], *arguments: object) -> Proof:
 
 def reject(fault: tuple[str, str, str], proof: Proof, patch: pytest.MonkeyPatch) -> None:
     """The proof passes, and with the fault it fails; native kernels have tests of their own."""
-    for module in ("merging", "scores", "sharing"):
+    for module in ("merging", "pivots", "scores", "sharing"):
         patch.setattr(
             f"zspa_kernels.primitives.{module}.native", lambda *x, **y: False, raising=False
         )

@@ -49,25 +49,25 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], Proof]] = {
     "dart: words first": (
         (
             "methods.dart",
-            "torch.cat((pivots, _rows(prompt, text)), dim=-2)",
-            "torch.cat((_rows(prompt, text), pivots), dim=-2)",
+            "torch.cat((pivots, directions(prompt, text)), dim=-2)",
+            "torch.cat((directions(prompt, text), pivots), dim=-2)",
         ),
         of(DART, "vlm"),
     ),
     "dart: L2 norms": (
-        ("methods.dart", "part.double().abs_()", "part.double().square_()"),
+        ("primitives.pivots", "part.double().abs_()", "part.double().square_()"),
         of(DART, "vlm"),
     ),
     "dart: norms in float32": (
-        ("methods.dart", "part.double().abs_().sum(-1)", "part.float().abs().sum(-1)"),
+        ("primitives.pivots", "part.double().abs_().sum(-1)", "part.float().abs().sum(-1)"),
         shared.test_dart_decides_in_float64,
     ),
     "dart: cosines in float32": (
-        ("methods.dart", "_length(rows).unsqueeze(-2)", "_length(rows).float().unsqueeze(-2)"),
+        ("primitives.pivots", "_length(rows).unsqueeze(-2)", "_length(rows).float().unsqueeze(-2)"),
         shared.test_dart_decides_in_float64,
     ),
     "dart: cosines as they are computed": (
-        ("methods.dart", "on_grid(torch.cat(cosines, dim=-1))", "torch.cat(cosines, dim=-1)"),
+        ("primitives.pivots", "on_grid(torch.cat(cosines, dim=-1))", "torch.cat(cosines, dim=-1)"),
         of(DART, "constant"),
     ),
     "holov: variance of the image": (

@@ -266,6 +266,14 @@ def best_of_crops(
     attention: int, scores: int, valid: int, S: int, N: int, crops: int, sharpness: float, k: int,
     ascending: bool, indices: int, /,
 ) -> None: ...  # fmt: skip
+def absolute_sums(
+    x: int, dtype: int, S: int, N: int, D: int, batch_stride: int, row_stride: int, threads: int,
+    out: int, /,
+) -> None: ...  # fmt: skip
+def cosines_to(
+    x: int, dtype: int, S: int, N: int, D: int, batch_stride: int, row_stride: int, pivots: int,
+    P: int, threads: int, out: int, /,
+) -> None: ...  # fmt: skip
 def in_turns(
     similar: int, S: int, P: int, N: int, live: int, free: int, total: int, indices: int, /
 ) -> None: ...

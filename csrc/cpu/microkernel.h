@@ -347,6 +347,6 @@ void fold(Fold fold, DType dtype, const void* row, float scale, int64_t begin, i
 
 #undef ZSPA_BY_DTYPE
 
-const Kernels table = {Isa::kName, kStep,    packed_size, pack,   dots,     order,
-                       row_pass,   fold,     slope,       expand, quotient, eliminate,
-                       covered,    nearness, wide_dot,    weights};
+const Kernels table = {Isa::kName, kStep,    packed_size, pack,      dots,         order,
+                       row_pass,   fold,     slope,       expand,    quotient,     eliminate,
+                       covered,    nearness, wide_dot,    wide_dots, absolute_sum, weights};

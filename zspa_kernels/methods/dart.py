@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import _contract_primitives as _contract
 from .. import _contract_values as _values
 from .. import api
-from ..primitives._image import ROWS, SHORTEST, on_grid, undisturbed
+from ..primitives.pivots import absolute_sums, cosines_to, directions
 from ..primitives.scores import combined, largest, members
 from ..primitives.sharing import in_turns
 from ..types import Selection
@@ -127,50 +127,19 @@ class DART(EachByItself):
             measured = self.about.require("keys", keys)
             _contract.features("DART", "keys", measured, visual)
             valid = valid & standing(measured, visual_mask).isfinite()
-        norms = _norms(measured).masked_fill(stands < 0.0, -1.0).masked_fill(~valid, torch.nan)
+        norms = absolute_sums(measured).masked_fill(stands < 0.0, -1.0)
+        norms = norms.masked_fill(~valid, torch.nan)
         k = api.num_keep(visual.shape[-2], self.keep, self.rounding)
         core = largest(norms, min(self.pivots, k), valid, None, None, None, False)
-        pivots, live = (
-            _rows(visual, core),
-            core.new_full((*core.shape[:-1], 1), core.shape[-1]),
-        )
+        pivots = directions(visual, core)
+        live = core.new_full((*core.shape[:-1], 1), core.shape[-1])
         if prompt is not None and self.text_pivots:
             words = standing(prompt, prompt_mask) == 0.0  # that have a direction
             count = min(self.text_pivots, prompt.shape[-2])
-            text = largest(_norms(prompt), count, words, None, None, None, False)
-            pivots = torch.cat((pivots, _rows(prompt, text)), dim=-2)
+            text = largest(absolute_sums(prompt), count, words, None, None, None, False)
+            pivots = torch.cat((pivots, directions(prompt, text)), dim=-2)
             live = live + (text >= 0).sum(-1, keepdim=True)
-        similar = _cosines(visual, pivots).masked_fill((stands < 0.0).unsqueeze(-2), 2.0)
+        similar = cosines_to(visual, pivots).masked_fill((stands < 0.0).unsqueeze(-2), 2.0)
         free = valid & ~members(core, visual.shape[-2])
         others = in_turns(similar, k - core.shape[-1], live, free)
         return Selection(*combined(core, others, k, self.sorted), norms)
-
-
-@undisturbed
-def _norms(x: Tensor) -> Tensor:
-    """float32 `[B, N]`: L1 norms, added in float64, so that equal rows have equal ones."""
-    parts = x.tensor_split(1 + x.shape[-2] // ROWS, dim=-2)
-    return torch.cat([part.double().abs_().sum(-1) for part in parts], dim=-1).float()
-
-
-@undisturbed
-def _rows(x: Tensor, index: Tensor) -> Tensor:
-    """float64 `[B, P, D]`: the rows `index` `[B, P]` of `x`, of length 1; of -1 any."""
-    where = index.clamp_min(0).unsqueeze(-1).expand(*index.shape, x.shape[-1])
-    rows = x.gather(-2, where).double()
-    return rows / _length(rows).unsqueeze(-1)
-
-
-def _length(rows: Tensor) -> Tensor:
-    """Of float64 rows; infinite of those without direction."""
-    length: Tensor = torch.linalg.vector_norm(rows, dim=-1)
-    return length.where(length >= SHORTEST, torch.inf)
-
-
-@undisturbed
-def _cosines(x: Tensor, pivots: Tensor) -> Tensor:
-    """float64 `[B, P, N]` on a grid that is coarser than their error."""
-    parts = x.tensor_split(1 + x.shape[-2] // ROWS, dim=-2)
-    wide = (part.double() for part in parts)
-    cosines = [pivots @ rows.mT / _length(rows).unsqueeze(-2) for rows in wide]
-    return on_grid(torch.cat(cosines, dim=-1))

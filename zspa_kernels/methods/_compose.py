@@ -75,6 +75,15 @@ def per_token(
     return x if x.dtype is torch.float32 else x.float()
 
 
+def compared(about: About, name: str, value: object, visual: Tensor) -> Tensor:
+    """The vectors whose cosines are the similarity: the input `name`; None: the visual tokens."""
+    if value is None:
+        return visual
+    vectors = about.require(name, value)
+    _contract.features(about.title, name, vectors, visual)
+    return vectors
+
+
 def standing(x: Tensor, mask: Tensor | None) -> Tensor:
     """What the ops take each row for: float32 `[B, N]`, -inf invalid, -1 no direction, else 0.
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
 
 from torch import Tensor
@@ -43,6 +43,18 @@ class Input:
 
 VISUAL = Input("visual", "[B, N, D]", "projected visual tokens, the language model's input")
 PROMPT = Input("prompt", "[B, M, D]", "the language model's embeddings of the user's text tokens")
+#: CLIP's embeddings, or the prompt instead, of a method that has a `space`.
+IMAGE_EMBEDS = Input(
+    "image_embeds",
+    "[B, N, Dc]",
+    "CLIP's visual projection of the patches, after its last layer norm",
+)
+TEXT_EMBEDS = Input(
+    "text_embeds",
+    "[B, S, Dc]",
+    "CLIP's text embeddings of the instruction's parts; space='llm' needs none",
+)
+LLM_PROMPT = replace(PROMPT, source=f"with space='llm': {PROMPT.source}", required=False)
 
 
 @dataclass(frozen=True)

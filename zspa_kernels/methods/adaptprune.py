@@ -15,7 +15,7 @@ from .. import api
 from ..primitives import soft_suppress
 from ..primitives.similarity import valid_rows
 from ..types import Selection
-from ._compose import KEYS, check_options, per_token, selection, standing
+from ._compose import KEYS, check_options, compared, per_token, selection, standing
 from ._registry import VISUAL, About, Input, register
 from .base import EachByItself
 
@@ -124,10 +124,7 @@ class AdaptPrune(EachByItself):
         places = self.about.require("positions", positions)
         scores = per_token(self.about, "attention", attention, visual, visual_mask)
         _contract.positions("AdaptPrune", "positions", places, visual)
-        space = visual
-        if keys is not None:
-            space = self.about.require("keys", keys)
-            _contract.features("AdaptPrune", "keys", space, visual)
+        space = compared(self.about, "keys", keys, visual)
         valid = (scores >= 0) & scores.isfinite() & standing(visual, visual_mask).isfinite()
         valid = valid & places.isfinite().all(-1)
         if keys is not None:

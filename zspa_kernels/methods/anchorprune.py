@@ -16,8 +16,8 @@ from ..primitives import topk
 from ..primitives.scores import combined
 from ..primitives.similarity import until_novel, valid_rows
 from ..types import Selection
-from ._compose import ATTENTION, FEATURES, check_options, per_token
-from ._registry import PROMPT, VISUAL, About, Input, register
+from ._compose import ATTENTION, FEATURES, check_options, compared, per_token
+from ._registry import IMAGE_EMBEDS, LLM_PROMPT, TEXT_EMBEDS, VISUAL, About, register
 from .base import EachByItself
 from .cdpruner import SPACES
 
@@ -60,18 +60,7 @@ class AnchorPrune(EachByItself):
     about: ClassVar[About] = About(
         title="AnchorPrune",
         paper="arXiv 2607.07033, ECCV 2026",
-        inputs=(
-            VISUAL,
-            Input(
-                "image_embeds",
-                "[B, N, Dc]",
-                "CLIP's visual projection of the patches, after its last layer norm",
-            ),
-            Input("text_embeds", "[B, S, Dc]", "CLIP's text embeddings of the instruction's parts"),
-            ATTENTION,
-            FEATURES,
-            Input("prompt", PROMPT.shape, f"with space='llm': {PROMPT.source}", False),
-        ),
+        inputs=(VISUAL, IMAGE_EMBEDS, TEXT_EMBEDS, ATTENTION, FEATURES, LLM_PROMPT),
         primitives=("relevance_topk", "topk", "diversity"),
         cost="N K D",
         against="float64 loops, equal anchors, replay of every pick",
@@ -136,10 +125,7 @@ class AnchorPrune(EachByItself):
         if self.space == "clip":
             _rules.embeddings("AnchorPrune", image, text, visual)
             text = -text  # minus the cosine; a patch without direction stays the last
-        space = visual
-        if features is not None:
-            space = self.about.require("features", features)
-            _rules.features("AnchorPrune", "features", space, visual)
+        space = compared(self.about, "features", features, visual)
         n = visual.shape[-2]
         k = api.num_keep(n, self.keep, self.rounding)
         # Of an image that was asked nothing, the most relevant token is none.

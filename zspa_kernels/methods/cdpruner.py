@@ -15,13 +15,12 @@ from .. import _contract_primitives as _contract
 from .. import _contract_values as _values
 from .. import api
 from ..primitives import min_max
+from ..primitives.similarity import NOISE
 from ..types import Selection
 from ._compose import check_options, kept_of_each, of_each, selection, selections, standing
-from ._registry import PROMPT, VISUAL, About, Input, register
+from ._registry import IMAGE_EMBEDS, LLM_PROMPT, PROMPT, TEXT_EMBEDS, VISUAL, About, Input, register
 from .base import MethodBase
 
-# Cosines that differ by less than this are equal in float32.
-_NOISE = 4e-6
 SPACES = ("clip", "llm")
 
 
@@ -58,20 +57,7 @@ class CDPruner(MethodBase):
     about: ClassVar[About] = About(
         title="CDPruner",
         paper="arXiv 2506.10967, NeurIPS 2025",
-        inputs=(
-            VISUAL,
-            Input(
-                "image_embeds",
-                "[B, N, Dc]",
-                "CLIP's visual projection of the patches, after its last layer norm",
-            ),
-            Input(
-                "text_embeds",
-                "[B, S, Dc]",
-                "CLIP's text embeddings of the instruction's parts; space='llm' needs none",
-            ),
-            Input("prompt", PROMPT.shape, f"with space='llm': {PROMPT.source}", False),
-        ),
+        inputs=(VISUAL, IMAGE_EMBEDS, TEXT_EMBEDS, LLM_PROMPT),
         primitives=("relevance_topk", "min_max", "dpp"),
         cost="N K D + N K^2",
         against="float64 loops, replay of every pick",
@@ -183,7 +169,7 @@ class CDPruner(MethodBase):
 
     def _scaled(self, relevance: Tensor, valid: Tensor) -> Tensor:
         if not self.compat:
-            return min_max(relevance, valid, _NOISE)
+            return min_max(relevance, valid, NOISE)
         if relevance.numel() == 0:
             return relevance
         low = relevance.masked_fill(~valid, torch.inf).amin()

@@ -15,13 +15,11 @@ from .. import api
 from .._contract_values import option
 from ..primitives import centred, distinctiveness, min_max
 from ..primitives._image import SHORTEST, lengths
+from ..primitives.similarity import NOISE
 from ..types import Selection
 from ._compose import check_options, kept_of_each, of_each, per_token, selection, selections
 from ._registry import VISUAL, About, Input, register
 from .base import MethodBase
-
-# Mean cosines closer than this differ by the rounding of float32 only.
-_NOISE = 4e-6
 
 
 @register("cenprune")
@@ -131,7 +129,7 @@ class CenPrune(MethodBase):
         rating = distinctiveness(visual, visual_mask=visual_mask)
         valid = rating.isfinite()
         directed = lengths(visual.detach()) >= SHORTEST
-        weights = min_max(rating, valid & directed, _NOISE)
+        weights = min_max(rating, valid & directed, NOISE)
         if importance is not None:
             weights = weights * min_max(importance, valid & directed)
         weights = torch.where(directed, weights, 0.0).masked_fill(~valid, torch.nan)

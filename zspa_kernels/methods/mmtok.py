@@ -18,6 +18,7 @@ from ..types import Selection
 from ._compose import (
     FEATURES,
     check_options,
+    compared,
     kept_of_each,
     of_each,
     selection,
@@ -147,10 +148,8 @@ class MMTok(MethodBase):
         """What is covered, what each token gives to each word, and which tokens are valid."""
         prompt = self.about.require("prompt", prompt)
         _contract.visual_and_prompt("MMTok", visual, prompt, visual_mask, prompt_mask)
-        space = visual
+        space = compared(self.about, "features", features, visual)
         if features is not None:
-            space = self.about.require("features", features)
-            _contract.features("MMTok", "features", space, visual)
             # A token that cannot be chosen takes no share of a word either.
             visual_mask = valid_rows(space, visual_mask)
         share, valid = self._words(visual, prompt, visual_mask, prompt_mask)

@@ -18,6 +18,7 @@ from ._compose import (
     ATTENTION,
     FEATURES,
     check_options,
+    compared,
     kept_of_each,
     of_each,
     per_token,
@@ -130,9 +131,6 @@ class SCOPE(MethodBase):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What is covered, the factor of each token's gain, and its attention."""
         scores = per_token(self.about, "attention", attention, visual, visual_mask)
-        space = visual
-        if features is not None:
-            space = self.about.require("features", features)
-            _contract.features("SCOPE", "features", space, visual)
+        space = compared(self.about, "features", features, visual)
         valid = (scores >= 0) & scores.isfinite() & standing(visual, visual_mask).isfinite()
         return space, scores.pow(self.alpha).masked_fill(~valid, torch.nan), scores

@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import _contract_primitives as _contract
 from .. import api
 from ..primitives import Merging, match
+from ..primitives.merging import shares
 from ..types import Selection
 from ._compose import KEYS, check_options
 from ._registry import VISUAL, About, register
@@ -101,12 +102,4 @@ class ToMe(EachByItself):
         k = api.num_keep(visual.shape[-2], self.keep)
         indices, owner = match(keys, k, mask=visual_mask)
         picked = Selection(indices, torch.zeros_like(indices, dtype=torch.bool))
-        return Merging(picked, owner, _shares(owner, k))
-
-
-def _shares(owner: Tensor, k: int) -> Tensor:
-    """One over the size of each token's group, 0 for a token of none."""
-    slot = torch.where(owner < 0, k, owner)
-    ones = torch.ones_like(slot, dtype=torch.float32)
-    sizes = ones.new_zeros((*slot.shape[:-1], k + 1)).scatter_add(-1, slot, ones)
-    return torch.where(owner < 0, 0.0, sizes.reciprocal().gather(-1, slot))
+        return Merging(picked, owner, shares(owner, k))

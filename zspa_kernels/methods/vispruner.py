@@ -15,7 +15,7 @@ from .. import api
 from ..primitives import thin
 from ..primitives.scores import largest, members, ordered
 from ..types import Selection
-from ._compose import ATTENTION, FEATURES, check_options, per_token, standing
+from ._compose import ATTENTION, FEATURES, check_options, compared, per_token, standing
 from ._registry import VISUAL, About, register
 from .base import EachByItself
 
@@ -94,14 +94,13 @@ class VisPruner(EachByItself):
             The selection; its core are the important tokens, its scores the attention.
         """
         scores = per_token(self.about, "attention", attention, visual, visual_mask)
-        space, valid = visual, standing(visual, visual_mask).isfinite()
+        space = compared(self.about, "features", features, visual)
+        valid = standing(visual, visual_mask).isfinite()
         if features is not None:
-            space = self.about.require("features", features)
-            _contract.features("VisPruner", "features", space, visual)
             valid = valid & standing(space, visual_mask).isfinite()
         n = visual.shape[-2]
         k = api.num_keep(n, self.keep, self.rounding)
-        core = largest(scores, int(k * self.important), valid, None, None, None, False)
+        core = largest(scores, int(k * self.important), valid)
         important = members(core, n)
         others = thin(space, scores, k - core.shape[-1], step=self.step, mask=valid & ~important)
         picks = torch.cat((core, others), dim=-1)

@@ -157,9 +157,14 @@ class ZOOPrune(MethodBase):
         return self.score != "norm"
 
     @_values.naming("ZOOPrune")
-    def rate(self, features: Tensor) -> Tensor:
+    def rate(self, features: Tensor | None) -> Tensor:
         """Sensitivities float32 `[B, N]` from the projector's inputs `[B, T, C]`."""
-        return self._sensitivities(features)
+        if self._scorer is None:
+            rule = 'be given, or sensitivity, or score="norm"'
+            raise TypeError(f"ZOOPrune: projector must {rule}, got None")
+        if features is None:
+            raise TypeError("ZOOPrune: features must be given, or sensitivity, got None")
+        return self._scorer(features)
 
     @_values.naming("ZOOPrune")
     def select_varlen(
@@ -191,15 +196,7 @@ class ZOOPrune(MethodBase):
             return sensitivity.detach().float()
         if self.score == "norm":
             return row_lengths(visual.detach())
-        return self._sensitivities(features)
-
-    def _sensitivities(self, features: Tensor | None) -> Tensor:
-        if self._scorer is None:
-            rule = 'be given, or sensitivity, or score="norm"'
-            raise TypeError(f"ZOOPrune: projector must {rule}, got None")
-        if features is None:
-            raise TypeError("ZOOPrune: features must be given, or sensitivity, got None")
-        return self._scorer(features)
+        return self.rate(features)
 
     def _select_tiles(
         self, visual: Tensor, scores: Tensor, valid: Tensor, labels: list[int]

@@ -111,11 +111,15 @@ def groups(features: Tensor, indices: Tensor, core: Tensor, valid: Tensor) -> tu
     own = owner.new_full((*owner.shape[:-1], n + 1), -1)
     own = own.scatter(-1, torch.where(indices < 0, n, indices), slots)[..., :n]
     owner = torch.where(kept, own, owner)
-    slot = torch.where(kept | (owner < 0), k, owner)
+    return owner, shares(owner.masked_fill(kept, -1), k).masked_fill(kept, 1.0)
+
+
+def shares(owner: Tensor, k: int) -> Tensor:
+    """float32 `[B, N]`: one over the size of each token's group, 0 for a token of none."""
+    slot = torch.where(owner < 0, k, owner)
     ones = torch.ones_like(slot, dtype=torch.float32)
-    counts = ones.new_zeros((*slot.shape[:-1], k + 1)).scatter_add(-1, slot, ones)
-    weights = torch.where(owner < 0, 0.0, counts.reciprocal().gather(-1, slot))
-    return owner, weights.masked_fill(kept, 1.0)
+    sizes = ones.new_zeros((*slot.shape[:-1], k + 1)).scatter_add(-1, slot, ones)
+    return torch.where(owner < 0, 0.0, sizes.reciprocal().gather(-1, slot))
 
 
 def merge(x: Tensor, owner: Tensor, k: int, *, weights: Tensor | None = None) -> Tensor:

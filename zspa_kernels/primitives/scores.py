@@ -122,10 +122,10 @@ def largest(
     scores: Tensor,
     k: int,
     mask: Tensor | None,
-    force_keep: Tensor | None,
-    segments: Tensor | None,
-    quotas: Sequence[int] | None,
-    sorted: bool,
+    force_keep: Tensor | None = None,
+    segments: Tensor | None = None,
+    quotas: Sequence[int] | None = None,
+    sorted: bool = False,
 ) -> Tensor:
     """`topk` of scores, a mask and `sorted` that were checked."""
     if force_keep is not None:
@@ -185,7 +185,7 @@ def spaced(
     if native(scores, mask):
         return _cpp.top_k_and_spaced(scores, k, count, mask, sorted)
     n = scores.shape[-1]
-    best = members(largest(scores, k - count, mask, None, None, None, False), n)
+    best = members(largest(scores, k - count, mask), n)
     rest = scores.isfinite() & ~best
     if mask is not None:
         rest = rest & mask
@@ -193,9 +193,8 @@ def spaced(
     stride = (rest.sum(-1, keepdim=True) // max(1, count)).clamp_min(1)
     targets = rest & (rank % stride == 0) & (rank // stride < count)
     place = torch.arange(n, device=scores.device)
-    keys_of = torch.where(targets, place, place.new_full((), 3 * n))
     first = place if sorted else place - n  # before all others
-    order = torch.where(best, first, keys_of).sort(dim=-1)
+    order = torch.where(best, first, torch.where(targets, place, n)).sort(dim=-1)
     indices = torch.where(order.values < n, order.indices, -1)[..., :k]
     inside = indices >= 0
     return indices, best.gather(-1, indices.clamp_min(0)) & inside

@@ -25,6 +25,8 @@ from ._image import (
     undisturbed,
 )
 
+NOISE = 4e-6  # mean cosines closer than this differ by the rounding of float32 only
+
 
 @undisturbed
 def centred(visual: Tensor, *, visual_mask: Tensor | None = None) -> Tensor:

@@ -17,15 +17,11 @@ from bench import pages
 from bench.end_to_end_models import PRESETS
 from bench.end_to_end_report import TABLE, added, plot, tables, write_page
 from bench.end_to_end_runs import CONTENDERS, measure
-from bench.environment import ROOT, environment
+from bench.environment import RESULTS, ROOT, SCRATCH, environment
 from bench.timing import quiet
 from zspa_kernels import _contract_values as _values
 
-#: The published results and the page that shows them.
-RESULTS = ROOT / "bench" / "results"
 PAGE = ROOT / "docs" / "efficiency.md"
-#: Everything else, not under version control.
-SCRATCH = ROOT / "build" / "bench"
 
 console = Console(stderr=True)
 

@@ -39,7 +39,7 @@ def _table(name: str, run: dict[str, Any]) -> str:
         f"{run['new_tokens']} new tokens, medians of {run['rounds']} answers in turn; "
         f"{_where(name, run)}."
     )
-    lines = [_line(*_HEADS), _line(*["---"] * len(_HEADS))]
+    lines = pages.head(*_HEADS)
     full = run["records"][0]["median_ms"]["total"]
     for record in run["records"]:
         ms = record["median_ms"]
@@ -47,7 +47,7 @@ def _table(name: str, run: dict[str, Any]) -> str:
         pruned = seen is not None
         peak = record["peak_mib"]
         lines.append(
-            _line(
+            pages.row(
                 record["contender"],
                 str(record["visual"]),
                 _digits(ms["total"]),
@@ -138,7 +138,3 @@ def plot(path: Path, results: dict[str, Any]) -> None:
 
 def _digits(x: float) -> str:
     return f"{x:.0f}" if x >= 100.0 else f"{x:.3g}"
-
-
-def _line(*cells: str) -> str:
-    return "| " + " | ".join(cells) + " |"

@@ -19,6 +19,8 @@ import zspa_kernels
 from zspa_kernels import _native
 
 ROOT = Path(__file__).resolve().parent.parent
+#: Published results, which pages show, and everything else, which is not under version control.
+RESULTS, SCRATCH = ROOT / "bench" / "results", ROOT / "build" / "bench"
 
 #: Variables that change speed or choice of code; no others are written down.
 _VARIABLES = (

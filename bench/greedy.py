@@ -9,11 +9,10 @@ table of docs/greedy.md.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
@@ -225,10 +224,8 @@ def measure(suite: str, threads: int) -> list[Record]:
 def table(results: Mapping[str, Any]) -> str:
     """Markdown: a row a rule and shape, `vlm` tokens; the least gain of the other models."""
     records = [Record(**fields) for fields in results["records"]]
-    counted = any(record.dots is not None for record in records)  # not in older files
     heads = ["rule", "N x D", "K", "bf16, ms", "float32, ms", "plain, ms", "gain, bf16", "fp32"]
-    heads += ["elsewhere", *(["dots / NK", "elsewhere"] if counted else [])]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    lines = pages.head(*heads, "elsewhere", "dots / NK", "elsewhere")
     for record in records:
         if record.model != "vlm" or record.dtype != "bfloat16":
             continue
@@ -237,11 +234,10 @@ def table(results: Mapping[str, Any]) -> str:
         others = [r for r in like if r.model != "vlm"]
         least = min(others, key=lambda r: r.gain, default=None)
         worst = f"{least.gain:.1f}x ({least.model})" if least else "-"
-        lines.append(
-            f"| {record.rule} | {record.n} x {record.d} | {record.k} | {record.ours_ms:.3g} | "
-            f"{wide.ours_ms:.3g} | {record.plain_ms:.4g} | {record.gain:.1f}x | {wide.gain:.1f}x | "
-            f"{worst} |" + (f" {_dots([record])} | {_dots(others)} |" if counted else "")
-        )
+        times = f"{record.ours_ms:.3g}", f"{wide.ours_ms:.3g}", f"{record.plain_ms:.4g}"
+        gains = f"{record.gain:.1f}x", f"{wide.gain:.1f}x", worst
+        sizes = f"{record.n} x {record.d}", str(record.k)
+        lines.append(pages.row(record.rule, *sizes, *times, *gains, _dots([record]), _dots(others)))
     lines += ["", f"`python -m bench.greedy`: {pages.where(results['environment'])}."]
     return "\n".join(lines)
 
@@ -256,13 +252,11 @@ def _dots(records: list[Record]) -> str:
 
 
 def main(
-    suite: Annotated[str, typer.Option(help="cpu or smoke.")] = "cpu",
+    suite: Annotated[Literal["cpu", "smoke"], typer.Option()] = "cpu",
     out: Annotated[Path | None, typer.Option(help="Folder of greedy.json.")] = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 for torch's choice.")] = 0,
 ) -> None:
     """Time the greedy ops; the cpu suite without --out rewrites the table of docs/greedy.md."""
-    if suite not in SUITES:
-        raise typer.BadParameter(f"--suite must be one of {', '.join(SUITES)}, got {suite}")
     threads = threads or torch.get_num_threads()
     published = suite == "cpu" and out is None
     if published:
@@ -271,15 +265,13 @@ def main(
     records = measure(suite, threads)
     refusal = machine.refusal() if published else ""
     published = published and not refusal
-    folder = out or ROOT / ("bench/results" if published else "build/bench")
-    folder.mkdir(parents=True, exist_ok=True)
     results = {
         "schema": 1,
         "suite": suite,
         "environment": environment(threads),
         "records": [asdict(record) for record in records],
     }
-    (folder / "greedy.json").write_text(json.dumps(results, indent=1) + "\n")
+    pages.write("greedy", results, published, out)
     if published:
         PAGE.write_text(pages.rewrite(PAGE.read_text(), TABLE, table(results)))
     console.print(table(results), markup=False, soft_wrap=True)

@@ -8,13 +8,12 @@ docs/methods.md.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
@@ -212,14 +211,14 @@ def table(results: Mapping[str, Any]) -> str:
         for shape, model in workloads
     ]
     heads.append("least gain")
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    lines = pages.head(*heads)
     methods: dict[str, list[Mapping[str, Any]]] = {}
     for r in results["records"]:
         methods.setdefault(r["method"], []).append(r)
     for name, records in methods.items():
         title = f"`{name}`" + (" (greedy)" if records[0]["greedy"] else "")
         cells = [_cell(r) for r in records if (r["shape"], r["model"]) in workloads]
-        lines.append("| " + " | ".join((title, *cells, _least(records))) + " |")
+        lines.append(pages.row(title, *cells, _least(records)))
     good = sum(r["gain"] is not None for r in results["records"])
     where = (
         f"{pages.where(results['environment'])}. Medians of one image a call, ours / reading. "
@@ -250,7 +249,7 @@ def _names(records: Iterable[Mapping[str, Any]]) -> str:
 
 
 def main(
-    suite: Annotated[str, typer.Option(help="cpu or smoke.")] = "cpu",
+    suite: Annotated[Literal["cpu", "smoke"], typer.Option()] = "cpu",
     only: Annotated[str | None, typer.Option(help="One method.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of methods.json.")] = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 for torch's choice.")] = 0,
@@ -261,8 +260,6 @@ def main(
     The whole cpu suite goes to bench/results and docs/methods.md; parts of it and the smoke suite
     to build/bench, or to the folder of --out.
     """
-    if suite not in SUITES:
-        raise typer.BadParameter(f"--suite must be one of {', '.join(SUITES)}, got {suite}")
     if only is not None and only not in READINGS:
         raise typer.BadParameter(f"--only must be one of {', '.join(READINGS)}, got {only}")
     threads = threads or torch.get_num_threads()
@@ -288,9 +285,7 @@ def main(
     }
     refusal = machine.refusal() if published else ""
     published = published and not refusal
-    folder = out or ROOT / ("bench/results" if published else "build/bench")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "methods.json").write_text(json.dumps(results, indent=1) + "\n")
+    pages.write("methods", results, published, out)
     if published:
         PAGE.write_text(pages.rewrite(PAGE.read_text(), TABLE, table(results)))
     console.print(table(results), markup=False, soft_wrap=True)

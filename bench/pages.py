@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pages that show results: what stands between two marks, and what every table says of its run."""
+"""Pages that show results: what stands between two marks, tables, and what they say of a run."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from bench.environment import RESULTS, SCRATCH
 
 
 def marks(name: str) -> tuple[str, str]:
@@ -23,6 +27,24 @@ def rewrite(text: str, name: str, content: str) -> str:
         raise ValueError(f"page must have {begin} and {end}, once each and in this order")
     before, rest = text.split(begin)
     return f"{before}{begin}\n{content}\n{end}{rest.split(end)[1]}"
+
+
+def row(*cells: str) -> str:
+    """A line of a table in Markdown."""
+    return "| " + " | ".join(cells) + " |"
+
+
+def head(*names: str) -> list[str]:
+    """The first two lines of a table."""
+    return [row(*names), "|---" * len(names) + "|"]
+
+
+def write(name: str, results: Mapping[str, Any], published: bool, out: Path | None) -> Path:
+    """Write results as `name`.json into `out`, or into their place; returns the folder."""
+    folder = out or (RESULTS if published else SCRATCH)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    return folder
 
 
 def where(machine: Mapping[str, Any]) -> str:

@@ -20,12 +20,12 @@ import typer
 from torch import Tensor
 
 from bench import ceilings, pages, photographs, report, towers
-from bench.environment import ROOT, environment
+from bench.environment import RESULTS, ROOT, SCRATCH, environment
 from bench.greedy import dots_share
 from bench.registry import SHAPES, Shape, Workload, loops, workload
 from bench.report import Line, number, times
 from bench.results import Results
-from bench.run import RESULTS, SCRATCH, console, run_in, stop_if_wrong
+from bench.run import console, run_in, stop_if_wrong
 from bench.towers import TOWERS
 from zspa_kernels import split_core
 from zspa_kernels.backends.cpp.dpp import dpp
@@ -104,13 +104,13 @@ def facts(visual: Tensor) -> Facts:
 def facts_table(n: int = 576, d: int = 4096) -> str:
     """Markdown: a row a tower, the median and the range over its photographs, and a row a model."""
     heads = ("tokens", *Facts.__dataclass_fields__)
-    rows = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    rows = pages.head(*heads)
     for source, names in _sources().items():
         real = source in TOWERS
         visual = [photographs.seen(x, n).tokens if real else tokens(x, n, d) for x in names]
         columns = zip(*(astuple(facts(each)) for each in visual), strict=True)
         cells = (_spread(values) if real else number(values[0]) for values in columns)
-        rows.append(f"| {_title(source)} | " + " | ".join(cells) + " |")
+        rows.append(pages.row(_title(source), *cells))
     return "\n".join(rows)
 
 
@@ -132,13 +132,13 @@ def dots_table(shapes: tuple[str, ...] = ("llava15", "llavanext")) -> str:
     """Markdown: dots over N K of the other rules, a row a source; of a tower median and range."""
     columns = [(rule, SHAPES[shape]) for rule in RULES for shape in shapes]
     heads = ("tokens", *(f"{rule}, {shape.n} x {shape.d}" for rule, shape in columns))
-    rows = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    rows = pages.head(*heads)
     for source, names in _sources().items():
         cells = []
         for rule, shape in columns:
             found = [RULES[rule](_bf16(name, shape), shape.k) for name in names]
             cells.append(_spread(found) if len(found) > 1 else number(found[0]))
-        rows.append(f"| {_title(source)} | " + " | ".join(cells) + " |")
+        rows.append(pages.row(_title(source), *cells))
     return "\n".join(rows)
 
 
@@ -161,7 +161,7 @@ def speed_table(results: Results) -> str:
     """Markdown: for each shape and core a row a tower, with its photographs, and one of `vlm`."""
     every = list(report.lines(results))
     heads = ("N x D", "K (core)", "tokens", "ours, ms", "gain", "least gain", "dots / NK", "most")
-    rows = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    rows = pages.head(*heads)
     for shape in SHAPE_NAMES:
         for core in CORES:
             k_core = split_core(SHAPES[shape].k, core)
@@ -186,7 +186,7 @@ def _row(source: str, own: list[Line]) -> str:
         number(_middle(line.dots_share for line in own)),
         _where(number(most.dots_share), most),
     )
-    return "| " + " | ".join(cells) + " |"
+    return pages.row(*cells)
 
 
 def _title(source: str) -> str:

@@ -194,7 +194,7 @@ def _row(line: Line, alike: list[Line]) -> str:
         times(line.over_floor),
         number(line.dots_share),
     )
-    return "| " + " | ".join(cells) + " |"
+    return pages.row(*cells)
 
 
 def times(value: float | None) -> str:

@@ -14,17 +14,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bench import ceilings, pages, plot, report
-from bench.environment import ROOT, environment
+from bench.environment import RESULTS, ROOT, SCRATCH, environment
 from bench.measure import measure
 from bench.registry import Workload, suite
 from bench.results import Results
 from bench.timing import Machine
 from zspa_kernels import _dispatch
-
-#: The published results: the whole `cpu` suite, which also rewrites the README's table.
-RESULTS = ROOT / "bench" / "results"
-#: Everything else, not under version control.
-SCRATCH = ROOT / "build" / "bench"
 
 console = Console(stderr=True)
 

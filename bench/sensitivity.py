@@ -9,7 +9,6 @@ tables of docs/sensitivity.md.
 
 from __future__ import annotations
 
-import json
 import resource
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
@@ -236,7 +235,7 @@ def _peak_here(variant: str, size: Size, m: int, seed: int) -> float:
 
 
 def main(
-    suite: Annotated[str, typer.Option(help="cpu or smoke.")] = "cpu",
+    suite: Annotated[Literal["cpu", "smoke"], typer.Option()] = "cpu",
     out: Annotated[Path | None, typer.Option(help="Folder of the two files.")] = None,
     page: Annotated[Path | None, typer.Option(help="Page whose tables are rewritten.")] = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 for torch's choice.")] = 0,
@@ -249,8 +248,6 @@ def main(
     The cpu suite goes to bench/results and docs/sensitivity.md; with --out, and other suites, to
     that folder or build/bench.
     """
-    if suite not in SUITES:
-        raise typer.BadParameter(f"--suite must be one of {', '.join(SUITES)}, got {suite}")
     agreement_size, cost_size, counts, seconds = SUITES[suite]
     threads = threads or torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -295,9 +292,7 @@ def main(
     }
     results["checks"] = checks(found, results["peak_mb"], m)
     results["seconds"] = time.perf_counter() - start
-    folder = out or ROOT / ("bench/results" if published else "build/bench")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "sensitivity.json").write_text(json.dumps(results, indent=1) + "\n")
+    folder = pages.write("sensitivity", results, published, out)
     sensitivity_plot.plot(folder / "sensitivity.png", results)
     if page is not None:
         sensitivity_report.write_page(page, results)

@@ -52,16 +52,13 @@ def _agreement(results: dict[str, Any]) -> str:
         error = "" if record["error"] is None else f"{record['error']:.0e}"
         cell = f"{record['spearman']:.3f} {record['top10']:.2f} {error}".strip()
         rows.setdefault((record["variant"], record["m"]), []).append(cell)
-    lines = [_line("variant", "m", *heads), _line(*["---"] * (2 + len(heads)))]
-    lines += [_line(variant, str(m), *cells) for (variant, m), cells in rows.items()]
+    lines = pages.head("variant", "m", *heads)
+    lines += [pages.row(variant, str(m), *cells) for (variant, m), cells in rows.items()]
     return "\n".join(lines)
 
 
 def _cost(results: dict[str, Any]) -> str:
-    lines = [
-        _line("variant", "m", "ms", "p10 - p90", "GFLOP", "forward passes", "error"),
-        _line(*["---"] * 7),
-    ]
+    lines = pages.head("variant", "m", "ms", "p10 - p90", "GFLOP", "forward passes", "error")
     for cost in results["cost"]:
         error = "" if cost["error"] is None else f"{cost['error']:.0e}"
         cells = (
@@ -71,9 +68,5 @@ def _cost(results: dict[str, Any]) -> str:
             f"{cost['gflop']:.1f}",
             f"{cost['forward']:.2f}",
         )
-        lines.append(_line(cost["variant"], *cells, error))
+        lines.append(pages.row(cost["variant"], *cells, error))
     return "\n".join(lines)
-
-
-def _line(*cells: str) -> str:
-    return "| " + " | ".join(cells) + " |"

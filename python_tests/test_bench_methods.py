@@ -66,10 +66,10 @@ def test_wrong_weights_have_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "not close" in record.verified
 
 
-@pytest.mark.parametrize("options", [("cpu", "cdpruner"), ("none", None), ("cpu", "no method")])
-def test_bad_options_are_refused(options: tuple[str, str | None], tmp_path: Path) -> None:
+@pytest.mark.parametrize("only", ["cdpruner", "no method"])
+def test_bad_options_are_refused(only: str, tmp_path: Path) -> None:
     with pytest.raises(typer.BadParameter, match="must be one of"):
-        methods.main(*options, tmp_path, 1, 0)
+        methods.main("cpu", only, tmp_path, 1, 0)
     assert not list(tmp_path.iterdir())
 
 

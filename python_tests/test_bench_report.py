@@ -301,7 +301,8 @@ def test_a_page_shows_no_figures_of_a_busy_machine(
     page = tmp_path / "page.md"
     page.write_text(f"{begin}\nof last time\n{end}")
     monkeypatch.setattr(module, "PAGE", page)
-    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(pages, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(pages, "SCRATCH", tmp_path / "scratch")
     monkeypatch.setattr(module, "environment", lambda threads: HERE)
     monkeypatch.setattr(module, "measure", lambda *arguments: [])
     monkeypatch.setattr(module, "READINGS", {}, raising=False)
@@ -309,6 +310,6 @@ def test_a_page_shows_no_figures_of_a_busy_machine(
     with pytest.raises(typer.Exit) if refusal else contextlib.nullcontext():
         module.main()
     assert ("of last time" in page.read_text()) == bool(refusal)
-    folder = tmp_path / ("build/bench" if refusal else "bench/results")
+    folder = tmp_path / ("scratch" if refusal else "results")
     assert [path.name for path in tmp_path.rglob("*.json")] == [f"{name}.json"]
     assert (folder / f"{name}.json").exists()

@@ -77,10 +77,7 @@ class Floor:
 
 
 def measure(
-    threads: int,
-    gemm_size: int = GEMM_SIZE,
-    stream_size: int = STREAM_SIZE,
-    seconds: float = 0.4,
+    threads: int, gemm_size: int = GEMM_SIZE, stream_size: int = STREAM_SIZE, seconds: float = 0.4
 ) -> Ceilings:
     """Measure all ceilings for one thread and for `threads`, each for `seconds`."""
     counts = sorted({1, threads})

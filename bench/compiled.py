@@ -14,13 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from zspa_kernels.testing.baselines import (
-    Baseline,
-    _isolated,
-    _isolated_blockwise,
-    _start,
-    _unit,
-)
+from zspa_kernels.testing.baselines import Baseline, _isolated, _isolated_blockwise, _start, _unit
 
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 

@@ -155,11 +155,7 @@ def _one_by_one(problem: Problem) -> Contender:
         )
 
     return Contender(
-        "one_by_one",
-        "ours",
-        call,
-        lambda result: _parts(result, problem),
-        lambda: call(sort=False),
+        "one_by_one", "ours", call, lambda result: _parts(result, problem), lambda: call(sort=False)
     )
 
 
@@ -207,16 +203,7 @@ def _ragged(problem: Problem) -> Contender:
 
     def call(sort: bool = True) -> Tensor:
         return torch.ops.zspa.select_varlen(
-            visual,
-            offsets,
-            prompt,
-            spans,
-            k_core,
-            k_diverse,
-            total_k,
-            max(lengths),
-            "mean",
-            sort,
+            visual, offsets, prompt, spans, k_core, k_diverse, total_k, max(lengths), "mean", sort
         )
 
     def split(result: Tensor) -> list[Tensor]:

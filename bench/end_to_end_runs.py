@@ -65,10 +65,7 @@ CONTENDERS = (
     Contender("DivPrune, published loop", lambda sort: Loop(KEEP, sort)),
     Contender("DivPrune", lambda sort: zk.DivPrune(KEEP, sort), ours=True),
     Contender(
-        "ZSPAPrune",
-        lambda sort: zk.ZSPAPrune(KEEP, CORE_RATIO, sorted=sort),
-        CORE_RATIO,
-        ours=True,
+        "ZSPAPrune", lambda sort: zk.ZSPAPrune(KEEP, CORE_RATIO, sorted=sort), CORE_RATIO, ours=True
     ),
 )
 

@@ -178,13 +178,7 @@ def pairs(n: int, d: int, k: int, model: str, dtype: torch.dtype) -> Iterator[Pa
         lambda: mmtok.select(visual, words).indices,
         plain_mmtok,
         lambda picks: check_facility_location(
-            visual,
-            picks[:few],
-            few,
-            benefits=benefits,
-            temperature=0.2,
-            scale=0.5,
-            bound=error,
+            visual, picks[:few], few, benefits=benefits, temperature=0.2, scale=0.5, bound=error
         ),
     )
 

@@ -254,9 +254,7 @@ def see(name: str, pixels: Tensor) -> Seen:
     with layers[-2].register_forward_hook(lambda module, given, made: keys.append(made)):
         out = model(normalised(name, pixels), **options)
     return Seen(
-        out.hidden_states[-2][:, 1:],
-        out.attentions[-2][:, :, 0, 1:].mean(1),
-        keys[0][:, 1:],
+        out.hidden_states[-2][:, 1:], out.attentions[-2][:, :, 0, 1:].mean(1), keys[0][:, 1:]
     )
 
 

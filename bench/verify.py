@@ -85,12 +85,7 @@ class Verifier:
         image = self._problem.images[index]
         if lowest_index and len(image.visual) <= self._limit:
             seen = check_select(
-                image.visual,
-                image.prompt,
-                image.k_core,
-                image.k_diverse,
-                picks,
-                bound=self._bound,
+                image.visual, image.prompt, image.k_core, image.k_diverse, picks, bound=self._bound
             )
             verdict = Verdict("oracle", 1, seen.picks, seen.decided)
         else:

@@ -8,17 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ._contract import (
-    _FLOAT32,
-    _INT64,
-    Shape,
-    _companion,
-    _ragged,
-    _visual,
-    _weights,
-    alike,
-    count,
-)
+from ._contract import _FLOAT32, _INT64, Shape, _companion, _ragged, _visual, _weights, alike, count
 from ._contract_values import ratio, tensor
 
 # A float32 cosine of a token with itself is off from 1 by up to some 1e-6. Much colder, and its
@@ -28,10 +18,7 @@ _LARGEST_SCALE = 1e30  # kernels take it as float32
 
 
 def dpp(
-    visual: Tensor,
-    k: int,
-    weights: Tensor | None = None,
-    visual_mask: Tensor | None = None,
+    visual: Tensor, k: int, weights: Tensor | None = None, visual_mask: Tensor | None = None
 ) -> Shape:
     """Rules of `zspa::dpp`."""
     batch, n = _visual("dpp", visual, visual_mask)

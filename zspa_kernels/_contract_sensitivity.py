@@ -35,11 +35,7 @@ def sensitivity(
 
 
 def sensitivity_hidden(
-    preactivation: Tensor,
-    w2: Tensor,
-    activation: str,
-    shifts: Tensor,
-    radius: float = 0.01,
+    preactivation: Tensor, w2: Tensor, activation: str, shifts: Tensor, radius: float = 0.01
 ) -> Shape:
     """Rules of `zspa::sensitivity_hidden`."""
     op = "sensitivity_hidden"

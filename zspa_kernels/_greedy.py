@@ -309,19 +309,11 @@ def min_sum(
 
 @overload
 def min_sum_varlen(
-    visual: Tensor,
-    k: int | Sequence[int],
-    *,
-    lengths: Sequence[int],
-    backend: str = ...,
+    visual: Tensor, k: int | Sequence[int], *, lengths: Sequence[int], backend: str = ...
 ) -> Tensor: ...
 @overload
 def min_sum_varlen(
-    visual: Sequence[Tensor],
-    k: int | Sequence[int],
-    *,
-    lengths: None = ...,
-    backend: str = ...,
+    visual: Sequence[Tensor], k: int | Sequence[int], *, lengths: None = ..., backend: str = ...
 ) -> list[Tensor]: ...
 def min_sum_varlen(
     visual: Tensor | Sequence[Tensor],

@@ -97,11 +97,7 @@ def _patches(target: Target, grid: Tensor, values: Tensor, image: int) -> list[T
             f"{sum(sizes)} in the grids"
         )
     frames, rows, columns = grids[image]
-    merge, side, depth = (
-        vision.spatial_merge_size,
-        vision.patch_size,
-        vision.temporal_patch_size,
-    )
+    merge, side, depth = vision.spatial_merge_size, vision.patch_size, vision.temporal_patch_size
     blocks = values.split(sizes)[image].reshape(
         frames, rows // merge, columns // merge, merge, merge, 3, depth, side, side
     )

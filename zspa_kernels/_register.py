@@ -18,13 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import (
-    _contract,
-    _contract_greedy,
-    _contract_sensitivity,
-    _contract_suppress,
-    _segments,
-)
+from . import _contract, _contract_greedy, _contract_sensitivity, _contract_suppress, _segments
 from ._implementation import backend_of, contiguous, dense, undisturbed
 from ._register_greedy import (
     dpp,

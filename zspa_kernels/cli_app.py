@@ -45,9 +45,7 @@ def _options(
 
 
 @app.command()
-def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Print versions, backends, and why a backend cannot run here; paste it into bug reports."""
     print(_doctor.report(as_json=as_json))
 

@@ -67,9 +67,7 @@ class MethodBase:
         raise NotImplementedError(f"{type(self).__name__} must define select or select_varlen")
 
     def select_varlen(
-        self,
-        visual: Sequence[Tensor],
-        prompt: Sequence[Tensor] | None = None,
+        self, visual: Sequence[Tensor], prompt: Sequence[Tensor] | None = None
     ) -> list[Selection]:
         """Choose tokens of images of different lengths: `select` on each, in one call if it can.
 

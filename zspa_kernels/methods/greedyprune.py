@@ -93,11 +93,6 @@ class GreedyPrune(EachByItself):
         scores = per_token(self.about, "saliency", saliency, visual)
         k = api.num_keep(visual.shape[-2], self.keep)
         picks = suppress(
-            visual,
-            scores,
-            k,
-            threshold=self.threshold,
-            fill=self.fill,
-            visual_mask=visual_mask,
+            visual, scores, k, threshold=self.threshold, fill=self.fill, visual_mask=visual_mask
         )
         return selection(picks, visual, self.sorted, scores=scores)

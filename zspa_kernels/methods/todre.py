@@ -74,9 +74,7 @@ class ToDRE(MethodBase):
 
     @_values.naming("ToDRE")
     def select_varlen(
-        self,
-        visual: Sequence[Tensor],
-        prompt: Sequence[Tensor] | None = None,
+        self, visual: Sequence[Tensor], prompt: Sequence[Tensor] | None = None
     ) -> list[Selection]:
         """One ragged call for all images. See `MethodBase.select_varlen`."""
         kept = kept_of_each(self.about, visual, self.keep)

@@ -15,15 +15,7 @@ from .._implementation import contiguous, recorded
 from .._native import reason
 from ..backends._blas import full_float32
 from ..backends.cpp import _centred
-from ..backends.reference._image import (
-    LONGEST,
-    ROWS,
-    SHORTEST,
-    Image,
-    images,
-    on_grid,
-    padded,
-)
+from ..backends.reference._image import LONGEST, ROWS, SHORTEST, Image, images, on_grid, padded
 from ..backends.reference._image import lengths as _lengths
 
 __all__ = [

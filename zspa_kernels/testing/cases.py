@@ -156,13 +156,7 @@ def judge_diversity(case: Case, run: Diversity, backend: str) -> Replay:
     # One-entry rows of thresholds have cosines of exactly -1, 0 and 1 with each other.
     error = 0.0 if case.tokens == "thresholds" else case.bound(backend)
     return check_diversity(
-        visual,
-        indices,
-        case.k_diverse,
-        bound=error,
-        seeds=seeds,
-        weights=weights,
-        mask=mask,
+        visual, indices, case.k_diverse, bound=error, seeds=seeds, weights=weights, mask=mask
     )
 
 

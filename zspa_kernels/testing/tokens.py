@@ -143,10 +143,7 @@ def _space(model: str, d: int, seed: int) -> _Space:
         basis = _randn((_VLM_RANK, d), draw) * (4 / math.sqrt(d))
         mean = 0.6 * _randn((d,), draw)
     else:
-        basis, mean = (
-            _randn((_CLUSTERS, d), draw),
-            _zeros(d),
-        )
+        basis, mean = _randn((_CLUSTERS, d), draw), _zeros(d)
     return _Space(model, d, basis, mean, 3 * _randn((d,), draw))
 
 

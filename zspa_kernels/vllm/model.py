@@ -143,10 +143,7 @@ class PruningModel(_Model):
         return runs
 
     def _rows(
-        self,
-        runs: Sequence[Sequence[Tensor]],
-        keep: Sequence[float],
-        words: list[Tensor] | None,
+        self, runs: Sequence[Sequence[Tensor]], keep: Sequence[float], words: list[Tensor] | None
     ) -> list[Tensor]:
         """Which rows of each picture stay; one ragged call a number of them."""
         rows = []

@@ -75,11 +75,6 @@ def merge(x: Tensor, owner: Tensor, k: int, weights: Tensor | None) -> Tensor:
     """Sums float32 `[B, k, D]` of rows `[B, N, D]`; owner `[B, N]`, weights float32 `[B, N]`."""
     out = torch.empty((len(x), k, x.shape[2]), dtype=torch.float32, device=x.device)
     module().merge(
-        *batch(x),
-        owner.data_ptr(),
-        address(weights),
-        k,
-        torch.get_num_threads(),
-        out.data_ptr(),
+        *batch(x), owner.data_ptr(), address(weights), k, torch.get_num_threads(), out.data_ptr()
     )
     return out

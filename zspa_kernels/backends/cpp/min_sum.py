@@ -38,14 +38,6 @@ def min_sum_varlen(visual: Tensor, table: Tensor, total_k: int, max_seqlen: int)
     """Picks of every segment of packed tokens `[T, D]`."""
     indices = slots(visual, total_k)
     module().min_sum(
-        *packed(visual, table),
-        0,
-        0,
-        0,
-        0,
-        total_k,
-        torch.get_num_threads(),
-        indices.data_ptr(),
-        0,
+        *packed(visual, table), 0, 0, 0, 0, total_k, torch.get_num_threads(), indices.data_ptr(), 0
     )
     return indices

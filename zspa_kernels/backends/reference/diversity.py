@@ -14,11 +14,7 @@ from ._common import Rows, in_segments, lowest, optional_row, write
 
 
 def diversity(
-    visual: Tensor,
-    k: int,
-    seeds: Tensor | None,
-    weights: Tensor | None,
-    visual_mask: Tensor | None,
+    visual: Tensor, k: int, seeds: Tensor | None, weights: Tensor | None, visual_mask: Tensor | None
 ) -> Tensor:
     """Indices int64 `[B, k]` in the order of picking, without the seeds."""
     indices = torch.empty((visual.shape[0], k), dtype=torch.int64, device=visual.device)

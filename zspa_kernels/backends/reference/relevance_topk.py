@@ -9,14 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._common import (
-    Rows,
-    inverse_length,
-    lowest,
-    optional_row,
-    row_sum,
-    write,
-)
+from ._common import Rows, inverse_length, lowest, optional_row, row_sum, write
 
 
 def relevance_topk(

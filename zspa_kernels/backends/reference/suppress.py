@@ -16,12 +16,7 @@ _SCAN = 62  # tokens looked at together, as many as an int64 has bits
 
 
 def suppress(
-    visual: Tensor,
-    scores: Tensor,
-    k: int,
-    threshold: float,
-    fill: bool,
-    visual_mask: Tensor | None,
+    visual: Tensor, scores: Tensor, k: int, threshold: float, fill: bool, visual_mask: Tensor | None
 ) -> Tensor:
     """Indices int64 `[B, k]` in the order of taking. Waits for the device once per block."""
     usable = scores.isfinite() if visual_mask is None else scores.isfinite() & visual_mask

@@ -266,7 +266,8 @@ def _prompt(
     ):
         batch = f"B={want[0]}, " if len(want) == 3 else ""
         raise ValueError(
-            f"{op}: {name} must be [{batch}M, D={want[-1]}] like {like}, got {axes(prompt)}"
+            f"{op}: {name} must be [{batch}M, D={want[-1]}] like {like} {axes(visual)}, "
+            f"got {axes(prompt)}"
         )
     if (have[-2] >= _TOKEN_LIMIT) is True:
         raise ValueError(f"{op}: {name} must have M < 2**31 tokens, got {axes(prompt)}")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from zspa_kernels import ask
 
 
-KEEP = "Share of visual tokens in (0, 1], with a point; or a count."
+KEEP = "Share of the visual tokens, such as 0.1, or a count, such as 64."
 _SHARE = "0.1"
 
 

@@ -40,6 +40,9 @@ def centred(visual: Tensor, *, visual_mask: Tensor | None = None) -> Tensor:
         float32, the shape of `visual`; invalid tokens are NaN. The mean is taken in float64. A
         token that equals the mean up to the rounding of float32 is a zero row.
 
+    Raises:
+        TypeError, ValueError: as in `select`.
+
     Complexity: N D. No host synchronisation.
 
     Source: Cen-Prune, arXiv 2608.30263.
@@ -72,6 +75,9 @@ def distinctiveness(visual: Tensor, *, visual_mask: Tensor | None = None) -> Ten
     Returns:
         float32 `[B, N]` in [-1, 1]; -1 for zero rows, NaN for invalid tokens, 0 for a token that
         is alone.
+
+    Raises:
+        TypeError, ValueError: as in `select`.
 
     Complexity: N D: the mean of cosines is one cosine with the mean of directions.
 

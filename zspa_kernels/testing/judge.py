@@ -235,19 +235,15 @@ def check_select(
     op = "select"
     k = k_core + k_diverse
     geometry = Geometry(visual, mask)
-    limit = k
+    relevance, split, limit = None, 0, k
     if prompt is not None and k_core:
         relevance = relevance_of(geometry, prompt, prompt_mask, pooling, bound)
         if relevance.core:
-            limit = min(k_core, int(geometry.valid.sum())) + k_diverse
-        else:
-            k_core = 0
-    else:
-        k_core = 0
+            split = min(k_core, int(geometry.valid.sum()))
+            limit = split + k_diverse
     _check_shape(op, indices, k, geometry.valid, limit)
-    split = min(k_core, int(geometry.valid.sum()))
     core = Replay(0, 0)
-    if split:
+    if relevance is not None and split:
         core = _replay_core(f"{op} (core)", geometry, relevance, indices[:split])
     state = Diversity(geometry, indices[:split], None, bound)
     rest = replay(f"{op} (diversity)", state, indices[split:], k - split, limit - split)

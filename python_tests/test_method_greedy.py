@@ -378,7 +378,7 @@ def test_bad_ragged_inputs() -> None:
         SCOPE(0.5).select_varlen(images)
     with pytest.raises(TypeError, match="SCOPE: attention must be a sequence of tensors, got Tens"):
         SCOPE(0.5).select_varlen(images, attention=torch.ones(7))
-    with pytest.raises(ValueError, match="MMTok: prompt must have one tensor an image, 4, got 3"):
+    with pytest.raises(ValueError, match="MMTok: prompt must have a tensor for each image, 4, "):
         MMTok(0.5).select_varlen(images, prompts[:3])
     with pytest.raises(TypeError, match=r"CDPruner: image_embeds must be a tensor \[B, N, Dc\]"):
         CDPruner(0.5).select_varlen(images, prompts)

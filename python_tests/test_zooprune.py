@@ -319,8 +319,8 @@ def test_bad_options_of_the_projector() -> None:
         ),
         ({"visual_mask": torch.ones(6)}, TypeError, "visual_mask must be bool"),
         ({"visual_mask": torch.ones(5) > 0}, ValueError, r"visual_mask must have shape \[6\]"),
-        ({"tiles": [0] * 5}, ValueError, "tiles must be one int a token, 6, got 5 values"),
-        ({"tiles": [0.0] * 6}, ValueError, "tiles must be one int a token"),
+        ({"tiles": [0] * 5}, ValueError, "tiles must be one int per token, 6, got 5 values"),
+        ({"tiles": [0.0] * 6}, ValueError, "tiles must be one int per token"),
         ({"tiles": [0] * 5 + [-2]}, ValueError, "tiles must be at least -1, got -2"),
         (
             {"visual": torch.zeros(1, 6, 2), "sensitivity": torch.ones(1, 6), "tiles": [0] * 6},
@@ -344,5 +344,5 @@ def test_features_are_needed() -> None:
         zk.ZOOPrune(3).select(torch.zeros(6, D), features=torch.zeros(6, C))
     with pytest.raises(ValueError, match="ZOOPrune: features must have D=24 channels"):
         method.select(torch.zeros(6, D), features=torch.zeros(6, C - 1))
-    with pytest.raises(ValueError, match=r"features must make one score a token, \[6\], got \[5\]"):
+    with pytest.raises(ValueError, match=r"features must make one score per token, \[6\], "):
         method.select(torch.zeros(6, D), features=torch.zeros(5, C))

@@ -181,7 +181,8 @@ def _text(facts: dict[str, Any]) -> str:
     for device, backends in facts["backends"].items():
         lines += ["", f"backends for {device} tensors"]
         for backend, reasons in backends.items():
-            lines += _lines(backend, {op: _verdict(reason) for op, reason in reasons.items()})
+            verdicts = {op: f"refused: {why}" if why else "runs" for op, why in reasons.items()}
+            lines += _lines(backend, verdicts)
         auto = facts["auto"][device]
         lines += _lines("(auto)", {op: f"takes {name or 'none'}" for op, name in auto.items()})
     return "\n".join(lines)
@@ -195,7 +196,3 @@ def _lines(name: str, verdicts: dict[str, str]) -> list[str]:
     if len(alike) == 1:
         return [f"  {name:<10} {next(iter(alike))}"]
     return [f"  {name:<10} {', '.join(ops)}: {verdict}" for verdict, ops in alike.items()]
-
-
-def _verdict(reason: str | None) -> str:
-    return "runs" if reason is None else f"refused: {reason}"

@@ -54,7 +54,7 @@ def dense(x: _Maybe) -> _Maybe:
 
 
 def contiguous(x: Tensor | None) -> Tensor | None:
-    """A mask, weights, seeds or a bias, if there are."""
+    """A mask, weights, seeds or a bias, if there is one."""
     return None if x is None else x.contiguous()
 
 

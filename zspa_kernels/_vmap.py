@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def batching_rule(op: str, contract: Callable[..., Any]) -> Callable[..., Any]:
-    """What `torch.library.register_vmap` takes, for an op whose first argument are its tokens.
+    """What `torch.library.register_vmap` takes, for an op whose first argument is its tokens.
 
     Where the tokens of one example are a batch already (`[B, N, D]`, or vmap within vmap), both
     axes are one for the call. Tensors that are not mapped serve all examples.

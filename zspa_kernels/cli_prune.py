@@ -31,7 +31,7 @@ def prune(
     image: Annotated[list[Path], typer.Option(metavar="<path>", help="A picture.")],
     prompt: Annotated[str, typer.Option(help="The question.")],
     method: Annotated[
-        str, typer.Option(help="Who chooses; `zspa methods` lists them.")
+        str, typer.Option(help="What chooses the tokens; `zspa methods` lists them.")
     ] = "zspaprune",
     keep: Annotated[
         str | None, typer.Option(metavar="SHARE|COUNT", show_default=_SHARE, help=KEEP)

@@ -66,7 +66,7 @@ def check_options(about: About, method: Any) -> None:
 def per_token(
     about: About, name: str, value: object, visual: Tensor, mask: Tensor | None = None
 ) -> Tensor:
-    """A required score a token, float32 `[B, N]`, without its gradient; tokens and mask checked."""
+    """A required score per token, float32 `[B, N]`, without gradient; tokens and mask checked."""
     _contract.visual(about.title, visual, mask)
     x = about.require(name, value)
     _contract.per_token(about.title, name, x, visual)
@@ -146,14 +146,13 @@ def of_each(
 
     Raises:
         TypeError: it, or `visual`, is no sequence.
-        ValueError: it has not one entry an image.
+        ValueError: it does not have one entry per image.
     """
     _images(about, "visual", visual)
     if given is None:
         return [None] * len(visual)
     _images(about, name, given)
     if len(given) != len(visual):
-        raise ValueError(
-            f"{about.title}: {name} must have one tensor an image, {len(visual)}, got {len(given)}"
-        )
+        rule = f"have a tensor for each image, {len(visual)}"
+        raise ValueError(f"{about.title}: {name} must {rule}, got {len(given)}")
     return list(given)

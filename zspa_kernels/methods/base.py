@@ -32,7 +32,7 @@ class MethodBase:
             and prompt; an `Input` of `zspa_kernels.methods` each, whose `tensor` says what it is.
         needs_features: True for a method that rates tokens by what the projector is given. Its
             `rate` makes the ratings, and its `select_varlen` takes them: `sensitivity=`, one
-            tensor `[n]` an image.
+            tensor `[n]` per image.
 
     Example:
         >>> import torch
@@ -55,7 +55,7 @@ class MethodBase:
 
     @property
     def needs_features(self) -> bool:
-        """Whether `rate` has to be asked."""
+        """Whether `rate` has to be called."""
         return False
 
     def rate(self, features: Tensor) -> Tensor:
@@ -72,11 +72,11 @@ class MethodBase:
         """Choose tokens of images of different lengths: `select` on each, in one call if it can.
 
         Args:
-            visual: one tensor `[n, D]` an image; a batch is a sequence of these, too.
-            prompt: one tensor `[m, D]` an image, or None. m may be 0: an image without a prompt.
+            visual: one tensor `[n, D]` per image; a batch is a sequence of these, too.
+            prompt: one tensor `[m, D]` per image, or None. m may be 0: an image without a prompt.
 
         Returns:
-            One selection an image. Its scores may be None although `select` gives them: that
+            One selection per image. Its scores may be None although `select` gives them: that
             would be a second pass over the tokens.
         """
         return select_each(self, visual, prompt)
@@ -96,7 +96,7 @@ class MethodBase:
 
 
 class EachByItself(MethodBase):
-    """Base of methods whose inputs beside tokens and prompt are given by name, one tensor an image.
+    """Base of methods whose other inputs are given by name, one tensor per image.
 
     Attributes:
         about: facts of the method; its title is in the errors.
@@ -117,19 +117,19 @@ class EachByItself(MethodBase):
         """`select` on each image, with its own of every input.
 
         Args:
-            visual: one tensor `[n, D]` an image; a batch is a sequence of these, too.
-            prompt: one tensor `[m, D]` an image, or None.
-            inputs: what `select` takes by name; of each a sequence, one entry an image, or None.
+            visual: one tensor `[n, D]` per image; a batch is a sequence of these, too.
+            prompt: one tensor `[m, D]` per image, or None.
+            inputs: what `select` takes by name; of each a sequence, one entry per image, or None.
 
         Returns:
-            One selection an image.
+            One selection per image.
 
         Raises:
-            TypeError, ValueError: an input is no sequence, or has not one entry an image.
+            TypeError, ValueError: an input is not a sequence of one entry per image.
         """
         names = {"prompt": prompt, **inputs}
         given = [of_each(self._facts, name, x, visual) for name, x in names.items()]
-        # One row an image: prompt, then the inputs in their order.
+        # One row per image: prompt, then the inputs in their order.
         rows = zip(visual, *given, strict=True)
         method: Any = self
         return [

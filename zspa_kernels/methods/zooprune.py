@@ -66,7 +66,7 @@ class ZOOPrune(MethodBase):
             Input(
                 "features", "[B, N, C]", "the projector's input, the vision tower's output", False
             ),
-            Input("sensitivity", "[B, N]", "a score a token, instead of features", False),
+            Input("sensitivity", "[B, N]", "a score per token, instead of features", False),
         ),
         primitives=("sensitivity", "diversity"),
         cost="N H^2 (closed form) + N K D",
@@ -119,7 +119,7 @@ class ZOOPrune(MethodBase):
             visual: projected tokens `[B, N, D]` or `[N, D]`.
             prompt: ignored.
             features: what the projector made them of, `[B, N, C]`; see `sensitivity`.
-            sensitivity: instead, one score a token, `[B, N]`: larger is more sensitive.
+            sensitivity: instead, one score per token, `[B, N]`: larger is more sensitive.
             tiles: for one image `[N, D]` of several tiles (LLaVA-NeXT): the tile of every token, on
                 the host. Each tile is scaled and selected by itself and gets an equal share of the
                 budget, what is left over going to the first ones; a tile with too few tokens leaves
@@ -134,7 +134,7 @@ class ZOOPrune(MethodBase):
         _rules.visual("ZOOPrune", visual, visual_mask)
         scores = self._scores(visual, features, sensitivity)
         if scores.shape != visual.shape[:-1]:
-            rule = f"make one score a token, {list(visual.shape[:-1])}"
+            rule = f"make one score per token, {list(visual.shape[:-1])}"
             raise ValueError(f"ZOOPrune: features must {rule}, got {list(scores.shape)}")
         # What cannot be selected must not scale the others either.
         valid = valid_rows(visual, visual_mask)
@@ -230,7 +230,7 @@ def _labels(tiles: Sequence[int] | Tensor, visual: Tensor) -> list[int]:
     labels = tiles.tolist() if isinstance(tiles, Tensor) else list(tiles)
     if len(labels) != len(visual) or not all(type(label) is int for label in labels):
         raise ValueError(
-            f"ZOOPrune: tiles must be one int a token, {len(visual)}, got {len(labels)} values"
+            f"ZOOPrune: tiles must be one int per token, {len(visual)}, got {len(labels)} values"
         )
     if any(label < -1 for label in labels):
         raise ValueError(f"ZOOPrune: tiles must be at least -1, got {min(labels)}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tokens of which crops take as many as their attention is worth, or pivots one share each."""
+"""Tokens shared out: among crops by their attention, among pivots in equal parts."""
 
 from __future__ import annotations
 

@@ -56,8 +56,8 @@ class PruningModel(_Model):
             )
         if KEY in (given.mm_processor_kwargs or {}):
             raise ValueError(
-                f'vllm: mm_processor_kwargs of a server must not have "{KEY}", which belongs into '
-                f"hf_overrides or a request's, got {given.mm_processor_kwargs[KEY]!r:.60}"
+                f'vllm: mm_processor_kwargs of a server must not have "{KEY}", which belongs in '
+                f"hf_overrides or a request, got {given.mm_processor_kwargs[KEY]!r:.60}"
             )
         # vLLM would tell the size of an encoder's batch by the tokens that are left.
         if vllm_config.lora_config and vllm_config.lora_config.enable_tower_connector_lora:
@@ -145,7 +145,7 @@ class PruningModel(_Model):
     def _rows(
         self, runs: Sequence[Sequence[Tensor]], keep: Sequence[float], words: list[Tensor] | None
     ) -> list[Tensor]:
-        """Which rows of each picture stay; one ragged call a number of them."""
+        """Which rows of each picture stay; one ragged call for each number of them."""
         rows = []
         for one in runs:
             sizes = [len(run) for run in one]

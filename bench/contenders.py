@@ -65,7 +65,7 @@ def ours(problem: Problem) -> Contender:
             visual, prompt, first.k_core, first.k_diverse, None, None, "mean", sort
         )
 
-    return Contender(OURS, "ours", call, _rows, lambda: call(sort=False))
+    return Contender(OURS, "ours", call, list, lambda: call(sort=False))
 
 
 def contender(name: str, problem: Problem) -> Contender:
@@ -119,7 +119,7 @@ def farthest_points(problem: Problem, picks: list[Tensor]) -> Contender:
         "fpsample",
         "baseline",
         lambda: torch.cat([sample(image.visual, start, image.k) for image, start in images]),
-        lambda result: _parts(result, problem),
+        _parts(problem),
     )
 
 
@@ -130,7 +130,7 @@ def _loop(name: str, kind: str, loop: Baseline, problem: Problem, images: list[I
         name,
         kind,
         lambda: torch.cat([loop(i.visual, i.prompt, i.k_core, i.k_diverse) for i in images]),
-        lambda result: _parts(result, problem),
+        _parts(problem),
     )
 
 
@@ -154,9 +154,7 @@ def _one_by_one(problem: Problem) -> Contender:
             ]
         )
 
-    return Contender(
-        "one_by_one", "ours", call, lambda result: _parts(result, problem), lambda: call(sort=False)
-    )
+    return Contender("one_by_one", "ours", call, _parts(problem), lambda: call(sort=False))
 
 
 def _column_by_column(problem: Problem) -> Contender:
@@ -184,7 +182,7 @@ def _column_by_column(problem: Problem) -> Contender:
         "column_by_column",
         "ours",
         lambda: torch.cat([select(image) for image in problem.images]),
-        lambda result: _parts(result, problem),
+        _parts(problem),
     )
 
 
@@ -207,15 +205,13 @@ def _ragged(problem: Problem) -> Contender:
         )
 
     def split(result: Tensor) -> list[Tensor]:
-        parts = _parts(result, problem)
-        return [part - start for part, start in zip(parts, offsets[:-1].tolist(), strict=True)]
+        each = zip(_parts(problem)(result), offsets[:-1].tolist(), strict=True)
+        return [picks - start for picks, start in each]
 
     return Contender(OURS, "ours", call, split, lambda: call(sort=False))
 
 
-def _rows(result: Tensor) -> list[Tensor]:
-    return list(result)
-
-
-def _parts(result: Tensor, problem: Problem) -> list[Tensor]:
-    return list(result.split([image.k for image in problem.images]))
+def _parts(problem: Problem) -> Callable[[Tensor], list[Tensor]]:
+    """Splits the picks of all images into those of each."""
+    sizes = [image.k for image in problem.images]
+    return lambda result: list(result.split(sizes))

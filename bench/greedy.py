@@ -24,7 +24,7 @@ import zspa_kernels as zk
 from bench import pages
 from bench.environment import ROOT, environment
 from bench.method_readings import todre
-from bench.timing import Machine, interleave, quiet, summary, warm_up
+from bench.timing import Machine, Samples, interleave, quiet, summary, warm_up
 from zspa_kernels.backends.cpp.dpp import dpp as native_dpp
 from zspa_kernels.backends.cpp.min_sum import min_sum as native_min_sum
 from zspa_kernels.methods import SCOPE, CDPruner, MMTok
@@ -195,24 +195,29 @@ def measure(suite: str, threads: int) -> list[Record]:
                         warm_up(pair.ours)
                         warm_up(pair.plain, 0.0)
                         samples = interleave(pair.ours, {"plain": pair.plain}, seconds)
-                    ours, plain = (summary(samples[x].slots).median_ms for x in ("", "plain"))
-                    picks, other = samples[""].result, samples["plain"].result
-                    if picks is None or other is None or not samples[""].steady:
-                        raise RuntimeError(f"{pair.name}: calls with the same arguments differ")
-                    replay = pair.check(picks)
-                    same = len(set(picks.tolist()) & set(other.tolist())) / k
                     name = str(dtype).removeprefix("torch.")
-                    sizes = (pair.name, name, model, n, d, k)
-                    dots = None if pair.dots is None else pair.dots()
-                    times = (ours, plain, plain / ours)
-                    found = (replay.picks, replay.decided, dots)
-                    records.append(Record(*sizes, *times, same, *found))
+                    r = _record(pair, (name, model, n, d, k), samples[""], samples["plain"])
+                    records.append(r)
                     console.print(
-                        f"{pair.name} {name} {model} {n} x {d}, K = {k}: {ours:.2f} ms, "
-                        f"plain {plain:.1f} ms, {plain / ours:.1f}x, "
-                        f"{replay.picks} picks replayed, {replay.decided} decided"
+                        f"{r.rule} {r.dtype} {r.model} {n} x {d}, K = {k}: {r.ours_ms:.2f} ms, "
+                        f"plain {r.plain_ms:.1f} ms, {r.gain:.1f}x, "
+                        f"{r.replayed} picks replayed, {r.decided} decided"
                     )
     return records
+
+
+def _record(
+    pair: Pair, workload: tuple[str, str, int, int, int], ours: Samples, plain: Samples
+) -> Record:
+    """What the timed calls of a pair say; the picks of ours are checked first."""
+    if ours.result is None or plain.result is None or not ours.steady:
+        raise RuntimeError(f"{pair.name}: calls with the same arguments differ")
+    replay = pair.check(ours.result)
+    same = len(set(ours.result.tolist()) & set(plain.result.tolist())) / len(ours.result)
+    ms, plain_ms = (summary(samples.slots).median_ms for samples in (ours, plain))
+    dots = None if pair.dots is None else pair.dots()
+    times = (ms, plain_ms, plain_ms / ms)
+    return Record(pair.name, *workload, *times, same, replay.picks, replay.decided, dots)
 
 
 def table(results: Mapping[str, Any]) -> str:

@@ -99,18 +99,8 @@ def _judged(
         status, reason = "wrong", str(error)
     if status == "wrong" and contender.kind == "inexact":
         status = "inexact"
+    head = (workload.name, contender.name, contender.kind, status, reason)
     if status == "wrong":
-        return Record(
-            workload.name, contender.name, contender.kind, status, reason, load_average=load
-        )
-    return Record(
-        workload.name,
-        contender.name,
-        contender.kind,
-        status,
-        reason,
-        verdict,
-        timing.summary(samples.slots),
-        samples.slots,
-        load_average=load,
-    )
+        return Record(*head, load_average=load)
+    times = timing.summary(samples.slots)
+    return Record(*head, verdict, times, samples.slots, load_average=load)

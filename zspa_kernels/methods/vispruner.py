@@ -6,14 +6,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from .. import _contract_primitives as _contract
 from .. import _contract_values as _values
 from .. import api
 from ..primitives import thin
-from ..primitives.scores import largest, members, ordered
+from ..primitives.scores import combined, largest, members
 from ..types import Selection
 from ._compose import ATTENTION, FEATURES, check_options, compared, per_token, standing
 from ._registry import VISUAL, About, register
@@ -42,6 +41,7 @@ class VisPruner(EachByItself):
             `thin` leaves them.
 
     Example:
+        >>> import torch
         >>> visual = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.5, 0.5]])
         >>> attention = torch.tensor([0.1, 0.4, 0.2, 0.3])
         >>> picked = VisPruner(keep=3).select(visual, attention=attention)
@@ -101,12 +101,6 @@ class VisPruner(EachByItself):
         n = visual.shape[-2]
         k = api.num_keep(n, self.keep, self.rounding)
         core = largest(scores, int(k * self.important), valid)
-        important = members(core, n)
-        others = thin(space, scores, k - core.shape[-1], step=self.step, mask=valid & ~important)
-        picks = torch.cat((core, others), dim=-1)
-        if not self.sorted:
-            place = torch.arange(k, device=picks.device)
-            return Selection(picks, (place < core.shape[-1]) & (picks >= 0), scores)
-        indices, found = ordered(picks, n)
-        core_mask = important.gather(-1, indices.clamp_min(0)) & found
-        return Selection(indices, core_mask, scores)
+        left = valid & ~members(core, n)
+        others = thin(space, scores, k - core.shape[-1], step=self.step, mask=left)
+        return Selection(*combined(core, others, k, self.sorted), scores)

@@ -139,8 +139,7 @@ def largest(
     order = keys.sort(dim=-1, descending=True, stable=True).indices
     if not whole:
         order = _by_quotas(scores, order, keys, k, segments, quotas)
-    picks = _first(order, keys, k)
-    return ordered(picks, scores.shape[-1])[0] if sorted else picks
+    return _first(order, keys, k, sorted)
 
 
 def best_of_segments(
@@ -149,8 +148,7 @@ def best_of_segments(
     """`topk` with quotas of each image, int64 `[B, S]` on its device; all arguments checked."""
     keys = _keys(scores, mask)
     order = keys.sort(dim=-1, descending=True, stable=True).indices
-    picks = _first(_admitted_first(order, keys, k, segments, quotas), keys, k)
-    return ordered(picks, scores.shape[-1])[0] if sorted else picks
+    return _first(_admitted_first(order, keys, k, segments, quotas), keys, k, sorted)
 
 
 def _keys(scores: Tensor, mask: Tensor | None) -> Tensor:
@@ -163,12 +161,13 @@ def _keys(scores: Tensor, mask: Tensor | None) -> Tensor:
     return (scores.double() + 0.0).masked_fill(~usable, -torch.inf)
 
 
-def _first(order: Tensor, keys: Tensor, k: int) -> Tensor:
-    """The first `k` of `order`, -1 past the tokens that count."""
+def _first(order: Tensor, keys: Tensor, k: int, sorted: bool) -> Tensor:
+    """The first `k` of `order`, ascending if `sorted`; -1 past the tokens that count."""
     # Not order[..., :k]: torch.export would ask whether a symbolic k is below N.
     place = torch.arange(k, device=order.device)
     picks = order.index_select(-1, place)
-    return torch.where(place < (keys > -torch.inf).sum(-1, keepdim=True), picks, -1)
+    picks = torch.where(place < (keys > -torch.inf).sum(-1, keepdim=True), picks, -1)
+    return ordered(picks, keys.shape[-1])[0] if sorted else picks
 
 
 def spaced(

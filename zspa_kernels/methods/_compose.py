@@ -11,11 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _contract_primitives as _contract
+from .. import _contract, _counts, api
+from .. import _contract_primitives as _rules
 from .. import _contract_values as _values
-from .. import _counts, api
-from .._contract import POOLINGS
-from .._contract import alike as _alike
 from ..primitives.scores import ordered
 from ..types import Selection
 from ._registry import About, Input
@@ -60,16 +58,16 @@ def check_options(about: About, method: Any) -> None:
         if isinstance(field.default, bool):
             _values.flag(about.title, field.name, getattr(method, field.name))
     if hasattr(method, "pooling"):
-        _values.option(about.title, "pooling", method.pooling, POOLINGS)
+        _values.option(about.title, "pooling", method.pooling, _contract.POOLINGS)
 
 
 def per_token(
     about: About, name: str, value: object, visual: Tensor, mask: Tensor | None = None
 ) -> Tensor:
     """A required score per token, float32 `[B, N]`, without gradient; tokens and mask checked."""
-    _contract.visual(about.title, visual, mask)
+    _rules.visual(about.title, visual, mask)
     x = about.require(name, value)
-    _contract.per_token(about.title, name, x, visual)
+    _rules.per_token(about.title, name, x, visual)
     if x.requires_grad:
         x = x.detach()
     return x if x.dtype is torch.float32 else x.float()
@@ -80,7 +78,7 @@ def compared(about: About, name: str, value: object, visual: Tensor) -> Tensor:
     if value is None:
         return visual
     vectors = about.require(name, value)
-    _contract.features(about.title, name, vectors, visual)
+    _rules.features(about.title, name, vectors, visual)
     return vectors
 
 
@@ -128,7 +126,7 @@ def kept_of_each(
     """
     if isinstance(visual, Tensor) and visual.ndim:  # a batch is a sequence of images as well
         visual = list(visual)
-    _alike(about.title, "visual", visual, 2)
+    _contract.alike(about.title, "visual", visual, 2)
     return [api.num_keep(len(x), keep, rounding) for x in visual]
 
 

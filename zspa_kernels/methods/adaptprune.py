@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .. import _contract_primitives as _contract
+from .. import _contract_primitives as _rules
 from .. import api
 from ..primitives import soft_suppress
 from ..primitives.similarity import valid_rows
@@ -90,10 +90,10 @@ class AdaptPrune(EachByItself):
 
     def __post_init__(self) -> None:
         check_options(self.about, self)
-        _contract.number("AdaptPrune", "similarity_sigma", self.similarity_sigma, 1e-6, 1e6)
+        _rules.number("AdaptPrune", "similarity_sigma", self.similarity_sigma, 1e-6, 1e6)
         for name in ("distance_sigma", "center_sigma"):
-            _contract.number("AdaptPrune", name, getattr(self, name), 1e-6, math.inf)
-        _contract.number("AdaptPrune", "distance_limit", self.distance_limit, 0.0, math.inf)
+            _rules.number("AdaptPrune", name, getattr(self, name), 1e-6, math.inf)
+        _rules.number("AdaptPrune", "distance_limit", self.distance_limit, 0.0, math.inf)
 
     def select(
         self,
@@ -123,7 +123,7 @@ class AdaptPrune(EachByItself):
         """
         places = self.about.require("positions", positions)
         scores = per_token(self.about, "attention", attention, visual, visual_mask)
-        _contract.positions("AdaptPrune", "positions", places, visual)
+        _rules.positions("AdaptPrune", "positions", places, visual)
         space = compared(self.about, "keys", keys, visual)
         valid = (scores >= 0) & scores.isfinite() & standing(visual, visual_mask).isfinite()
         valid = valid & places.isfinite().all(-1)

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .. import _contract_primitives as _contract
+from .. import _contract_primitives as _rules
 from .. import _contract_values as _values
 from .. import api
 from ..primitives import min_max
@@ -75,7 +75,7 @@ class CDPruner(MethodBase):
         _values.option("CDPruner", "space", self.space, SPACES)
         if self.emphasis is not None:
             last = math.nextafter(1.0, 0.0)
-            _contract.number("CDPruner", "emphasis", self.emphasis, 0.0, last)
+            _rules.number("CDPruner", "emphasis", self.emphasis, 0.0, last)
 
     @property
     def model_inputs(self) -> tuple[Input, ...]:
@@ -147,13 +147,13 @@ class CDPruner(MethodBase):
         prompt_mask: Tensor | None = None,
     ) -> Tensor:
         """The relevance of each token, scaled; NaN for invalid ones."""
-        _contract.visual("CDPruner", visual, visual_mask)
+        _rules.visual("CDPruner", visual, visual_mask)
         if self.space == "llm":
             image, text = visual, self.about.require("prompt", prompt)
         else:
             image = self.about.require("image_embeds", image_embeds)
             text = self.about.require("text_embeds", text_embeds)
-            _contract.embeddings("CDPruner", image, text, visual)
+            _rules.embeddings("CDPruner", image, text, visual)
         _, scores = api.relevance_topk(
             image, text, 0, visual_mask=visual_mask, prompt_mask=prompt_mask, pooling="none_mean"
         )

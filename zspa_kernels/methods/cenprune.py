@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .. import _contract_primitives as _contract
+from .. import _contract_primitives as _rules
+from .. import _contract_values as _values
 from .. import api
-from .._contract_values import option
 from ..primitives import centred, distinctiveness, min_max
 from ..primitives._image import SHORTEST, lengths
 from ..primitives.similarity import NOISE
@@ -71,7 +71,7 @@ class CenPrune(MethodBase):
 
     def __post_init__(self) -> None:
         check_options(self.about, self)
-        option("CenPrune", "process", self.process, ("distance", "dpp"))
+        _values.option("CenPrune", "process", self.process, ("distance", "dpp"))
 
     def select(
         self,
@@ -121,7 +121,7 @@ class CenPrune(MethodBase):
         self, visual: Tensor, importance: Tensor | None, visual_mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """The centred tokens and the weight of each, both NaN for invalid ones."""
-        _contract.visual("CenPrune", visual, visual_mask)
+        _rules.visual("CenPrune", visual, visual_mask)
         if importance is not None:
             importance = per_token(self.about, "importance", importance, visual)
             known = importance.isfinite()

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .. import _contract_primitives as _contract
+from .. import _contract_primitives as _rules
 from .. import _contract_values as _values
 from .. import api
 from ..primitives import suppress
@@ -66,7 +66,7 @@ class GreedyPrune(EachByItself):
 
     def __post_init__(self) -> None:
         check_options(self.about, self)
-        _contract.number("GreedyPrune", "threshold", self.threshold, -1.0, 1.0)
+        _rules.number("GreedyPrune", "threshold", self.threshold, -1.0, 1.0)
 
     @_values.naming("GreedyPrune")
     def select(

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .. import _contract_primitives as _contract
+from .. import _contract_primitives as _rules
 from .. import _contract_values as _values
 from .. import api
 from ..primitives._image import SHORTEST, undisturbed
@@ -75,8 +75,8 @@ class HoloV(EachByItself):
     def __post_init__(self) -> None:
         check_options(self.about, self)
         _values.integer_at_least("HoloV", "crops", self.crops, 1)
-        _contract.number("HoloV", "variance", self.variance, 0.0, 1e6)
-        _contract.number("HoloV", "sharpness", self.sharpness, 0.0, 100.0)
+        _rules.number("HoloV", "variance", self.variance, 0.0, 1e6)
+        _rules.number("HoloV", "sharpness", self.sharpness, 0.0, 100.0)
 
     @_values.naming("HoloV")
     def select(

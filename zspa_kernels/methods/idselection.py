@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .. import _contract_primitives as _contract
+from .. import _contract_primitives as _rules
 from .. import api
 from ..primitives import min_max, soft_suppress
 from ..types import Selection
@@ -63,7 +63,7 @@ class IDSelection(EachByItself):
 
     def __post_init__(self) -> None:
         check_options(self.about, self)
-        _contract.number("IDSelection", "gamma", self.gamma, 1e-6, 1e6)
+        _rules.number("IDSelection", "gamma", self.gamma, 1e-6, 1e6)
 
     def select(
         self,

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .. import _contract_primitives as _contract
+from .. import _contract_primitives as _rules
 from .. import api
 from ..primitives.similarity import valid_rows, word_cosines
 from ..types import Selection
@@ -72,8 +72,8 @@ class MMTok(MethodBase):
     def __post_init__(self) -> None:
         check_options(self.about, self)
         for name in ("text_temperature", "vision_temperature"):
-            _contract.number("MMTok", name, getattr(self, name), 1e-4, math.inf)
-        _contract.number("MMTok", "balance", self.balance, 0.0, math.inf)
+            _rules.number("MMTok", name, getattr(self, name), 1e-4, math.inf)
+        _rules.number("MMTok", "balance", self.balance, 0.0, math.inf)
 
     def select(
         self,
@@ -147,7 +147,7 @@ class MMTok(MethodBase):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What is covered, what each token gives to each word, and which tokens are valid."""
         prompt = self.about.require("prompt", prompt)
-        _contract.visual_and_prompt("MMTok", visual, prompt, visual_mask, prompt_mask)
+        _rules.visual_and_prompt("MMTok", visual, prompt, visual_mask, prompt_mask)
         space = compared(self.about, "features", features, visual)
         if features is not None:
             # A token that cannot be chosen takes no share of a word either.

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .. import _contract_primitives as _contract
+from .. import _contract_primitives as _rules
 from .. import api
 from ..types import Selection
 from ._compose import (
@@ -69,7 +69,7 @@ class SCOPE(MethodBase):
 
     def __post_init__(self) -> None:
         check_options(self.about, self)
-        _contract.number("SCOPE", "alpha", self.alpha, 0.0, math.inf)
+        _rules.number("SCOPE", "alpha", self.alpha, 0.0, math.inf)
 
     def select(
         self,

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .. import _contract_primitives as _contract
+from .. import _contract_primitives as _rules
 from .. import _contract_values as _values
 from .. import api
 from ..types import Selection
@@ -68,7 +68,7 @@ class ToDRE(MethodBase):
         Returns:
             The selection, without core and without scores.
         """
-        _contract.visual("ToDRE", visual, visual_mask)
+        _rules.visual("ToDRE", visual, visual_mask)
         k = api.num_keep(visual.shape[-2], self.keep)
         return selection(api.min_sum(visual, k, visual_mask=visual_mask), visual, self.sorted)
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .. import _contract_primitives as _contract
+from .. import _contract_primitives as _rules
 from .. import api
 from ..primitives import Merging, match
 from ..primitives.merging import shares
@@ -97,8 +97,8 @@ class ToMe(EachByItself):
             `[B, K, D]`. Every token of a group has the same weight.
         """
         keys = self.about.require("keys", keys)
-        _contract.visual("ToMe", visual, visual_mask)
-        _contract.features("ToMe", "keys", keys, visual)
+        _rules.visual("ToMe", visual, visual_mask)
+        _rules.features("ToMe", "keys", keys, visual)
         k = api.num_keep(visual.shape[-2], self.keep)
         indices, owner = match(keys, k, mask=visual_mask)
         picked = Selection(indices, torch.zeros_like(indices, dtype=torch.bool))

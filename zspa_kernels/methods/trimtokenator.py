@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .. import _contract_primitives as _contract
+from .. import _contract_primitives as _rules
 from .. import _contract_values as _values
 from .. import api
 from ..primitives import alignment, topk
@@ -75,7 +75,7 @@ class TrimTokenator(EachByItself):
             The selection, without core; its scores are the alignments, minus a mean squared
             distance, -inf for invalid tokens. Where no prompt token is valid all tokens stay.
         """
-        _contract.visual("TrimTokenator", visual, visual_mask)
+        _rules.visual("TrimTokenator", visual, visual_mask)
         prompt = self.about.require("prompt", prompt)
         scores = alignment(visual, prompt, visual_mask=visual_mask, prompt_mask=prompt_mask)
         n = visual.shape[-2]

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .. import _contract_primitives as _contract
+from .. import _contract_primitives as _rules
 from .. import api
 from ..primitives import Merging
 from ..primitives.merging import groups
@@ -62,7 +62,7 @@ class VisionZip(EachByItself):
 
     def __post_init__(self) -> None:
         check_options(self.about, self)
-        _contract.number("VisionZip", "contextual", self.contextual, 0.0, 1.0)
+        _rules.number("VisionZip", "contextual", self.contextual, 0.0, 1.0)
 
     def select(
         self,
@@ -119,7 +119,7 @@ class VisionZip(EachByItself):
         """
         picked = self.select(visual, attention=attention, visual_mask=visual_mask)
         keys = self.about.require("keys", keys)
-        _contract.features("VisionZip", "keys", keys, visual)
+        _rules.features("VisionZip", "keys", keys, visual)
         valid = per_token(self.about, "attention", attention, visual).isfinite()
         valid = valid if visual_mask is None else valid & visual_mask
         return Merging(picked, *groups(keys, picked.indices, picked.core_mask, valid))

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .. import _contract_primitives as _contract
+from .. import _contract_primitives as _rules
 from .. import _contract_values as _values
 from .. import api
 from ..primitives import thin
@@ -66,7 +66,7 @@ class VisPruner(EachByItself):
 
     def __post_init__(self) -> None:
         check_options(self.about, self)
-        _contract.number("VisPruner", "important", self.important, 0.0, 1.0)
+        _rules.number("VisPruner", "important", self.important, 0.0, 1.0)
         _values.integer_at_least("VisPruner", "step", self.step, 1)
 
     @_values.naming("VisPruner")

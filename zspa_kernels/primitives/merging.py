@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import _contract_primitives as _contract
+from .. import _contract_primitives as _rules
 from .. import _contract_values as _values
 from ..backends.cpp import merging as _cpp
 from ..types import Selection
@@ -63,8 +63,8 @@ def assign(features: Tensor, kept: Tensor, *, mask: Tensor | None = None) -> Ten
         >>> assign(features, torch.tensor([0, 1])).tolist()
         [0, 1, 1]
     """
-    _contract.vectors("assign", features, mask)
-    _contract.indices("assign", "kept", kept, features)
+    _rules.vectors("assign", features, mask)
+    _rules.indices("assign", "kept", kept, features)
     if native(features, kept, mask):
         slots = kept.contiguous() if kept.ndim == 2 else kept.contiguous().unsqueeze(0)
         own = _cpp.assign(as_batch(features), slots, contiguous(mask))
@@ -144,7 +144,7 @@ def merge(x: Tensor, owner: Tensor, k: int, *, weights: Tensor | None = None) ->
         >>> merge(torch.tensor([[1.0], [3.0], [9.0]]), torch.tensor([0, 0, 1]), 2).tolist()
         [[2.0], [9.0]]
     """
-    _contract.rows("merge", x, owner, k, weights)
+    _rules.rows("merge", x, owner, k, weights)
     traced = x.requires_grad or (weights is not None and weights.requires_grad)
     if native(x, owner, weights) and not (traced and torch.is_grad_enabled()):
         return _merged(x, owner, k, weights)
@@ -212,7 +212,7 @@ def match(features: Tensor, k: int, *, mask: Tensor | None = None) -> tuple[Tens
         ([0, 1, 3], [0, 1, 1, 2])
     """
     k = _values.integer("match", "k", k)
-    _contract.vectors("match", features, mask, k)
+    _rules.vectors("match", features, mask, k)
     if native(features, mask):
         heads, own = _cpp.match(as_batch(features), k, contiguous(mask))
         return (heads, own) if features.ndim == 3 else (heads[0], own[0])

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import _contract_primitives as _contract
+from .. import _contract_primitives as _rules
 from .. import _contract_values as _values
 from ..backends.cpp import _combined
 from ..backends.cpp import _topk as _cpp
@@ -38,8 +38,8 @@ def min_max(scores: Tensor, valid: Tensor, flat: float = 1e-3) -> Tensor:
         >>> min_max(scores, torch.tensor([True, True, True, False]))
         tensor([0.0000, 1.0000, 0.5000,    nan])
     """
-    _contract.scores("min_max", scores, 0)
-    _contract.flags("min_max", "valid", valid, scores)
+    _rules.scores("min_max", scores, 0)
+    _rules.flags("min_max", "valid", valid, scores)
     flat = _values.ratio("min_max", "flat", flat)
     if scores.shape[-1] == 0:
         return scores.new_empty(scores.shape, dtype=torch.float32)
@@ -95,7 +95,7 @@ def topk(
         >>> topk(scores, 2, segments=torch.tensor([0, 0, 0, 1, 1]), quotas=[1, 1]).tolist()
         [1, 3]
     """
-    _contract.scores("topk", scores, k, mask)
+    _rules.scores("topk", scores, k, mask)
     _values.flag("topk", "sorted", sorted)
     return largest(scores, k, mask, force_keep, segments, quotas, sorted)
 
@@ -129,7 +129,7 @@ def largest(
 ) -> Tensor:
     """`topk` of scores, a mask and `sorted` that were checked."""
     if force_keep is not None:
-        _contract.flags("topk", "force_keep", force_keep, scores)
+        _rules.flags("topk", "force_keep", force_keep, scores)
     whole = segments is None and quotas is None
     if whole and native(scores, mask, force_keep, float64=True):
         return _cpp.topk(scores, k, mask, force_keep, sorted)
@@ -238,8 +238,8 @@ def _by_quotas(
     if segments is None or quotas is None:
         missing = "segments" if segments is None else "quotas"
         raise ValueError(f"topk: {missing} must be given, as segments and quotas go together")
-    _contract.labels("topk", "segments", segments, scores)
-    counts = _contract.quotas("topk", quotas, k)
+    _rules.labels("topk", "segments", segments, scores)
+    counts = _rules.quotas("topk", quotas, k)
     limits = torch.tensor(counts, dtype=torch.int64, device=scores.device)
     return _admitted_first(order, keys, k, segments, limits.expand(*scores.shape[:-1], -1))
 
@@ -314,7 +314,7 @@ def ascending(indices: Tensor, n: int) -> Tensor:
         >>> ascending(torch.tensor([4, -1, 2]), 5).tolist()
         [2, 4, -1]
     """
-    _contract.ints("ascending", "indices", indices)
+    _rules.ints("ascending", "indices", indices)
     n = _values.integer("ascending", "n", n)
     return ordered(indices, n)[0]
 

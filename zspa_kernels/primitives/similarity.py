@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import _contract_primitives as _contract
+from .. import _contract_primitives as _rules
 from .. import api
 from ..backends.cpp import _alignment, _centred
 from ..backends.cpp import merging as _merging
@@ -51,7 +51,7 @@ def centred(visual: Tensor, *, visual_mask: Tensor | None = None) -> Tensor:
         >>> centred(torch.tensor([[1.0, 5.0], [3.0, 5.0]])).tolist()
         [[-1.0, 0.0], [1.0, 0.0]]
     """
-    _contract.visual("centred", visual, visual_mask)
+    _rules.visual("centred", visual, visual_mask)
     if native(visual, visual_mask):
         result = _centred.centred(as_batch(visual), contiguous(visual_mask))
         return result if visual.ndim == 3 else result[0]
@@ -87,7 +87,7 @@ def distinctiveness(visual: Tensor, *, visual_mask: Tensor | None = None) -> Ten
         >>> distinctiveness(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])).tolist()
         [-0.5, -0.5, -0.0]
     """
-    _contract.visual("distinctiveness", visual, visual_mask)
+    _rules.visual("distinctiveness", visual, visual_mask)
     if native(visual, visual_mask):
         result = _centred.distinctiveness(as_batch(visual), contiguous(visual_mask))
         return result if visual.ndim == 3 else result[0]
@@ -133,7 +133,7 @@ def alignment(
         >>> alignment(torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[1.0, 1.0]])).tolist()
         [-1.0, -2.0]
     """
-    _contract.visual_and_prompt("alignment", visual, prompt, visual_mask, prompt_mask)
+    _rules.visual_and_prompt("alignment", visual, prompt, visual_mask, prompt_mask)
     if native(visual, prompt, visual_mask, prompt_mask):
         result = _alignment.alignment(
             as_batch(visual), as_batch(prompt), contiguous(visual_mask), contiguous(prompt_mask)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import _contract_primitives as _contract
+from .. import _contract_primitives as _rules
 from .. import _contract_values as _values
 from ..backends.cpp import thinning as _cpp
 from ._image import ROWS, Image, as_batch, contiguous, images, in_full_precision, native, padded
@@ -57,8 +57,8 @@ def thin(
     """
     k = _values.integer("thin", "k", k)
     step = _values.integer_at_least("thin", "step", step, 1)
-    _contract.vectors("thin", features, mask, k)
-    _contract.per_token("thin", "scores", scores, features)
+    _rules.vectors("thin", features, mask, k)
+    _rules.per_token("thin", "scores", scores, features)
     rated = scores.detach().double().contiguous()
     if native(features, rated, mask, float64=True) and features.dtype is not torch.float64:
         left = _cpp.thin(as_batch(features), rated, k, step, contiguous(mask))

@@ -85,10 +85,10 @@ def contender(name: str, problem: Problem) -> Contender:
     return _loop(name, "baseline", BASELINES[name], problem, problem.floats)
 
 
-def compiled_loop(name: str, problem: Problem, backend: str = "inductor") -> Contender:
+def compiled_loop(name: str, problem: Problem) -> Contender:
     """The loop `name` with its step compiled."""
     try:
-        loop = compiled(name, backend)
+        loop = compiled(name)
     except Exception as error:
         # Whatever a compiler throws: the other contenders go on.
         text = str(error).strip().splitlines() or [""]

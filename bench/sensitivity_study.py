@@ -94,9 +94,9 @@ class Problem:
         scores: Tensor = call("sensitivity", "auto", arguments)
         return scores
 
-    def participation(self, count: int = 8) -> float:
-        """(sum s^2)^2 / sum s^4 of the singular values of the Jacobian, mean over some tokens."""
-        jacobian = torch.func.vmap(torch.func.jacrev(self.project))(self.features[:count])
+    def participation(self) -> float:
+        """(sum s^2)^2 / sum s^4 of the singular values of the Jacobian, mean over eight tokens."""
+        jacobian = torch.func.vmap(torch.func.jacrev(self.project))(self.features[:8])
         squares = torch.linalg.svdvals(jacobian).square()
         ratio: Tensor = squares.sum(1).square() / squares.square().sum(1)
         return float(ratio.mean())

@@ -164,14 +164,11 @@ class SensitivityPlan:
         return f"SensitivityPlan(D={D}, H={H}, activation={self.activation!r}, {rank})"
 
 
-def compact_output(w2: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """R of `w2 = Q R` `[min(O, H), H]`: the same responses in length, half the work.
+def compact_output(w2: Tensor) -> Tensor:
+    """R of `w2 = Q R` `[min(O, H), H]`, for w2 `[O, H]`: responses as long, half the work.
 
     `||R y|| = ||w2 y||` for every y, and R is upper triangular, whose zeros the CPU backend skips.
-
-    Args:
-        w2: second layer `[O, H]`.
-        dtype: of the result; None: as in `SensitivityPlan`.
+    Its dtype is that of a factor; see `SensitivityPlan`.
     """
     with torch.no_grad():
         wide = w2.double()
@@ -179,7 +176,7 @@ def compact_output(w2: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         lower, failed = torch.linalg.cholesky_ex(wide.T @ wide)
         short = w2.shape[0] < w2.shape[1] or int(failed) != 0
         r: Tensor = torch.linalg.qr(wide, mode="r").R if short else lower.T
-    return r.to(dtype or product_dtype(w2)).contiguous()
+    return r.to(product_dtype(w2)).contiguous()
 
 
 def unit_directions(m: int, d: int, seed: int = 0, device: torch.device | str = "cpu") -> Tensor:

@@ -20,6 +20,8 @@ from torch.nn.functional import interpolate
 import zspa_kernels as zk
 from python_tests import vlms
 from python_tests.hf_oracle import generate
+from python_tests.vlm_llava import ONEVISION, pins
+from python_tests.vlm_processors import OneVisionProcessor
 from zspa_kernels import hf, pictures
 from zspa_kernels.hf.architectures import ARCHITECTURES, Target
 from zspa_kernels.hf.collect import wanted
@@ -86,6 +88,20 @@ def test_cells_of_a_picture_that_stays(width: int, height: int, rows: int, colum
         [1, r, c] if c < columns else [-1, -1, -1] for r in range(rows) for c in range(columns + 1)
     ]
     assert cell.tolist() == expected
+
+
+@pytest.mark.parametrize(("ratio", "side"), [("anyres_max_9", 8), ("anyres_max_1", 4)])
+def test_how_small_a_picture_is_made_may_be_said_by_the_call(ratio: str, side: int) -> None:
+    """The model is made for `anyres_max_2`, whose newlines stand elsewhere."""
+    tiny = vlms.get("llava_onevision")
+    processor = OneVisionProcessor(tiny.processor.tokenizer, ONEVISION, 14, pins(ONEVISION), ratio)
+    photo = vlms.photograph("chelsea", (112, 112))
+    inputs = processor(images=[photo], text=tiny.prompt("what"), return_tensors="pt")
+    cell = pruned(tiny, {**inputs, "vision_aspect_ratio": ratio}).images[0].cell[16:]
+    line = range(side + 1)
+    assert cell.tolist() == [
+        [1, r, c] if c < side else [-1, -1, -1] for r in range(side) for c in line
+    ]
 
 
 def test_pictures_of_one_prompt_are_not_cut() -> None:

@@ -110,11 +110,11 @@ def pack_anyres(
 ) -> list[Tensor]:
     """Values `[tiles, n, C]` of each picture in the order of its tokens, `[tokens, C]`."""
     names = inspect.signature(type(target.inner).pack_image_features).parameters
-    options = {
-        name: getattr(target.model.config, name)
-        for name in ("vision_feature_select_strategy", "vision_aspect_ratio")
-        if name in names
-    }
+    options = {}
+    for name in ("vision_feature_select_strategy", "vision_aspect_ratio"):
+        if name in names:
+            given = inputs.get(name)
+            options[name] = getattr(target.model.config, name) if given is None else given
     packed = target.inner.pack_image_features(
         pictures,
         inputs["image_sizes"].cpu(),

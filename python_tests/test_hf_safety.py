@@ -435,6 +435,11 @@ def test_bad_inputs() -> None:
         ({"attention_mask": ids[:, 1:]}, ValueError, "attention_mask must be"),
         ({"attention_mask": ids[None]}, ValueError, r"attention_mask must be .* got \[1, 1, \d+\]"),
         ({"attention_mask": {}}, ValueError, "attention_mask must be .* got dict"),
+        (
+            {"attention_mask": (ids != tiny.model.config.image_token_id).long()},
+            hf.UnsupportedInputError,
+            "attention_mask must be 1 at the tokens of pictures and videos, got 0 at some",
+        ),
         ({"mm_encoder_outputs": {}}, hf.UnsupportedInputError, "that come as pixel_values beside"),
         ({"labels": ids}, hf.LabelsError, "labels must be None, got a tensor as long as the unpr"),
     ):

@@ -276,6 +276,11 @@ def prune_batch(
             raise ValueError(f"prune: {name} must be {list(ids.shape)} like input_ids, got {got}")
     ids_host, valid = ids.cpu(), mask.cpu().bool()
     visual = target.visual(ids_host)
+    if bool((visual & ~valid).any()):
+        raise UnsupportedInputError(
+            "prune: attention_mask must be 1 at the tokens of pictures and videos, got 0 at some, "
+            "which the model would take for padding; leave out what is not to be seen"
+        )
     merge = options.merges(method)
     collected = collect.wanted(method, target, inputs)
     with collected.watching(target):

@@ -78,8 +78,14 @@ def same(a: Tensor, b: Tensor, what: object) -> None:
 
 
 def alike(a: Tensor, b: Tensor, what: object) -> None:
-    """Both are picks that were made: where no kernel did anything, there are none in `b`."""
+    """Both are picks that were made, of each row: where no kernel did anything, `b` has none.
+
+    Or it has what its memory held before.
+    """
     assert (b >= 0).any(), f"{what}: nothing was picked"
+    ascending = b.sort(-1).values
+    again = (ascending[..., 1:] == ascending[..., :-1]) & (ascending[..., 1:] >= 0)
+    assert not again.any(), f"{what}: a token was picked twice"
     same(a, b, what)
 
 

@@ -97,6 +97,8 @@ def test_what_is_wrong_is_said_in_a_line() -> None:
         gpu_check.same(picks[:2], picks, "x")
     with pytest.raises(AssertionError, match=r"^again: nothing was picked$"):
         gpu_check.alike(picks * 0 - 1, picks * 0 - 1, "again")
+    with pytest.raises(AssertionError, match=r"^again: a token was picked twice$"):
+        gpu_check.alike(picks * 0, picks * 0, "again")
     with pytest.raises(AssertionError, match="nan instead of nan"):
         gpu_check.same(torch.tensor([torch.nan]), torch.tensor([torch.nan]), "x")
 

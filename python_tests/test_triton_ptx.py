@@ -149,6 +149,12 @@ def test_planted_faults_of_tensor_memory_show() -> None:
     assert not found
 
 
+def test_products_are_added_as_matrix_units_add_them() -> None:
+    found = machine("python_tests.ptx.products", "80", "90")
+    assert [wrong["units"] for wrong in found] == [0, 0]
+    assert all(wrong["exact"] > 1000 for wrong in found)
+
+
 def test_a_copy_that_says_no_count_is_whole() -> None:
     """Masked copies, which are all that the kernels have, say how many bytes are read."""
     ptx = """

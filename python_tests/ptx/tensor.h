@@ -250,12 +250,13 @@ void multiply_tensor(Machine& m, Warp& w, const Instruction& i, uint32_t lanes) 
     const auto columns = shared_rows(m, unit, b, shape.columns, shape, where);
     for (int r = 0; r < shape.rows; ++r)
       for (int c = 0; c < shape.columns; ++c) {
-        double sum = 0.0;
-        for (size_t k = 0; k < 16; ++k)
-          sum += double(rows[size_t(r)][k]) * double(columns[size_t(c)][k]);
         const uint64_t lane = (d >> 16) + shape.lane(r), column = (d & 0xffff) + uint64_t(c);
-        if (adds) sum += double(as<float>(cell(m, unit, lane, column, where, false)));
-        cell(m, unit, lane, column, where, true) = uint32_t(bits(float(sum)));
+        float sum = 0.0f;
+        if (adds) sum = as<float>(cell(m, unit, lane, column, where, false));
+        sum = add_products<16, 2>(sum, [&](int k) {
+          return double(rows[size_t(r)][size_t(k)]) * double(columns[size_t(c)][size_t(k)]);
+        });
+        cell(m, unit, lane, column, where, true) = uint32_t(bits(sum));
       }
   });
 }

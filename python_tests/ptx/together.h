@@ -5,6 +5,7 @@
 #include <array>
 
 #include "memory.h"
+#include "units.h"
 
 namespace ptx {
 
@@ -85,14 +86,16 @@ std::array<std::array<float, 16>, 16> fragment(Warp& w, const int64_t* slots) {
   return a;
 }
 
-// Sums of a warp, 16 rows and 8 columns in four registers: element (row, column) += product.
-template <class Product>
+// Sums of a warp, 16 rows and 8 columns in four registers: element (row, column) += products.
+template <int PRODUCTS, int BITS, class Product>
 void accumulate(Warp& w, const int64_t* into, const int64_t* before, const Product& product) {
   for (int part = 0; part < 4; ++part)
     for (int l = 0; l < kLanes; ++l) {
-      const double sum = product(l / 4 + 8 * (part / 2), 2 * (l % 4) + part % 2);
-      const double old = before ? double(as<float>(w.at(before[part])[l])) : 0.0;
-      w.at(into[part])[l] = bits(float(sum + old));
+      const int row = l / 4 + 8 * (part / 2), column = 2 * (l % 4) + part % 2;
+      const float old = before ? as<float>(w.at(before[part])[l]) : 0.0f;
+      const float sum =
+          add_products<PRODUCTS, BITS>(old, [&](int k) { return product(row, column, k); });
+      w.at(into[part])[l] = bits(sum);
     }
 }
 
@@ -107,10 +110,8 @@ void multiply(Machine&, Warp& w, const Instruction& i, uint32_t lanes) {
       for (int half = 0; half < 2; ++half)
         b[2 * (l % 4) + half + 8 * part][l / 4] =
             F(uint16_t(w.at(i.args[8 + part])[l] >> (16 * half)));
-  accumulate(w, i.args, i.args + 10, [&](int row, int column) {
-    double sum = 0.0;
-    for (int k = 0; k < 16; ++k) sum += double(a[size_t(row)][size_t(k)]) * double(b[k][column]);
-    return sum;
+  accumulate<8, 1>(w, i.args, i.args + 10, [&](int row, int column, int k) {
+    return double(a[size_t(row)][size_t(k)]) * double(b[k][column]);
   });
 }
 
@@ -180,10 +181,8 @@ void multiply_async(Machine& m, Warp& w, const Instruction& i, uint32_t lanes) {
       for (int c = 0; c < 8; ++c)
         for (int k = 0; k < 16; ++k) columns[c][k] = element<F>(m, warp, from, n + c, k, where);
       const int64_t* part = sums + n / 2;
-      accumulate(warp, part, adds ? part : nullptr, [&](int r, int c) {
-        double sum = 0.0;
-        for (int k = 0; k < 16; ++k) sum += double(rows[size_t(r)][size_t(k)]) * columns[c][k];
-        return sum;
+      accumulate<16, 2>(warp, part, adds ? part : nullptr, [&](int r, int c, int k) {
+        return double(rows[size_t(r)][size_t(k)]) * double(columns[c][k]);
       });
     }
   });

@@ -65,6 +65,16 @@ def draw(batch: int, n: int, d: int, dtype: torch.dtype = torch.bfloat16) -> Ten
     return torch.stack(rows).to(DEVICE)
 
 
+def placed(x: Any) -> Any:
+    """A tensor on the device; anything else as it is."""
+    return x.to(DEVICE) if isinstance(x, Tensor) else x
+
+
+def picked(op: Callable[..., Tensor], *arguments: Any, **options: Any) -> Tensor:
+    """What an op picks on the device, brought to the host."""
+    return op(*map(placed, arguments), **{name: placed(x) for name, x in options.items()}).cpu()
+
+
 def same(a: Tensor, b: Tensor, what: object) -> None:
     """`b` is what must come out."""
     assert a.shape == b.shape, f"{what}: {list(a.shape)} values instead of {list(b.shape)}"

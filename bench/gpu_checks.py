@@ -37,6 +37,8 @@ from bench.gpu_check import (
     chosen,
     draw,
     error_of,
+    picked,
+    placed,
     same,
 )
 from zspa_kernels.testing import MODELS, bound, check_diversity, tokens
@@ -56,26 +58,15 @@ from zspa_kernels.testing.cases import (
 # --- the cases of the tests -----------------------------------------------------------------------
 
 
-def _moved(values: tuple[Any, ...]) -> list[Any]:
-    return [x.to(gpu_check.DEVICE) if isinstance(x, Tensor) else x for x in values]
-
-
 def _select(*case: Any) -> Tensor:
-    visual, prompt, k_core, k_diverse, mask, prompt_mask, pooling = _moved(case)
-    return zk.select(
-        visual,
-        prompt,
-        k_core=k_core,
-        k_diverse=k_diverse,
-        visual_mask=mask,
-        prompt_mask=prompt_mask,
-        pooling=pooling,
-        sorted=False,
-    ).cpu()
+    visual, prompt, *rest = case
+    names = ("k_core", "k_diverse", "visual_mask", "prompt_mask", "pooling")
+    options = dict(zip(names, rest, strict=True))
+    return picked(zk.select, visual, prompt, **options, sorted=False)
 
 
 def _relevance_topk(*case: Any) -> tuple[Tensor, Tensor]:
-    visual, prompt, k, mask, prompt_mask, pooling = _moved(case)
+    visual, prompt, k, mask, prompt_mask, pooling = map(placed, case)
     indices, scores = zk.relevance_topk(
         visual, prompt, k, visual_mask=mask, prompt_mask=prompt_mask, pooling=pooling
     )
@@ -83,8 +74,8 @@ def _relevance_topk(*case: Any) -> tuple[Tensor, Tensor]:
 
 
 def _diversity(*case: Any) -> Tensor:
-    visual, k, seeds, weights, mask = _moved(case)
-    return zk.diversity(visual, k, seeds=seeds, weights=weights, visual_mask=mask).cpu()
+    visual, k, seeds, weights, mask = case
+    return picked(zk.diversity, visual, k, seeds=seeds, weights=weights, visual_mask=mask)
 
 
 def _judge(judge: Callable[..., Any], run: Callable[..., Any], cases: list[Case]) -> None:

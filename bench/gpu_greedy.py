@@ -11,7 +11,7 @@ from torch import Tensor
 
 import zspa_kernels as zk
 from bench import gpu_check
-from bench.gpu_check import FIRST, alike, check, check_by_dtype, chosen, draw
+from bench.gpu_check import FIRST, alike, check, check_by_dtype, chosen, draw, picked
 from bench.method_readings import todre
 from zspa_kernels.testing import MODELS, bound, tokens
 from zspa_kernels.testing.baselines import dpp_loop, facility_location_loop
@@ -34,13 +34,7 @@ REPLAYED = 48
 
 
 def _dpp(visual: Tensor, k: int, weights: Tensor | None, mask: Tensor | None) -> Tensor:
-    at = gpu_check.DEVICE
-    return zk.dpp(
-        visual.to(at),
-        k,
-        weights=None if weights is None else weights.to(at),
-        visual_mask=None if mask is None else mask.to(at),
-    ).cpu()
+    return picked(zk.dpp, visual, k, weights=weights, visual_mask=mask)
 
 
 def _cases(absent: str = "seeds") -> list[Case]:
@@ -51,18 +45,8 @@ def _cases(absent: str = "seeds") -> list[Case]:
 
 
 def _facility_location(*case: Any) -> Tensor:
-    visual, k, benefits, weights, mask, temperature, scale = (
-        x.to(gpu_check.DEVICE) if isinstance(x, Tensor) else x for x in case
-    )
-    return zk.facility_location(
-        visual,
-        k,
-        benefits=benefits,
-        weights=weights,
-        visual_mask=mask,
-        temperature=temperature,
-        scale=scale,
-    ).cpu()
+    names = ("benefits", "weights", "visual_mask", "temperature", "scale")
+    return picked(zk.facility_location, *case[:2], **dict(zip(names, case[2:], strict=True)))
 
 
 @check
@@ -169,13 +153,7 @@ def facility_location_laws() -> None:
 
 
 def _min_sum(visual: Tensor, k: int, seeds: Tensor | None, mask: Tensor | None) -> Tensor:
-    at = gpu_check.DEVICE
-    return zk.min_sum(
-        visual.to(at),
-        k,
-        seeds=None if seeds is None else seeds.to(at),
-        visual_mask=None if mask is None else mask.to(at),
-    ).cpu()
+    return picked(zk.min_sum, visual, k, seeds=seeds, visual_mask=mask)
 
 
 @check

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import zspa_kernels as zk
 from bench import gpu_check
-from bench.gpu_check import FIRST, alike, check, check_by_dtype, chosen, draw, same
+from bench.gpu_check import FIRST, alike, check, check_by_dtype, chosen, draw, picked, placed, same
 from bench.method_readings import greedyprune, idselection
 from zspa_kernels.testing import MODELS, SPECIAL, special, tokens
 from zspa_kernels.testing.cases import DTYPES
@@ -33,10 +33,8 @@ def ratings(n: int, seed: int = 0) -> Tensor:
 
 
 def _suppress(visual: Tensor, scores: Tensor, k: int, mask: Tensor | None, limit: float) -> None:
-    at = gpu_check.DEVICE
-    moved = None if mask is None else mask.to(at)
-    got = zk.suppress(visual.to(at), scores.to(at), k, threshold=limit, visual_mask=moved)
-    same(got.cpu(), suppress64(visual, scores, k, threshold=limit, mask=mask), (limit, k))
+    got = picked(zk.suppress, visual, scores, k, threshold=limit, visual_mask=mask)
+    same(got, suppress64(visual, scores, k, threshold=limit, mask=mask), (limit, k))
 
 
 def _inputs(n: int, d: int) -> Iterator[tuple[int, Tensor, Tensor | None]]:
@@ -126,18 +124,12 @@ def _options(turn: int, n: int) -> dict[str, Any]:
     return {**given, "positions": torch.stack((place // 25, place % 25), -1)}
 
 
-def _moved(given: dict[str, Any]) -> dict[str, Any]:
-    at = gpu_check.DEVICE
-    return {name: x.to(at) if isinstance(x, Tensor) else x for name, x in given.items()}
-
-
 def _soft(
     visual: Tensor, scores: Tensor, k: int, mask: Tensor | None, given: dict[str, Any]
 ) -> None:
-    moved = {**_moved(given), "visual_mask": None if mask is None else mask.to(gpu_check.DEVICE)}
-    got = zk.soft_suppress(visual.to(gpu_check.DEVICE), scores.to(gpu_check.DEVICE), k, **moved)
+    got = picked(zk.soft_suppress, visual, scores, k, **given, visual_mask=mask)
     told = {name: x for name, x in given.items() if name != "positions"}
-    same(got.cpu(), soft_suppress64(visual, scores, k, mask=mask, **given), (told, k))
+    same(got, soft_suppress64(visual, scores, k, mask=mask, **given), (told, k))
 
 
 @check_by_dtype
@@ -165,7 +157,8 @@ def soft_suppress_laws() -> None:
         scores = torch.stack([ratings(300, seed) for seed in range(gpu_check.IMAGES)]).to(
             gpu_check.DEVICE
         )
-        given = _moved(_options(1 + DTYPES.index(dtype), 300))
+        options = _options(1 + DTYPES.index(dtype), 300)
+        given = {name: placed(x) for name, x in options.items()}
         many = {**given}
         if "positions" in given:
             many["positions"] = given["positions"].expand(gpu_check.IMAGES, -1, -1)

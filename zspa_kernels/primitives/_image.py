@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from .._implementation import contiguous, recorded
+from .._implementation import contiguous, dense, recorded
 from .._native import reason
 from ..backends._blas import full_float32
 from ..backends.cpp import _centred
@@ -23,7 +23,6 @@ __all__ = [
     "ROWS",
     "SHORTEST",
     "Image",
-    "as_batch",
     "contiguous",
     "images",
     "in_full_precision",
@@ -31,6 +30,7 @@ __all__ = [
     "native",
     "on_grid",
     "padded",
+    "plain",
     "readable",
     "undisturbed",
 ]
@@ -91,15 +91,9 @@ def native(*tensors: Tensor | None, float64: bool = False) -> bool:
 
 def lengths(x: Tensor) -> Tensor:
     """float32 `[B, N]` or `[N]`: lengths of rows, infinite or NaN for those that have none."""
-    if native(x):
-        result = _centred.lengths(as_batch(x))
-        return result if x.ndim == 3 else result[0]
-    return _lengths(x)
+    return _centred.lengths(plain(x)) if native(x) else _lengths(x)
 
 
-def as_batch(x: Tensor) -> Tensor:
-    """`[B, N, C]` with a last axis of stride 1, from tokens with or without a batch axis."""
-    x = x.detach()
-    if x.stride(-1) != 1:
-        x = x.contiguous()
-    return x if x.ndim == 3 else x.unsqueeze(0)
+def plain(x: Tensor) -> Tensor:
+    """Tokens as native kernels take them: without a gradient, with a last axis of stride 1."""
+    return dense(x.detach())

@@ -13,7 +13,7 @@ from .. import _contract_primitives as _rules
 from .. import _contract_values as _values
 from ..backends.cpp import merging as _cpp
 from ..types import Selection
-from ._image import Image, as_batch, contiguous, images, in_full_precision, native, padded
+from ._image import Image, contiguous, images, in_full_precision, native, padded, plain
 from .scores import members
 
 _CHUNK = 2**20  # elements of a temporary
@@ -66,9 +66,7 @@ def assign(features: Tensor, kept: Tensor, *, mask: Tensor | None = None) -> Ten
     _rules.vectors("assign", features, mask)
     _rules.indices("assign", "kept", kept, features)
     if native(features, kept, mask):
-        slots = kept.contiguous() if kept.ndim == 2 else kept.contiguous().unsqueeze(0)
-        own = _cpp.assign(as_batch(features), slots, contiguous(mask))
-        return own if features.ndim == 3 else own[0]
+        return _cpp.assign(plain(features), kept.contiguous(), contiguous(mask))
     owner = torch.full(features.shape[:-1], -1, dtype=torch.int64, device=features.device)
     for b, image in enumerate(images(features, mask)):
         own = kept if features.ndim == 2 else kept[b]
@@ -98,11 +96,8 @@ def groups(features: Tensor, indices: Tensor, core: Tensor, valid: Tensor) -> tu
         1 for what its slot takes in.
     """
     if native(features, valid):
-        rows = as_batch(features)
-        owner, weights = _cpp.groups(
-            rows, indices.contiguous(), core.contiguous(), valid.contiguous()
-        )
-        return (owner, weights) if features.ndim == 3 else (owner[0], weights[0])
+        given = indices.contiguous(), core.contiguous(), valid.contiguous()
+        return _cpp.groups(plain(features), *given)
     n, k = features.shape[-2], indices.shape[-1]
     kept = members(indices, n)
     owner = assign(features, indices.masked_fill(core, -1), mask=valid)
@@ -175,7 +170,7 @@ def _merged(x: Tensor, owner: Tensor, k: int, weights: Tensor | None) -> Tensor:
     batch, trailing = owner.shape[:-1], x.shape[owner.ndim :]
     rows = x.detach().reshape(batch.numel(), owner.shape[-1], trailing.numel())
     factors = None if weights is None else weights.detach().float().contiguous()
-    sums = _cpp.merge(as_batch(rows), owner.contiguous(), k, factors)
+    sums = _cpp.merge(plain(rows), owner.contiguous(), k, factors)
     return sums.to(x.dtype).view(*batch, k, *trailing)
 
 
@@ -214,8 +209,7 @@ def match(features: Tensor, k: int, *, mask: Tensor | None = None) -> tuple[Tens
     k = _values.integer("match", "k", k)
     _rules.vectors("match", features, mask, k)
     if native(features, mask):
-        heads, own = _cpp.match(as_batch(features), k, contiguous(mask))
-        return (heads, own) if features.ndim == 3 else (heads[0], own[0])
+        return _cpp.match(plain(features), k, contiguous(mask))
     owner = torch.full(features.shape[:-1], -1, dtype=torch.int64, device=features.device)
     picks = []
     for b, image in enumerate(images(features, mask)):

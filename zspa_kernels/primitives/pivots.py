@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from ..backends.cpp import _pivots as _cpp
-from ._image import ROWS, SHORTEST, as_batch, native, on_grid, undisturbed
+from ._image import ROWS, SHORTEST, native, on_grid, plain, undisturbed
 
 
 @undisturbed
 def absolute_sums(x: Tensor) -> Tensor:
     """float32 `[B, N]`: L1 norms of rows, added in float64, so that equal rows have equal ones."""
     if native(x):
-        return _cpp.absolute_sums(as_batch(x)).reshape(x.shape[:-1])
+        return _cpp.absolute_sums(plain(x))
     parts = x.tensor_split(1 + x.shape[-2] // ROWS, dim=-2)
     return torch.cat([part.double().abs_().sum(-1) for part in parts], dim=-1).float()
 
@@ -31,8 +31,7 @@ def directions(x: Tensor, index: Tensor) -> Tensor:
 def cosines_to(x: Tensor, pivots: Tensor) -> Tensor:
     """float64 `[B, P, N]` of rows and `directions`, on a grid that is coarser than their error."""
     if native(x, pivots, float64=True):
-        result = _cpp.cosines_to(as_batch(x), as_batch(pivots))
-        return result if x.ndim == 3 else result[0]
+        return _cpp.cosines_to(plain(x), pivots)
     parts = x.tensor_split(1 + x.shape[-2] // ROWS, dim=-2)
     wide = (part.double() for part in parts)
     cosines = [pivots @ rows.mT / _length(rows).unsqueeze(-2) for rows in wide]

@@ -17,11 +17,11 @@ from ._image import (
     ROWS,
     SHORTEST,
     Image,
-    as_batch,
     contiguous,
     in_full_precision,
     lengths,
     native,
+    plain,
     undisturbed,
 )
 
@@ -53,8 +53,7 @@ def centred(visual: Tensor, *, visual_mask: Tensor | None = None) -> Tensor:
     """
     _rules.visual("centred", visual, visual_mask)
     if native(visual, visual_mask):
-        result = _centred.centred(as_batch(visual), contiguous(visual_mask))
-        return result if visual.ndim == 3 else result[0]
+        return _centred.centred(plain(visual), contiguous(visual_mask))
     valid = valid_rows(visual, visual_mask)
     mean = _mean(visual, valid).float().unsqueeze(-2)
     result = visual - mean
@@ -89,8 +88,7 @@ def distinctiveness(visual: Tensor, *, visual_mask: Tensor | None = None) -> Ten
     """
     _rules.visual("distinctiveness", visual, visual_mask)
     if native(visual, visual_mask):
-        result = _centred.distinctiveness(as_batch(visual), contiguous(visual_mask))
-        return result if visual.ndim == 3 else result[0]
+        return _centred.distinctiveness(plain(visual), contiguous(visual_mask))
     _, mean = api.relevance_topk(
         visual, visual, 0, visual_mask=visual_mask, prompt_mask=visual_mask, pooling="none_mean"
     )
@@ -135,10 +133,8 @@ def alignment(
     """
     _rules.visual_and_prompt("alignment", visual, prompt, visual_mask, prompt_mask)
     if native(visual, prompt, visual_mask, prompt_mask):
-        result = _alignment.alignment(
-            as_batch(visual), as_batch(prompt), contiguous(visual_mask), contiguous(prompt_mask)
-        )
-        return result if visual.ndim == 3 else result[0]
+        masks = contiguous(visual_mask), contiguous(prompt_mask)
+        return _alignment.alignment(plain(visual), plain(prompt), *masks)
     valid, real = valid_rows(visual, visual_mask), valid_rows(prompt, prompt_mask)
     words = prompt.double().masked_fill(~real.unsqueeze(-1), 0.0)
     count = real.sum(-1, keepdim=True)
@@ -170,10 +166,8 @@ def word_cosines(
     """
     visual, prompt = visual.detach(), prompt.detach()
     if native(visual, prompt, visual_mask, prompt_mask):
-        result = _relevance.word_cosines(
-            as_batch(visual), as_batch(prompt), contiguous(visual_mask), contiguous(prompt_mask)
-        )
-        return result if visual.ndim == 3 else (result[0][0], result[1][0], result[2][0])
+        masks = contiguous(visual_mask), contiguous(prompt_mask)
+        return _relevance.word_cosines(plain(visual), plain(prompt), *masks)
     images = visual if visual.ndim == 3 else visual[None]
     words = prompt if prompt.ndim == 3 else prompt[None]
     # Words as a batch that shares one image: a matrix product has other bits in another batch.
@@ -208,7 +202,7 @@ def until_novel(image: Tensor, ranked: Tensor, least: int, novelty: float, patie
     limit = round((1.0 - novelty) * 2.0**40) * 2.0**-40  # exact cosines are multiples of this
     if native(image, ranked):
         ends = ranked.clone(memory_format=torch.contiguous_format)
-        _merging.until_novel(as_batch(image), ends, least, limit, patience)
+        _merging.until_novel(plain(image), ends, least, limit, patience)
         return ends
     return _until_novel(image, ranked, least, limit, patience)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from .. import _contract_primitives as _rules
 from .. import _contract_values as _values
 from ..backends.cpp import thinning as _cpp
-from ._image import ROWS, Image, as_batch, contiguous, images, in_full_precision, native, padded
+from ._image import ROWS, Image, contiguous, images, in_full_precision, native, padded, plain
 
 #: Neighbours that a token remembers: half of them are in the other set, so one is, nearly always.
 _NEIGHBOURS = 32
@@ -61,8 +61,7 @@ def thin(
     _rules.per_token("thin", "scores", scores, features)
     rated = scores.detach().double().contiguous()
     if native(features, rated, mask, float64=True) and features.dtype is not torch.float64:
-        left = _cpp.thin(as_batch(features), rated, k, step, contiguous(mask))
-        return left if features.ndim == 3 else left[0]
+        return _cpp.thin(plain(features), rated, k, step, contiguous(mask))
     usable = rated.isfinite() if mask is None else rated.isfinite() & mask
     lines = []
     for b, image in enumerate(images(features, usable)):

@@ -13,8 +13,8 @@ from ._arguments import address, batch, words
 def alignment(
     visual: Tensor, prompt: Tensor, visual_mask: Tensor | None, prompt_mask: Tensor | None
 ) -> Tensor:
-    """float64 `[B, N]` of tokens `[B, N, D]` and text `[B, M, D]`."""
-    out = torch.empty(visual.shape[:2], dtype=torch.float64, device=visual.device)
+    """float64 `[B, N]` of tokens `[B, N, D]` and text `[B, M, D]`, or all without B."""
+    out = torch.empty(visual.shape[:-1], dtype=torch.float64, device=visual.device)
     module().alignment(
         *batch(visual),
         address(visual_mask),

@@ -11,21 +11,21 @@ from ._arguments import address, batch
 
 
 def centred(visual: Tensor, mask: Tensor | None) -> Tensor:
-    """float32 `[B, N, D]` of tokens `[B, N, D]`."""
+    """float32, the shape of tokens `[B, N, D]` or `[N, D]`."""
     out = torch.empty(visual.shape, dtype=torch.float32, device=visual.device)
     module().centred(*batch(visual), address(mask), torch.get_num_threads(), out.data_ptr())
     return out
 
 
 def distinctiveness(visual: Tensor, mask: Tensor | None) -> Tensor:
-    """float32 `[B, N]` of tokens `[B, N, D]`."""
-    out = torch.empty(visual.shape[:2], dtype=torch.float32, device=visual.device)
+    """float32 `[B, N]` or `[N]` of tokens `[B, N, D]` or `[N, D]`."""
+    out = torch.empty(visual.shape[:-1], dtype=torch.float32, device=visual.device)
     module().distinctiveness(*batch(visual), address(mask), torch.get_num_threads(), out.data_ptr())
     return out
 
 
 def lengths(x: Tensor) -> Tensor:
-    """float32 `[B, N]`: lengths of the rows of `[B, N, D]`."""
-    out = torch.empty(x.shape[:2], dtype=torch.float32, device=x.device)
+    """float32 `[B, N]` or `[N]`: lengths of the rows of `[B, N, D]` or `[N, D]`."""
+    out = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
     module().lengths(*batch(x), torch.get_num_threads(), out.data_ptr())
     return out

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Assigning, matching and merging by the native kernels (csrc/cpu/merging.cpp), for primitives."""
+"""Assigning, matching and merging by the native kernels (csrc/cpu/merging.cpp), for primitives.
+
+All take and return batches, or, except `merge`, one image: everything without the axis B.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,12 @@ from ._arguments import address, batch
 
 def assign(features: Tensor, kept: Tensor, mask: Tensor | None) -> Tensor:
     """Slots of `kept` `[B, K]` for the tokens of `features` `[B, N, C]`: int64 `[B, N]`."""
-    owner = torch.empty(features.shape[:2], dtype=torch.int64, device=features.device)
+    owner = torch.empty(features.shape[:-1], dtype=torch.int64, device=features.device)
     module().assign(
         *batch(features),
         address(mask),
         kept.data_ptr(),
-        kept.shape[1],
+        kept.shape[-1],
         torch.get_num_threads(),
         owner.data_ptr(),
     )
@@ -28,8 +31,8 @@ def groups(
     features: Tensor, indices: Tensor, core: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Owners int64 and weights float32 `[B, N]`; kept tokens and which are core `[B, K]`."""
-    owner = torch.empty(features.shape[:2], dtype=torch.int64, device=features.device)
-    weights = torch.empty(features.shape[:2], dtype=torch.float32, device=features.device)
+    owner = torch.empty(features.shape[:-1], dtype=torch.int64, device=features.device)
+    weights = torch.empty(features.shape[:-1], dtype=torch.float32, device=features.device)
     module().groups(
         *batch(features),
         address(mask),
@@ -58,8 +61,8 @@ def until_novel(features: Tensor, ranked: Tensor, least: int, limit: float, pati
 
 def match(features: Tensor, k: int, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Heads int64 `[B, k]` and owners int64 `[B, N]` of `features` `[B, N, C]`."""
-    heads = torch.empty((len(features), k), dtype=torch.int64, device=features.device)
-    owner = torch.empty(features.shape[:2], dtype=torch.int64, device=features.device)
+    heads = torch.empty((*features.shape[:-2], k), dtype=torch.int64, device=features.device)
+    owner = torch.empty(features.shape[:-1], dtype=torch.int64, device=features.device)
     module().match(
         *batch(features),
         address(mask),

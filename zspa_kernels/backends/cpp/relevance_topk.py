@@ -39,10 +39,10 @@ def word_cosines(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(cosines [B, M, N], valid tokens [B, N], real words [B, M]) of `[B, N, D]` and `[B, M, D]`.
 
-    For primitives.
+    Or all without the axis B. For primitives.
     """
-    (B, N, _), M = visual.shape, prompt.shape[1]
-    cosines = visual.new_empty(B, M, N, dtype=torch.float32)
+    N, M = visual.shape[-2], prompt.shape[-2]
+    cosines = visual.new_empty(*prompt.shape[:-1], N, dtype=torch.float32)
     valid, real = slots(visual, N, torch.bool), slots(visual, M, torch.bool)
     module().word_cosines(
         *batch(visual),

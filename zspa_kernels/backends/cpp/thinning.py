@@ -11,8 +11,8 @@ from ._arguments import address, batch
 
 
 def thin(features: Tensor, scores: Tensor, k: int, step: int, mask: Tensor | None) -> Tensor:
-    """What is left of `features` `[B, N, C]`, int64 `[B, k]`; scores float64 `[B, N]`."""
-    left = torch.empty((len(features), k), dtype=torch.int64, device=features.device)
+    """int64 `[B, k]`, what is left of `[B, N, C]`; scores float64 `[B, N]`. Or all without B."""
+    left = torch.empty((*features.shape[:-2], k), dtype=torch.int64, device=features.device)
     module().thin(
         *batch(features),
         address(mask),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..._native import module
-from ._arguments import DTYPES, POOLINGS, address, batch, packed, slots, words
+from ._arguments import POOLINGS, address, batch, packed, slots, words
 
 # Address, dtype, M, strides of an absent prompt.
 _NO_PROMPT = (0, 0, 0, 0, 0)
@@ -60,9 +60,7 @@ def select_varlen(
 ) -> Tensor:
     """Indices `[total_k]` into packed tokens `[T, D]`, segment by segment."""
     indices = slots(visual, total_k)
-    text = _NO_PROMPT
-    if prompt is not None:
-        text = (address(prompt), DTYPES[prompt.dtype], prompt.shape[0], 0, prompt.stride(0))
+    text = _NO_PROMPT if prompt is None else words(prompt)
     module().select(
         *packed(visual, table),
         0,

@@ -116,7 +116,7 @@ def region(n: int) -> Tensor:
 def widened(tokens: Tensor, d: int) -> Tensor:
     """Tokens `[n, C]` in `d` channels, float32, with the lengths and cosines that they have.
 
-    A projector would change both; its weights are not to be had here. Orthonormal directions keep
+    A projector would change both; its weights are not available here. Orthonormal directions keep
     them, up to rounding, and let a tower's tokens stand beside others of a language model's width.
     The directions are the same for all tokens of C channels.
     """

@@ -74,6 +74,18 @@ def test_every_instruction_set_gives_the_exact_cosine(native, dtype, d):
     native.use_isa("auto")
 
 
+def test_every_half_is_read(native):
+    """One to a row, and in rows of 256, which are converted in vectors."""
+    halves = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.float16)
+    for isa in native.isas():
+        native.use_isa(isa)
+        for rows in (halves[:, None], halves.view(256, 256)):
+            weights = torch.full((len(rows),), 2.0**-4)  # so that 65536 is not infinite
+            read = primitives.merge(rows, torch.arange(len(rows)), len(rows), weights=weights)
+            right = (rows.float() * 2.0**-4).half()
+            torch.testing.assert_close(read, right, rtol=0.0, atol=0.0, equal_nan=True)
+
+
 def test_small_halves_are_read_where_subnormal_floats_count_as_zero(native):
     """Rows of float16 below 6e-5; one is twice another, so that float64 decides as well."""
     generator = torch.Generator().manual_seed(0)

@@ -14,6 +14,7 @@ struct Isa {
   static constexpr int kLanes = 4, kMR = 4, kNR = 4;
   typedef float Vec __attribute__((vector_size(16)));
   typedef uint32_t Bits __attribute__((vector_size(16)));
+  typedef int32_t Ints __attribute__((vector_size(16)));
 
   static Vec zero() { return Vec{}; }
   static Vec load(const float* p) {
@@ -33,12 +34,21 @@ struct Isa {
 
   static Vec load_half(const float* p, int half) { return load(p + half * kLanes); }
   static Vec load_half(const Half* p, int half) {
-    p += half * kLanes;
-    return Vec{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])};
+    uint16_t __attribute__((vector_size(8))) x;
+    std::memcpy(&x, p + half * kLanes, sizeof x);
+    const Bits wide = __builtin_convertvector(x, Bits);
+    // As `to_float` does it, whose loops GCC does not vectorise here.
+    const Bits sign = (wide & 0x8000u) << 16, rest = wide & 0x7fffu;
+    const Bits special = Bits(rest >= 0x7c00u) & (112u << 23), is_small = Bits(rest < 0x0400u);
+    const Bits bits = (rest << 13) + (112u << 23) + special;
+    const Bits small = Bits(__builtin_convertvector(Ints(rest), Vec) * 0x1p-24f);
+    return Vec((small & is_small) | (bits & ~is_small) | sign);
   }
   static Vec load_half(const BFloat16* p, int half) {
-    return Vec{to_float(p[half]), to_float(p[2 + half]), to_float(p[4 + half]),
-               to_float(p[6 + half])};
+    constexpr int kLow = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? 0 : 1;  // of a pair
+    Bits x;
+    std::memcpy(&x, p, sizeof x);
+    return Vec(half == kLow ? x << 16 : x & 0xffff0000u);
   }
 
   // The same where only `rest` elements are left, less than two vectors of floats; 0 behind them.

@@ -10,6 +10,8 @@ from typing import Any
 
 from bench.gpu_jobs import reason
 
+#: Jobs that were not run whose names are shown.
+LEFT = 8
 #: Goals for an H200, microseconds of a graph replay with the tokens in L2.
 GOALS = {
     "llava15-576x4096-k58-core23-vlm-bf16": 60,
@@ -66,7 +68,8 @@ def _failures(jobs: list[dict[str, Any]]) -> Iterator[str]:
             yield f"  {job['name']}: {job['status']}: {reason(job['tail'])}"
     left = [job["name"] for job in jobs if job["status"] in ("not run", "cut off")]
     if left:
-        yield "  left for another run: " + ", ".join(left)
+        more = f", and {len(left) - LEFT} more" if len(left) > LEFT else ""
+        yield "  left for another run: " + ", ".join(left[:LEFT]) + more
 
 
 def _kernels(jobs: list[dict[str, Any]]) -> Iterator[str]:

@@ -90,6 +90,11 @@ def test_what_the_end_of_a_stage_cuts_off_does_not_hang(tmp_path: Path) -> None:
     assert outcomes[1].tail == "the time of the stage was up"
     text = gpu_report.summary(tmp_path)
     assert text == "correctness: 1 cut off, 1 not run\n  left for another run: long, after\n\n"
+    left = [Outcome(f"job {n}", "not run") for n in range(gpu_report.LEFT + 2)]
+    gpu_jobs.write(path, {"jobs": [vars(outcome) for outcome in left]})
+    assert ": job 0, job 1, job 2, job 3, job 4, job 5, job 6, job 7, and 2 more\n" in (
+        gpu_report.summary(tmp_path)
+    )
 
 
 def test_a_job_that_hangs_says_where() -> None:

@@ -16,6 +16,7 @@ import torch
 
 from bench import gpu_checks  # noqa: F401  (enters all checks into CHECKS)
 from bench.gpu_check import BY_DTYPE, CHECKS
+from bench.gpu_phases import OPS
 from python_tests.ptx.barriers import EVERY, SPARED
 from python_tests.ptx.faults import HARMLESS
 from python_tests.ptx.machine import Kernel
@@ -111,6 +112,14 @@ def test_a_missing_barrier_shows() -> None:
 @pytest.mark.parametrize("op", SPARED)
 def test_missing_barriers_of_each_op_show(op: str) -> None:
     missed(op, EVERY.get(op, 1))
+
+
+@pytest.mark.ptx_full
+@pytest.mark.parametrize("op", OPS)
+def test_phases_leave_what_they_leave_in_the_interpreter(op: str) -> None:
+    (found,) = machine("python_tests.ptx.phases", "90", op)
+    assert found["launches"] >= 5
+    assert found["difference"] is None
 
 
 def test_planted_faults_show() -> None:

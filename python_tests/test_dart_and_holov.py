@@ -11,6 +11,7 @@ from python_tests.oracles.holov import holov
 from python_tests.scenes import draw
 from python_tests.test_method_rules import CASES, ODD, D, N, case, kept, levels
 from zspa_kernels.methods import DART, HoloV
+from zspa_kernels.primitives import sharing
 from zspa_kernels.testing import prompt, tokens
 
 
@@ -115,6 +116,23 @@ def test_holov_counts() -> None:
         assert HoloV(k, 3).select(tokens, attention=attention).indices.tolist() == each
 
 
+@pytest.mark.parametrize("native", [True, False])
+def test_holov_of_crops_with_the_same_tokens(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever their order, their means are equal; a sharp power shows any difference."""
+    if not native:
+        monkeypatch.setattr(sharing, "native", lambda *x, **y: False)
+    n, count = 300, 90
+    for seed in range(12):
+        own = draw("attention", (1, n), seed)[0] ** 8
+        orders = [draw(f"order {i}", (1, n), seed)[0].argsort() for i in range(4)]
+        best = [own[order].argsort(descending=True)[:count].sort().values for order in orders]
+        right = torch.cat([i * n + picks for i, picks in enumerate(best)])
+        attention = torch.cat([own[order] for order in orders])
+        method = HoloV(4 * count, 4, sharpness=100.0)
+        picked = method.select(torch.ones(4 * n, 1), attention=attention)
+        assert torch.equal(picked.indices, right)
+
+
 def test_holov_prefers_what_varies_where_variance_counts() -> None:
     """Of tokens that are attended to alike; the similarity of a token to itself counts as 0."""
     visual = torch.eye(4)[[0, 1, 2, 2, 3, 3, 3, 3]]
@@ -128,6 +146,11 @@ def test_holov_prefers_what_varies_where_variance_counts() -> None:
     assert varied.scores is not None
     # The first two are similar to nothing; the means of variance and attention are equal.
     assert varied.scores.tolist() == [0.5, 0.5, 1.5, 1.5, 1.0, 1.0, 1.0, 1.0]
+    largest = torch.finfo(torch.float32).max
+    varied = HoloV(3, 2, variance=9.0).select(visual, attention=attention * largest)
+    assert varied.scores is not None
+    assert varied.scores.tolist() == [0.5 * largest] * 2 + [largest] * 6
+    assert varied.indices.tolist() == [2, 3, 4]
 
 
 def test_holov_with_variance_in_a_batch() -> None:

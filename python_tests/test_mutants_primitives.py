@@ -282,8 +282,12 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], Proof]] = {
         shared.test_holov_counts,
     ),
     "holov: sums, not means": (
-        ("primitives.sharing", "return sums / sizes.clamp_min(1)", "return sums"),
+        ("primitives.sharing", "sums[1]) / sizes.clamp_min(1)", "sums[1])"),
         shared.test_holov_counts,
+    ),
+    "holov: means in the order of the tokens": (
+        ("primitives.sharing", "upper = part.floor()", "upper = part"),
+        patched(shared.test_holov_of_crops_with_the_same_tokens, False),
     ),
     "holov: no sharpness": (
         ("primitives.sharing", " ** sharpness", " ** 1.0"),

@@ -2,8 +2,8 @@
 // best_of_crops, in_turns: tokens of an image of which several parts, or several pivots, take a share.
 // Algorithm   : shares from means on a grid, or even ones; each takes its first tokens by a partition.
 // Work        : N for the crops; N a pivot. A sort of the k, only for the order of scores.
-// Numerics    : means and shares in double, on a grid of 2^-40, which is coarser than their error, so
-//               that a share that is whole stays whole; comparisons are exact.
+// Numerics    : means are exact sums, rounded once and divided; shares are on a grid of 2^-40, which is
+//               coarser than their error, so that one that is whole stays whole; comparisons are exact.
 #include "sharing.h"
 
 #include <algorithm>
@@ -18,17 +18,32 @@ namespace {
 
 using Places = std::vector<int64_t>;
 
+constexpr double kUnit = 0x1p31;  // of the upper and the lower half of a sum
+
+// Mean attention of each crop, in units of a power of two. The upper halves are whole numbers, and so
+// are the lower ones of what is not below 2^-38 of the largest: their sums are exact.
+std::vector<double> attended(const Crops& crops, const Places& tokens, const Places& starts) {
+  double top = 0.0;
+  for (const int64_t i : tokens) top = std::max(top, double(crops.attention[i]));
+  std::vector<double> means(size_t(crops.count), 0.0);
+  if (top == 0.0) return means;
+  const double unit = std::ldexp(kUnit, -std::ilogb(top));
+  for (size_t c = 0; c < means.size(); ++c) {
+    double upper = 0.0, lower = 0.0;
+    for (int64_t t = starts[c]; t < starts[c + 1]; ++t) {
+      const double a = std::max(double(crops.attention[tokens[size_t(t)]]), 0.0) * unit;
+      upper += std::floor(a);
+      lower += (a - std::floor(a)) * kUnit;
+    }
+    means[c] = (upper * kUnit + lower) / double(std::max<int64_t>(starts[c + 1] - starts[c], 1));
+  }
+  return means;
+}
+
 // How many of k tokens each crop gets; more than it has, perhaps.
 Places shares_of(const Crops& crops, const Places& tokens, int64_t k, const Places& starts) {
-  std::vector<double> weights(size_t(crops.count), 0.0);
-  double most = 0.0;
-  for (size_t c = 0; c < weights.size(); ++c) {
-    const int64_t size = starts[c + 1] - starts[c];
-    for (int64_t t = starts[c]; t < starts[c + 1]; ++t)
-      weights[c] += std::max(double(crops.attention[tokens[size_t(t)]]), 0.0);
-    weights[c] /= double(std::max<int64_t>(size, 1));
-    most = std::max(most, weights[c]);
-  }
+  std::vector<double> weights = attended(crops, tokens, starts);
+  const double most = *std::max_element(weights.begin(), weights.end());
   double sum = 0.0;
   for (double& weight : weights)
     sum += weight = std::pow(most > 0.0 ? weight / most : 1.0, crops.sharpness);

@@ -19,6 +19,8 @@ from ._compose import ATTENTION, check_options, per_token, standing
 from ._registry import VISUAL, About, register
 from .base import EachByItself
 
+_LARGEST = torch.finfo(torch.float32).max
+
 
 @register("holov")
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class HoloV(EachByItself):
             attended = means(attention.clamp_min(0.0), crop, sizes)
             scale = torch.where(unit > 0.0, self.variance * attended / unit, 0.0)
             own = scale.gather(-1, crop.clamp_max(self.crops - 1))
-            scores = (attention.double() + own * varied).float()
+            scores = (attention.double() + own * varied).clamp_max(_LARGEST).float()
         k = api.num_keep(visual.shape[-2], self.keep, self.rounding)
         picks = best_of_crops(attention, scores, valid, k, self.crops, self.sharpness, self.sorted)
         return Selection(picks, torch.zeros_like(picks, dtype=torch.bool), scores)

@@ -10,6 +10,9 @@ from ..backends.cpp import _sharing as _cpp
 from ._image import native, on_grid
 from .scores import best_of_segments
 
+_UNIT = 2.0**31  # of the upper and the lower half of a sum
+_EXPONENT = 0x7FF << 52  # of a float64
+
 
 def crops(valid: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """int64 `[B, N]`, the crop of each token, `count` of invalid ones; `[B, count]`, sizes."""
@@ -25,9 +28,29 @@ def crops(valid: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 def means(values: Tensor, crop: Tensor, sizes: Tensor) -> Tensor:
     """float64 `[B, C]`: the mean of `values` `[B, N]` over each crop, 0 of an empty one."""
-    inside = crop.unsqueeze(-1) == torch.arange(sizes.shape[-1], device=crop.device)
-    sums = values.double().unsqueeze(-1).where(inside, 0.0).sum(-2)
-    return sums / sizes.clamp_min(1)
+    return _sums(values.double(), crop, sizes.shape[-1]) / sizes.clamp_min(1)
+
+
+def _sums(values: Tensor, crop: Tensor, count: int) -> Tensor:
+    """`[B, C]`: the sum of `values` `[B, N]` over each of `count` crops."""
+    inside = crop.unsqueeze(-1) == torch.arange(count, device=crop.device)
+    return values.unsqueeze(-1).where(inside, 0.0).sum(-2)
+
+
+def _attended(attention: Tensor, valid: Tensor, crop: Tensor, sizes: Tensor) -> Tensor:
+    """float64 `[B, C]`: mean attention of each crop, in units of a power of two, each image's own.
+
+    The upper halves are whole numbers, and so are the lower ones of what is not below 2^-38 of the
+    largest: their sums are exact, in any order.
+    """
+    part = attention.clamp_min(0.0).double().where(valid, 0.0)
+    top = torch.nn.functional.pad(part, (0, 1)).amax(-1, keepdim=True)
+    power = (top.view(torch.int64) & _EXPONENT).view(torch.float64)
+    part = torch.where(top > 0.0, part / power, 0.0) * _UNIT
+    upper = part.floor()
+    lower = (part - upper) * _UNIT
+    sums = [_sums(half, crop, sizes.shape[-1]) for half in (upper, lower)]
+    return (sums[0] * _UNIT + sums[1]) / sizes.clamp_min(1)
 
 
 def best_of_crops(
@@ -49,7 +72,7 @@ def best_of_crops(
     if native(attention, scores, valid):
         return _cpp.best_of_crops(attention, scores, valid, k, count, sharpness, sorted)
     crop, sizes = crops(valid, count)
-    attended = means(attention.clamp_min(0.0), crop, sizes)
+    attended = _attended(attention, valid, crop, sizes)
     return best_of_segments(scores, k, valid, crop, _shares(k, attended, sharpness), sorted)
 
 

@@ -146,6 +146,7 @@ BAD = [
     # tokens
     Bad(OPS, "visual", lambda x: None, TypeError, "must be a tensor, got None"),
     Bad(OPS, "visual", lambda x: x.tolist(), TypeError, "must be a tensor, got list", kind=True),
+    Bad(OPS, "visual", lambda x: list(x.unbind()), TypeError, "go to `select_varlen`", kind=True),
     *(
         Bad(OPS, "visual", to(dtype), TypeError, f"{FLOATS} {dtype}")
         for dtype in (
@@ -174,7 +175,7 @@ BAD = [
         "must have N < 2**31 tokens, got",
     ),
     Bad(OPS, "visual", lambda x: x.to_sparse(), ValueError, "must be a dense strided tensor, got"),
-    Bad(OPS, "visual", nested, ValueError, "must be a dense strided tensor, got a nested"),
+    Bad(OPS, "visual", nested, ValueError, "dense strided tensor, got a nested tensor; images"),
     Bad(OPS, "visual", lambda x: x.to_mkldnn(), ValueError, "must be a dense strided tensor, got"),
     Bad(OPS, "visual", lambda x: x.to("meta"), ValueError, "must be on a device that holds values"),
     # the prompt

@@ -42,11 +42,15 @@ def naming(op: str) -> Callable[[_F], _F]:
 
 def tensor(op: str, name: str, x: object) -> None:
     """`x` must be a tensor with an ordinary (dense, strided) memory layout."""
+    ragged = "; images of different sizes go to `select_varlen` and its like, as a list of tensors"
     if not isinstance(x, Tensor):
-        raise TypeError(f"{op}: {name} must be a tensor, got {say(x)}")
+        images = isinstance(x, list | tuple) and len(x) > 0 and isinstance(x[0], Tensor)
+        hint = ragged if images and name == "visual" else ""
+        raise TypeError(f"{op}: {name} must be a tensor, got {say(x)}{hint}")
     if x.is_nested or x.layout is not torch.strided:
         layout = "a nested tensor" if x.is_nested else f"layout {x.layout}"
-        raise ValueError(f"{op}: {name} must be a dense strided tensor, got {layout}")
+        hint = ragged if x.is_nested and name == "visual" else ""
+        raise ValueError(f"{op}: {name} must be a dense strided tensor, got {layout}{hint}")
 
 
 def integer(op: str, name: str, value: Any) -> Any:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import inspect
 import itertools
@@ -64,6 +65,30 @@ def test_virtual_tokens_in_front_of_a_prompt() -> None:
     with method(model.get_base_model()) as handle:
         tiny.model.generate(**tiny.inputs(), max_new_tokens=1)
     assert handle.calls == 1
+
+
+def test_a_forward_that_is_put_around_the_model_s_inside_a_block() -> None:
+    """As accelerate and `model.forward = torch.compile(model.forward)` do; it stays, and works."""
+    tiny = vlms.get("llava")
+    inputs, calls = tiny.inputs(), []
+    try:
+        with zk.DivPrune(keep=0.3)(tiny.model):
+            forward = tiny.model.forward
+
+            @functools.wraps(forward)
+            def around(*args: Any, **kwargs: Any) -> Any:
+                calls.append(kwargs)
+                return forward(*args, **kwargs)
+
+            tiny.model.forward = around
+            with pytest.raises(hf.LabelsError):
+                tiny.model(**inputs, labels=inputs["input_ids"])
+            generate(tiny.model, inputs, max_new_tokens=1)
+        assert tiny.model.forward is around
+        assert tiny.model(**inputs, labels=inputs["input_ids"]).loss > 0
+        assert len(calls) == 3
+    finally:
+        vars(tiny.model).pop("forward", None)
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen3_vl"])

@@ -43,7 +43,7 @@ class Hooks:
         self._target, self._prune = target, prune
         self._handles: list[Any] = []
         self._own: dict[str, Any] = {}
-        self._forward: dict[str, Any] = {}
+        self._forward: tuple[Any, dict[str, Any]] = (None, {})  # ours, and what was there before
         # What it does with values would become a dozen graphs.
         self._uncompiled: Any = torch.compiler.disable(self._prefill)
         # Of the call that is running in this thread, where pictures cannot be passed as arguments.
@@ -58,9 +58,10 @@ class Hooks:
     def install(self) -> None:
         """Register them."""
         inner, model = self._target.inner, self._target.model
-        self._forward = {k: v for k, v in vars(model).items() if k == "forward"}
         # Not a hook, which PEFT passes by: its adapters call this themselves.
-        vars(model)["forward"] = _without_columns(model)
+        checked = self._without_columns(model)
+        self._forward = checked, {k: v for k, v in vars(model).items() if k == "forward"}
+        vars(model)["forward"] = checked
         self._handles = [
             inner.register_forward_pre_hook(self._before, with_kwargs=True),
             inner.register_forward_hook(self._after, with_kwargs=True, always_call=True),
@@ -76,12 +77,27 @@ class Hooks:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        vars(self._target.model).pop("forward", None)
-        vars(self._target.model).update(self._forward)
+        own, (checked, before) = vars(self._target.model), self._forward
+        if own.get("forward") is checked:  # else somebody's, around it: it passes on from now on
+            del own["forward"]
+            own.update(before)
         if not self._target.takes_features:
             for name in _SHADOWED:
                 vars(self._target.inner).pop(name, None)
             vars(self._target.inner).update(self._own)
+
+    def _without_columns(self, model: Any) -> Callable[..., Any]:
+        """The model's `forward`; raises for arguments about columns of the unpruned prompt."""
+        forward = model.forward
+
+        @functools.wraps(forward)
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            chosen = isinstance(kwargs.get("logits_to_keep"), Tensor)
+            if (args or chosen or kwargs.get("labels") is not None) and self._handles:
+                _refuse_columns(_named(model, args, kwargs))
+            return forward(*args, **kwargs)
+
+        return checked
 
     @contextlib.contextmanager
     def expecting(self, pruned: Pruned) -> Iterator[None]:
@@ -224,20 +240,6 @@ def _named(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dic
     arguments = {**names, **kwargs}
     arguments.pop("self", None)
     return arguments
-
-
-def _without_columns(model: Any) -> Callable[..., Any]:
-    """The model's `forward`, which raises for arguments about columns of the unpruned prompt."""
-    forward = model.forward
-
-    @functools.wraps(forward)
-    def checked(*args: Any, **kwargs: Any) -> Any:
-        chosen = isinstance(kwargs.get("logits_to_keep"), Tensor)
-        if args or chosen or kwargs.get("labels") is not None:
-            _refuse_columns(_named(model, args, kwargs))
-        return forward(*args, **kwargs)
-
-    return checked
 
 
 def _refuse_columns(arguments: Mapping[str, Any]) -> None:

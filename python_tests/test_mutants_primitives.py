@@ -30,36 +30,28 @@ SLOTS = primitives.test_assign_prefers_the_own_slot_and_the_lowest
 #: What is wrong -> module, what stands there once, what stands there instead; the proof.
 MUTANTS: dict[str, tuple[tuple[str, str, str], Proof]] = {
     "suppress: at the threshold": (
-        ("backends.reference.suppress", "columns[c]) > threshold", "columns[c]) >= threshold"),
+        (
+            "backends.reference.suppress",
+            "exact_cosine(i) > threshold",
+            "exact_cosine(i) >= threshold",
+        ),
         of(GREEDY, "exact"),
     ),
     "suppress: float32 decides": (
-        ("backends.reference.suppress", "    if len(r):\n", "    if False:\n"),
-        of(suppression.test_at_the_threshold, "reference", lambda *x: None),
+        ("backends.reference.suppress", "(i) > threshold", "(i) > torch.tensor(threshold)"),
+        of(suppression.test_at_the_threshold_of_earlier_blocks, "reference", lambda *x: None),
     ),
     "suppress: zero rows are near": (
-        (
-            "backends.reference.suppress",
-            "above & image.directed[rows, None] & image.directed[columns]",
-            "above",
-        ),
+        ("backends.reference.suppress", ") & ~rows.zero", ") | rows.zero"),
         of(GREEDY, "zero_rows"),
     ),
     "suppress: what was left out suppresses": (
-        (
-            "backends.reference.suppress",
-            "not suppressors & alive:",
-            "not suppressors & ((1 << i) - 1):",
-        ),
+        ("backends.reference.suppress", "            continue\n", ""),
         of(GREEDY, "vlm"),
     ),
-    "suppress: earlier blocks forgotten": (
-        (
-            "backends.reference.suppress",
-            ", threshold).any(-1)",
-            ", threshold).any(-1).logical_and_(~block.bool())",
-        ),
-        patched(suppression.test_hard_in_small_blocks),
+    "suppress: the last one alone suppresses": (
+        ("backends.reference.suppress", "suppressed |= (", "suppressed = ("),
+        of(GREEDY, "vlm"),
     ),
     "suppress: ties to the highest index": (
         (
@@ -70,15 +62,11 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], Proof]] = {
         of(GREEDY, "constant"),
     ),
     "suppress: infinite scores count": (
-        (
-            "backends.reference.suppress",
-            "scores.isfinite() if visual_mask",
-            "~scores.isnan() if visual_mask",
-        ),
+        ("backends.reference.suppress", "& scores.isfinite()", "& ~scores.isnan()"),
         of(GREEDY, "vlm"),
     ),
     "suppress: never fills": (
-        ("backends.reference.suppress", "if fill:", "if False:"),
+        ("backends.reference.suppress", "if fill else taken", "if False else taken"),
         of(GREEDY, "vlm"),
     ),
     "centred: masked tokens in the mean": (
@@ -310,77 +298,53 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], Proof]] = {
         of(HOLO, "vlm"),
     ),
     "nearest: the first of those close": (
-        ("backends.reference._image", "torch.where(exact == best[q], t, len(targets))", "t"),
+        ("primitives._exact", "torch.where(exact == best[q], t, len(targets))", "t"),
         SLOTS,
     ),
     "nearest: float32 decides": (
-        ("backends.reference._image", "if len(rivals):", "if False:"),
+        ("primitives._exact", "if len(rivals):", "if False:"),
         of(ZIP, "duplicates"),
     ),
     "nearest: zero rows attract": (
         (
-            "backends.reference._image",
+            "primitives._exact",
             "cosines[:, ~self.directed[targets]] = -2.0",
             "cosines[:, ~self.directed[targets]] = 2.0",
         ),
         of(ZIP, "zero_rows"),
     ),
-    "image: invalid rows stay": (
-        ("backends.reference._image", "valid = length <= limit", "valid = length <= torch.inf"),
-        of(GREEDY, "nonfinite_rows"),
+    "image: rows of any length": (
+        ("primitives._exact", "valid = length <= limit", "valid = length.isfinite()"),
+        SLOTS,
     ),
     "image: mask ignored": (
-        ("backends.reference._image", "valid = valid & mask", "valid = valid | mask"),
-        of(GREEDY, "masked_exact"),
+        ("primitives._exact", "valid = valid & mask", "valid = valid | mask"),
+        of(TOME, "masked_exact"),
     ),
     "soft: the pick of the lowest score": (
-        (
-            "backends.reference.soft_suppress",
-            "max(low[i] for i in alive)",
-            "min(low[i] for i in alive)",
-        ),
+        ("backends.reference.soft_suppress", "lowest(-now, free)", "lowest(now, free)"),
         of(ID, "vlm"),
     ),
-    "soft: never compared in float64": (
-        ("backends.reference.soft_suppress", "any(low[i] != -minus[i] for i in first)", "False"),
+    "soft: decided in float32": (
+        ("backends.reference._common", "exact = row_sum(", "exact = row_sum(values.float() *"),
         of(ID, "narrow"),
-    ),
-    "soft: ties to the highest index": (
-        (
-            "backends.reference.soft_suppress",
-            "min(first, key=lambda i: place[i])",
-            "max(first, key=lambda i: place[i])",
-        ),
-        of(ID, "constant"),
-    ),
-    "soft: the next block is no rival": (
-        ("backends.reference.soft_suppress", "> rival:", "> (math.inf, 0):"),
-        patched(suppression.test_soft_in_small_blocks, "subtract"),
-    ),
-    "soft: stale scores are compared": (
-        ("backends.reference.soft_suppress", "if bool(stale[:_BLOCK].any()):", "if False:"),
-        patched(suppression.test_soft_in_small_blocks, "scale"),
-    ),
-    "soft: compared twice": (
-        ("backends.reference.soft_suppress", ".masked_fill_(~fresh, 0.0)", ""),
-        patched(suppression.test_soft_in_small_blocks, "subtract"),
     ),
     "soft: scores suppress alike": (
         (
             "backends.reference.soft_suppress",
-            "return (weights * strength).sum(-1)",
-            "return weights.sum(-1).mul_(_GRID)",
+            "lost += weight * now[pick].clamp_min(0.0)",
+            "lost += weight * _GRID",
         ),
         of(ID, "narrow"),
     ),
     "soft: distance, not its square": (
-        ("backends.reference.soft_suppress", "(1.0 - cosines).square_()", "(1.0 - cosines)"),
+        ("backends.reference.soft_suppress", "* apart.square()", "* apart"),
         of(ID, "vlm"),
     ),
     "soft: beyond its reach": (
         (
             "backends.reference.soft_suppress",
-            "factor.masked_fill_(square > self.reach * self.reach, 0.0)",
+            "factor.masked_fill(square > self.reach * self.reach, 0.0)",
             "factor",
         ),
         of(ADAPT, "vlm"),
@@ -394,11 +358,7 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], Proof]] = {
         of(ADAPT, "vlm"),
     ),
     "soft: zero rows are suppressed": (
-        (
-            "backends.reference.soft_suppress",
-            "weights *= image.directed[tokens, None] & image.directed[taken]",
-            "pass",
-        ),
+        ("backends.reference.soft_suppress", "near.to(pick) * ~rows.zero", "near.to(pick)"),
         of(ID, "zero_rows"),
     ),
 }

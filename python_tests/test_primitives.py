@@ -214,6 +214,8 @@ def test_assign_prefers_the_own_slot_and_the_lowest() -> None:
     # Angles of 1e-3 and 5e-4: float32 cannot tell their cosines apart.
     close = torch.tensor([[1.0, 0.0], [1.0, 1e-3], [1.0, 5e-4]])
     assert assign(close, torch.tensor([1, 2])).tolist() == [1, 0, 1]
+    ends = torch.tensor([[2.0**40, 0.0], [2.0**41, 0.0], [0.0, 1.0]])  # the longest, one beyond
+    assert assign(ends, torch.tensor([0, 2])).tolist() == [0, -1, 1]
 
 
 def test_merge_is_differentiable_and_leaves_out_what_nobody_owns() -> None:

@@ -145,30 +145,6 @@ def test_at_the_threshold_of_earlier_blocks(backend: str, require_backend: Requi
         same_bits(got, suppress64(rows, scores, n, threshold=limit, fill=False))
 
 
-def test_hard_in_small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zspa_kernels.backends.reference.suppress._SCAN", 4)
-    visual, scores = tokens("vlm", 40, 16), torch.arange(40) % 5 / 4
-    for k in (0, 7, 40):
-        got = zk.suppress(visual, scores, k, threshold=0.5, backend="reference")
-        assert got.tolist() == greedyprune(visual, scores, k, 0.5)
-
-
-@pytest.mark.parametrize("rule", RULES)
-def test_soft_in_small_blocks(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few tokens compared at a time, and many of them stale: the same picks, and a prefix each."""
-    monkeypatch.setattr("zspa_kernels.backends.reference.soft_suppress._BLOCK", 3)
-    monkeypatch.setattr("zspa_kernels.backends.reference.soft_suppress._FRESH", 4)
-    for model in ("vlm", "iid", "exact", "clusters", "zero_rows"):
-        visual, _ = case(model, 40, 16, torch.float32)
-        for scores in (torch.arange(40) % 5 / 4, torch.ones(40)):
-            right = soft_suppression(visual, scores, 40, 2.0, rule)
-            for k in (0, 7, 40):
-                got = zk.soft_suppress(
-                    visual, scores, k, sharpness=2.0, rule=rule, backend="reference"
-                )
-                assert got.tolist() == right[:k]
-
-
 @each_backend
 @pytest.mark.parametrize("rule", RULES)
 def test_what_takes_less_than_half_a_step_leaves_a_tie(

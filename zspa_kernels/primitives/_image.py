@@ -15,8 +15,9 @@ from .._implementation import contiguous, dense, recorded
 from .._native import reason
 from ..backends._blas import full_float32
 from ..backends.cpp import _centred
-from ..backends.reference._image import LONGEST, ROWS, SHORTEST, Image, images, on_grid, padded
-from ..backends.reference._image import lengths as _lengths
+from ..backends.reference._common import on_grid
+from ._exact import LONGEST, ROWS, SHORTEST, Image, images, padded
+from ._exact import lengths as _lengths
 
 __all__ = [
     "LONGEST",

@@ -31,6 +31,11 @@ def row_sum(x: Tensor) -> Tensor:
     return x[..., 0]
 
 
+def on_grid(x: Tensor) -> Tensor:
+    """float64 values rounded to multiples of 2**-40, so that its own error breaks no ties."""
+    return (x * 2.0**40).round() * 2.0**-40
+
+
 def inverse_length(square: Tensor) -> Tensor:
     """1 / sqrt of squared lengths, all float32; 0 for a zero row, which has no direction."""
     return torch.where(square < _ZERO_BELOW, 0.0, 1.0 / square.sqrt())
@@ -40,6 +45,7 @@ class Rows(NamedTuple):
     """The tokens of one segment."""
 
     values: Tensor  # float64 [N, D]
+    length: Tensor  # float64 [N], infinite for a zero row
     inverse: Tensor  # float32 [N]: 1 / length, 0 for a zero row
     valid: Tensor  # bool [N]: not masked out, finite, not huge
     zero: Tensor  # bool [N]: a zero row
@@ -48,15 +54,22 @@ class Rows(NamedTuple):
     def of(cls, tokens: Tensor, mask: Tensor | None) -> Rows:
         """Measure tokens `[N, D]`; `mask` `[N]` is True for real tokens."""
         values = tokens.double()
-        square = row_sum(values * values).float()
+        exact = row_sum(values * values)
+        square = exact.float()
         valid = square <= _VALID_UP_TO  # False for NaN
         if mask is not None:
             valid = valid & mask
-        return cls(values, inverse_length(square), valid, square < _ZERO_BELOW)
+        zero = square < _ZERO_BELOW
+        length = exact.sqrt().masked_fill(zero, torch.inf)
+        return cls(values, length, inverse_length(square), valid, zero)
 
     def cosine(self, other: Tensor, inverse: Tensor) -> Tensor:
         """Cosine of each token with `other` `[D]` of inverse length `inverse`: float32 `[N]`."""
         return row_sum(self.values * other).float() * (self.inverse * inverse)
+
+    def exact_cosine(self, i: int) -> Tensor:
+        """Cosine of each token with token `i`: float64 `[N]` on the grid, 0 with a zero row."""
+        return on_grid(row_sum(self.values * self.values[i]) / (self.length * self.length[i]))
 
 
 def optional_row(x: Tensor | None, b: int | slice) -> Tensor | None:

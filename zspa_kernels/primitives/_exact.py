@@ -15,18 +15,13 @@ import math
 import torch
 from torch import Tensor
 
-from ._common import row_sum
+from ..backends.reference._common import on_grid, row_sum
 
 SHORTEST = 2.0**-40  # of a row that has a direction
 LONGEST = 2.0**40  # of a valid row
 #: Rows of a temporary: it stays in cache, where a large one costs more in page faults than in work.
 ROWS = 128
 _CHUNK = 2**19  # elements of a float64 temporary
-
-
-def on_grid(x: Tensor) -> Tensor:
-    """float64 values rounded to multiples of 2**-40, so that its own error breaks no ties."""
-    return (x * 2.0**40).round() * 2.0**-40
 
 
 def lengths(x: Tensor) -> Tensor:

@@ -458,7 +458,7 @@ def test_one_selection_for_each_image(tiny: vlms.Tiny) -> None:
         generate(tiny.model, tiny.inputs(), max_new_tokens=1)
 
 
-@pytest.mark.parametrize("name", ["llava", "gemma3"])
+@pytest.mark.parametrize("name", ["llava", "gemma3", "smolvlm"])
 def test_a_method_may_keep_nothing(name: str) -> None:
     assert kept(vlms.get(name), Recorder(keep=0)).after == 0
 

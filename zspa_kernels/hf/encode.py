@@ -160,8 +160,10 @@ def _rebuild(encoded: Encoded, part: Part, rows: Sequence[Tensor]) -> Any:
         # One tensor for prompts of unequal lengths: rows as long as all of them can be cut into.
         length = math.gcd(*(len(row) for row in rows))
         tokens = encoded.tokens[torch.cat(list(rows))]
-        # Nothing may be left; whoever repeats entries for beams needs one, of no tokens.
-        kept: Any = tokens.reshape(-1, length, tokens.shape[-1]) if length else tokens[None]
+        # Nothing may be left. Whoever repeats entries for beams needs one, of no tokens; before
+        # there were such, SmolVLM divided by their length.
+        empty = length == 0 and hasattr(raw, "pooler_output")
+        kept: Any = tokens[None] if empty else tokens.reshape(-1, max(1, length), tokens.shape[-1])
     else:
         kept = type(pooled)(encoded.tokens[row] for row in rows)
     kept_deep = [

@@ -107,6 +107,10 @@ def test_scores_of_any_size(rule: str, runs: Runs) -> None:
         # The largest score, whose steps count, is not among the first ones.
         close = 1.0 + torch.arange(4, dtype=torch.float64) * 2.0**-45
         _one(tokens("iid", 12, 8), torch.cat((close[:1].expand(8) * 2.0**-60, close)), 12)
+        # A score of one step of it takes that step from a row that is equal, and from no other.
+        step = torch.tensor([1.0, 2.0**-40, 2.0**-40, 2.0**-40], dtype=torch.float64)
+        taken = _one(torch.eye(3)[[0, 1, 1, 2]], step, 4, sharpness=1000.0)
+        assert taken.tolist() == [0, 1, 3, 2]
 
 
 @pytest.mark.parametrize("rule", ["subtract", "scale"])

@@ -57,6 +57,10 @@ def test_seeds_go_on_where_picks_ended(runs: Runs) -> None:
     odd = torch.tensor([-1, 40, 2**40, -(2**40)])
     again = torch.cat((picks[0, :7], odd, picks[0, :7], picks[0, 3:19], picks[0, 15:19]))[None]
     assert torch.equal(run(visual[None], 5, again, None), picks[:, 19:])
+    late = torch.full((2, 59), -1)  # one image has none, the other none among its first
+    late[1, 40:] = picks[0, :19]
+    both = run(visual.expand(2, 40, 24), 5, late, None)
+    assert torch.equal(both, torch.stack((picks[0, :5], picks[0, 19:])))
 
 
 def test_a_token_that_float32_cannot_tell_apart_is_picked(runs: Runs) -> None:

@@ -28,7 +28,8 @@ import typer
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "build" / "sanitize"
-TESTS = ["native", "laws_native", "merging_native", "topk_native", "sensitivity_native", "varlen"]
+NATIVE = ["native", "laws_native", "merging_native", "topk_native", "sensitivity_native"]
+TESTS = [*NATIVE, "pivots", "varlen"]
 
 #: What is watched for -> the library that watches.
 LIBRARIES = {"memory": "libasan.so", "threads": "libtsan.so"}

@@ -132,12 +132,13 @@ def _encode(
     return Part(modality, sizes, raw, seen[0] if seen else None), [torch.cat(entries), *layers]
 
 
-def rebuild(encoded: Encoded, rows: Sequence[Tensor]) -> dict[str, Any]:
+def rebuild(encoded: Encoded, rows: Sequence[Tensor], as_arguments: bool = True) -> dict[str, Any]:
     """What the encoders would have returned for the kept tokens.
 
     Args:
         encoded: all tokens.
         rows: the kept ones, int64 rows of `encoded.tokens` on its device, one tensor a prompt.
+        as_arguments: whether they become arguments of the model, which generate repeats.
 
     Returns:
         By modality, objects of the encoders' own kind. An entry is a prompt's tokens: so whoever
@@ -145,24 +146,26 @@ def rebuild(encoded: Encoded, rows: Sequence[Tensor]) -> dict[str, Any]:
         prompts.
     """
     if len(encoded.parts) == 1:
-        return {encoded.parts[0].modality.name: _rebuild(encoded, encoded.parts[0], rows)}
+        one = encoded.parts[0]
+        return {one.modality.name: _rebuild(encoded, one, rows, as_arguments)}
     part = encoded.part.to(encoded.tokens.device)
+    own = [[row[part[row] == number] for row in rows] for number in range(len(encoded.parts))]
     return {
-        one.modality.name: _rebuild(encoded, one, [row[part[row] == number] for row in rows])
-        for number, one in enumerate(encoded.parts)
+        one.modality.name: _rebuild(encoded, one, kept, as_arguments)
+        for one, kept in zip(encoded.parts, own, strict=True)
     }
 
 
-def _rebuild(encoded: Encoded, part: Part, rows: Sequence[Tensor]) -> Any:
+def _rebuild(encoded: Encoded, part: Part, rows: Sequence[Tensor], as_arguments: bool) -> Any:
     raw = part.raw
     pooled, deep = _parts(raw)
     if isinstance(pooled, Tensor):
         # One tensor for prompts of unequal lengths: rows as long as all of them can be cut into.
         length = math.gcd(*(len(row) for row in rows))
         tokens = encoded.tokens[torch.cat(list(rows))]
-        # Nothing may be left. Whoever repeats entries for beams needs one, of no tokens; before
-        # there were such, SmolVLM divided by their length.
-        empty = length == 0 and hasattr(raw, "pooler_output")
+        # Nothing may be left: generate cannot repeat no entry, so there is one of no tokens; where
+        # it does not repeat them, SmolVLM divides by their length.
+        empty = length == 0 and as_arguments
         kept: Any = tokens[None] if empty else tokens.reshape(-1, max(1, length), tokens.shape[-1])
     else:
         kept = type(pooled)(encoded.tokens[row] for row in rows)

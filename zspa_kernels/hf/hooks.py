@@ -215,7 +215,8 @@ class Hooks:
             own = getattr(type(self._target.inner), f"get_{name}_features")
             return own(self._target.inner, *args, **kwargs)
         pruned, _, times = running
-        return rebuild(pruned.encoded, [row for row in pruned.rows for _ in range(times)])[name]
+        rows = [row for row in pruned.rows for _ in range(times)]
+        return rebuild(pruned.encoded, rows, as_arguments=False)[name]
 
     def _get_rope_index(self, *args: Any, **kwargs: Any) -> Any:
         """`generate` asks for the positions of the pruned prompt, whose pictures have gaps."""

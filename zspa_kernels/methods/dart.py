@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .. import _contract_primitives as _contract
+from .. import _contract_primitives as _rules
 from .. import _contract_values as _values
 from .. import api
 from ..primitives.pivots import absolute_sums, cosines_to, directions
@@ -84,9 +84,7 @@ class DART(EachByItself):
     def __post_init__(self) -> None:
         check_options(self.about, self)
         for name, least in (("pivots", 1), ("text_pivots", 0)):
-            _values.at_least(
-                "DART", name, _values.integer("DART", name, getattr(self, name)), least
-            )
+            _values.integer_at_least("DART", name, getattr(self, name), least)
 
     @property
     def model_inputs(self) -> tuple[Input, ...]:
@@ -118,25 +116,25 @@ class DART(EachByItself):
             zero rows and NaN of invalid tokens.
         """
         if prompt is None:
-            _contract.visual("DART", visual, visual_mask)
+            _rules.visual("DART", visual, visual_mask)
         else:
-            _contract.visual_and_prompt("DART", visual, prompt, visual_mask, prompt_mask)
+            _rules.visual_and_prompt("DART", visual, prompt, visual_mask, prompt_mask)
         stands = standing(visual, visual_mask)
         valid, measured = stands.isfinite(), visual
         if keys is not None or self.by_keys:
             measured = self.about.require("keys", keys)
-            _contract.features("DART", "keys", measured, visual)
+            _rules.features("DART", "keys", measured, visual)
             valid = valid & standing(measured, visual_mask).isfinite()
         norms = absolute_sums(measured).masked_fill(stands < 0.0, -1.0)
         norms = norms.masked_fill(~valid, torch.nan)
         k = api.num_keep(visual.shape[-2], self.keep, self.rounding)
-        core = largest(norms, min(self.pivots, k), valid, None, None, None, False)
+        core = largest(norms, min(self.pivots, k), valid)
         pivots = directions(visual, core)
         live = core.new_full((*core.shape[:-1], 1), core.shape[-1])
         if prompt is not None and self.text_pivots:
             words = standing(prompt, prompt_mask) == 0.0  # that have a direction
             count = min(self.text_pivots, prompt.shape[-2])
-            text = largest(absolute_sums(prompt), count, words, None, None, None, False)
+            text = largest(absolute_sums(prompt), count, words)
             pivots = torch.cat((pivots, directions(prompt, text)), dim=-2)
             live = live + (text >= 0).sum(-1, keepdim=True)
         similar = cosines_to(visual, pivots).masked_fill((stands < 0.0).unsqueeze(-2), 2.0)

@@ -42,8 +42,9 @@ FIRST_SLOT = tl.constexpr(_segments.FIRST_SLOT)
 COLUMNS = tl.constexpr(5)
 COUNT = tl.constexpr(128)  # segments counted at a time
 
-# How often a program asks whether all others have arrived, before it gives up: some 8 seconds, and
-# no phase takes a tenth of one. Programs of other processes may have the device in between.
+# How often a program asks whether all others have arrived, before it gives up: some 8 seconds if a
+# question takes a microsecond. No phase should take a tenth of that; neither is measured yet.
+# Programs of other processes may have the device in between.
 POLLS = tl.constexpr(1 << 23)
 
 

@@ -19,7 +19,7 @@ from bench.end_to_end_report import TABLE, added, plot, tables, write_page
 from bench.end_to_end_runs import CONTENDERS, measure
 from bench.environment import RESULTS, ROOT, SCRATCH, environment
 from bench.timing import quiet
-from zspa_kernels import _contract_values as _values
+from zspa_kernels._contract import values as _values
 
 PAGE = ROOT / "docs" / "efficiency.md"
 

@@ -24,7 +24,7 @@ from rich.table import Table
 from torch import Tensor
 
 from bench.environment import environment
-from zspa_kernels import _register
+from zspa_kernels._ops import register
 from zspa_kernels.backends.cpp import (
     diversity,
     dpp,
@@ -98,7 +98,7 @@ def before_the_kernel(op: str, arguments: tuple[Any, ...]) -> float:
 
 def _check(op: str, arguments: tuple[Any, ...], call: Callable[..., Any]) -> None:
     """The call that is measured is one that works."""
-    got, expected = call(*arguments), getattr(_register, op)(*arguments, backend="reference")
+    got, expected = call(*arguments), getattr(register, op)(*arguments, backend="reference")
     if isinstance(got, Tensor):
         got, expected = (got,), (expected,)
     if not torch.equal(got[0], expected[0]):

@@ -19,7 +19,7 @@ from bench.measure import measure
 from bench.registry import Workload, suite
 from bench.results import Results
 from bench.timing import Machine
-from zspa_kernels import _dispatch
+from zspa_kernels._ops import dispatch
 
 console = Console(stderr=True)
 
@@ -104,7 +104,7 @@ def main(
             pages.rewrite(readme.read_text(), report.TABLE, "")
     except (OSError, ValueError) as error:
         _stop(str(error))
-    why = _dispatch.why_not("cpp", "select", torch.device("cpu"))
+    why = dispatch.why_not("cpp", "select", torch.device("cpu"))
     if why is not None:
         _stop(f"the native kernels are what is measured: {why}")
     out = out or (RESULTS if published else SCRATCH)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from zspa_kernels import SensitivityPlan, unit_directions
-from zspa_kernels._call import call
+from zspa_kernels._ops.call import call
 from zspa_kernels.testing import tokens
 from zspa_kernels.testing.sensitivity import Function, projector, published_sensitivity
 

@@ -31,9 +31,9 @@ hypothesis.settings.load_profile("zspa")
 
 
 def _why_not(backend: str, op: str = "select", device: str = "cpu") -> str | None:
-    from zspa_kernels import _dispatch
+    from zspa_kernels._ops import dispatch
 
-    return _dispatch.why_not(backend, op, torch.device(device))
+    return dispatch.why_not(backend, op, torch.device(device))
 
 
 def _required() -> list[str]:
@@ -41,9 +41,9 @@ def _required() -> list[str]:
 
 
 def pytest_report_header() -> list[str]:
-    from zspa_kernels import _dispatch
+    from zspa_kernels._ops import dispatch
 
-    reasons = {name: _why_not(name) for name in _dispatch.BACKENDS}
+    reasons = {name: _why_not(name) for name in dispatch.BACKENDS}
     lines = [f"torch: {torch.__version__}, {torch.get_num_threads()} threads"]
     return lines + [f"backend {name}: {why or 'ready'}" for name, why in reasons.items()]
 

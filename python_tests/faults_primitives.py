@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from zspa_kernels import _dispatch
+from zspa_kernels._ops import dispatch
 from zspa_kernels.methods import _registry
 
 
@@ -96,7 +96,7 @@ def reject(fault: tuple[str, str, str], proof: Proof, patch: pytest.MonkeyPatch)
         patch.setattr(
             f"zspa_kernels.primitives.{module}.native", lambda *x, **y: False, raising=False
         )
-    patch.setattr(_dispatch, "choose", lambda op, device: _dispatch.load("reference", op))
+    patch.setattr(dispatch, "choose", lambda op, device: dispatch.load("reference", op))
     proof()
     plant(Fault(*fault), patch)
     with pytest.raises(AssertionError):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import zspa_kernels as zk
-from zspa_kernels._call import call
+from zspa_kernels._ops.call import call
 from zspa_kernels.testing.cases import DTYPES, Case, Diversity, RelevanceTopk, Select
 
 BACKENDS = ("reference", "cpp", "triton")

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 import zspa_kernels as zk
-from zspa_kernels import _contract, _dispatch
-from zspa_kernels._contract_values import say
+from zspa_kernels._contract import selection as _rules
+from zspa_kernels._contract.values import say
+from zspa_kernels._ops import dispatch
 
 
 def draw(*shape: int) -> Tensor:
@@ -182,7 +183,7 @@ def test_values_in_messages_are_short_and_never_those_of_a_tensor() -> None:
 def test_the_range_of_tokens() -> None:
     """Kernels count the tokens of a segment in 32 bits."""
     most = torch.ones(1, 4).expand(2**31 - 1, 4)
-    assert _contract.relevance_topk(most, most, 5) == (5,)
+    assert _rules.relevance_topk(most, most, 5) == (5,)
 
 
 # ---- select -------------------------------------------------------------------------------------
@@ -236,7 +237,7 @@ def test_select_errors_of_its_own(
     assert str(caught.value).startswith(f"select: {text}")
 
 
-@pytest.mark.parametrize("pooling", _contract.POOLINGS)
+@pytest.mark.parametrize("pooling", _rules.POOLINGS)
 def test_every_argument_arrives(pooling: str) -> None:
     """Each changes the result."""
     visual, prompt, weights = draw(40, 8), draw(5, 8), draw(40).abs()
@@ -392,7 +393,7 @@ def test_an_array_is_neither_a_number_nor_an_option() -> None:
 
 # ---- warmup -------------------------------------------------------------------------------------
 
-OPS = [op for op in _dispatch.OPS if not op.startswith("sensitivity")]  # of projectors
+OPS = [op for op in dispatch.OPS if not op.startswith("sensitivity")]  # of projectors
 
 
 @pytest.mark.parametrize("num_tokens", [0, 1, 8])

@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from zspa_kernels import __version__, _dispatch, _doctor, methods
+from zspa_kernels import __version__, _doctor, methods
+from zspa_kernels._ops import dispatch
 from zspa_kernels.cli_app import app
 
 ROOT = Path(__file__).parents[1]
@@ -215,11 +216,11 @@ def test_doctor_json_has_every_backend_and_every_reason() -> None:
     )
     assert set(facts["backends"]) == {"cpu"} | ({"cuda"} if torch.cuda.is_available() else set())
     for device, backends in facts["backends"].items():
-        assert tuple(backends) == _dispatch.BACKENDS
+        assert tuple(backends) == dispatch.BACKENDS
         for backend, reasons in backends.items():
-            assert tuple(reasons) == _dispatch.OPS
+            assert tuple(reasons) == dispatch.OPS
             for op, reason in reasons.items():
-                assert reason == _dispatch.why_not(backend, op, torch.device(device))
+                assert reason == dispatch.why_not(backend, op, torch.device(device))
                 assert reason is None or reason.strip()
     assert set(facts["backends"]["cpu"]["reference"].values()) == {None}
     native_runs = facts["backends"]["cpu"]["cpp"]["select"] is None
@@ -230,8 +231,8 @@ def test_doctor_text_names_every_backend_and_reason() -> None:
     result = CliRunner().invoke(app, ["doctor"])
     assert result.exit_code == 0
     print(result.output)
-    for backend in _dispatch.BACKENDS:
-        reason = _dispatch.why_not(backend, "select", torch.device("cpu"))
+    for backend in dispatch.BACKENDS:
+        reason = dispatch.why_not(backend, "select", torch.device("cpu"))
         assert f"  {backend}" in result.output
         assert reason is None or reason in result.output
     assert "reference  runs" in result.output
@@ -241,10 +242,10 @@ def test_doctor_tells_ops_apart_when_they_differ(monkeypatch: pytest.MonkeyPatch
     def why_not(backend: str, op: str, device: torch.device) -> str | None:
         return "no such kernel" if (backend, op) == ("cpp", "diversity") else None
 
-    monkeypatch.setattr(_dispatch, "why_not", why_not)
+    monkeypatch.setattr(dispatch, "why_not", why_not)
     text = _doctor.report()
     assert "cpp        diversity: refused: no such kernel" in text
-    others = ", ".join(op for op in _dispatch.OPS if op != "diversity")
+    others = ", ".join(op for op in dispatch.OPS if op != "diversity")
     assert f"cpp        {others}: runs" in text
     assert "triton     runs" in text
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import zspa_kernels as zk
-from zspa_kernels import _register
+from zspa_kernels._ops import register
 
 B, N, D, M, S = 2, 6, 4, 3, 2
 ENTRIES = ("zk", "op", "fake", "reference", "cpp", "triton")
@@ -342,7 +342,7 @@ def call(entry: str, op: str, arguments: dict[str, Any]) -> Any:
             return getattr(torch.ops.zspa, op)(**arguments)
     named = {} if entry == "zk" else {"backend": entry}
     # The ragged public functions take lengths on the host: test_api.py has their table.
-    return getattr(_register if op in RAGGED else zk, op)(**arguments, **named)
+    return getattr(register if op in RAGGED else zk, op)(**arguments, **named)
 
 
 def reaches(entry: str, op: str, bad: Bad) -> bool:

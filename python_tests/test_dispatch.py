@@ -15,7 +15,8 @@ import torch
 import zspa_kernels as zk
 from python_tests import test_contract_errors, test_vmap
 from python_tests.runners import spread, turned
-from zspa_kernels import _dispatch, _native, _register
+from zspa_kernels import _native
+from zspa_kernels._ops import dispatch, register
 
 CPU = torch.device("cpu")
 COMMAND = "build it with `pip install .` or `make build`"
@@ -26,10 +27,10 @@ def not_built(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The native module is missing; what was chosen before and after is forgotten."""
     why = f"the native module is not built ({COMMAND})"
     monkeypatch.setattr(_native, "_load", lambda: (None, why))
-    for cached in (_dispatch.choose, _dispatch._warn_once):
+    for cached in (dispatch.choose, dispatch._warn_once):
         cached.cache_clear()
     yield
-    for cached in (_dispatch.choose, _dispatch._warn_once):
+    for cached in (dispatch.choose, dispatch._warn_once):
         cached.cache_clear()
 
 
@@ -37,12 +38,12 @@ def tokens() -> torch.Tensor:
     return torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("op", _dispatch.OPS)
-@pytest.mark.parametrize("backend", _dispatch.BACKENDS)
+@pytest.mark.parametrize("op", dispatch.OPS)
+@pytest.mark.parametrize("backend", dispatch.BACKENDS)
 def test_a_backend_without_a_reason_loads(backend: str, op: str) -> None:
-    reason = _dispatch.why_not(backend, op, CPU)
+    reason = dispatch.why_not(backend, op, CPU)
     if reason is None:
-        assert callable(_dispatch.load(backend, op))
+        assert callable(dispatch.load(backend, op))
     else:
         assert reason
 
@@ -55,13 +56,13 @@ def tables(op: str) -> Iterator[tuple[str, bool]]:
     yield "test_opcheck.py", f'"{op}"' in tests["test_opcheck.py"]
     yield "any test that calls it", any(f"zk.{op}(" in text for text in tests.values())
     if not op.endswith("_varlen"):
-        yield "_BATCHED of _register.py", op in _register._BATCHED
+        yield "_BATCHED of register.py", op in register._BATCHED
         yield "test_vmap.py", op in test_vmap.OPS
         yield "_batches of test_dispatch.py", op in _batches()
 
 
 #: The ops of a projector stand behind one function, and have their tables in test_sensitivity_*.
-SELECTIONS = [op for op in _dispatch.OPS if not op.startswith("sensitivity")]
+SELECTIONS = [op for op in dispatch.OPS if not op.startswith("sensitivity")]
 
 
 @pytest.mark.parametrize("op", SELECTIONS)
@@ -71,7 +72,7 @@ def test_nothing_of_an_op_is_forgotten(op: str) -> None:
 
 
 def test_every_registered_op_has_backends() -> None:
-    assert set(_register._OPS) == set(_dispatch.OPS), "OPS of _dispatch.py is what can be called"
+    assert set(register._OPS) == set(dispatch.OPS), "OPS of dispatch.py is what can be called"
 
 
 def _batches() -> dict[str, tuple[Any, ...]]:
@@ -93,13 +94,13 @@ def _batches() -> dict[str, tuple[Any, ...]]:
     }
 
 
-@pytest.mark.parametrize("op", [op for op in _dispatch.OPS if op in _batches()])
+@pytest.mark.parametrize("op", [op for op in dispatch.OPS if op in _batches()])
 @pytest.mark.parametrize("backend", ["reference", "cpp", "triton"])
 def test_an_image_is_a_batch_of_one(
     backend: str, op: str, require_backend: Callable[..., None]
 ) -> None:
     require_backend(backend)
-    run, arguments = _dispatch.load(backend, op), _batches()[op]
+    run, arguments = dispatch.load(backend, op), _batches()[op]
     whole = run(*arguments)
     alone = run(*(x[1] if isinstance(x, torch.Tensor) else x for x in arguments))
     if op != "relevance_topk":
@@ -115,7 +116,7 @@ def test_every_argument_may_have_strides(
     backend: str, op: str, require_backend: Callable[..., None]
 ) -> None:
     require_backend(backend)
-    run, arguments = getattr(_register, op), _batches()[op]
+    run, arguments = getattr(register, op), _batches()[op]
     right = run(*arguments, backend=backend)
     for form in (spread, turned):
         found = run(*map(form, arguments), backend=backend)
@@ -138,7 +139,7 @@ def test_ragged_arguments_may_have_strides_and_images_are_cut(
     parts, counts = (slice(0, 4), slice(5, 9)), picks.tolist()
 
     def same(op: str, arguments: tuple[Any, ...], alone: list[torch.Tensor]) -> None:
-        found = getattr(_register, op)(*map(spread, arguments), backend=backend)
+        found = getattr(register, op)(*map(spread, arguments), backend=backend)
         right = [one + part.start for one, part in zip(alone, parts, strict=True)]
         assert torch.equal(found, torch.cat(right)), op
 
@@ -167,10 +168,10 @@ def test_ragged_arguments_may_have_strides_and_images_are_cut(
     same("facility_location_varlen", (visual, ends, picks, 5, 4, *rows), alone)
 
 
-@pytest.mark.parametrize("op", _dispatch.OPS)
+@pytest.mark.parametrize("op", dispatch.OPS)
 def test_auto_on_cpu_is_the_native_backend(op: str) -> None:
     if _native.reason() is None:
-        assert _dispatch.choose(op, CPU) is _dispatch.load("cpp", op)
+        assert dispatch.choose(op, CPU) is dispatch.load("cpp", op)
 
 
 def test_named_backends_run_or_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,67 +192,67 @@ def test_other_devices_get_a_reason_for_each_backend() -> None:
     with pytest.raises(
         NotImplementedError, match=r"^select: visual must be on .* got mps"
     ) as error:
-        _dispatch.choose("select", torch.device("mps"))
-    for backend in _dispatch.BACKENDS:
+        dispatch.choose("select", torch.device("mps"))
+    for backend in dispatch.BACKENDS:
         assert f"{backend}: " in str(error.value)
 
 
 def test_unknown_names_are_value_errors() -> None:
     with pytest.raises(ValueError, match="backend must be one of"):
-        _dispatch.why_not("fast", "select", CPU)
+        dispatch.why_not("fast", "select", CPU)
     with pytest.raises(ValueError, match="op must be one of"):
-        _dispatch.why_not("cpp", "chosen", CPU)
+        dispatch.why_not("cpp", "chosen", CPU)
 
 
 def test_cpp_refuses_other_devices() -> None:
-    reason = _dispatch.why_not("cpp", "select", torch.device("cuda"))
+    reason = dispatch.why_not("cpp", "select", torch.device("cuda"))
     assert reason == "it runs on cpu tensors, not on cuda"
 
 
 def test_the_argument_whose_device_decides_is_named() -> None:
-    for op in _dispatch.OPS:
+    for op in dispatch.OPS:
         name = "visual"
         if op.startswith("sensitivity"):
             name = "preactivation" if op.endswith("_hidden") else "features"
         with pytest.raises(NotImplementedError, match=rf"^{op}: {name} must be on a device a back"):
-            _dispatch.choose(op, torch.device("mps"))
+            dispatch.choose(op, torch.device("mps"))
 
 
 def test_triton_wants_itself_and_a_gpu_of_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert _dispatch.why_not("triton", "select", gpu) == "torch finds no CUDA device"
+    assert dispatch.why_not("triton", "select", gpu) == "torch finds no CUDA device"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.version, "hip", None)
     for capability in ((8, 0), (9, 0), (7, 5)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
-        reason = _dispatch.why_not("triton", "select", gpu)
+        reason = dispatch.why_not("triton", "select", gpu)
         assert (reason is None) == (capability >= (8, 0)), reason
         assert reason is None or "compute capability 8.0 or newer" in reason
-    _dispatch.choose.cache_clear()
+    dispatch.choose.cache_clear()
     with pytest.raises(NotImplementedError, match=r"^select: .* 8\.0 or newer"):
-        _dispatch.choose("select", gpu)
+        dispatch.choose("select", gpu)
     monkeypatch.setattr(torch.version, "hip", "6.4")
-    assert _dispatch.why_not("triton", "select", gpu) is None
+    assert dispatch.why_not("triton", "select", gpu) is None
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert _dispatch.why_not("triton", "select", gpu) == (
+    assert dispatch.why_not("triton", "select", gpu) == (
         "triton is not installed: pip install triton"
     )
     with pytest.raises(ImportError, match=r"^select: backend 'triton' cannot run: triton is not"):
-        _dispatch.named("triton", "select", CPU)
+        dispatch.named("triton", "select", CPU)
 
 
 def test_the_interpreter_must_have_been_on_when_triton_was_imported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert _dispatch.why_not("triton", "select", CPU) is None  # the whole session interprets
+    assert dispatch.why_not("triton", "select", CPU) is None  # the whole session interprets
     with monkeypatch.context() as late:
         late.setattr("triton.language.cdiv", len)
-        reason = _dispatch.why_not("triton", "select", CPU)
+        reason = dispatch.why_not("triton", "select", CPU)
         assert reason is not None
         assert "before importing triton" in reason
     monkeypatch.delenv("TRITON_INTERPRET")
-    assert _dispatch.why_not("triton", "select", CPU) == reason
+    assert dispatch.why_not("triton", "select", CPU) == reason
 
 
 @pytest.mark.usefixtures("not_built")

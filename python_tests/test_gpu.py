@@ -12,7 +12,7 @@ import torch
 
 import zspa_kernels as zk
 from bench import gpu_check, gpu_checks, gpu_greedy, gpu_sensitivity, gpu_suppress, gpu_timing
-from zspa_kernels import _dispatch
+from zspa_kernels._ops import dispatch
 from zspa_kernels.backends.triton._common import INTERPRETED
 
 # What needs no GPU is tried on the CPU backend, so that a check that cannot pass, or cannot fail,
@@ -65,7 +65,7 @@ def test_no_check_passes_where_kernels_do_nothing(
     require_backend("cpp")
 
     def nothing(op: str, device: torch.device) -> Callable[..., Any]:
-        right = _dispatch.load("cpp", op)
+        right = dispatch.load("cpp", op)
 
         def call(*arguments: Any) -> Any:
             found = right(*arguments)
@@ -75,7 +75,7 @@ def test_no_check_passes_where_kernels_do_nothing(
 
         return call
 
-    monkeypatch.setattr(_dispatch, "choose", nothing)
+    monkeypatch.setattr(dispatch, "choose", nothing)
     monkeypatch.setattr(gpu_check, "DEVICE", "cpu")
     monkeypatch.setattr(gpu_check, "DTYPE", torch.bfloat16)
     monkeypatch.setattr(gpu_check, "IMAGES", 3)

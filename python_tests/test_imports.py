@@ -70,7 +70,7 @@ def test_without_the_native_module_the_reference_gives_the_same_answer() -> None
 
 def test_a_reload_registers_the_ops_again() -> None:
     code = (
-        "import importlib, torch, zspa_kernels as zk, zspa_kernels._register as register\n"
+        "import importlib, torch, zspa_kernels as zk, zspa_kernels._ops.register as register\n"
         "x = torch.eye(4); before = zk.select(x, keep=2)\n"
         "for _ in range(3): importlib.reload(register)\n"
         "print(torch.equal(zk.select(x, keep=2), before), torch.ops.zspa.diversity(x, 1).tolist())"
@@ -83,61 +83,33 @@ def test_a_reload_registers_the_ops_again() -> None:
 PUBLIC = ("zspa_kernels", "api", "types", "methods", "projectors", "sensitivity_plan")
 ALLOWED: dict[str, tuple[str, ...]] = {
     "_version": (),
-    "_contract_values": (),
-    "_contract": ("_contract_values",),
     "_activations": (),
-    "_contract_greedy": ("_contract", "_contract_values"),
-    "_contract_sensitivity": ("_activations", "_contract", "_contract_values"),
-    "_contract_suppress": ("_contract", "_contract_values", "_contract_primitives"),
-    "_segments": ("_native",),
+    "_contract": ("_activations",),
     "_native": ("_version",),
-    "_counts": ("_contract_values",),
+    "_segments": ("_native",),
+    "_counts": ("_contract",),
     "_gather": ("_contract",),
     "types": ("_gather",),
-    "_dispatch": ("_native",),
-    "_implementation": ("_dispatch",),
-    "_vmap": (),
-    "_register_greedy": (
-        *("_contract_greedy", "_contract_suppress", "_implementation", "_segments"),
-    ),
-    "_register_sensitivity": ("_contract_sensitivity", "_implementation"),
-    "_register": (
-        *("_contract", "_contract_greedy", "_contract_sensitivity", "_contract_suppress"),
-        *("_implementation", "_register_greedy", "_register_sensitivity", "_segments", "_vmap"),
-    ),
-    "_call": ("_contract", "_contract_values", "_dispatch", "_implementation", "_register"),
-    "_varlen": ("_call", "_contract", "_contract_values", "_counts"),
-    "_greedy": ("_call", "_contract_values", "_contract_greedy", "_varlen"),
-    "_suppress": ("_call", "_contract_values", "_contract_primitives", "_contract_suppress"),
-    "sensitivity_plan": ("_call", "_contract_values", "_contract_sensitivity", "backends._blas"),
-    "projectors": ("_activations", "_contract", "_contract_values", "_contract_sensitivity"),
-    "_sensitivity": (
-        *("_call", "_contract_values", "_contract_sensitivity", "backends._blas"),
-        *("projectors", "sensitivity_plan"),
-    ),
+    "_ops": ("_contract", "_native", "_segments"),
+    "_varlen": ("_contract", "_counts", "_ops"),
+    "_greedy": ("_contract", "_ops", "_varlen"),
+    "_suppress": ("_contract", "_ops"),
+    "sensitivity_plan": ("_contract", "_ops", "backends._blas"),
+    "projectors": ("_activations", "_contract"),
+    "_sensitivity": ("_contract", "_ops", "backends._blas", "projectors", "sensitivity_plan"),
     "api": (
-        *("_call", "_contract", "_contract_values", "_counts", "_gather"),
+        *("_contract", "_counts", "_gather", "_ops"),
         *("_greedy", "_sensitivity", "_suppress", "_varlen"),
     ),
-    "_warmup": ("_contract", "_contract_values", "api"),
-    "_contract_primitives": ("_contract", "_contract_values"),
+    "_warmup": ("_contract", "api"),
     "primitives": (
-        *("_contract_primitives", "_contract_values", "_implementation", "_native", "api", "types"),
+        *("_contract", "_native", "_ops", "api", "types"),
         *("backends._blas", "backends.cpp", "backends.reference"),
     ),
     "hf": ("types",),
     "methods": (
-        *(
-            "_contract",
-            "_contract_values",
-            "_contract_primitives",
-            "_counts",
-            "_sensitivity",
-            "api",
-            "hf",
-            "primitives",
-        ),
-        *("projectors", "sensitivity_plan", "types"),
+        *("_contract", "_counts", "_sensitivity", "api", "hf"),
+        *("primitives", "projectors", "sensitivity_plan", "types"),
     ),
     "zspa_kernels": (
         *("_version", "_warmup", "api", "hf", "methods"),
@@ -149,20 +121,20 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "backends.cpp": ("_activations", "_native", "_segments", "backends._blas"),
     "backends.triton": ("_segments", "backends._blas"),
     "testing": (),
-    "visualize": (*PUBLIC, "_contract_values"),
+    "visualize": (*PUBLIC, "_contract"),
     "_pixels": ("hf",),
     "pictures": ("_pixels", "hf", "types", "visualize"),
-    "_doctor": ("_dispatch", "_native", "_version"),
-    "demo": (*PUBLIC, "_dispatch", "_doctor", "testing", "visualize"),
+    "_doctor": ("_native", "_ops", "_version"),
+    "demo": (*PUBLIC, "_doctor", "_ops", "testing", "visualize"),
     "lmms": ("hf", "methods"),
-    "vllm": ("_contract_values", "api", "hf", "methods"),
-    "_api_page": ("zspa_kernels", "_dispatch", "pictures", "projectors", "visualize", "vllm"),
-    "ask": ("_contract_values", "demo", "hf", "lmms", "methods", "pictures"),
+    "vllm": ("_contract", "api", "hf", "methods"),
+    "_api_page": ("zspa_kernels", "_ops", "pictures", "projectors", "visualize", "vllm"),
+    "ask": ("_contract", "demo", "hf", "lmms", "methods", "pictures"),
     "cli": ("zspa_kernels", "_doctor", "ask", "demo", "methods"),
 }
 # What each may import from elsewhere, beside the standard library and torch.
 THIRD_PARTY: dict[str, tuple[str, ...]] = {
-    "_dispatch": ("triton",),
+    "_ops": ("triton",),
     "backends.triton": ("numpy", "triton"),
     "visualize": ("numpy", "PIL", "matplotlib"),
     "pictures": ("matplotlib", "numpy"),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from python_tests.runners import BACKENDS, each_backend, strided_views
 from zspa_kernels._activations import ACTIVATIONS, NAMES
-from zspa_kernels._call import call
+from zspa_kernels._ops.call import call
 from zspa_kernels.testing.sensitivity import (
     TORCH_ACTIVATIONS,
     jacobian_sensitivity,

@@ -18,9 +18,9 @@ from python_tests.runners import BACKENDS, spread
 from python_tests.test_ambient import AMBIENT
 from python_tests.test_contract_errors import FLOATS, Bad, nested, storages, to
 from python_tests.test_opcheck import of_copies
-from zspa_kernels import _register
 from zspa_kernels._activations import NAMES
-from zspa_kernels._call import call as public_call
+from zspa_kernels._ops import register
+from zspa_kernels._ops.call import call as public_call
 from zspa_kernels._sensitivity import SCORES
 from zspa_kernels.projectors import Projector
 
@@ -60,7 +60,7 @@ def call(entry: str, op: str, arguments: dict[str, Any]) -> Tensor:
             return function(**arguments)
         with FakeTensorMode(allow_non_fake_inputs=True):
             return function(**arguments)
-    return getattr(_register, op)(*arguments.values(), backend=entry)
+    return getattr(register, op)(*arguments.values(), backend=entry)
 
 
 TENSORS = {

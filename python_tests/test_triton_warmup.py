@@ -14,7 +14,7 @@ import triton
 from torch import Tensor
 
 import zspa_kernels as zk
-from zspa_kernels import _dispatch
+from zspa_kernels._ops import dispatch
 from zspa_kernels.backends.triton import (
     _common,
     diversity,
@@ -67,9 +67,9 @@ def launched(require_backend: Callable[..., None], monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(diversity, "few_tokens", few_on_a_gpu)
 
     def choose(op: str, device: Any) -> Any:
-        return _dispatch.load("triton", op)
+        return dispatch.load("triton", op)
 
-    monkeypatch.setattr(_dispatch, "choose", choose)
+    monkeypatch.setattr(dispatch, "choose", choose)
     return seen
 
 

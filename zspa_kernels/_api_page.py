@@ -14,7 +14,8 @@ import torch
 
 import zspa_kernels as zk
 
-from . import _dispatch, pictures, projectors, visualize, vllm
+from . import pictures, projectors, visualize, vllm
+from ._ops import dispatch
 
 _ROOT = Path(__file__).resolve().parent.parent
 _HEAD = """# The API
@@ -93,7 +94,7 @@ def page() -> str:
                 entries.append(_entry(where, module, name))
                 done.add(id(thing))
         parts.append(_section(heading, more, entries))
-    schemas = "\n".join(str(getattr(torch.ops.zspa, op).default._schema) for op in _dispatch.OPS)
+    schemas = "\n".join(str(getattr(torch.ops.zspa, op).default._schema) for op in dispatch.OPS)
     parts.append(f"{_OPS}\n```\n{schemas}\n```\n")
     return "\n".join(parts)
 

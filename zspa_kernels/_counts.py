@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from . import _contract_values as _values
+from ._contract import values as _values
 
 ROUNDINGS = ("round", "floor")
 DEFAULT_CORE_RATIO = 0.2  # between ZSPAPrune's optima: 0.1 GQA, 0.2 POPE, 0.4 MMMU (its Table 2)

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from zspa_kernels import _dispatch, _native
+from zspa_kernels import _native
+from zspa_kernels._ops import dispatch
 from zspa_kernels._version import __version__
 
 PACKAGES = (
@@ -69,14 +70,14 @@ def collect() -> dict[str, Any]:
         "backends": {
             device: {
                 backend: {
-                    op: _dispatch.why_not(backend, op, torch.device(device)) for op in _dispatch.OPS
+                    op: dispatch.why_not(backend, op, torch.device(device)) for op in dispatch.OPS
                 }
-                for backend in _dispatch.BACKENDS
+                for backend in dispatch.BACKENDS
             }
             for device in devices
         },
         "auto": {
-            device: {op: chosen(op, torch.device(device)) for op in _dispatch.OPS}
+            device: {op: chosen(op, torch.device(device)) for op in dispatch.OPS}
             for device in devices
         },
     }
@@ -88,7 +89,7 @@ def chosen(op: str, device: torch.device) -> str | None:
         # That the reference is slow is said when it is used, and here by the reason of the others.
         warnings.simplefilter("ignore")
         try:
-            function = _dispatch.choose(op, device)
+            function = dispatch.choose(op, device)
         except NotImplementedError:
             return None
     # zspa_kernels.backends.<name>.<op>

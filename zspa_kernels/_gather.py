@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _contract
+from ._contract import selection as _rules
 
 
 def gather(x: Tensor, indices: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ def gather(x: Tensor, indices: Tensor) -> Tensor:
         tensor([[3., 4.],
                 [0., 0.]])
     """
-    _contract.gather(x, indices)
+    _rules.gather(x, indices)
     batch = indices.ndim - 1
     n = x.shape[batch]
     if n == 0:

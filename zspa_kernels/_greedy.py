@@ -8,9 +8,9 @@ from typing import overload
 
 from torch import Tensor
 
-from . import _contract_greedy
-from . import _contract_values as _values
-from ._call import call
+from ._contract import greedy as _rules
+from ._contract import values as _values
+from ._ops.call import call
 from ._varlen import picks_varlen, side_by_side
 
 
@@ -249,7 +249,7 @@ def facility_location_varlen(
     op = "facility_location_varlen"
     options = _values.ratio(op, "temperature", temperature), _values.ratio(op, "scale", scale)
     if benefits is not None and not isinstance(visual, Tensor):
-        parts = _contract_greedy.benefits_of_images(op, benefits, visual)
+        parts = _rules.benefits_of_images(op, benefits, visual)
         benefits = side_by_side(parts, dim=1) if parts else None
     return picks_varlen(
         op, visual, k, lengths, weights, backend, before=(benefits,), behind=options

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from . import _contract_sensitivity
-from . import _contract_values as _values
-from ._call import call, check_backend
+from ._contract import sensitivity as _rules
+from ._contract import values as _values
+from ._ops.call import call, check_backend
 from .backends._blas import full_float32
 from .projectors import Projector, read_projector
 from .sensitivity_plan import SensitivityPlan, compact_output, unit_directions
@@ -120,9 +120,9 @@ class Scorer:
         if not isinstance(directions, Tensor):
             m = _values.integer_at_least(op, "directions", directions, 1)
             directions = unit_directions(m, read.w1.shape[1], seed)
-        _contract_sensitivity.movable(op, "directions", directions)
+        _rules.movable(op, "directions", directions)
         directions = directions.to(read.w1.device)
-        _contract_sensitivity.directions(op, directions, read.w1)
+        _rules.directions(op, directions, read.w1)
         if reuse and read.w2 is not None:
             read = read.with_output(compact_output(read.w2))
         return cls(op, score, read, None, directions, 0.0 if score == "linearised" else radius)
@@ -132,7 +132,7 @@ class Scorer:
         p = self.projector
         if isinstance(p, SensitivityPlan):
             return p(features, backend=backend)
-        _contract_sensitivity.features(self.op, features, p.w1)
+        _rules.features(self.op, features, p.w1)
         # The module may be one of the caller's own: a norm, whose dtype autocast would change.
         with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
             x = p.inputs(features, self.op)

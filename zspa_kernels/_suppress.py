@@ -7,10 +7,10 @@ import math
 
 from torch import Tensor
 
-from . import _contract_primitives as _rules
-from . import _contract_suppress
-from . import _contract_values as _values
-from ._call import call
+from ._contract import primitives as _rules
+from ._contract import values as _values
+from ._contract.suppress import RULES
+from ._ops.call import call
 
 
 def suppress(
@@ -129,7 +129,7 @@ def soft_suppress(
     op = "soft_suppress"
     k = _values.integer(op, "k", k)
     sharp = _rules.number(op, "sharpness", sharpness, 1e-100, 1e100)
-    _values.option(op, "rule", rule, _contract_suppress.RULES)
+    _values.option(op, "rule", rule, RULES)
     limits = (
         _rules.number(op, "spread", spread, 1e-100, math.inf),
         _rules.number(op, "reach", reach, 0.0, math.inf),

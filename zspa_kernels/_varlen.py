@@ -10,9 +10,11 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from . import _contract, _counts
-from . import _contract_values as _values
-from ._call import call
+from . import _counts
+from ._contract import selection as _rules
+from ._contract import tensors as _tensors
+from ._contract import values as _values
+from ._ops.call import call
 
 
 @overload
@@ -106,7 +108,7 @@ def select_varlen(
     """
     op = "select_varlen"
     _values.flag(op, "sorted", sorted)
-    _values.option(op, "pooling", pooling, _contract.POOLINGS)
+    _values.option(op, "pooling", pooling, _rules.POOLINGS)
     tokens, sizes = _pack(op, "visual", visual, "lengths", lengths)
     texts, text_sizes = _pack_prompt(op, prompt, prompt_lengths, len(sizes))
     cores = _each(op, "k_core", k_core, len(sizes))
@@ -115,7 +117,7 @@ def select_varlen(
     counts = []
     for n, core, diverse in zip(sizes, cores, diverses, strict=True):
         pair = _counts.counts(op, n, keep, core_ratio, core, diverse, rounding, has_prompt)
-        _contract.two_counts(op, *pair, n, has_prompt)
+        _rules.two_counts(op, *pair, n, has_prompt)
         counts.append(pair)
     if tokens is None:
         return []
@@ -209,10 +211,10 @@ def picks_varlen(
     tokens, sizes = _pack(op, "visual", visual, "lengths", lengths)
     ks = [_values.integer(op, "k", value) for value in _each(op, "k", k, len(sizes))]
     for n, value in zip(sizes, ks, strict=True):
-        _contract.count(op, value, n)
+        _tensors.count(op, value, n)
     of_each: Any = None if isinstance(visual, Tensor) else weights
     if of_each is not None:
-        _contract.alike(op, "weights", of_each, 1)
+        _tensors.alike(op, "weights", of_each, 1)
         weight_sizes = [len(part) for part in of_each]
         if weight_sizes != sizes:
             raise ValueError(f"{op}: weights must have lengths {sizes}, got {weight_sizes}")
@@ -233,8 +235,8 @@ def _pack(
 ) -> tuple[Tensor | None, list[int]]:
     """All rows in one tensor, and how many belong to each image; no tensor for no images."""
     if isinstance(x, Tensor):
-        return x, _contract.packed(op, name, x, lengths_name, lengths)
-    _contract.alike(op, name, x, 2)
+        return x, _tensors.packed(op, name, x, lengths_name, lengths)
+    _tensors.alike(op, name, x, 2)
     if lengths is not None:
         raise ValueError(f"{op}: {lengths_name} must be None for a list of tensors, got {lengths}")
     sizes = [item.shape[0] for item in x]

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _contract, api
-from . import _contract_values as _values
+from . import api
+from ._contract import tensors as _tensors
+from ._contract import values as _values
 
 
 def warmup(
@@ -40,7 +41,7 @@ def warmup(
     """
     for name, size, least in (("num_tokens", num_tokens, 0), ("dim", dim, 1)):
         _values.integer_at_least("warmup", name, size, least)
-    device = _contract.place_of_tokens("warmup", device, dtype)
+    device = _tensors.place_of_tokens("warmup", device, dtype)
     _sizes(torch.zeros((1, 1025, dim), dtype=dtype, device=device))
     visual = torch.zeros((2, num_tokens, dim), dtype=dtype, device=device)
     weights = torch.zeros((2, num_tokens), dtype=torch.float32, device=device)

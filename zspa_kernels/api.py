@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The public functions: arguments in the user's terms, then one call of an op.
 
-    api -> torch.ops.zspa.<op> -> _register: _contract, _dispatch -> backends/<backend>/<op>.py
-    api(backend="cpp") ---------> _register: the same, with the backend named
+    api -> torch.ops.zspa.<op> -> _ops: _contract, dispatch -> backends/<backend>/<op>.py
+    api(backend="cpp") ---------> _ops: the same, with the backend named
 
 Common to all of them:
 
@@ -31,9 +31,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from . import _contract, _counts
-from . import _contract_values as _values
-from ._call import call
+from . import _counts
+from ._contract import selection as _rules
+from ._contract import tensors as _tensors
+from ._contract import values as _values
 from ._counts import num_keep, split_core
 from ._gather import gather
 from ._greedy import (
@@ -44,6 +45,7 @@ from ._greedy import (
     min_sum,
     min_sum_varlen,
 )
+from ._ops.call import call
 from ._sensitivity import sensitivity
 from ._suppress import soft_suppress, suppress
 from ._varlen import diversity_varlen, select_varlen
@@ -135,12 +137,12 @@ def select(
         tensor([[ 1.0000,  0.0000],
                 [-1.0000,  0.2000]])
     """
-    n = _contract.num_tokens("select", visual)
+    n = _tensors.num_tokens("select", visual)
     _values.flag("select", "sorted", sorted)
     core, diverse = _counts.counts(
         "select", n, keep, core_ratio, k_core, k_diverse, rounding, prompt is not None
     )
-    _values.option("select", "pooling", pooling, _contract.POOLINGS)
+    _values.option("select", "pooling", pooling, _rules.POOLINGS)
     arguments = (visual, prompt, core, diverse, visual_mask, prompt_mask, pooling, sorted)
     indices: Tensor = call("select", backend, arguments)
     return indices
@@ -188,7 +190,7 @@ def relevance_topk(
         (tensor([2, 1]), tensor([0.0000, 0.6000, 1.0000]))
     """
     k = _values.integer("relevance_topk", "k", k)
-    _values.option("relevance_topk", "pooling", pooling, _contract.POOLINGS)
+    _values.option("relevance_topk", "pooling", pooling, _rules.POOLINGS)
     arguments = (visual, prompt, k, visual_mask, prompt_mask, pooling)
     result: tuple[Tensor, Tensor] = call("relevance_topk", backend, arguments)
     return result

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from . import methods, pictures
-from ._contract_values import place
+from ._contract.values import place
 from .demo.errors import DemoError, UsageError
 from .demo.picture import read, replacing
 from .hf import NothingPrunedWarning, PruneReport, PruningError, prune

@@ -20,9 +20,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from . import _contract, _contract_sensitivity
-from . import _contract_values as _values
 from ._activations import ACTIVATIONS
+from ._contract import sensitivity as _rules
+from ._contract import tensors as _tensors
+from ._contract import values as _values
 
 _FAMILY = "[norm,] Linear, activation, Linear or [norm,] Linear"
 
@@ -150,11 +151,11 @@ def read_projector(projector: nn.Module | Projector, op: str = "read_projector")
 def _check(op: str, made: Projector) -> None:
     """What the ops check as well; but not every score calls one."""
     if made.w2 is None:
-        _contract_sensitivity.linear(op, made.w1, made.b1)
+        _rules.linear(op, made.w1, made.b1)
         return
-    _contract_sensitivity.projector(op, made.w1, made.b1, made.w2, made.activation)
+    _rules.projector(op, made.w1, made.b1, made.w2, made.activation)
     if made.b2 is not None:
-        _contract_sensitivity.second_bias(op, made.b2, made.w2)
+        _rules.second_bias(op, made.b2, made.w2)
 
 
 def _leaves(module: nn.Module) -> Iterator[nn.Module]:
@@ -185,10 +186,10 @@ def _norm_width(module: nn.Module) -> int:
 def _weight(op: str, layer: nn.Module, name: str) -> Tensor:
     x = getattr(layer, name)
     label = f"projector's {name}"
-    _contract._tokens(op, label, x)
+    _tensors.tokens(op, label, x)
     if x.is_meta:
         raise ValueError(f"{op}: {label} must be on a device that holds values, got a meta tensor")
-    _contract_sensitivity.finite(op, label, x)
+    _rules.finite(op, label, x)
     detached: Tensor = x.detach()
     return detached
 

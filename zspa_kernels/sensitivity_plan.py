@@ -12,9 +12,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _contract_sensitivity
-from . import _contract_values as _values
-from ._call import call
+from ._contract import sensitivity as _rules
+from ._contract import values as _values
+from ._ops.call import call
 from .backends._blas import multiplies_bfloat16
 
 _OP = "SensitivityPlan"
@@ -84,18 +84,18 @@ class SensitivityPlan:
         directions: Tensor | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        d, hidden = _contract_sensitivity.projector(_OP, w1, b1, w2, activation)
+        d, hidden = _rules.projector(_OP, w1, b1, w2, activation)
         if rank is not None:
             rank = _values.integer_at_least(_OP, "rank", rank, 0)
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype in _values.FLOATS):
             rule = "None, torch.float32, torch.float16 or torch.bfloat16"
             raise TypeError(f"{_OP}: dtype must be {rule}, got {dtype!r:.60}")
         if directions is not None:
-            _contract_sensitivity.directions(_OP, directions, w1)
+            _rules.directions(_OP, directions, w1)
         named = {"w1": w1, "b1": b1, "w2": w2, "directions": directions}
         for name, x in named.items():
             if x is not None:
-                _contract_sensitivity.finite(_OP, name, x)
+                _rules.finite(_OP, name, x)
 
         self.w1 = w1.detach()
         self.b1 = None if b1 is None else b1.detach()
@@ -115,7 +115,7 @@ class SensitivityPlan:
         self.diagonal = None if rest is None else rest.float()
         for name, x in (("factor", self.factor), ("diagonal", self.diagonal)):
             if x is not None:
-                _contract_sensitivity.finite(_OP, f"{name} in {x.dtype}", x)
+                _rules.finite(_OP, f"{name} in {x.dtype}", x)
 
     @_values.naming(_OP)
     def __call__(

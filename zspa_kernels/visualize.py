@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from zspa_kernels._contract_values import at_least, integer_at_least, naming, real, say
+from zspa_kernels._contract.values import at_least, integer_at_least, naming, real, say
 from zspa_kernels.types import Selection
 
 if TYPE_CHECKING:

@@ -41,10 +41,10 @@ def allocate(device: torch.device, plan: dict[str, Any]) -> dict[str, Tensor]:
 
 def use(launcher: Launcher) -> None:
     """Let `zk` run the Triton backend, and that the machine, for the rest of this process."""
-    from zspa_kernels import _dispatch
+    from zspa_kernels._ops import dispatch
 
-    _dispatch._AUTO["cpu"] = ("triton",)
-    _dispatch._triton_refuses = lambda device: None
+    dispatch._AUTO["cpu"] = ("triton",)
+    dispatch._triton_refuses = lambda device: None
     modules: dict[str, Any] = {
         stem: importlib.import_module(f"zspa_kernels.backends.triton.{stem}")
         for stem in (*STEMS, "_scratch")

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _contract, _counts, api
-from .. import _contract_primitives as _rules
-from .. import _contract_values as _values
+from .. import _counts, api
+from .._contract import primitives as _rules
+from .._contract import tensors as _tensors
+from .._contract import values as _values
+from .._contract.selection import POOLINGS
 from ..primitives.scores import ordered
 from ..types import Selection
 from ._registry import About, Input
@@ -58,7 +60,7 @@ def check_options(about: About, method: Any) -> None:
         if isinstance(field.default, bool):
             _values.flag(about.title, field.name, getattr(method, field.name))
     if hasattr(method, "pooling"):
-        _values.option(about.title, "pooling", method.pooling, _contract.POOLINGS)
+        _values.option(about.title, "pooling", method.pooling, POOLINGS)
 
 
 def per_token(
@@ -126,7 +128,7 @@ def kept_of_each(
     """
     if isinstance(visual, Tensor) and visual.ndim:  # a batch is a sequence of images as well
         visual = list(visual)
-    _contract.alike(about.title, "visual", visual, 2)
+    _tensors.alike(about.title, "visual", visual, 2)
     return [api.num_keep(len(x), keep, rounding) for x in visual]
 
 

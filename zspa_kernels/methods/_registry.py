@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
 
 from torch import Tensor
 
-from .._contract_values import say
+from .._contract.values import say
 from ..types import Selection
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .. import _contract_primitives as _rules
 from .. import api
+from .._contract import primitives as _rules
 from ..primitives import soft_suppress
 from ..primitives.similarity import valid_rows
 from ..types import Selection

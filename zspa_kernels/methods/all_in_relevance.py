@@ -9,8 +9,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .. import _contract, api
-from .. import _contract_values as _values
+from .. import api
+from .._contract import tensors as _tensors
+from .._contract import values as _values
 from ..primitives._image import readable
 from ..primitives.scores import ordered
 from ..types import Selection
@@ -70,7 +71,7 @@ class AllInRelevance(MethodBase):
             by diversity; its scores are the relevance of every token.
         """
         prompt = self.about.require("prompt", prompt)
-        n = _contract.num_tokens("AllInRelevance", visual)
+        n = _tensors.num_tokens("AllInRelevance", visual)
         core, scores = api.relevance_topk(
             visual,
             prompt,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import api
-from .._contract_values import say
+from .._contract.values import say
 from ..primitives.similarity import valid_rows
 from ..types import Selection, select_each
 from ._compose import of_each

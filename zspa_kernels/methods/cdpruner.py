@@ -11,9 +11,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .. import _contract_primitives as _rules
-from .. import _contract_values as _values
 from .. import api
+from .._contract import primitives as _rules
+from .._contract import values as _values
 from ..primitives import min_max
 from ..primitives.similarity import NOISE
 from ..types import Selection

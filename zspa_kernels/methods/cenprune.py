@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .. import _contract_primitives as _rules
-from .. import _contract_values as _values
 from .. import api
+from .._contract import primitives as _rules
+from .._contract import values as _values
 from ..primitives import centred, distinctiveness, min_max
 from ..primitives._image import SHORTEST, lengths
 from ..primitives.similarity import NOISE

@@ -10,8 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .. import _contract_values as _values
 from .. import api
+from .._contract import values as _values
 from ..types import Selection
 from ._compose import check_options, kept_of_each
 from ._registry import VISUAL, About, register

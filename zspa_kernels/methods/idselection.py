@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .. import _contract_primitives as _rules
 from .. import api
+from .._contract import primitives as _rules
 from ..primitives import min_max, soft_suppress
 from ..types import Selection
 from ._compose import check_options, per_token, selection, standing

@@ -11,8 +11,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .. import _contract_primitives as _rules
 from .. import api
+from .._contract import primitives as _rules
 from ..types import Selection
 from ._compose import (
     ATTENTION,

@@ -9,8 +9,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .. import _contract_values as _values
 from .. import _counts
+from .._contract import values as _values
 from ..primitives.scores import chosen
 from ..types import Selection
 from ._compose import check_options, per_token

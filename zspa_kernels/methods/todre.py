@@ -9,9 +9,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .. import _contract_primitives as _rules
-from .. import _contract_values as _values
 from .. import api
+from .._contract import primitives as _rules
+from .._contract import values as _values
 from ..types import Selection
 from ._compose import check_options, kept_of_each, selection
 from ._registry import VISUAL, About, register

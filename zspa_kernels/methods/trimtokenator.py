@@ -9,9 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .. import _contract_primitives as _rules
-from .. import _contract_values as _values
 from .. import api
+from .._contract import primitives as _rules
+from .._contract import values as _values
 from ..primitives import alignment, topk
 from ..primitives.scores import members
 from ..types import Selection

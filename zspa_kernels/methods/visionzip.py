@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .. import _contract_primitives as _rules
 from .. import api
+from .._contract import primitives as _rules
 from ..primitives import Merging
 from ..primitives.merging import groups
 from ..primitives.scores import spaced

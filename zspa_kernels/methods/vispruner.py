@@ -8,9 +8,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .. import _contract_primitives as _rules
-from .. import _contract_values as _values
 from .. import api
+from .._contract import primitives as _rules
+from .._contract import values as _values
 from ..primitives import thin
 from ..primitives.scores import combined, largest, members
 from ..types import Selection

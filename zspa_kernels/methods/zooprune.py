@@ -10,9 +10,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from .. import _contract_primitives as _rules
-from .. import _contract_values as _values
 from .. import api
+from .._contract import primitives as _rules
+from .._contract import values as _values
 from .._sensitivity import SCORES, Scorer, row_lengths
 from ..primitives import min_max, quotas
 from ..primitives.similarity import valid_rows

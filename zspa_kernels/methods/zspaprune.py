@@ -10,8 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .. import _contract_values as _values
 from .. import api
+from .._contract import values as _values
 from .._counts import DEFAULT_CORE_RATIO
 from ..primitives.scores import members
 from ..types import Selection

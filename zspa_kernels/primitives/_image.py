@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from .._implementation import contiguous, dense, recorded
 from .._native import reason
+from .._ops.implementation import contiguous, dense, recorded
 from ..backends._blas import full_float32
 from ..backends.cpp import _centred
 from ..backends.reference._common import on_grid

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import _contract_primitives as _rules
-from .. import _contract_values as _values
+from .._contract import primitives as _rules
+from .._contract import values as _values
 from ..backends.cpp import merging as _cpp
 from ..types import Selection
 from ._image import Image, contiguous, images, in_full_precision, native, padded, plain

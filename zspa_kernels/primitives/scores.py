@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import _contract_primitives as _rules
-from .. import _contract_values as _values
+from .._contract import primitives as _rules
+from .._contract import values as _values
 from ..backends.cpp import _combined
 from ..backends.cpp import _topk as _cpp
 from ._image import native

@@ -6,8 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import _contract_primitives as _rules
 from .. import api
+from .._contract import primitives as _rules
 from ..backends.cpp import _alignment, _centred
 from ..backends.cpp import merging as _merging
 from ..backends.cpp import relevance_topk as _relevance

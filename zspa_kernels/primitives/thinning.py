@@ -6,8 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import _contract_primitives as _rules
-from .. import _contract_values as _values
+from .._contract import primitives as _rules
+from .._contract import values as _values
 from ..backends.cpp import thinning as _cpp
 from ._image import ROWS, Image, contiguous, images, in_full_precision, native, padded, plain
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _contract_values as _values
 from .. import api, methods
+from .._contract import values as _values
 from ..hf.errors import UnsupportedMethodError
 
 #: The key of the options in `hf_overrides` and in `mm_processor_kwargs`.

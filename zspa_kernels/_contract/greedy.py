@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules about arguments of the greedy ops beside `diversity`; see `_contract`."""
+"""The rules about arguments of the greedy ops beside `diversity`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,18 @@ from typing import Any
 
 from torch import Tensor
 
-from ._contract import _FLOAT32, _INT64, Shape, _companion, _ragged, _visual, _weights, alike, count
-from ._contract_values import ratio, tensor
+from .tensors import (
+    FLOAT32,
+    INT64,
+    Shape,
+    alike,
+    companion,
+    count,
+    packed_tokens,
+    visual_tokens,
+    weights_of_tokens,
+)
+from .values import ratio, tensor
 
 # A float32 cosine of a token with itself is off from 1 by up to some 1e-6. Much colder, and its
 # softmax would divide 0 by 0 or infinity by infinity.
@@ -21,9 +31,9 @@ def dpp(
     visual: Tensor, k: int, weights: Tensor | None = None, visual_mask: Tensor | None = None
 ) -> Shape:
     """Rules of `zspa::dpp`."""
-    batch, n = _visual("dpp", visual, visual_mask)
+    batch, n = visual_tokens("dpp", visual, visual_mask)
     count("dpp", k, n)
-    _weights("dpp", weights, visual)
+    weights_of_tokens("dpp", weights, visual)
     return (*batch, k)
 
 
@@ -36,8 +46,8 @@ def dpp_varlen(
     weights: Tensor | None = None,
 ) -> Shape:
     """Rules of `zspa::dpp_varlen`."""
-    _ragged("dpp_varlen", visual, cu_seqlens, total_k, max_seqlen, k=k)
-    _weights("dpp_varlen", weights, visual)
+    packed_tokens("dpp_varlen", visual, cu_seqlens, total_k, max_seqlen, k=k)
+    weights_of_tokens("dpp_varlen", weights, visual)
     return (total_k,)
 
 
@@ -51,10 +61,10 @@ def facility_location(
     scale: float = 1.0,
 ) -> Shape:
     """Rules of `zspa::facility_location`."""
-    batch, n = _visual("facility_location", visual, visual_mask)
+    batch, n = visual_tokens("facility_location", visual, visual_mask)
     count("facility_location", k, n)
     _coverage("facility_location", visual, benefits, temperature, scale)
-    _weights("facility_location", weights, visual)
+    weights_of_tokens("facility_location", weights, visual)
     return (*batch, k)
 
 
@@ -71,9 +81,9 @@ def facility_location_varlen(
 ) -> Shape:
     """Rules of `zspa::facility_location_varlen`."""
     op = "facility_location_varlen"
-    _ragged(op, visual, cu_seqlens, total_k, max_seqlen, k=k)
+    packed_tokens(op, visual, cu_seqlens, total_k, max_seqlen, k=k)
     _coverage(op, visual, benefits, temperature, scale)
-    _weights(op, weights, visual)
+    weights_of_tokens(op, weights, visual)
     return (total_k,)
 
 
@@ -81,10 +91,10 @@ def min_sum(
     visual: Tensor, k: int, seeds: Tensor | None = None, visual_mask: Tensor | None = None
 ) -> Shape:
     """Rules of `zspa::min_sum`."""
-    batch, n = _visual("min_sum", visual, visual_mask)
+    batch, n = visual_tokens("min_sum", visual, visual_mask)
     count("min_sum", k, n)
     if seeds is not None:
-        _companion("min_sum", "seeds", seeds, visual, _INT64, (*batch, "S"))
+        companion("min_sum", "seeds", seeds, visual, INT64, (*batch, "S"))
     return (*batch, k)
 
 
@@ -92,7 +102,7 @@ def min_sum_varlen(
     visual: Tensor, cu_seqlens: Tensor, k: Tensor, total_k: int, max_seqlen: int
 ) -> Shape:
     """Rules of `zspa::min_sum_varlen`."""
-    _ragged("min_sum_varlen", visual, cu_seqlens, total_k, max_seqlen, k=k)
+    packed_tokens("min_sum_varlen", visual, cu_seqlens, total_k, max_seqlen, k=k)
     return (total_k,)
 
 
@@ -108,7 +118,7 @@ def benefits_of_images(op: str, benefits: Any, visual: Any) -> list[Tensor]:
     for i, (part, image) in enumerate(zip(benefits, visual, strict=True)):
         tensor(op, f"benefits[{i}]", part)
         rows = benefits[0].shape[:1]
-        _companion(op, f"benefits[{i}]", part, image, _FLOAT32, (*rows, image.shape[0]))
+        companion(op, f"benefits[{i}]", part, image, FLOAT32, (*rows, image.shape[0]))
     return list(benefits)
 
 
@@ -122,4 +132,4 @@ def _coverage(
         raise ValueError(f"{op}: scale must be at most {_LARGEST_SCALE}, got {scale}")
     if benefits is not None:
         *batch, n, _ = visual.shape
-        _companion(op, "benefits", benefits, visual, _FLOAT32, (*batch, "M", n))
+        companion(op, "benefits", benefits, visual, FLOAT32, (*batch, "M", n))

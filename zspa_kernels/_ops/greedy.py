@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Implementations of the greedy ops beside `diversity`; see `_register`."""
+"""Implementations of the greedy ops beside `diversity`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import math
 
 from torch import Tensor
 
-from . import _contract_greedy, _contract_suppress, _segments
-from ._implementation import backend_of, contiguous, dense, undisturbed
+from .. import _segments
+from .._contract import greedy as _rules
+from .._contract import suppress as _suppress_rules
+from .implementation import backend_of, contiguous, dense, undisturbed
 
 
 @undisturbed
@@ -19,7 +21,7 @@ def dpp(
     visual_mask: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    _contract_greedy.dpp(visual, k, weights, visual_mask)
+    _rules.dpp(visual, k, weights, visual_mask)
     run = backend_of(backend, "dpp", visual)
     indices: Tensor = run(dense(visual), k, contiguous(weights), contiguous(visual_mask))
     return indices
@@ -35,7 +37,7 @@ def dpp_varlen(
     weights: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    _contract_greedy.dpp_varlen(visual, cu_seqlens, k, total_k, max_seqlen, weights)
+    _rules.dpp_varlen(visual, cu_seqlens, k, total_k, max_seqlen, weights)
     run = backend_of(backend, "dpp_varlen", visual)
     table = _segments.ragged_table(cu_seqlens, None, k, total_k, max_seqlen, visual.shape[0])
     indices: Tensor = run(dense(visual), table, total_k, max_seqlen, contiguous(weights))
@@ -53,9 +55,7 @@ def facility_location(
     scale: float = 1.0,
     backend: str = "auto",
 ) -> Tensor:
-    _contract_greedy.facility_location(
-        visual, k, benefits, weights, visual_mask, temperature, scale
-    )
+    _rules.facility_location(visual, k, benefits, weights, visual_mask, temperature, scale)
     run = backend_of(backend, "facility_location", visual)
     given = contiguous(benefits), contiguous(weights), contiguous(visual_mask)
     indices: Tensor = run(dense(visual), k, *given, temperature, scale)
@@ -75,7 +75,7 @@ def facility_location_varlen(
     scale: float = 1.0,
     backend: str = "auto",
 ) -> Tensor:
-    _contract_greedy.facility_location_varlen(
+    _rules.facility_location_varlen(
         visual, cu_seqlens, k, total_k, max_seqlen, benefits, weights, temperature, scale
     )
     run = backend_of(backend, "facility_location_varlen", visual)
@@ -93,7 +93,7 @@ def min_sum(
     visual_mask: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    _contract_greedy.min_sum(visual, k, seeds, visual_mask)
+    _rules.min_sum(visual, k, seeds, visual_mask)
     run = backend_of(backend, "min_sum", visual)
     indices: Tensor = run(dense(visual), k, contiguous(seeds), contiguous(visual_mask))
     return indices
@@ -108,7 +108,7 @@ def min_sum_varlen(
     max_seqlen: int,
     backend: str = "auto",
 ) -> Tensor:
-    _contract_greedy.min_sum_varlen(visual, cu_seqlens, k, total_k, max_seqlen)
+    _rules.min_sum_varlen(visual, cu_seqlens, k, total_k, max_seqlen)
     run = backend_of(backend, "min_sum_varlen", visual)
     table = _segments.ragged_table(cu_seqlens, None, k, total_k, max_seqlen, visual.shape[0])
     indices: Tensor = run(dense(visual), table, total_k, max_seqlen)
@@ -125,7 +125,7 @@ def suppress(
     visual_mask: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    _contract_suppress.suppress(visual, scores, k, threshold, fill, visual_mask)
+    _suppress_rules.suppress(visual, scores, k, threshold, fill, visual_mask)
     run = backend_of(backend, "suppress", visual)
     mask = contiguous(visual_mask)
     # A multiple of 2**-40, as the cosines that are compared with it: 0.3 is not above 0.3.
@@ -147,7 +147,7 @@ def soft_suppress(
     visual_mask: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    _contract_suppress.soft_suppress(
+    _suppress_rules.soft_suppress(
         visual, scores, k, sharpness, rule, positions, spread, reach, visual_mask
     )
     run = backend_of(backend, "soft_suppress", visual)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules about arguments of suppression; see `_contract` for what rules are."""
+"""The rules about arguments of suppression."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import math
 
 from torch import Tensor
 
-from . import _contract_primitives as _rules
-from ._contract import Shape
-from ._contract_values import option
+from . import primitives as _rules
+from .tensors import Shape
+from .values import option
 
 RULES = ("subtract", "scale")
 

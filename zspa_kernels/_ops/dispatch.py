@@ -131,7 +131,7 @@ def _argument(op: str) -> str:
 def _missing(backend: str) -> str | None:
     """Why a backend is not there at all, whatever the device; the text says how to get it."""
     if backend == "cpp":
-        from . import _native
+        from .. import _native
 
         return _native.reason()
     if backend == "triton" and importlib.util.find_spec("triton") is None:

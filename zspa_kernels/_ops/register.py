@@ -1,14 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `zspa` ops as PyTorch sees them: schemas, fakes, and one implementation for every device.
-
-    torch.ops.zspa.<op> -> implementation -> _contract (check) -> normalise
-                                          -> _dispatch (choose) -> backends/<backend>/<op>.py
-
-The implementations, here and in the other `_register_*.py`, are plain functions with the signature
-of their schema and one more argument, `backend`, which the dispatcher never passes. `backend=` of
-the public functions arrives here too, so a named backend gets the same checks and the same
-normalised arguments.
-"""
+"""The `zspa` ops as PyTorch sees them: schemas, fakes, and one implementation for every device."""
 
 from __future__ import annotations
 
@@ -18,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _contract, _contract_greedy, _contract_sensitivity, _contract_suppress, _segments
-from ._implementation import backend_of, contiguous, dense, undisturbed
-from ._register_greedy import (
+from .._contract import greedy as greedy_rules
+from .._contract import selection as selection_rules
+from .._contract import sensitivity as sensitivity_rules
+from .._contract import suppress as suppress_rules
+from .greedy import (
     dpp,
     dpp_varlen,
     facility_location,
@@ -30,120 +23,14 @@ from ._register_greedy import (
     soft_suppress,
     suppress,
 )
-from ._register_sensitivity import (
+from .selection import diversity, diversity_varlen, relevance_topk, select, select_varlen
+from .sensitivity import (
     sensitivity,
     sensitivity_hidden,
     sensitivity_rms,
     sensitivity_rms_hidden,
 )
-from ._vmap import batching_rule
-
-# ---- implementations ----------------------------------------------------------------------------
-
-
-@undisturbed
-def select(
-    visual: Tensor,
-    prompt: Tensor | None,
-    k_core: int,
-    k_diverse: int,
-    visual_mask: Tensor | None = None,
-    prompt_mask: Tensor | None = None,
-    pooling: str = "mean",
-    sorted: bool = True,
-    backend: str = "auto",
-) -> Tensor:
-    _contract.select(visual, prompt, k_core, k_diverse, visual_mask, prompt_mask, pooling, sorted)
-    run = backend_of(backend, "select", visual)
-    indices: Tensor = run(
-        dense(visual),
-        dense(prompt),
-        k_core,
-        k_diverse,
-        contiguous(visual_mask),
-        contiguous(prompt_mask),
-        pooling,
-        sorted,
-    )
-    return indices
-
-
-@undisturbed
-def relevance_topk(
-    visual: Tensor,
-    prompt: Tensor,
-    k: int,
-    visual_mask: Tensor | None = None,
-    prompt_mask: Tensor | None = None,
-    pooling: str = "mean",
-    backend: str = "auto",
-) -> tuple[Tensor, Tensor]:
-    _contract.relevance_topk(visual, prompt, k, visual_mask, prompt_mask, pooling)
-    run = backend_of(backend, "relevance_topk", visual)
-    result: tuple[Tensor, Tensor] = run(
-        dense(visual), dense(prompt), k, contiguous(visual_mask), contiguous(prompt_mask), pooling
-    )
-    return result
-
-
-@undisturbed
-def diversity(
-    visual: Tensor,
-    k: int,
-    seeds: Tensor | None = None,
-    weights: Tensor | None = None,
-    visual_mask: Tensor | None = None,
-    backend: str = "auto",
-) -> Tensor:
-    _contract.diversity(visual, k, seeds, weights, visual_mask)
-    run = backend_of(backend, "diversity", visual)
-    given = contiguous(seeds), contiguous(weights), contiguous(visual_mask)
-    indices: Tensor = run(dense(visual), k, *given)
-    return indices
-
-
-@undisturbed
-def select_varlen(
-    visual: Tensor,
-    cu_seqlens: Tensor,
-    prompt: Tensor | None,
-    prompt_spans: Tensor | None,
-    k_core: Tensor,
-    k_diverse: Tensor,
-    total_k: int,
-    max_seqlen: int,
-    pooling: str = "mean",
-    sorted: bool = True,
-    backend: str = "auto",
-) -> Tensor:
-    _contract.select_varlen(
-        visual, cu_seqlens, prompt, prompt_spans, k_core, k_diverse, total_k, max_seqlen, pooling
-    )
-    run = backend_of(backend, "select_varlen", visual)
-    table = _segments.ragged_table(
-        cu_seqlens, k_core, k_diverse, total_k, max_seqlen, visual.shape[0]
-    )
-    spans = None if prompt is None else _segments.prompt_spans(prompt_spans, table.shape[0], prompt)
-    indices: Tensor = run(dense(visual), table, dense(prompt), spans, total_k, pooling, sorted)
-    return indices
-
-
-@undisturbed
-def diversity_varlen(
-    visual: Tensor,
-    cu_seqlens: Tensor,
-    k: Tensor,
-    total_k: int,
-    max_seqlen: int,
-    weights: Tensor | None = None,
-    backend: str = "auto",
-) -> Tensor:
-    _contract.diversity_varlen(visual, cu_seqlens, k, total_k, max_seqlen, weights)
-    run = backend_of(backend, "diversity_varlen", visual)
-    table = _segments.ragged_table(cu_seqlens, None, k, total_k, max_seqlen, visual.shape[0])
-    indices: Tensor = run(dense(visual), table, total_k, contiguous(weights))
-    return indices
-
+from .vmap import batching_rule
 
 # ---- fakes: the same contract, then empty outputs -----------------------------------------------
 
@@ -157,7 +44,7 @@ def _fake_indices(contract: Callable[..., tuple[int, ...]]) -> Callable[..., Ten
 
 
 def _fake_relevance_topk(visual: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-    shape = _contract.relevance_topk(visual, *args, **kwargs)
+    shape = selection_rules.relevance_topk(visual, *args, **kwargs)
     return (
         visual.new_empty(shape, dtype=torch.int64),
         visual.new_empty(visual.shape[:-1], dtype=torch.float32),
@@ -181,14 +68,14 @@ _OPS: dict[str, tuple[str, Callable[..., Any], Callable[..., Any]]] = {
             Tensor? visual_mask=None, Tensor? prompt_mask=None,
             str pooling="mean", bool sorted=True) -> Tensor""",
         select,
-        _fake_indices(_contract.select),
+        _fake_indices(selection_rules.select),
     ),
     "select_varlen": (
         """(Tensor visual, Tensor cu_seqlens, Tensor? prompt, Tensor? prompt_spans,
             Tensor k_core, Tensor k_diverse, SymInt total_k, SymInt max_seqlen,
             str pooling="mean", bool sorted=True) -> Tensor""",
         select_varlen,
-        _fake_indices(_contract.select_varlen),
+        _fake_indices(selection_rules.select_varlen),
     ),
     "relevance_topk": (
         """(Tensor visual, Tensor prompt, SymInt k,
@@ -201,101 +88,101 @@ _OPS: dict[str, tuple[str, Callable[..., Any], Callable[..., Any]]] = {
         """(Tensor visual, SymInt k, Tensor? seeds=None, Tensor? weights=None,
             Tensor? visual_mask=None) -> Tensor""",
         diversity,
-        _fake_indices(_contract.diversity),
+        _fake_indices(selection_rules.diversity),
     ),
     "diversity_varlen": (
         """(Tensor visual, Tensor cu_seqlens, Tensor k, SymInt total_k, SymInt max_seqlen,
             Tensor? weights=None) -> Tensor""",
         diversity_varlen,
-        _fake_indices(_contract.diversity_varlen),
+        _fake_indices(selection_rules.diversity_varlen),
     ),
     "dpp": (
         """(Tensor visual, SymInt k, Tensor? weights=None, Tensor? visual_mask=None) -> Tensor""",
         dpp,
-        _fake_indices(_contract_greedy.dpp),
+        _fake_indices(greedy_rules.dpp),
     ),
     "dpp_varlen": (
         """(Tensor visual, Tensor cu_seqlens, Tensor k, SymInt total_k, SymInt max_seqlen,
             Tensor? weights=None) -> Tensor""",
         dpp_varlen,
-        _fake_indices(_contract_greedy.dpp_varlen),
+        _fake_indices(greedy_rules.dpp_varlen),
     ),
     "facility_location": (
         """(Tensor visual, SymInt k, Tensor? benefits=None, Tensor? weights=None,
             Tensor? visual_mask=None, float temperature=0.0, float scale=1.0) -> Tensor""",
         facility_location,
-        _fake_indices(_contract_greedy.facility_location),
+        _fake_indices(greedy_rules.facility_location),
     ),
     "facility_location_varlen": (
         """(Tensor visual, Tensor cu_seqlens, Tensor k, SymInt total_k, SymInt max_seqlen,
             Tensor? benefits=None, Tensor? weights=None, float temperature=0.0,
             float scale=1.0) -> Tensor""",
         facility_location_varlen,
-        _fake_indices(_contract_greedy.facility_location_varlen),
+        _fake_indices(greedy_rules.facility_location_varlen),
     ),
     "min_sum": (
         """(Tensor visual, SymInt k, Tensor? seeds=None, Tensor? visual_mask=None) -> Tensor""",
         min_sum,
-        _fake_indices(_contract_greedy.min_sum),
+        _fake_indices(greedy_rules.min_sum),
     ),
     "min_sum_varlen": (
         """(Tensor visual, Tensor cu_seqlens, Tensor k, SymInt total_k,
             SymInt max_seqlen) -> Tensor""",
         min_sum_varlen,
-        _fake_indices(_contract_greedy.min_sum_varlen),
+        _fake_indices(greedy_rules.min_sum_varlen),
     ),
     "suppress": (
         """(Tensor visual, Tensor scores, SymInt k, float threshold, bool fill=True,
             Tensor? visual_mask=None) -> Tensor""",
         suppress,
-        _fake_indices(_contract_suppress.suppress),
+        _fake_indices(suppress_rules.suppress),
     ),
     "soft_suppress": (
         """(Tensor visual, Tensor scores, SymInt k, float sharpness, str rule="subtract",
             Tensor? positions=None, float? spread=None, float? reach=None,
             Tensor? visual_mask=None) -> Tensor""",
         soft_suppress,
-        _fake_indices(_contract_suppress.soft_suppress),
+        _fake_indices(suppress_rules.soft_suppress),
     ),
     "sensitivity": (
         """(Tensor features, Tensor w1, Tensor? b1, Tensor w2, str activation,
             Tensor directions, float radius=0.01) -> Tensor""",
         sensitivity,
-        _fake_scores(_contract_sensitivity.sensitivity),
+        _fake_scores(sensitivity_rules.sensitivity),
     ),
     "sensitivity_hidden": (
         """(Tensor preactivation, Tensor w2, str activation, Tensor shifts,
             float radius=0.01) -> Tensor""",
         sensitivity_hidden,
-        _fake_scores(_contract_sensitivity.sensitivity_hidden),
+        _fake_scores(sensitivity_rules.sensitivity_hidden),
     ),
     "sensitivity_rms": (
         """(Tensor features, Tensor w1, Tensor? b1, Tensor factor, str activation,
             Tensor? diagonal=None) -> Tensor""",
         sensitivity_rms,
-        _fake_scores(_contract_sensitivity.sensitivity_rms),
+        _fake_scores(sensitivity_rules.sensitivity_rms),
     ),
     "sensitivity_rms_hidden": (
         """(Tensor preactivation, Tensor factor, str activation,
             Tensor? diagonal=None) -> Tensor""",
         sensitivity_rms_hidden,
-        _fake_scores(_contract_sensitivity.sensitivity_rms_hidden),
+        _fake_scores(sensitivity_rules.sensitivity_rms_hidden),
     ),
 }
 
 # Ops every tensor of which has a batch axis. The others are called once for each example, by torch.
 _BATCHED: dict[str, Callable[..., Any]] = {
-    "select": _contract.select,
-    "relevance_topk": _contract.relevance_topk,
-    "diversity": _contract.diversity,
-    "dpp": _contract_greedy.dpp,
-    "facility_location": _contract_greedy.facility_location,
-    "min_sum": _contract_greedy.min_sum,
-    "suppress": _contract_suppress.suppress,
-    "soft_suppress": _contract_suppress.soft_suppress,
+    "select": selection_rules.select,
+    "relevance_topk": selection_rules.relevance_topk,
+    "diversity": selection_rules.diversity,
+    "dpp": greedy_rules.dpp,
+    "facility_location": greedy_rules.facility_location,
+    "min_sum": greedy_rules.min_sum,
+    "suppress": suppress_rules.suppress,
+    "soft_suppress": suppress_rules.soft_suppress,
 }
 
-# CompositeExplicitAutograd is every other device and layout: the contract's or _dispatch's error
+# CompositeExplicitAutograd is every other device and layout: the contract's or `dispatch`'s error
 # is raised there instead of PyTorch's. Nested tensors are not part of it.
 _KEYS = ("CPU", "CUDA", "CompositeExplicitAutograd", "NestedTensorCPU", "NestedTensorCUDA")
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from . import _dispatch
+from . import dispatch
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _modes = torch._C._len_torch_dispatch_stack
@@ -44,8 +44,8 @@ def undisturbed(implementation: _F) -> _F:
 
 def backend_of(name: str, op: str, visual: Tensor) -> Callable[..., Any]:
     if name == "auto":
-        return _dispatch.choose(op, visual.device)
-    return _dispatch.named(name, op, visual.device)
+        return dispatch.choose(op, visual.device)
+    return dispatch.named(name, op, visual.device)
 
 
 def dense(x: _Maybe) -> _Maybe:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Implementations of the sensitivity ops; see `_register`."""
+"""Implementations of the sensitivity ops."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from . import _contract_sensitivity
-from ._implementation import backend_of, contiguous, dense, undisturbed
+from .._contract import sensitivity as _rules
+from .implementation import backend_of, contiguous, dense, undisturbed
 
 
 @undisturbed
@@ -20,7 +20,7 @@ def sensitivity(
     radius: float = 0.01,
     backend: str = "auto",
 ) -> Tensor:
-    _contract_sensitivity.sensitivity(features, w1, b1, w2, activation, directions, radius)
+    _rules.sensitivity(features, w1, b1, w2, activation, directions, radius)
     run = backend_of(backend, "sensitivity", features)
     weights = (dense(w1), contiguous(b1), dense(w2), activation, dense(directions), radius)
     return _scores(features, run(_batch(features), *weights))
@@ -35,7 +35,7 @@ def sensitivity_hidden(
     radius: float = 0.01,
     backend: str = "auto",
 ) -> Tensor:
-    _contract_sensitivity.sensitivity_hidden(preactivation, w2, activation, shifts, radius)
+    _rules.sensitivity_hidden(preactivation, w2, activation, shifts, radius)
     run = backend_of(backend, "sensitivity_hidden", preactivation)
     weights = (dense(w2), activation, dense(shifts), radius)
     return _scores(preactivation, run(_batch(preactivation), *weights))
@@ -51,7 +51,7 @@ def sensitivity_rms(
     diagonal: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    _contract_sensitivity.sensitivity_rms(features, w1, b1, factor, activation, diagonal)
+    _rules.sensitivity_rms(features, w1, b1, factor, activation, diagonal)
     run = backend_of(backend, "sensitivity_rms", features)
     weights = (dense(w1), contiguous(b1), dense(factor), activation, contiguous(diagonal))
     return _scores(features, run(_batch(features), *weights))
@@ -65,7 +65,7 @@ def sensitivity_rms_hidden(
     diagonal: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    _contract_sensitivity.sensitivity_rms_hidden(preactivation, factor, activation, diagonal)
+    _rules.sensitivity_rms_hidden(preactivation, factor, activation, diagonal)
     run = backend_of(backend, "sensitivity_rms_hidden", preactivation)
     weights = (dense(factor), activation, contiguous(diagonal))
     return _scores(preactivation, run(_batch(preactivation), *weights))

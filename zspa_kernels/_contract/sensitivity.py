@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules about arguments of the sensitivity ops; see `_contract` for what rules are.
+"""The rules about arguments of the sensitivity ops.
 
 Each function returns the shape of the scores.
 """
@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._activations import NAMES as ACTIVATIONS
-from ._contract import Shape, _holds_values, _tokens, _visual
-from ._contract_values import axes, option, ratio, tensor
+from .._activations import NAMES as ACTIVATIONS
+from .tensors import Shape, holds_values, tokens, visual_tokens
+from .values import axes, option, ratio, tensor
 
 
 def sensitivity(
@@ -105,15 +105,15 @@ def second_bias(op: str, b2: Tensor, w2: Tensor) -> None:
 
 def features(op: str, x: Tensor, w1: Tensor) -> None:
     """Rules of a projector's features, but for their shape, beside its weights `w1`."""
-    _tokens(op, "features", x)
-    _holds_values(op, "features", x)
+    tokens(op, "features", x)
+    holds_values(op, "features", x)
     _beside(op, "features", x, w1)
 
 
 def movable(op: str, name: str, x: Tensor) -> None:
     """`x` can be brought to another device."""
     tensor(op, name, x)
-    _holds_values(op, name, x)
+    holds_values(op, name, x)
 
 
 def directions(op: str, x: Tensor, w1: Tensor) -> None:
@@ -133,7 +133,7 @@ def finite(op: str, name: str, x: Tensor) -> None:
 
 def _rows(op: str, name: str, x: Tensor) -> Shape:
     """Check tokens `[N, D]` or `[B, N, D]`; return their shape without D."""
-    batch, n = _visual(op, x, None, name)
+    batch, n = visual_tokens(op, x, None, name)
     return (*batch, n)
 
 
@@ -156,7 +156,7 @@ def _matrix(
     op: str, name: str, x: Tensor, like: Tensor, rows: str, columns: str, n: int, minimum: int = 1
 ) -> None:
     """A float matrix of `n` columns and at least `minimum` rows, on the device of `like`."""
-    _tokens(op, name, x)
+    tokens(op, name, x)
     if x.ndim != 2 or (x.shape[1] != n) is True:
         raise ValueError(f"{op}: {name} must be [{rows}, {columns}={n}], got {axes(x)}")
     if (x.shape[0] < minimum) is True:
@@ -165,7 +165,7 @@ def _matrix(
 
 
 def _vector(op: str, name: str, x: Tensor, like: Tensor, n: int, axis: str = "H") -> None:
-    _tokens(op, name, x)
+    tokens(op, name, x)
     if x.ndim != 1 or (x.shape[0] != n) is True:
         raise ValueError(f"{op}: {name} must be [{axis}={n}], got {axes(x)}")
     _beside(op, name, x, like)

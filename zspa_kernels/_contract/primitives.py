@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules about arguments of the primitives; see `_contract` for what rules are."""
+"""The rules about arguments of the primitives."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._contract import (
-    _BOOL,
-    _INT64,
-    _INTS,
+from .tensors import (
+    BOOL,
+    INT64,
+    INTS,
     Shape,
-    _companion,
-    _holds_values,
-    _prompt,
-    _visual,
+    companion,
     count,
+    holds_values,
+    text_tokens,
+    visual_tokens,
 )
-from ._contract_values import FLOATS, at_least, axes, brief, integer, integers, real, tensor
+from .values import FLOATS, at_least, axes, brief, integer, integers, real, tensor
 
 _ANY_FLOAT = (*FLOATS, torch.float64)
 
 
 def visual(op: str, x: Tensor, mask: Tensor | None = None, k: int | None = None) -> Shape:
     """Tokens, their mask, and how many of them; return the batch axes, () or (B,)."""
-    batch, n = _visual(op, x, mask)
+    batch, n = visual_tokens(op, x, mask)
     if k is not None:
         count(op, k, n)
     return batch
@@ -34,7 +34,7 @@ def visual(op: str, x: Tensor, mask: Tensor | None = None, k: int | None = None)
 
 def vectors(op: str, x: Tensor, mask: Tensor | None, k: int = 0) -> None:
     """Features that stand for tokens, their mask, and how many of them."""
-    _, n = _visual(op, x, mask, "features", "mask")
+    _, n = visual_tokens(op, x, mask, "features", "mask")
     count(op, k, n)
 
 
@@ -43,28 +43,28 @@ def visual_and_prompt(
 ) -> None:
     """Tokens, text embeddings beside them, and both masks."""
     visual(op, x, mask)
-    _prompt(op, x, prompt, prompt_mask)
+    text_tokens(op, x, prompt, prompt_mask)
 
 
 def embeddings(op: str, image: Tensor, text: Tensor, like: Tensor) -> None:
     """Embeddings of patches `[B, N, C]`, one for each token of `like`, and of text `[B, M, C]`."""
     features(op, "image_embeds", image, like)
-    _prompt(op, image, text, None, "text_embeds", "image_embeds")
+    text_tokens(op, image, text, None, "text_embeds", "image_embeds")
 
 
 def per_token(op: str, name: str, x: Tensor, like: Tensor) -> None:
     """Floats `[B, N]`, one for each token of `like` `[B, N, D]`."""
-    _companion(op, name, x, like, _ANY_FLOAT, like.shape[:-1])
+    companion(op, name, x, like, _ANY_FLOAT, like.shape[:-1])
 
 
 def positions(op: str, name: str, x: Tensor, like: Tensor) -> None:
     """Places `[B, N, 2]`, one for each token of `like` `[B, N, D]`."""
-    _companion(op, name, x, like, (*FLOATS, *_INTS), (*like.shape[:-1], 2))
+    companion(op, name, x, like, (*FLOATS, *INTS), (*like.shape[:-1], 2))
 
 
 def features(op: str, name: str, x: Tensor, like: Tensor) -> None:
     """Vectors `[B, N, C]`, one for each token of `like` `[B, N, D]`."""
-    _companion(op, name, x, like, FLOATS, (*like.shape[:-1], "C"))
+    companion(op, name, x, like, FLOATS, (*like.shape[:-1], "C"))
     if (x.shape[-1] < 1) is True:
         raise ValueError(f"{op}: {name} must have C >= 1, got {axes(x)}")
 
@@ -76,7 +76,7 @@ def scores(op: str, x: Tensor, k: int, mask: Tensor | None = None) -> None:
         raise TypeError(f"{op}: scores must be floating point, got {x.dtype}")
     if x.ndim not in (1, 2):
         raise ValueError(f"{op}: scores must be [N] or [B, N], got {axes(x)}")
-    _holds_values(op, "scores", x)
+    holds_values(op, "scores", x)
     count(op, integer(op, "k", k), x.shape[-1])
     if mask is not None:
         flags(op, "mask", mask, x)
@@ -84,24 +84,24 @@ def scores(op: str, x: Tensor, k: int, mask: Tensor | None = None) -> None:
 
 def flags(op: str, name: str, x: Tensor, like: Tensor) -> None:
     """Bools of the shape of `like`."""
-    _companion(op, name, x, like, _BOOL, tuple(like.shape))
+    companion(op, name, x, like, BOOL, tuple(like.shape))
 
 
 def labels(op: str, name: str, x: Tensor, like: Tensor) -> None:
     """Ints of the shape of `like`."""
-    _companion(op, name, x, like, _INTS, tuple(like.shape))
+    companion(op, name, x, like, INTS, tuple(like.shape))
 
 
 def ints(op: str, name: str, x: Tensor) -> None:
     """Ints, whatever their shape."""
     tensor(op, name, x)
-    if x.dtype not in _INTS:
+    if x.dtype not in INTS:
         raise TypeError(f"{op}: {name} must be int64 or int32, got {x.dtype}")
 
 
 def indices(op: str, name: str, x: Tensor, like: Tensor) -> None:
     """int64 `[B, S]` or `[S]`, indices into the tokens of `like` `[B, N, D]`."""
-    _companion(op, name, x, like, _INT64, (*like.shape[:-2], "S"))
+    companion(op, name, x, like, INT64, (*like.shape[:-2], "S"))
 
 
 def quotas(op: str, values: Any, k: int) -> list[int]:
@@ -134,4 +134,4 @@ def rows(op: str, x: Tensor, owner: Tensor, k: int, weights: Tensor | None) -> N
         raise ValueError(f"{op}: owner must be on {x.device} like x, got {owner.device}")
     at_least(op, "k", integer(op, "k", k), 0)
     if weights is not None:
-        _companion(op, "weights", weights, x, _ANY_FLOAT, tuple(owner.shape))
+        companion(op, "weights", weights, x, _ANY_FLOAT, tuple(owner.shape))

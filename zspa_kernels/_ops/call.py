@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from . import _contract_values as _values
-from . import _dispatch, _register
-from ._implementation import recorded
+from .._contract import values as _values
+from . import dispatch, register
+from .implementation import recorded
 
 _is_mapped = torch._C._functorch.is_batchedtensor
 _PYTHON = torch._C.DispatchKey.Python  # of tensors whose class answers for them
@@ -19,7 +19,7 @@ _TENSORS = {
         argument.name if "Tensor" in str(argument.type) else ""
         for argument in getattr(torch.ops.zspa, op).default._schema.arguments
     )
-    for op in _dispatch.OPS
+    for op in dispatch.OPS
 }
 
 
@@ -48,7 +48,7 @@ def call(op: str, backend: str, arguments: tuple[Any, ...]) -> Any:
         raise NotImplementedError(f"{op}: backend must be 'auto' {where}, got {backend!r}")
     # What the dispatcher does first: what stands for its negative, or for zeros, becomes that.
     arguments = tuple(_resolved(x) if isinstance(x, torch.Tensor) else x for x in arguments)
-    return getattr(_register, op)(*arguments, backend=backend)
+    return getattr(register, op)(*arguments, backend=backend)
 
 
 def _resolved(x: torch.Tensor) -> torch.Tensor:
@@ -56,5 +56,5 @@ def _resolved(x: torch.Tensor) -> torch.Tensor:
 
 
 def check_backend(op: str, backend: str) -> None:
-    """`backend` must be a name that there is; whether that backend can run is `_dispatch`'s."""
-    _values.option(op, "backend", backend, ("auto", *_dispatch.BACKENDS))
+    """`backend` must be a name that there is; whether that backend can run is `dispatch`'s."""
+    _values.option(op, "backend", backend, ("auto", *dispatch.BACKENDS))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rules about one argument, whatever the op; see `_contract`."""
+"""Rules about one argument, whatever the op."""
 
 from __future__ import annotations
 

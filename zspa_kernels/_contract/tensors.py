@@ -1,19 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every rule about arguments, once.
-
-Each op has one function here. It takes the op's own arguments (same order, same defaults), raises
-the contract's errors, and returns the shape of the indices the op will produce. Implementations on
-every device, named backends and fakes all call it, so no entry point knows a rule of its own.
-
-Errors read `<op>: <argument> must <rule>, got <value>`:
-    TypeError   a wrong kind of object or dtype, or None where something is required
-    ValueError  a wrong rank, shape, range, device, layout or option
-
-Values inside tensors are never looked at, and nothing is formatted unless it is raised.
-
-Sizes are compared as `(k > n) is True`. In a fake they may be symbolic; then the comparison is no
-bool, the rule passes without adding a guard, and the call on real tensors applies it.
-"""
+"""Rules about tensors of tokens, and about those that go with them."""
 
 from __future__ import annotations
 
@@ -23,9 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._contract_values import FLOATS, at_least, axes, integers, option, place, say, tensor
+from .values import FLOATS, at_least, axes, integers, place, say, tensor
 
-POOLINGS = ("mean", "max", "none_mean", "none_max")
+INT64 = (torch.int64,)
+INTS = (torch.int64, torch.int32)
+FLOAT32 = (torch.float32,)
+BOOL = (torch.bool,)
 
 _TOKEN_LIMIT = 2**31  # kernels count the tokens of a segment in 32 bits
 
@@ -35,24 +24,13 @@ Shape = tuple[int, ...]
 def num_tokens(op: str, visual: Tensor) -> int:
     """N of the tokens `visual`, which must be a tensor of rank 2 or 3."""
     tensor(op, "visual", visual)
-    return _token_axes(op, visual)[-2]
+    return token_axes(op, visual)[-2]
 
 
 def count(op: str, k: int, n: int) -> None:
     """`k` tokens of `n` can be taken."""
     if (k < 0) is True or (k > n) is True:
         raise ValueError(f"{op}: k must be in [0, N={n}], got {k}")
-
-
-def two_counts(op: str, k_core: int, k_diverse: int, n: int, has_prompt: bool) -> None:
-    """`k_core` and `k_diverse` tokens of `n` can be taken; a core needs a prompt."""
-    at_least(op, "k_core", k_core, 0)
-    at_least(op, "k_diverse", k_diverse, 0)
-    k = k_core + k_diverse
-    if (k > n) is True:
-        raise ValueError(f"{op}: k_core + k_diverse must be in [0, N={n}], got {k}")
-    if not has_prompt and (k_core > 0) is True:
-        raise TypeError(f"{op}: prompt must be a tensor when k_core={k_core} > 0, got None")
 
 
 def packed(op: str, name: str, x: Tensor, lengths_name: str, lengths: Any) -> list[int]:
@@ -75,7 +53,7 @@ def alike(op: str, name: str, items: Any, ndim: int) -> None:
         raise TypeError(f"{op}: {name} must be {kinds}, got {say(items)}")
     for i, item in enumerate(items):
         tensor(op, f"{name}[{i}]", item)
-        _holds_values(op, f"{name}[{i}]", item)
+        holds_values(op, f"{name}[{i}]", item)
         first = items[0]
         if item.dtype != first.dtype:
             raise TypeError(f"{op}: {name}[{i}] must be {first.dtype} like [0], got {item.dtype}")
@@ -86,126 +64,7 @@ def alike(op: str, name: str, items: Any, ndim: int) -> None:
             raise ValueError(f"{op}: {name}[{i}] must be on {first.device}, got {item.device}")
 
 
-# ---- the ops ------------------------------------------------------------------------------------
-
-
-def select(
-    visual: Tensor,
-    prompt: Tensor | None,
-    k_core: int,
-    k_diverse: int,
-    visual_mask: Tensor | None = None,
-    prompt_mask: Tensor | None = None,
-    pooling: str = "mean",
-    sorted: bool = True,
-) -> Shape:
-    """Rules of `zspa::select`."""
-    batch, n = _visual("select", visual, visual_mask)
-    if prompt is not None:
-        _prompt("select", visual, prompt, prompt_mask)
-    elif prompt_mask is not None:
-        raise ValueError("select: prompt_mask must be None without a prompt, got a tensor")
-    two_counts("select", k_core, k_diverse, n, prompt is not None)
-    option("select", "pooling", pooling, POOLINGS)
-    return (*batch, k_core + k_diverse)
-
-
-def relevance_topk(
-    visual: Tensor,
-    prompt: Tensor,
-    k: int,
-    visual_mask: Tensor | None = None,
-    prompt_mask: Tensor | None = None,
-    pooling: str = "mean",
-) -> Shape:
-    """Rules of `zspa::relevance_topk`; the scores have the shape of `visual` without D."""
-    batch, n = _visual("relevance_topk", visual, visual_mask)
-    _prompt("relevance_topk", visual, prompt, prompt_mask)
-    count("relevance_topk", k, n)
-    option("relevance_topk", "pooling", pooling, POOLINGS)
-    return (*batch, k)
-
-
-def diversity(
-    visual: Tensor,
-    k: int,
-    seeds: Tensor | None = None,
-    weights: Tensor | None = None,
-    visual_mask: Tensor | None = None,
-) -> Shape:
-    """Rules of `zspa::diversity`."""
-    batch, n = _visual("diversity", visual, visual_mask)
-    count("diversity", k, n)
-    if seeds is not None:
-        _companion("diversity", "seeds", seeds, visual, _INT64, (*batch, "S"))
-    _weights("diversity", weights, visual)
-    return (*batch, k)
-
-
-def select_varlen(
-    visual: Tensor,
-    cu_seqlens: Tensor,
-    prompt: Tensor | None,
-    prompt_spans: Tensor | None,
-    k_core: Tensor,
-    k_diverse: Tensor,
-    total_k: int,
-    max_seqlen: int,
-    pooling: str = "mean",
-    sorted: bool = True,
-) -> Shape:
-    """Rules of `zspa::select_varlen`."""
-    segments = _ragged(
-        "select_varlen", visual, cu_seqlens, total_k, max_seqlen, k_core=k_core, k_diverse=k_diverse
-    )
-    if prompt is not None:
-        _prompt("select_varlen", visual, prompt, None)
-    elif prompt_spans is not None:
-        raise ValueError("select_varlen: prompt_spans must be None without a prompt, got a tensor")
-    if prompt_spans is not None:
-        _companion("select_varlen", "prompt_spans", prompt_spans, visual, _INTS, (segments, 2))
-    option("select_varlen", "pooling", pooling, POOLINGS)
-    return (total_k,)
-
-
-def diversity_varlen(
-    visual: Tensor,
-    cu_seqlens: Tensor,
-    k: Tensor,
-    total_k: int,
-    max_seqlen: int,
-    weights: Tensor | None = None,
-) -> Shape:
-    """Rules of `zspa::diversity_varlen`."""
-    _ragged("diversity_varlen", visual, cu_seqlens, total_k, max_seqlen, k=k)
-    _weights("diversity_varlen", weights, visual)
-    return (total_k,)
-
-
-def gather(x: Tensor, indices: Tensor) -> None:
-    """Rules of `gather`: x `[N, ...]` with indices `[K]`, or x `[B, N, ...]` with `[B, K]`."""
-    tensor("gather", "x", x)
-    tensor("gather", "indices", indices)
-    if indices.dtype is not torch.int64:
-        raise TypeError(f"gather: indices must be int64, got {indices.dtype}")
-    if indices.ndim not in (1, 2):
-        raise ValueError(f"gather: indices must be [K] or [B, K], got {axes(indices)}")
-    if x.ndim < indices.ndim or (indices.ndim == 2 and (x.shape[0] != indices.shape[0]) is True):
-        rule = "[N, ...]" if indices.ndim == 1 else f"[B={indices.shape[0]}, N, ...]"
-        raise ValueError(f"gather: x must be {rule}, got {axes(x)}")
-    if x.device != indices.device:
-        raise ValueError(f"gather: indices must be on {x.device} like x, got {indices.device}")
-
-
-# ---- the rules they share -----------------------------------------------------------------------
-
-_INT64 = (torch.int64,)
-_INTS = (torch.int64, torch.int32)
-_FLOAT32 = (torch.float32,)
-_BOOL = (torch.bool,)
-
-
-def _tokens(op: str, name: str, x: Tensor) -> None:
+def tokens(op: str, name: str, x: Tensor) -> None:
     tensor(op, name, x)
     if x.dtype not in FLOATS:
         raise TypeError(f"{op}: {name} must be float32, float16 or bfloat16, got {x.dtype}")
@@ -218,25 +77,25 @@ def place_of_tokens(op: str, device: Any, dtype: Any) -> torch.device:
     return place(op, "device", device)
 
 
-def _token_axes(op: str, visual: Tensor, name: str = "visual") -> torch.Size:
+def token_axes(op: str, visual: Tensor, name: str = "visual") -> torch.Size:
     shape = visual.shape
     if len(shape) not in (2, 3):
         raise ValueError(f"{op}: {name} must be [N, D] or [B, N, D], got {axes(visual)}")
     return shape
 
 
-def _holds_values(op: str, name: str, x: Tensor) -> None:
+def holds_values(op: str, name: str, x: Tensor) -> None:
     if x.is_meta:
         raise ValueError(f"{op}: {name} must be on a device that holds values, got a meta tensor")
 
 
-def _visual(
+def visual_tokens(
     op: str, visual: Tensor, mask: Tensor | None, name: str = "visual", of: str = "visual_mask"
 ) -> tuple[Shape, int]:
     """Check the tokens `name` and their mask `of`; return the batch axes, () or (B,), and N."""
-    _tokens(op, name, visual)
-    _holds_values(op, name, visual)
-    shape = _token_axes(op, visual, name)
+    tokens(op, name, visual)
+    holds_values(op, name, visual)
+    shape = token_axes(op, visual, name)
     n = shape[-2]
     if (shape[-1] < 1) is True:
         raise ValueError(f"{op}: {name} must have D >= 1, got {axes(visual)}")
@@ -244,11 +103,11 @@ def _visual(
         raise ValueError(f"{op}: {name} must have N < 2**31 tokens, got {axes(visual)}")
     batch = shape[:-2]
     if mask is not None:
-        _companion(op, of, mask, visual, _BOOL, (*batch, n))
+        companion(op, of, mask, visual, BOOL, (*batch, n))
     return batch, n
 
 
-def _prompt(
+def text_tokens(
     op: str,
     visual: Tensor,
     prompt: Tensor,
@@ -257,7 +116,7 @@ def _prompt(
     like: str = "visual",
 ) -> None:
     """Check the text `name` beside the tokens `like`, and its mask."""
-    _tokens(op, name, prompt)
+    tokens(op, name, prompt)
     have, want = prompt.shape, visual.shape
     if (
         len(have) != len(want)
@@ -274,10 +133,10 @@ def _prompt(
     if prompt.device != visual.device:
         raise ValueError(f"{op}: {name} must be on {visual.device}, got {prompt.device}")
     if mask is not None:
-        _companion(op, "prompt_mask", mask, visual, _BOOL, have[:-1])
+        companion(op, "prompt_mask", mask, visual, BOOL, have[:-1])
 
 
-def _companion(
+def companion(
     op: str,
     name: str,
     x: Tensor,
@@ -310,26 +169,26 @@ def _may_be(have: Shape, want: tuple[int | str, ...]) -> bool:
     return not any((a != b) is True for a, b in sizes if not isinstance(b, str))
 
 
-def _weights(op: str, weights: Tensor | None, visual: Tensor) -> None:
+def weights_of_tokens(op: str, weights: Tensor | None, visual: Tensor) -> None:
     """Check the weights of tokens, if there are any."""
     if weights is not None:
-        _companion(op, "weights", weights, visual, _FLOAT32, visual.shape[:-1])
+        companion(op, "weights", weights, visual, FLOAT32, visual.shape[:-1])
 
 
-def _ragged(
+def packed_tokens(
     op: str, visual: Tensor, cu_seqlens: Tensor, total_k: int, max_seqlen: int, **counts: Tensor
 ) -> int:
     """Check packed tokens `[T, D]`, their offsets and counts; return the number of segments S."""
-    _visual(op, visual, None)
+    visual_tokens(op, visual, None)
     if visual.ndim != 2:
         raise ValueError(f"{op}: visual must be packed tokens [T, D], got {axes(visual)}")
     tensor(op, "cu_seqlens", cu_seqlens)
     if cu_seqlens.ndim != 1 or (cu_seqlens.shape[0] < 1) is True:
         raise ValueError(f"{op}: cu_seqlens must have shape [S + 1], got {axes(cu_seqlens)}")
-    _companion(op, "cu_seqlens", cu_seqlens, visual, _INTS, cu_seqlens.shape)
+    companion(op, "cu_seqlens", cu_seqlens, visual, INTS, cu_seqlens.shape)
     at_least(op, "total_k", total_k, 0)
     at_least(op, "max_seqlen", max_seqlen, 0)
     segments = cu_seqlens.shape[0] - 1
     for name, x in counts.items():
-        _companion(op, name, x, visual, _INTS, (segments,))
+        companion(op, name, x, visual, INTS, (segments,))
     return segments

@@ -19,7 +19,6 @@ from zspa_kernels.hf import attention
 from zspa_kernels.hf.architectures import Target
 from zspa_kernels.hf.collect import Collected, wanted
 from zspa_kernels.hf.encode import Encoded, encode
-from zspa_kernels.hf.order import in_squares
 
 CLOSE: dict[str, float] = {"rtol": 1e-4, "atol": 1e-5}
 PICTURES = [(name, "ragged") for name in vlms.MROPE]
@@ -90,56 +89,6 @@ def test_what_is_collected_is_what_eager_attention_gives(
         assert len(values.unique(dim=0)) == len(values)
     if name == "qwen2_5_vl":
         assert not torch.equal(order, order.sort().values)
-
-
-#: What is given the squares' patches, one row a token, and how it is called.
-SQUARES = {
-    "internvl": "multi_modal_projector",
-    "gemma3": "multi_modal_projector.mm_soft_emb_norm",
-    "cohere2_vision": "multi_modal_projector.linear_1",
-    "aya_vision": "multi_modal_projector.layernorm",
-    "deepseek_vl": "aligner.linear1",
-}
-
-
-@pytest.mark.parametrize("name", SQUARES)
-def test_squares_of_patches_in_rows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As above; a token is made of the same patches as its features are."""
-    tiny = vlms.get(name)
-    inner, cls = tiny.model.model, int(name == "internvl")
-    inputs = tiny.inputs("ragged")
-    tower = inner.vision_model if name == "deepseek_vl" else inner.vision_tower
-    states, projected = [], []
-    layer = next(x for x in reversed(list(tower.modules())) if hasattr(x, "k_proj"))
-    if cls:  # as its largest towers have
-        for part in ("q_norm", "k_norm"):
-            norm = torch.nn.LayerNorm(32)
-            torch.nn.init.normal_(norm.weight)
-            monkeypatch.setitem(layer._modules, part, norm)
-    encoded, found = collected(tiny, inputs)
-    source = tower
-    if name == "aya_vision":  # takes the states before the last normalisation
-        source = next(x for path, x in tower.named_modules() if path.endswith("encoder"))
-    hooks = [
-        source.register_forward_hook(lambda *call: states.append(call[-1].last_hidden_state)),
-        inner.get_submodule(SQUARES[name]).register_forward_pre_hook(
-            lambda _, args: projected.append(args[0])
-        ),
-    ]
-    seen = eager(layer, (tower.config, layer.config), monkeypatch)
-    with torch.no_grad():
-        encode(Target.of(tiny.model), inputs, need_features=False)
-    for hook in hooks:
-        hook.remove()
-    hidden, entries = states[0][:, cls:], encoded.parts[0]
-    rows = projected[0].reshape(len(hidden), entries.sizes[0], -1, hidden.shape[-1]).mean(2)
-    torch.testing.assert_close(in_squares(entries, hidden), rows, **CLOSE)
-    ((weights, keys),) = seen  # [entries, heads, P, P], [entries, heads, P, d]
-    received = weights[:, :, 0] if cls else weights.mean(2)
-    for what, values in {"attention": received.mean(1), "keys": keys.mean(1)}.items():
-        own = values[:, cls:]
-        torch.testing.assert_close(found[what], in_squares(entries, own).flatten(0, 1), **CLOSE)
-        assert len(own.flatten(0, 1).unique(dim=0)) == own.shape[:2].numel()
 
 
 @pytest.mark.parametrize("method", ["fastervlm", "idselection"])

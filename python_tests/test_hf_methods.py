@@ -225,18 +225,17 @@ def test_methods_of_other_models_tensors() -> None:
     assert handle.after < handle.before / 4
 
 
-def test_layers_that_are_no_single_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_by_their_hidden_states(monkeypatch: pytest.MonkeyPatch) -> None:
     target = Target.of(vlms.get("llava").model)
     method = zk.methods.get("fastervlm", keep=0.2)
-    for layer in (0, [-2, -1]):
-        with pytest.raises(zk.hf.UnsupportedMethodError, match="of no single layer"):
-            wanted(method, target, {"vision_feature_layer": layer})
-    first, last = (
-        wanted(method, target, {"vision_feature_layer": layer}).layer for layer in (2, -2)
-    )
-    assert first is not None
-    assert last is not None
-    assert first.module is last.module
+    parts = target.inner.vision_tower.modules()
+    layers: Any = next(one for one in parts if isinstance(one, torch.nn.ModuleList))
+    for state, at in ((1, 0), (2, 1), (-2, 1), (-1, 2), ([-2, -3], 1), ((1, -1, 2), 2)):
+        layer = wanted(method, target, {"vision_feature_layer": state}).layer
+        assert layer is not None
+        assert layer.module is layers[at].self_attn, state
+    with pytest.raises(zk.hf.UnsupportedMethodError, match="of no layer: vision_feature_layer is"):
+        wanted(method, target, {"vision_feature_layer": 0})
     monkeypatch.setattr(target.model.config, "vision_feature_select_strategy", "full")
     with pytest.raises(zk.hf.UnsupportedMethodError, match="features are taken as 'full'"):
         wanted(method, target)

@@ -42,7 +42,9 @@ class Architecture:
         frames: an entry of a video is a frame, which may begin with [CLS] (Video-LLaVA).
         patches: a visual token is one patch of the vision tower, in its order.
         blocks: a visual token is a square of patches, which follow one another in the tower.
-        squares: likewise, or one patch, but the tower has those of each entry row by row.
+        squares: likewise, or one patch, but the tower has those of each picture row by row.
+        strategy: where no setting says so, `"default"`: the first row of the tower becomes no
+            visual token; `"full"`: all do.
         states: layers of the language model keep a state instead of keys and values.
         since: the oldest transformers that computes what a pruned prompt needs. Before 5.13 states
             are forgotten when a call goes on with several tokens; in 4.57 positions of GLM-V have
@@ -62,6 +64,7 @@ class Architecture:
     patches: bool = False
     blocks: bool = False
     squares: bool = False
+    strategy: str = "full"
     states: bool = False
     since: tuple[int, int] = (4, 57)
 
@@ -86,6 +89,7 @@ _IDEFICS: Any = {
     "tile": "run",
     "marks": "crops",
     "projector": "connector.modality_projection",
+    "squares": True,
 }
 # By `config.model_type`.
 ARCHITECTURES: Mapping[str, Architecture] = {

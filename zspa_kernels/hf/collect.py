@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,15 +16,40 @@ import torch
 from torch import Tensor, nn
 
 from .architectures import Target
-from .attention import Fused, Layer, Separate, received
+from .attention import Layer, Packed, Placed, Rows, Separate, received, scale_of
 from .encode import Encoded, Part
 from .errors import UnsupportedMethodError, unwatched
 from .order import along, in_blocks, in_squares
 
-#: Whether a vision tower, by its `model_type`, has a [CLS] token, which becomes no visual token.
-_TOWERS = {"clip_vision_model": True, "internvl_vision": True, "siglip_vision_model": False}
-#: Of models without a setting (Gemma 3, Cohere2 Vision, DeepSeek-VL).
-_SETTINGS = {"vision_feature_select_strategy": "full", "vision_feature_layer": -1}
+
+@dataclass(frozen=True)
+class Tower:
+    """How attention of a vision tower is watched.
+
+    Attributes:
+        layer: the kind of its layers.
+        options: of the kind, but for the modules.
+    """
+
+    layer: type[Separate | Packed | Placed]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def cls(self) -> bool:
+        """Whether it has a [CLS] token, which becomes no visual token."""
+        return bool(self.options.get("cls"))
+
+
+_CLS: Any = {"cls": True}
+_IDEFICS: Any = {"mask": "patch_attention_mask"}
+#: By `model_type`.
+_TOWERS: Mapping[str, Tower] = {
+    "clip_vision_model": Tower(Separate, _CLS),
+    "internvl_vision": Tower(Separate, _CLS),
+    "siglip_vision_model": Tower(Separate),
+    "idefics3_vision": Tower(Separate, _IDEFICS),
+    "smolvlm_vision": Tower(Separate, _IDEFICS),
+}
 _OF_A_LAYER = ("attention", "cls attention", "keys")
 KINDS = (*_OF_A_LAYER, "features")
 
@@ -88,33 +113,37 @@ class Collected:
     ) -> dict[str, Tensor]:
         """By kind, what is wanted of pictures or of videos, in the order of their tokens."""
         made: dict[str, Tensor] = {}
-        heads = [] if self.layer is None else list(self.layer.heads(noted))
+        pictures = [] if self.layer is None else list(self.layer.rows(noted))
         for kind in set(self.kinds.values()):
-            rows = (
-                noted["features"] if kind == "features" else self._rows(kind, target, part, heads)
-            )
-            made[kind] = along(target, inputs, part, rows)
+            if kind == "features":
+                made[kind] = along(target, inputs, part, noted["features"])
+                continue
+            values = [self._values(kind, rows) for rows in pictures]
+            if target.arch.squares:
+                made[kind] = in_squares(target, inputs, part, values)
+            elif target.arch.blocks:
+                made[kind] = along(target, inputs, part, in_blocks(target, torch.cat(values)))
+            else:
+                rows = torch.stack(values)
+                if target.arch.frames and part.modality.moves:  # their [CLS] is a token, no patch
+                    rows = torch.cat((torch.full_like(rows[:, :1], torch.nan), rows), dim=1)
+                made[kind] = along(target, inputs, part, rows)
         return made
 
-    def _rows(
-        self, kind: str, target: Target, part: Part, heads: Sequence[tuple[Tensor, Tensor]]
-    ) -> Tensor:
-        """Attention or keys of the rows that the projector makes tokens of."""
+    def _values(self, kind: str, rows: Rows) -> Tensor:
+        """Attention `[P]` or keys `[P, d]` of the patches of a picture; NaN at padding."""
         layer: Any = self.layer
         first = int(layer.cls)
         if kind == "keys":
-            values = [keys.mean(1)[first:] for _, keys in heads]
+            values = rows.keys.mean(1)[first:]
         else:
-            asked = 1 if layer.cls else None
-            values = [received(q[:asked], k, layer.scale)[first:] for q, k in heads]
-        if target.arch.blocks:
-            return in_blocks(target, torch.cat(values))
-        rows = torch.stack(values)
-        if target.arch.squares:
-            rows = in_squares(part, rows)
-        if target.arch.frames and part.modality.moves:  # their [CLS] is a token, but no patch
-            rows = torch.cat((torch.full_like(rows[:, :1], torch.nan), rows), dim=1)
-        return rows
+            asked = rows.queries[:1] if layer.cls else rows.queries
+            values = received(asked, rows.keys, scale_of(layer.module))[first:]
+        if rows.real is None:
+            return values
+        padded = values.new_full((len(rows.real), *values.shape[1:]), torch.nan)
+        padded[rows.real] = values
+        return padded
 
 
 def wanted(method: Any, target: Target, inputs: Mapping[str, Any] | None = None) -> Collected:
@@ -153,67 +182,81 @@ def _why_not(kind: str, target: Target, inputs: Mapping[str, Any]) -> str | None
     """Why a kind of tensor cannot be had; None if it can."""
     if kind not in KINDS:
         return "this is not collected from a model; `select` can be given it"
-    if kind == "features" and not target.arch.patches:
+    arch = target.arch
+    if kind == "features" and not arch.patches:
         return "its visual tokens may be made of several rows of the projector's input"
-    if target.arch.blocks:
-        return "its vision tower has no [CLS] token" if kind == "cls attention" else None
-    if not (target.arch.patches or target.arch.squares or target.arch.tile == "shrunk"):
-        return (
-            "how its visual tokens are made of patches is not known here; this is collected in "
-            "LLaVA-1.5, LLaVA-NeXT, LLaVA-OneVision, Video-LLaVA, InternVL, Gemma 3, Cohere2 "
-            "Vision, Aya Vision, DeepSeek-VL, Qwen-VL and GLM-V"
-        )
+    if not (arch.patches or arch.squares or arch.blocks or arch.tile == "shrunk"):
+        return "how its visual tokens are made of patches is not known here"
     if kind == "features":
         return None
+    if arch.blocks:
+        return "its vision tower has no [CLS] token" if kind == "cls attention" else None
     name = _tower(target).config.model_type
-    strategy = _setting(target, inputs, "vision_feature_select_strategy")
-    if name not in _TOWERS or _TOWERS[name] != (strategy == "default"):
+    tower = _TOWERS.get(name)
+    given = _setting(inputs, target, "vision_feature_select_strategy")
+    strategy = given or arch.strategy
+    if tower is None or tower.cls != (strategy == "default"):
+        known = " and ".join(
+            f"{', '.join(repr(x) for x, one in _TOWERS.items() if one.cls == cls)} with {how!r}"
+            for cls, how in ((True, "default"), (False, "full"))
+        )
         return (
             f"its vision tower is a {name!r} whose features are taken as {strategy!r}; known are "
-            f"'clip_vision_model' and 'internvl_vision' with 'default', 'siglip_vision_model' with "
-            f"'full'"
+            f"{known}"
         )
-    if kind == "cls attention" and not _TOWERS[name]:
+    if kind == "cls attention" and not tower.cls:
         return f"its vision tower, a {name!r}, has no [CLS] token"
-    layer = _setting(target, inputs, "vision_feature_layer")
-    if not isinstance(layer, int) or layer == 0:
-        return f"its features are of no single layer: vision_feature_layer is {layer!r}"
+    if _feature_layer(target, inputs) < 1:
+        return "its features are of no layer: vision_feature_layer is 0, which is before the first"
     return None
 
 
-def _setting(target: Target, inputs: Mapping[str, Any], name: str) -> Any:
-    given = inputs.get(name)
-    return getattr(target.model.config, name, _SETTINGS[name]) if given is None else given
+def _setting(inputs: Mapping[str, Any], target: Target, *names: str) -> Any:
+    """Of a call, or else of the configuration; None if there is none by any of the names."""
+    given = (inputs.get(name) for name in names)
+    own = (getattr(target.model.config, name, None) for name in names)
+    return next((value for value in (*given, *own) if value is not None), None)
+
+
+def _feature_layer(target: Target, inputs: Mapping[str, Any]) -> int:
+    """Which hidden state the projector is given, the last one of several (VipLLaVA).
+
+    State 0 is the embeddings', state i the output of layer i - 1. A model without a setting takes
+    the last one.
+    """
+    given = _setting(inputs, target, "vision_feature_layer", "vision_feature_layers")
+    states = len(_layers(_tower(target))) + 1
+    several = given if isinstance(given, list | tuple) else [-1 if given is None else given]
+    return max(layer % states for layer in several)
 
 
 def _tower(target: Target) -> Any:
-    names = ("vision_tower", "image_tower", "vision_model")
+    names = ("vision_tower", "image_tower", "vision_model", "visual")
     return next(getattr(target.inner, name) for name in names if hasattr(target.inner, name))
 
 
 def _layer(target: Target, inputs: Mapping[str, Any]) -> Layer:
     """The attention of the layer whose output is the projector's input."""
+    tower = _tower(target)
     if target.arch.blocks:
-        visual = target.inner.visual
+        attentions = [_attention(layer) for layer in _layers(tower)]
         # Most of Qwen2.5-VL's layers see a window of the picture only, its last one all of it.
-        whole = getattr(visual.config, "fullatt_block_indexes", [])
-        last = max((i for i in whole if i < len(visual.blocks)), default=-1)
-        return Fused(visual.blocks[last].attn)
-    layer = _setting(target, inputs, "vision_feature_layer")
-    towers = [_tower(target)]
+        whole = getattr(tower.config, "fullatt_block_indexes", [])
+        last = max((i for i in whole if i < len(attentions)), default=-1)
+        return Packed(attentions[last], tower)
+    kind, number = _TOWERS[tower.config.model_type], _feature_layer(target, inputs) - 1
+    options = dict(kind.options)
     if target.arch.frames:
-        towers.append(target.inner.video_tower)
-    attention = [_in_tower(tower, layer) for tower in towers]
-    return Separate(attention[0], _TOWERS[towers[0].config.model_type], *attention[1:])
+        options["other"] = _attention(_layers(target.inner.video_tower)[number])
+    return kind.layer(_attention(_layers(tower)[number]), tower, **options)
 
 
-def _in_tower(tower: nn.Module, layer: int) -> Any:
-    """The attention of the layer that makes a hidden state."""
-    parts = dict(tower.named_modules())
-    found = (
-        part for name, part in parts.items() if name.endswith(("encoder.layers", "encoder.layer"))
-    )
-    layers: Any = next(found)
-    # Hidden state 0 is the embeddings', so state i is the output of layer i - 1.
-    chosen = layers[layer if layer < 0 else layer - 1]
-    return chosen.attention if hasattr(chosen, "attention") else chosen.self_attn
+def _layers(tower: nn.Module) -> Any:
+    """The layers of a tower, the first list of modules that it has."""
+    return next(part for part in tower.modules() if isinstance(part, nn.ModuleList))
+
+
+def _attention(layer: nn.Module) -> Any:
+    """The attention of a layer."""
+    names = ("attn", "attention", "self_attn")
+    return next(getattr(layer, name) for name in names if hasattr(layer, name))

@@ -165,12 +165,23 @@ def _sizes(target: Target, inputs: Mapping[str, Any], modality: Modality) -> lis
         merge = int(config.vision_config.spatial_merge_size)
         grids = inputs[modality.grid].tolist()
         return [[times, rows // merge, columns // merge] for times, rows, columns in grids]
-    if target.arch.size == "image_sizes":
-        side = int(config.vision_config.patch_size * getattr(config, "spatial_merge_size", 1))
-    else:
-        side = int(config.downsample_factor)
-    sizes = inputs[target.arch.size].tolist()
-    return [[1, *(edge // side for edge in size)] for size in sizes]
+    found, side = patch_grids(target, inputs, modality)
+    return [[1, rows // side, columns // side] for rows, columns in found]
+
+
+def patch_grids(
+    target: Target, inputs: Mapping[str, Any], modality: Modality
+) -> tuple[list[tuple[int, int]], int]:
+    """Rows and columns of patches of each picture or frame, and those that are a token."""
+    config = target.model.config
+    if target.arch.size == "position_ids":
+        columns, rows = (inputs[modality.places].amax(1) + 1).T.tolist()
+        return list(zip(rows, columns, strict=True)), int(config.vision_config.pooling_kernel_size)
+    sizes = inputs[target.arch.size]
+    if target.arch.size == "spatial_shapes":
+        return [(rows, columns) for rows, columns in sizes.tolist()], int(config.downsample_factor)
+    patches = (sizes // config.vision_config.patch_size).tolist()
+    return [(rows, columns) for rows, columns in patches], getattr(config, "spatial_merge_size", 1)
 
 
 def _placed(inputs: Mapping[str, Any], modality: Modality, sizes: Sequence[int]) -> Tensor:

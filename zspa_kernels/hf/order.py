@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .architectures import Target
 from .encode import Part
+from .layout import patch_grids
 from .tiles import along_frames, along_tokens
 
 
@@ -43,17 +44,32 @@ def along(target: Target, inputs: Mapping[str, Any], part: Part, values: Tensor)
 
 def in_blocks(target: Target, values: Tensor) -> Tensor:
     """Values `[P, ...]` of patches, as the means `[T, ...]` of squares that follow one another."""
-    side = target.inner.visual.spatial_merge_size
+    side = target.model.config.vision_config.spatial_merge_size
     return values.reshape(-1, side * side, *values.shape[1:]).mean(1)
 
 
-def in_squares(part: Part, values: Tensor) -> Tensor:
-    """Values `[entries, P, ...]` of patches row by row, as means `[entries, n, ...]` of squares."""
-    entries, patches = values.shape[:2]
-    wide = math.isqrt(patches)
-    side = math.isqrt(patches // part.sizes[0])
-    grid = values.reshape(entries, wide // side, side, wide // side, side, *values.shape[2:])
-    return grid.mean((2, 4)).flatten(1, 2)
+def in_squares(
+    target: Target, inputs: Mapping[str, Any], part: Part, values: Sequence[Tensor]
+) -> Tensor:
+    """Values `[P, ...]` of each picture's patches row by row, as means `[T, ...]` of squares.
+
+    NaN is no patch: squares at an edge or at padding have fewer, and one without any is NaN.
+    """
+    if target.arch.size:
+        grids, side = patch_grids(target, inputs, part.modality)
+        tokens = [(rows // side, columns // side) for rows, columns in grids]
+    else:
+        wide, across = math.isqrt(len(values[0])), math.isqrt(sum(part.sizes) // len(values))
+        side = -(-wide // across)
+        grids, tokens = [(wide, wide)] * len(values), [(across, across)] * len(values)
+    means = []
+    for value, (rows, columns), (high, wide) in zip(values, grids, tokens, strict=True):
+        grid = value[: rows * columns].reshape(rows, columns, -1)
+        lacking = (0, 0, 0, wide * side - columns, 0, high * side - rows)  # what is spare is cut
+        whole = torch.nn.functional.pad(grid, lacking, value=torch.nan)
+        squares = whole.reshape(high, side, wide, side, -1).nanmean((1, 3))
+        means.append(squares.reshape(high * wide, *value.shape[1:]))
+    return torch.cat(means)
 
 
 def _out_of_windows(target: Target, grid: Tensor, values: Tensor) -> Tensor:

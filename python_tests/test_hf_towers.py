@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attention and keys of vision towers, against eager attention, and what tokens are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import zspa_kernels as zk
+from python_tests import vlms
+from python_tests.hf_oracle import generate, rows
+from python_tests.test_hf_attention import CLOSE, VISION, collected, eager
+from zspa_kernels.hf.architectures import Target
+from zspa_kernels.hf.encode import encode
+
+#: Towers whose layers are given each picture by itself, row by row; do they have a [CLS] token?
+SQUARES = {
+    "internvl": True, "gemma3": False, "cohere2_vision": False, "aya_vision": False,
+    "deepseek_vl": False, "idefics3": False, "smolvlm": False,
+}  # fmt: skip
+#: Those whose collection is tested here only.
+PRUNED = ("idefics3", "smolvlm")
+KINDS = [(name, "ragged") for name in SQUARES]
+
+
+def tower_of(tiny: vlms.Tiny) -> Any:
+    inner = tiny.model.model
+    return inner.vision_model if hasattr(inner, "vision_model") else inner.vision_tower
+
+
+def last_layer(tower: nn.Module) -> Any:
+    """The last layer of a tower that has attention."""
+    layers = next(part for part in tower.modules() if isinstance(part, nn.ModuleList))
+    return next(x for x in reversed(layers) if hasattr(x, "self_attn") or hasattr(x, "attention"))
+
+
+def attention_of(layer: nn.Module) -> Any:
+    return layer.self_attn if hasattr(layer, "self_attn") else layer.attention
+
+
+@dataclass
+class Seen:
+    """What the tower made, by transformers alone.
+
+    Attributes:
+        picture: int64 `[rows]`, which picture a row of the tower is of; -1: padding, or [CLS].
+        attention: `[rows]`, what a row gets, mean over heads and the rows of its picture.
+        keys: `[rows, d]`, mean over heads.
+        made_of: bool `[T, rows]`, the rows that the features of a token depend on.
+    """
+
+    picture: Tensor
+    attention: Tensor
+    keys: Tensor
+    made_of: Tensor
+
+    def of_tokens(self, values: Tensor) -> Tensor:
+        """Means of the rows that tokens are made of."""
+        real = self.made_of & (self.picture >= 0)
+        return torch.stack([values[rows].mean(0) for rows in real])
+
+
+def independently(
+    tiny: vlms.Tiny, inputs: Mapping[str, Any], picture: Tensor, patch: pytest.MonkeyPatch
+) -> Seen:
+    """The eager attention of the last layer, and by its gradients what becomes of its output.
+
+    `picture` is int64 `[entries, P]`, see `Seen`; a row of [CLS] is -2.
+    """
+    tower = tower_of(tiny)
+    layer = last_layer(tower)
+    made: list[Any] = []
+    hook = layer.register_forward_hook(lambda *call: made.append(call[-1]))
+    seen = eager(attention_of(layer), (tower.config, attention_of(layer).config), patch)
+    encoded = encode(Target.of(tiny.model), inputs, need_features=False)
+    hook.remove()
+    keys = torch.cat([key.mean(1).flatten(0, 1) for _, key in seen]).detach()
+    received = torch.cat([_received(w.detach(), picture) for w, _ in seen])
+    made_of = []
+    outputs = [one[0] if isinstance(one, tuple) else one for one in made]
+    direction = torch.randn(encoded.tokens.shape[1], generator=torch.Generator().manual_seed(0))
+    for token in encoded.tokens:
+        grads = torch.autograd.grad(token @ direction, outputs, retain_graph=True)
+        made_of.append(torch.cat([grad.flatten(0, -2).abs().amax(-1) for grad in grads]) > 0)
+    return Seen(picture.flatten(), received, keys, torch.stack(made_of))
+
+
+def _received(weights: Tensor, picture: Tensor) -> Tensor:
+    """What rows `[entries, P]` get of `[entries, heads, P, P]`."""
+    means = weights.mean(1)
+    found = []
+    for weight, own in zip(means, picture, strict=True):
+        if bool((own == -2).any()):
+            found.append(weight[own == -2].squeeze(0))
+            continue
+        same = (own[:, None] == own[None, :]) & (own >= 0)
+        found.append((weight * same).sum(0) / same.sum(0))
+    return torch.cat(found)
+
+
+def whole(tiny: vlms.Tiny, inputs: Mapping[str, Any], cls: bool) -> Tensor:
+    """Which picture the rows are of where every picture fills its part of the batch."""
+    pictures = int((inputs["pixel_values"].flatten(-3).abs().sum(-1) > 0).sum())
+    count = (tiny.processor.size // 14) ** 2
+    label = torch.arange(pictures)[:, None].expand(-1, count)
+    return nn.functional.pad(label, (int(cls), 0), value=-2)
+
+
+def pictures_of(tiny: vlms.Tiny, inputs: Mapping[str, Any]) -> Tensor:
+    return whole(tiny, inputs, SQUARES[tiny.name])
+
+
+def check(
+    tiny: vlms.Tiny, inputs: Mapping[str, Any], picture: Tensor, patch: pytest.MonkeyPatch
+) -> dict[str, Tensor]:
+    """What is collected is what eager attention has, in the order of tokens; it is returned."""
+    assert tower_of(tiny).config._attn_implementation == "sdpa"
+    with patch.context() as own:
+        encoded, found = collected(tiny, inputs)
+        seen = independently(tiny, inputs, picture, own)
+    assert len(encoded.tokens) == len(seen.made_of)
+    for what, values in {"attention": seen.attention, "keys": seen.keys}.items():
+        expected = seen.of_tokens(values)
+        torch.testing.assert_close(found[what], expected, equal_nan=True, **CLOSE)
+        real = expected[~expected.reshape(len(expected), -1).isnan().any(1)]
+        assert len(real.unique(dim=0)) == len(real) > 3
+    return found
+
+
+@pytest.mark.parametrize(("name", "kind"), KINDS)
+def test_what_is_collected_is_what_eager_attention_gives(
+    name: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With SDPA; a token has the means of the patches that its features are made of."""
+    tiny = vlms.get(name)
+    if name == "internvl":  # as its largest towers have
+        for part in ("q_norm", "k_norm"):
+            norm = nn.LayerNorm(32)
+            nn.init.normal_(norm.weight)
+            monkeypatch.setitem(attention_of(last_layer(tower_of(tiny)))._modules, part, norm)
+    inputs = tiny.inputs(kind)
+    check(tiny, inputs, pictures_of(tiny, inputs), monkeypatch)
+
+
+@dataclass(frozen=True)
+class Given(zk.MethodBase):
+    """Keeps what it is told to, image by image, and wants nothing of the model."""
+
+    indices: tuple[Tensor, ...]
+
+    def select_varlen(self, visual: Any, prompt: Any = None) -> Any:
+        return [zk.Selection(one, torch.zeros_like(one, dtype=torch.bool)) for one in self.indices]
+
+
+@pytest.mark.parametrize("name", PRUNED)
+def test_a_method_that_wants_them(name: str) -> None:
+    """Steps of a batch are those of its prompts alone; the tower runs once and keeps no hook."""
+    tiny = vlms.get(name)
+    inputs = tiny.inputs("ragged")
+    scope: Any = zk.methods.get("scope", keep=0.3)
+    encoded, found = collected(tiny, inputs)
+    tower, calls = tower_of(tiny), []
+    counting = tower.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    before = _hooks(tower)
+    with scope(tiny.model) as handle:
+        batch = rows(generate(tiny.model, inputs))
+        report = handle.report
+        assert report is not None
+        assert calls == [False]
+        assert _hooks(tower) == before
+        for b in range(2):
+            alone = rows(generate(tiny.model, tiny.alone(b)))
+            torch.testing.assert_close(batch[b : b + 1], alone, rtol=1e-4, atol=1e-4)
+    counting.remove()
+    start = 0
+    for image in report.images:
+        own = slice(start, start := start + image.before)
+        picked = scope.select(encoded.tokens[own], attention=found["attention"][own])
+        assert torch.equal(image.indices, picked.indices)
+    assert start == len(encoded.tokens)
+    assert tower.config._attn_implementation == "sdpa"
+
+
+def _hooks(module: nn.Module) -> list[int]:
+    return [len(x._forward_hooks) + len(x._forward_pre_hooks) for x in module.modules()]
+
+
+@pytest.mark.parametrize("name", PRUNED)
+def test_gradients_are_those_of_the_same_choice(name: str) -> None:
+    tiny = vlms.get(name)
+    inputs = tiny.inputs("ragged")
+    weights = [x for x in tower_of(tiny).parameters() if x.requires_grad]
+    grads: list[Any] = []
+    method: Any = zk.methods.get("scope", keep=0.3)
+    for _ in range(2):
+        with method(tiny.model) as handle:
+            loss = tiny.model(**inputs).logits[:, -1].square().sum()
+        grads.append(torch.autograd.grad(loss, weights, allow_unused=True))
+        assert handle.report is not None
+        method = Given(tuple(image.indices for image in handle.report.images))
+    used = [pair for pair in zip(*grads, strict=True) if pair[0] is not None]
+    assert len(used) > len(weights) / 2
+    assert all(torch.equal(*pair) for pair in used)
+
+
+@pytest.mark.parametrize("name", ["idefics3", "smolvlm"])
+def test_padding_inside_of_pictures(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gives no attention and gets none; a token of nothing else is none to choose."""
+    tiny = vlms.get(name)
+    inputs = tiny.inputs("ragged")
+    mask = torch.ones(*inputs["pixel_values"].shape[:2], 112, 112, dtype=torch.bool)
+    mask[0, 0, 70:] = False  # five of eight rows of patches: squares of which half is padding
+    mask[1, 1, :, 60:] = False
+    inputs = {**inputs, "pixel_attention_mask": mask}
+    patches = mask[:, :, ::14, ::14].flatten(2)
+    shown = torch.stack((patches[0, 0], patches[1, 0], patches[1, 1]))
+    picture = pictures_of(tiny, inputs).masked_fill(~shown, -1)
+    found = check(tiny, inputs, picture, monkeypatch)
+    lost = found["attention"].isnan()
+    assert torch.equal(found["keys"].isnan().all(1), lost)
+    assert lost.nonzero().flatten().tolist() == [12, 13, 14, 15, *(32 + i for i in (3, 7, 11, 15))]
+    for method in VISION:
+        chooser: Any = zk.methods.get(method, keep=0.5)
+        with chooser(tiny.model) as handle:
+            generate(tiny.model, inputs, max_new_tokens=1)
+        assert handle.report is not None
+        kept = torch.cat(
+            [i.indices + s for i, s in zip(handle.report.images, (0, 16, 32), strict=True)]
+        )
+        assert not lost[kept].any()

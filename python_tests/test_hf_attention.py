@@ -27,10 +27,12 @@ FILMS = [(name, "video") for name in vlms.QWENS]
 VISION = ("greedyprune", "scope", "tome", "visionzip")
 
 
-def collected(tiny: vlms.Tiny, inputs: Mapping[str, Any]) -> tuple[Encoded, dict[str, Tensor]]:
-    """Visual tokens, their attention and their keys."""
+def collected(
+    tiny: vlms.Tiny, inputs: Mapping[str, Any], method: str = "visionzip"
+) -> tuple[Encoded, dict[str, Tensor]]:
+    """Visual tokens, and what a method is given: their attention and their keys."""
     target = Target.of(tiny.model)
-    found = wanted(zk.methods.VisionZip(keep=0.2), target, inputs)
+    found = wanted(zk.methods.get(method, keep=0.2), target, inputs)
     with torch.no_grad(), found.watching(target):
         encoded = encode(target, inputs, need_features=False)
     return encoded, found.tensors(target, inputs, encoded)

@@ -24,8 +24,8 @@ SQUARES = {
     "deepseek_vl": False, "idefics3": False, "smolvlm": False,
 }  # fmt: skip
 #: Those whose collection is tested here only.
-PRUNED = ("idefics3", "smolvlm")
-KINDS = [(name, "ragged") for name in SQUARES]
+PRUNED = ("idefics3", "smolvlm", "mistral3", "pixtral")
+KINDS = [(name, "ragged") for name in (*SQUARES, "mistral3", "pixtral")]
 
 
 def tower_of(tiny: vlms.Tiny) -> Any:
@@ -112,7 +112,11 @@ def whole(tiny: vlms.Tiny, inputs: Mapping[str, Any], cls: bool) -> Tensor:
 
 
 def pictures_of(tiny: vlms.Tiny, inputs: Mapping[str, Any]) -> Tensor:
-    return whole(tiny, inputs, SQUARES[tiny.name])
+    """Which picture the rows of the tower are of, see `Seen`."""
+    if tiny.name in SQUARES:
+        return whole(tiny, inputs, SQUARES[tiny.name])
+    patches = (inputs["image_sizes"] // 14).prod(1)
+    return torch.arange(len(patches)).repeat_interleave(patches)[None]
 
 
 def check(
@@ -163,7 +167,7 @@ def test_a_method_that_wants_them(name: str) -> None:
     tiny = vlms.get(name)
     inputs = tiny.inputs("ragged")
     scope: Any = zk.methods.get("scope", keep=0.3)
-    encoded, found = collected(tiny, inputs)
+    encoded, found = collected(tiny, inputs, "scope")
     tower, calls = tower_of(tiny), []
     counting = tower.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
     before = _hooks(tower)
@@ -180,9 +184,13 @@ def test_a_method_that_wants_them(name: str) -> None:
     start = 0
     for image in report.images:
         own = slice(start, start := start + image.before)
-        picked = scope.select(encoded.tokens[own], attention=found["attention"][own])
+        given = {name: values[own] for name, values in found.items()}
+        picked = scope.select(encoded.tokens[own], **given)
         assert torch.equal(image.indices, picked.indices)
     assert start == len(encoded.tokens)
+    if "features" in found:  # a token is a patch
+        tokens = tiny.model.model.multi_modal_projector(found["features"])
+        torch.testing.assert_close(tokens, encoded.tokens, **CLOSE)
     assert tower.config._attn_implementation == "sdpa"
 
 
@@ -206,6 +214,16 @@ def test_gradients_are_those_of_the_same_choice(name: str) -> None:
     used = [pair for pair in zip(*grads, strict=True) if pair[0] is not None]
     assert len(used) > len(weights) / 2
     assert all(torch.equal(*pair) for pair in used)
+
+
+def test_patches_that_make_no_whole_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mistral 3 cuts a picture's last row and column of them off, if they are odd."""
+    tiny = vlms.get("mistral3")
+    inputs = tiny.inputs("ragged")
+    sizes = inputs["image_sizes"] - torch.tensor([[0, 14], [14, 0], [14, 14]])
+    inputs = {**inputs, "image_sizes": sizes}
+    found = check(tiny, inputs, pictures_of(tiny, inputs), monkeypatch)
+    assert len(found["attention"]) == int((sizes // 28).prod(1).sum())
 
 
 @pytest.mark.parametrize("name", ["idefics3", "smolvlm"])

@@ -84,6 +84,7 @@ _QWEN: Any = {**_GRID, "mrope": True, "videos": True}
 _GEMMA: Any = {"size": "position_ids", "videos": True, "marks": "clocks", "since": (5, 17)}
 _HYBRID: Any = {**_QWEN, "marks": "times", "states": True, "since": (5, 13)}
 _GLM: Any = {**_GRID, "mrope": True, "since": (5, 0)}
+_PIXTRAL: Any = {"size": "image_sizes", "marks": "rows", "squares": True}
 _IDEFICS: Any = {
     "image": "run",
     "tile": "run",
@@ -99,7 +100,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "llava_onevision": Architecture("LLaVA-OneVision", tile="shrunk", videos=True),
     "video_llava": Architecture("Video-LLaVA", videos=True, frames=True, patches=True),
     "vipllava": Architecture("VipLLaVA"),
-    "mistral3": Architecture("Mistral 3", size="image_sizes", marks="rows"),
+    "mistral3": Architecture("Mistral 3", **_PIXTRAL),
     "qwen2_vl": Architecture("Qwen2-VL", **_QWEN),
     "qwen2_5_vl": Architecture("Qwen2.5-VL", **_QWEN),
     "qwen3_vl": Architecture("Qwen3-VL", **_QWEN, marks="times"),
@@ -129,7 +130,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 }
 # By the vision tower's, where a `model_type` has several.
 _BY_TOWER: Mapping[tuple[Any, Any], Architecture] = {
-    ("llava", "pixtral"): Architecture("Pixtral", size="image_sizes", marks="rows"),
+    ("llava", "pixtral"): Architecture("Pixtral", **_PIXTRAL, patches=True),
 }
 
 

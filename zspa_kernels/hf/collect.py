@@ -49,6 +49,7 @@ _TOWERS: Mapping[str, Tower] = {
     "siglip_vision_model": Tower(Separate),
     "idefics3_vision": Tower(Separate, _IDEFICS),
     "smolvlm_vision": Tower(Separate, _IDEFICS),
+    "pixtral": Tower(Packed, {"turn": "apply_rotary_pos_emb", "sizes": "image_sizes"}),
 }
 _OF_A_LAYER = ("attention", "cls attention", "keys")
 KINDS = (*_OF_A_LAYER, "features")

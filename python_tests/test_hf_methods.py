@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 
 import zspa_kernels as zk
 from python_tests import vlm_models, vlms
@@ -229,11 +229,17 @@ def test_layers_by_their_hidden_states(monkeypatch: pytest.MonkeyPatch) -> None:
     target = Target.of(vlms.get("llava").model)
     method = zk.methods.get("fastervlm", keep=0.2)
     parts = target.inner.vision_tower.modules()
-    layers: Any = next(one for one in parts if isinstance(one, torch.nn.ModuleList))
+    layers: Any = next(one for one in parts if isinstance(one, nn.ModuleList))
     for state, at in ((1, 0), (2, 1), (-2, 1), (-1, 2), ([-2, -3], 1), ((1, -1, 2), 2)):
         layer = wanted(method, target, {"vision_feature_layer": state}).layer
         assert layer is not None
         assert layer.module is layers[at].self_attn, state
+    several = Target.of(vlms.get("vipllava").model)  # which older transformers name otherwise
+    for given, at in (({}, 1), ({"vision_feature_layers": [1, -1]}, 2)):
+        layer = wanted(method, several, given).layer
+        own = next(x for x in several.inner.vision_tower.modules() if isinstance(x, nn.ModuleList))
+        assert layer is not None
+        assert layer.module is own[at].self_attn
     with pytest.raises(zk.hf.UnsupportedMethodError, match="of no layer: vision_feature_layer is"):
         wanted(method, target, {"vision_feature_layer": 0})
     monkeypatch.setattr(target.model.config, "vision_feature_select_strategy", "full")

@@ -21,10 +21,10 @@ from zspa_kernels.hf.encode import encode
 #: Towers whose layers are given each picture by itself, row by row; do they have a [CLS] token?
 SQUARES = {
     "internvl": True, "gemma3": False, "cohere2_vision": False, "aya_vision": False,
-    "deepseek_vl": False, "idefics3": False, "smolvlm": False,
+    "deepseek_vl": False, "idefics3": False, "smolvlm": False, "vipllava": True,
 }  # fmt: skip
 #: Those whose collection is tested here only.
-PRUNED = ("idefics3", "smolvlm", "mistral3", "pixtral")
+PRUNED = ("idefics3", "smolvlm", "mistral3", "pixtral", "vipllava")
 KINDS = [(name, "ragged") for name in (*SQUARES, "mistral3", "pixtral")]
 
 
@@ -33,10 +33,10 @@ def tower_of(tiny: vlms.Tiny) -> Any:
     return inner.vision_model if hasattr(inner, "vision_model") else inner.vision_tower
 
 
-def last_layer(tower: nn.Module) -> Any:
-    """The last layer of a tower that has attention."""
-    layers = next(part for part in tower.modules() if isinstance(part, nn.ModuleList))
-    return next(x for x in reversed(layers) if hasattr(x, "self_attn") or hasattr(x, "attention"))
+def layer_of(tiny: vlms.Tiny) -> Any:
+    """The last layer whose output tokens are made of: VipLLaVA's are of -2, -3 and 1."""
+    layers = next(part for part in tower_of(tiny).modules() if isinstance(part, nn.ModuleList))
+    return layers[-2 if tiny.name == "vipllava" else -1]
 
 
 def attention_of(layer: nn.Module) -> Any:
@@ -72,8 +72,7 @@ def independently(
 
     `picture` is int64 `[entries, P]`, see `Seen`; a row of [CLS] is -2.
     """
-    tower = tower_of(tiny)
-    layer = last_layer(tower)
+    tower, layer = tower_of(tiny), layer_of(tiny)
     made: list[Any] = []
     hook = layer.register_forward_hook(lambda *call: made.append(call[-1]))
     seen = eager(attention_of(layer), (tower.config, attention_of(layer).config), patch)
@@ -146,7 +145,7 @@ def test_what_is_collected_is_what_eager_attention_gives(
         for part in ("q_norm", "k_norm"):
             norm = nn.LayerNorm(32)
             nn.init.normal_(norm.weight)
-            monkeypatch.setitem(attention_of(last_layer(tower_of(tiny)))._modules, part, norm)
+            monkeypatch.setitem(attention_of(layer_of(tiny))._modules, part, norm)
     inputs = tiny.inputs(kind)
     check(tiny, inputs, pictures_of(tiny, inputs), monkeypatch)
 

@@ -99,7 +99,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "llava_next_video": Architecture("LLaVA-NeXT-Video", tile="anyres", videos=True),
     "llava_onevision": Architecture("LLaVA-OneVision", tile="shrunk", videos=True),
     "video_llava": Architecture("Video-LLaVA", videos=True, frames=True, patches=True),
-    "vipllava": Architecture("VipLLaVA"),
+    "vipllava": Architecture("VipLLaVA", patches=True, strategy="default"),
     "mistral3": Architecture("Mistral 3", **_PIXTRAL),
     "qwen2_vl": Architecture("Qwen2-VL", **_QWEN),
     "qwen2_5_vl": Architecture("Qwen2.5-VL", **_QWEN),

@@ -261,6 +261,39 @@ def test_command_as_a_process(here: Path) -> None:
     assert not Path("kept.png").exists()
 
 
+@pytest.mark.parametrize(
+    ("command", "unbuffered", "code", "said"),
+    [
+        (
+            "--version > /dev/full",
+            "1",
+            1,
+            "zspa: cannot write the output: No space left on device\n",
+        ),
+        (
+            "--version > /dev/full",
+            "",
+            1,
+            "zspa: cannot write the output: No space left on device\n",
+        ),
+        ("methods | true", "", 1, ""),  # nobody reads on
+        ("--version >&-", "", 0, ""),
+    ],
+)
+def test_output_that_cannot_be_written(command: str, unbuffered: str, code: int, said: str) -> None:
+    """Whether it fails at once or when the process ends."""
+    shell = f"{sys.executable} -Wignore -m zspa_kernels {command}"
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", shell],
+        env={**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": unbuffered},
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (code, said)
+
+
 @pytest.mark.parametrize("name", ["typer", "rich"])
 def test_reports_need_no_extra(name: str) -> None:
     block = f"import sys; sys.modules[{name!r}] = None; from zspa_kernels.cli import main; "

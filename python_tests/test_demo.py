@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +218,9 @@ def test_pictures_of_many_kinds_become_rgb(tmp_path: Path) -> None:
     grey16 = np.zeros((20, 30), np.uint16)
     grey16[:10] = 60000
     _save(grey16, tmp_path / "grey16.png")
+    warm = np.full((20, 30), 300, np.float32)  # kelvins, with a hole and a dead pixel
+    warm[:10], warm[10, 0], warm[11, 0] = 310, np.nan, np.inf
+    _save(warm, tmp_path / "warm.tif")
     clear = np.zeros((20, 30, 4), np.uint8)
     clear[:10, :, 3] = 255
     _save(clear, tmp_path / "clear.png")
@@ -226,16 +231,27 @@ def test_pictures_of_many_kinds_become_rgb(tmp_path: Path) -> None:
 
     assert read(tmp_path / "rgb.png").tolist() == rgb.tolist()
     assert read(tmp_path / "grey16.png")[[0, 19], 0].tolist() == [[255] * 3, [0] * 3]
+    warmth = read(tmp_path / "warm.tif")[[0, 10, 11, 19], 0]
+    assert warmth.tolist() == [[255] * 3, [0] * 3, [255] * 3, [0] * 3]
     assert read(tmp_path / "clear.png")[[0, 19], 0].tolist() == [[0] * 3, [255] * 3]
     assert read(tmp_path / "turned.png").shape == (30, 20, 3)
 
 
+#: Of a picture to be turned, with a word for the unit of its resolution, where a number belongs.
+_UNIT_IN_WORDS = b"Exif\0\0II*\0" + struct.pack(
+    "<IHHHIHxxHHI4sI", 8, 2, 0x0112, 3, 1, 6, 0x0128, 2, 4, b"dpi", 0
+)
+
+
 def test_damaged_pictures_are_one_error(tmp_path: Path) -> None:
     whole = _save(_two_textures(64), tmp_path / "whole.png").read_bytes()
+    turned = io.BytesIO()
+    Image.fromarray(_two_textures(64)).save(turned, "JPEG", exif=_UNIT_IN_WORDS)
     for name, content in (
         ("cut.png", whole[: len(whole) // 2]),
         ("text.png", b"not a picture"),
         ("empty.png", b""),
+        ("turned.jpg", turned.getvalue()),  # a struct.error of Pillow's
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DemoError, match=f"cannot read .*{name}: not a picture"):

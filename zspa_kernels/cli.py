@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 # What the optional commands import, by the name of the module.
@@ -23,6 +24,22 @@ def missing(error: ModuleNotFoundError) -> str | None:
 
 def main() -> None:
     """Runs the command line and exits: 0 done, 1 failed, 2 wrong usage."""
+    try:
+        try:
+            _run()
+        finally:
+            if sys.stdout is not None:  # as where it was closed
+                sys.stdout.flush()  # Python would tell of it later, in its own words
+    except OSError as error:
+        if error.filename is not None:  # not about what is printed
+            raise
+        # Or else Python tries to write what is left once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        reader_left = isinstance(error, BrokenPipeError)  # as in `zspa methods | head -1`
+        sys.exit(1 if reader_left else f"zspa: cannot write the output: {error.strerror}")
+
+
+def _run() -> None:
     try:
         from zspa_kernels.cli_app import app
     except ModuleNotFoundError as error:

@@ -98,20 +98,26 @@ def read(path: Path) -> npt.NDArray[np.uint8]:
         with Image.open(path) as opened:
             image = ImageOps.exif_transpose(opened)
             if image.mode[0] in "IF":
-                values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-                low, high = values.min(), values.max()
-                stretched = (values - low) * (255 / max(high - low, 1e-12))
-                image = Image.fromarray(stretched.round().astype(np.uint8))
+                image = Image.fromarray(_stretched(np.asarray(image, dtype=np.float64)))
             if image.has_transparency_data:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             return np.asarray(image.convert("RGB"))
-    # Damaged files make Pillow's decoders raise all of these.
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    # Each of Pillow's decoders has errors of its own for damaged files, as has its reader of EXIF.
+    except Exception as error:
         reason = getattr(error, "strerror", None) or "not a picture that Pillow can read"
         if isinstance(error, Image.DecompressionBombError):
             reason = "more pixels than Pillow opens safely"
         raise DemoError(f"cannot read {path}: {reason}") from error
+
+
+def _stretched(values: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
+    """Values of any range as 0 to 255; NaN is as dark as the lowest."""
+    finite = values[np.isfinite(values)]
+    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
+    values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
+    stretched = (values - low) * (255 / max(high - low, 1e-12))
+    return np.asarray(stretched.round(), dtype=np.uint8)
 
 
 def cut(pixels: npt.NDArray[np.uint8], patch: int) -> Patches:

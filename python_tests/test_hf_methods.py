@@ -215,6 +215,9 @@ def test_methods_of_other_models_tensors() -> None:
             zk.hf.UnsupportedMethodError, match="how its visual tokens are made of patches"
         ):
             zk.hf.prune(model, zk.methods.get(name, keep=0.2))
+    if vlms.SINCE["gemma4_unified"] <= vlms.VERSION:
+        with pytest.raises(zk.hf.UnsupportedMethodError, match="it has no vision tower"):
+            zk.hf.prune(vlms.get("gemma4_unified").model, zk.methods.get("scope", keep=0.2))
     method = zk.methods.MMTok(keep=0.2)
     qwen = vlms.get("qwen2_5_vl")
     assert wanted(method, Target.of(model)).kinds == {}

@@ -24,8 +24,20 @@ SQUARES = {
     "deepseek_vl": False, "idefics3": False, "smolvlm": False, "vipllava": True,
 }  # fmt: skip
 #: Those whose collection is tested here only.
-PRUNED = ("idefics3", "smolvlm", "mistral3", "pixtral", "vipllava")
-KINDS = [(name, "ragged") for name in (*SQUARES, "mistral3", "pixtral")]
+PRUNED = (
+    "idefics3",
+    "smolvlm",
+    "mistral3",
+    "pixtral",
+    "vipllava",
+    "lfm2_vl",
+    "gemma4",
+    "gemma4_moe",
+)
+KINDS = [
+    *((name, "ragged") for name in dict.fromkeys((*SQUARES, *PRUNED))),
+    ("gemma4", "video"),
+]
 
 
 def tower_of(tiny: vlms.Tiny) -> Any:
@@ -66,11 +78,11 @@ class Seen:
 
 
 def independently(
-    tiny: vlms.Tiny, inputs: Mapping[str, Any], picture: Tensor, patch: pytest.MonkeyPatch
+    tiny: vlms.Tiny, inputs: Mapping[str, Any], pictures: list[Tensor], patch: pytest.MonkeyPatch
 ) -> Seen:
     """The eager attention of the last layer, and by its gradients what becomes of its output.
 
-    `picture` is int64 `[entries, P]`, see `Seen`; a row of [CLS] is -2.
+    `pictures` are int64 `[entries, P]` of each call of the tower, see `Seen`; a row of [CLS] is -2.
     """
     tower, layer = tower_of(tiny), layer_of(tiny)
     made: list[Any] = []
@@ -79,14 +91,17 @@ def independently(
     encoded = encode(Target.of(tiny.model), inputs, need_features=False)
     hook.remove()
     keys = torch.cat([key.mean(1).flatten(0, 1) for _, key in seen]).detach()
-    received = torch.cat([_received(w.detach(), picture) for w, _ in seen])
+    weights = [one.detach() for one, _ in seen]
+    received = torch.cat([_received(*call) for call in zip(weights, pictures, strict=True)])
     made_of = []
     outputs = [one[0] if isinstance(one, tuple) else one for one in made]
     direction = torch.randn(encoded.tokens.shape[1], generator=torch.Generator().manual_seed(0))
     for token in encoded.tokens:
-        grads = torch.autograd.grad(token @ direction, outputs, retain_graph=True)
+        grads = torch.autograd.grad(
+            token @ direction, outputs, retain_graph=True, materialize_grads=True
+        )
         made_of.append(torch.cat([grad.flatten(0, -2).abs().amax(-1) for grad in grads]) > 0)
-    return Seen(picture.flatten(), received, keys, torch.stack(made_of))
+    return Seen(torch.cat([x.flatten() for x in pictures]), received, keys, torch.stack(made_of))
 
 
 def _received(weights: Tensor, picture: Tensor) -> Tensor:
@@ -110,22 +125,33 @@ def whole(tiny: vlms.Tiny, inputs: Mapping[str, Any], cls: bool) -> Tensor:
     return nn.functional.pad(label, (int(cls), 0), value=-2)
 
 
-def pictures_of(tiny: vlms.Tiny, inputs: Mapping[str, Any]) -> Tensor:
-    """Which picture the rows of the tower are of, see `Seen`."""
+def pictures_of(tiny: vlms.Tiny, inputs: Mapping[str, Any]) -> list[Tensor]:
+    """Which picture the rows of the tower are of, see `Seen`, of each of its calls."""
     if tiny.name in SQUARES:
-        return whole(tiny, inputs, SQUARES[tiny.name])
-    patches = (inputs["image_sizes"] // 14).prod(1)
-    return torch.arange(len(patches)).repeat_interleave(patches)[None]
+        return [whole(tiny, inputs, SQUARES[tiny.name])]
+    if "image_sizes" in inputs:
+        patches = (inputs["image_sizes"] // 14).prod(1)
+        return [torch.arange(len(patches)).repeat_interleave(patches)[None]]
+    real = (
+        [inputs["pixel_attention_mask"] == 1]
+        if "pixel_attention_mask" in inputs
+        else [
+            inputs[name][..., 0] >= 0
+            for name in ("image_position_ids", "video_position_ids")
+            if name in inputs
+        ]
+    )
+    return [torch.arange(len(x))[:, None].masked_fill(~x, -1) for x in real]
 
 
 def check(
-    tiny: vlms.Tiny, inputs: Mapping[str, Any], picture: Tensor, patch: pytest.MonkeyPatch
+    tiny: vlms.Tiny, inputs: Mapping[str, Any], pictures: list[Tensor], patch: pytest.MonkeyPatch
 ) -> dict[str, Tensor]:
     """What is collected is what eager attention has, in the order of tokens; it is returned."""
     assert tower_of(tiny).config._attn_implementation == "sdpa"
     with patch.context() as own:
         encoded, found = collected(tiny, inputs)
-        seen = independently(tiny, inputs, picture, own)
+        seen = independently(tiny, inputs, pictures, own)
     assert len(encoded.tokens) == len(seen.made_of)
     for what, values in {"attention": seen.attention, "keys": seen.keys}.items():
         expected = seen.of_tokens(values)
@@ -225,6 +251,20 @@ def test_patches_that_make_no_whole_token(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(found["attention"]) == int((sizes // 28).prod(1).sum())
 
 
+def test_patches_that_say_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gemma 4 takes them, and padding among them, in any order."""
+    tiny = vlms.get("gemma4")
+    inputs = tiny.inputs("ragged")
+    order = torch.randperm(
+        inputs["pixel_values"].shape[1], generator=torch.Generator().manual_seed(0)
+    )
+    mixed = {k: inputs[k][:, order] for k in ("pixel_values", "image_position_ids")}
+    found = check(tiny, {**inputs, **mixed}, pictures_of(tiny, mixed), monkeypatch)
+    _, in_rows = collected(tiny, inputs)
+    for name, values in found.items():
+        torch.testing.assert_close(values, in_rows[name], **CLOSE)
+
+
 @pytest.mark.parametrize("name", ["idefics3", "smolvlm"])
 def test_padding_inside_of_pictures(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It gives no attention and gets none; a token of nothing else is none to choose."""
@@ -236,8 +276,8 @@ def test_padding_inside_of_pictures(name: str, monkeypatch: pytest.MonkeyPatch) 
     inputs = {**inputs, "pixel_attention_mask": mask}
     patches = mask[:, :, ::14, ::14].flatten(2)
     shown = torch.stack((patches[0, 0], patches[1, 0], patches[1, 1]))
-    picture = pictures_of(tiny, inputs).masked_fill(~shown, -1)
-    found = check(tiny, inputs, picture, monkeypatch)
+    pictures = [pictures_of(tiny, inputs)[0].masked_fill(~shown, -1)]
+    found = check(tiny, inputs, pictures, monkeypatch)
     lost = found["attention"].isnan()
     assert torch.equal(found["keys"].isnan().all(1), lost)
     assert lost.nonzero().flatten().tolist() == [12, 13, 14, 15, *(32 + i for i in (3, 7, 11, 15))]

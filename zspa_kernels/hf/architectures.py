@@ -110,14 +110,19 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "qwen2_5_omni_thinker": Architecture("Qwen2.5-Omni", **_QWEN, since=(5, 21)),
     "internvl": Architecture("InternVL", image="run", squares=True),
     "gemma3": Architecture("Gemma 3", squares=True),
-    "gemma4": Architecture("Gemma 4", **_GEMMA, projector="embed_vision"),
+    "gemma4": Architecture("Gemma 4", **_GEMMA, projector="embed_vision", squares=True),
     "gemma4_unified": Architecture(
         "Gemma 4", **_GEMMA, projector="embed_vision.multimodal_embedder"
     ),
     "aya_vision": Architecture("Aya Vision", marks="names", squares=True),
     "cohere2_vision": Architecture("Cohere2 Vision", marks="names", squares=True),
     "lfm2_vl": Architecture(
-        "LFM2-VL", size="spatial_shapes", marks="names", states=True, since=(5, 13)
+        "LFM2-VL",
+        size="spatial_shapes",
+        marks="names",
+        squares=True,
+        states=True,
+        since=(5, 13),
     ),
     "lfm3_vl": Architecture("LFM3-VL", size="grid_thw", marks="times", videos=True, states=True),
     "ovis2": Architecture("Ovis2", projector="visual_embeddings_table", since=(5, 0)),

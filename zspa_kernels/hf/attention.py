@@ -44,16 +44,16 @@ class Separate:
     Attributes:
         module: the layer's attention.
         tower: that it is of.
+        other: the same layer of a tower for videos (Video-LLaVA).
         cls: the first patch is a [CLS] token, which becomes no visual token.
         mask: the tower's argument that is not 0 at patches, and 0 at padding; "": there is none.
-        other: the same layer of a tower for videos (Video-LLaVA).
     """
 
     module: Any
     tower: Any
+    other: Any = None
     cls: bool = False
     mask: str = ""
-    other: Any = None
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -47,8 +47,10 @@ _TOWERS: Mapping[str, Tower] = {
     "clip_vision_model": Tower(Separate, _CLS),
     "internvl_vision": Tower(Separate, _CLS),
     "siglip_vision_model": Tower(Separate),
+    "siglip2_vision_model": Tower(Separate, {"mask": "pixel_attention_mask"}),
     "idefics3_vision": Tower(Separate, _IDEFICS),
     "smolvlm_vision": Tower(Separate, _IDEFICS),
+    "gemma4_vision": Tower(Placed),
     "pixtral": Tower(Packed, {"turn": "apply_rotary_pos_emb", "sizes": "image_sizes"}),
 }
 _OF_A_LAYER = ("attention", "cls attention", "keys")
@@ -184,6 +186,8 @@ def _why_not(kind: str, target: Target, inputs: Mapping[str, Any]) -> str | None
     if kind not in KINDS:
         return "this is not collected from a model; `select` can be given it"
     arch = target.arch
+    if not _towers(target):
+        return "it has no vision tower"
     if kind == "features" and not arch.patches:
         return "its visual tokens may be made of several rows of the projector's input"
     if not (arch.patches or arch.squares or arch.blocks or arch.tile == "shrunk"):
@@ -192,7 +196,7 @@ def _why_not(kind: str, target: Target, inputs: Mapping[str, Any]) -> str | None
         return None
     if arch.blocks:
         return "its vision tower has no [CLS] token" if kind == "cls attention" else None
-    name = _tower(target).config.model_type
+    name = _towers(target)[0].config.model_type
     tower = _TOWERS.get(name)
     given = _setting(inputs, target, "vision_feature_select_strategy")
     strategy = given or arch.strategy
@@ -226,19 +230,21 @@ def _feature_layer(target: Target, inputs: Mapping[str, Any]) -> int:
     the last one.
     """
     given = _setting(inputs, target, "vision_feature_layer", "vision_feature_layers")
-    states = len(_layers(_tower(target))) + 1
+    states = len(_layers(_towers(target)[0])) + 1
     several = given if isinstance(given, list | tuple) else [-1 if given is None else given]
     return max(layer % states for layer in several)
 
 
-def _tower(target: Target) -> Any:
-    names = ("vision_tower", "image_tower", "vision_model", "visual")
-    return next(getattr(target.inner, name) for name in names if hasattr(target.inner, name))
+def _towers(target: Target) -> list[Any]:
+    """The vision tower, and that of videos if there are two."""
+    names = ("vision_tower", "image_tower", "vision_model", "visual", "video_tower")
+    return [getattr(target.inner, name) for name in names if hasattr(target.inner, name)]
 
 
 def _layer(target: Target, inputs: Mapping[str, Any]) -> Layer:
     """The attention of the layer whose output is the projector's input."""
-    tower = _tower(target)
+    towers = _towers(target)
+    tower = towers[0]
     if target.arch.blocks:
         attentions = [_attention(layer) for layer in _layers(tower)]
         # Most of Qwen2.5-VL's layers see a window of the picture only, its last one all of it.
@@ -246,10 +252,8 @@ def _layer(target: Target, inputs: Mapping[str, Any]) -> Layer:
         last = max((i for i in whole if i < len(attentions)), default=-1)
         return Packed(attentions[last], tower)
     kind, number = _TOWERS[tower.config.model_type], _feature_layer(target, inputs) - 1
-    options = dict(kind.options)
-    if target.arch.frames:
-        options["other"] = _attention(_layers(target.inner.video_tower)[number])
-    return kind.layer(_attention(_layers(tower)[number]), tower, **options)
+    attention, *others = (_attention(_layers(one)[number]) for one in towers)
+    return kind.layer(attention, tower, *others, **kind.options)
 
 
 def _layers(tower: nn.Module) -> Any:

@@ -16,12 +16,14 @@ from python_tests import vlms
 from python_tests.hf_oracle import generate, rows
 from python_tests.test_hf_attention import CLOSE, VISION, collected, eager
 from zspa_kernels.hf.architectures import Target
+from zspa_kernels.hf.collect import wanted
 from zspa_kernels.hf.encode import encode
 
 #: Towers whose layers are given each picture by itself, row by row; do they have a [CLS] token?
 SQUARES = {
     "internvl": True, "gemma3": False, "cohere2_vision": False, "aya_vision": False,
     "deepseek_vl": False, "idefics3": False, "smolvlm": False, "vipllava": True,
+    "ovis2": False,
 }  # fmt: skip
 #: Those whose collection is tested here only.
 PRUNED = (
@@ -33,10 +35,13 @@ PRUNED = (
     "lfm2_vl",
     "gemma4",
     "gemma4_moe",
+    "ovis2",
+    "lfm3_vl",
 )
 KINDS = [
     *((name, "ragged") for name in dict.fromkeys((*SQUARES, *PRUNED))),
     ("gemma4", "video"),
+    ("lfm3_vl", "video"),
 ]
 
 
@@ -129,6 +134,10 @@ def pictures_of(tiny: vlms.Tiny, inputs: Mapping[str, Any]) -> list[Tensor]:
     """Which picture the rows of the tower are of, see `Seen`, of each of its calls."""
     if tiny.name in SQUARES:
         return [whole(tiny, inputs, SQUARES[tiny.name])]
+    if "image_grid_thw" in inputs:
+        grids = [grid for name in ("image", "video") for grid in inputs.get(f"{name}_grid_thw", [])]
+        frames = [rows * columns for times, rows, columns in grids for _ in range(times)]
+        return [torch.full((1, patches), 0) for patches in frames]
     if "image_sizes" in inputs:
         patches = (inputs["image_sizes"] // 14).prod(1)
         return [torch.arange(len(patches)).repeat_interleave(patches)[None]]
@@ -263,6 +272,20 @@ def test_patches_that_say_where_they_are(monkeypatch: pytest.MonkeyPatch) -> Non
     _, in_rows = collected(tiny, inputs)
     for name, values in found.items():
         torch.testing.assert_close(values, in_rows[name], **CLOSE)
+
+
+def test_the_last_layer_that_has_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LFM3-VL's released tower ends with one that has none."""
+    target = Target.of(vlms.get("lfm3_vl").model)
+    parts = target.inner.vision_tower._modules
+    convolution, attention = parts["layers"]
+    monkeypatch.setitem(parts, "layers", nn.ModuleList([attention, convolution]))
+    found = wanted(zk.methods.ToMe(keep=0.2), target).layer
+    assert found is not None
+    assert found.module is attention.self_attn
+    monkeypatch.setitem(parts, "layers", nn.ModuleList([convolution]))
+    with pytest.raises(zk.hf.UnsupportedMethodError, match="no layer of its vision tower has att"):
+        wanted(zk.methods.ToMe(keep=0.2), target)
 
 
 @pytest.mark.parametrize("name", ["idefics3", "smolvlm"])

@@ -124,8 +124,10 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         states=True,
         since=(5, 13),
     ),
-    "lfm3_vl": Architecture("LFM3-VL", size="grid_thw", marks="times", videos=True, states=True),
-    "ovis2": Architecture("Ovis2", projector="visual_embeddings_table", since=(5, 0)),
+    "lfm3_vl": Architecture(
+        "LFM3-VL", size="grid_thw", marks="times", videos=True, blocks=True, states=True
+    ),
+    "ovis2": Architecture("Ovis2", projector="visual_embeddings_table", squares=True, since=(5, 0)),
     "deepseek_vl": Architecture("DeepSeek-VL", projector="aligner", squares=True),
     "glm4v": Architecture("GLM-V", **_GLM),
     "glm4v_moe": Architecture("GLM-V", **_GLM),
@@ -269,6 +271,11 @@ class Target:
         """What a forward call names its cache: `past_key_values` before 5.24."""
         names = inspect.signature(type(self.model).forward).parameters
         return "cache" if "cache" in names else "past_key_values"
+
+    def towers(self) -> list[Any]:
+        """The vision tower, and that of videos where there are two; Gemma 4 may have none."""
+        names = ("vision_tower", "image_tower", "vision_model", "visual", "video_tower")
+        return [getattr(self.inner, name) for name in names if hasattr(self.inner, name)]
 
     def projector(self) -> nn.Module:
         """The module between vision tower and language model."""

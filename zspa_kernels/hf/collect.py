@@ -50,6 +50,8 @@ _TOWERS: Mapping[str, Tower] = {
     "siglip2_vision_model": Tower(Separate, {"mask": "pixel_attention_mask"}),
     "idefics3_vision": Tower(Separate, _IDEFICS),
     "smolvlm_vision": Tower(Separate, _IDEFICS),
+    "ovis2_vision": Tower(Separate),
+    "": Tower(Separate),  # Ovis2's before transformers 5.20
     "gemma4_vision": Tower(Placed),
     "pixtral": Tower(Packed, {"turn": "apply_rotary_pos_emb", "sizes": "image_sizes"}),
 }
@@ -186,7 +188,7 @@ def _why_not(kind: str, target: Target, inputs: Mapping[str, Any]) -> str | None
     if kind not in KINDS:
         return "this is not collected from a model; `select` can be given it"
     arch = target.arch
-    if not _towers(target):
+    if not target.towers():
         return "it has no vision tower"
     if kind == "features" and not arch.patches:
         return "its visual tokens may be made of several rows of the projector's input"
@@ -195,8 +197,10 @@ def _why_not(kind: str, target: Target, inputs: Mapping[str, Any]) -> str | None
     if kind == "features":
         return None
     if arch.blocks:
+        if not _attentions(target):
+            return "no layer of its vision tower has attention"
         return "its vision tower has no [CLS] token" if kind == "cls attention" else None
-    name = _towers(target)[0].config.model_type
+    name = target.towers()[0].config.model_type
     tower = _TOWERS.get(name)
     given = _setting(inputs, target, "vision_feature_select_strategy")
     strategy = given or arch.strategy
@@ -230,30 +234,29 @@ def _feature_layer(target: Target, inputs: Mapping[str, Any]) -> int:
     the last one.
     """
     given = _setting(inputs, target, "vision_feature_layer", "vision_feature_layers")
-    states = len(_layers(_towers(target)[0])) + 1
+    states = len(_layers(target.towers()[0])) + 1
     several = given if isinstance(given, list | tuple) else [-1 if given is None else given]
-    return max(layer % states for layer in several)
-
-
-def _towers(target: Target) -> list[Any]:
-    """The vision tower, and that of videos if there are two."""
-    names = ("vision_tower", "image_tower", "vision_model", "visual", "video_tower")
-    return [getattr(target.inner, name) for name in names if hasattr(target.inner, name)]
+    return max((layer % states for layer in several), default=0)
 
 
 def _layer(target: Target, inputs: Mapping[str, Any]) -> Layer:
     """The attention of the layer whose output is the projector's input."""
-    towers = _towers(target)
-    tower = towers[0]
+    tower = target.towers()[0]
     if target.arch.blocks:
-        attentions = [_attention(layer) for layer in _layers(tower)]
+        attentions = _attentions(target)
         # Most of Qwen2.5-VL's layers see a window of the picture only, its last one all of it.
         whole = getattr(tower.config, "fullatt_block_indexes", [])
         last = max((i for i in whole if i < len(attentions)), default=-1)
         return Packed(attentions[last], tower)
     kind, number = _TOWERS[tower.config.model_type], _feature_layer(target, inputs) - 1
-    attention, *others = (_attention(_layers(one)[number]) for one in towers)
+    attention, *others = (_attention(_layers(one)[number]) for one in target.towers())
     return kind.layer(attention, tower, *others, **kind.options)
+
+
+def _attentions(target: Target) -> list[Any]:
+    """Those of a tower whose layers need not have any (LFM3-VL)."""
+    found = (_attention(layer) for layer in _layers(target.towers()[0]))
+    return [one for one in found if one is not None]
 
 
 def _layers(tower: nn.Module) -> Any:
@@ -262,6 +265,6 @@ def _layers(tower: nn.Module) -> Any:
 
 
 def _attention(layer: nn.Module) -> Any:
-    """The attention of a layer."""
+    """The attention of a layer, if it has one."""
     names = ("attn", "attention", "self_attn")
-    return next(getattr(layer, name) for name in names if hasattr(layer, name))
+    return next((getattr(layer, name) for name in names if hasattr(layer, name)), None)

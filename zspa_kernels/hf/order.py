@@ -53,20 +53,19 @@ def in_squares(
 ) -> Tensor:
     """Values `[P, ...]` of each picture's patches row by row, as means `[T, ...]` of squares.
 
-    NaN is no patch: squares at an edge or at padding have fewer, and one without any is NaN.
+    NaN is padding: a square has the mean of its patches, and NaN if it has none.
     """
     if target.arch.size:
         grids, side = patch_grids(target, inputs, part.modality)
         tokens = [(rows // side, columns // side) for rows, columns in grids]
     else:
         wide, across = math.isqrt(len(values[0])), math.isqrt(sum(part.sizes) // len(values))
-        side = -(-wide // across)
+        side = wide // across
         grids, tokens = [(wide, wide)] * len(values), [(across, across)] * len(values)
     means = []
     for value, (rows, columns), (high, wide) in zip(values, grids, tokens, strict=True):
         grid = value[: rows * columns].reshape(rows, columns, -1)
-        lacking = (0, 0, 0, wide * side - columns, 0, high * side - rows)  # what is spare is cut
-        whole = torch.nn.functional.pad(grid, lacking, value=torch.nan)
+        whole = grid[: high * side, : wide * side]  # the rest becomes no token (Mistral 3)
         squares = whole.reshape(high, side, wide, side, -1).nanmean((1, 3))
         means.append(squares.reshape(high * wide, *value.shape[1:]))
     return torch.cat(means)
@@ -74,7 +73,7 @@ def in_squares(
 
 def _out_of_windows(target: Target, grid: Tensor, values: Tensor) -> Tensor:
     """Values `[T, ...]` in the order of visual tokens; Qwen2.5-VL's tower goes window by window."""
-    visual = target.inner.visual
+    visual = target.towers()[0]
     if not hasattr(visual, "window_size"):
         return values
     if hasattr(visual, "get_window_index"):

@@ -23,25 +23,18 @@ from zspa_kernels.hf.encode import encode
 SQUARES = {
     "internvl": True, "gemma3": False, "cohere2_vision": False, "aya_vision": False,
     "deepseek_vl": False, "idefics3": False, "smolvlm": False, "vipllava": True,
-    "ovis2": False,
+    "ovis2": False, "llava_next_video": True,
 }  # fmt: skip
 #: Those whose collection is tested here only.
 PRUNED = (
-    "idefics3",
-    "smolvlm",
-    "mistral3",
-    "pixtral",
-    "vipllava",
-    "lfm2_vl",
-    "gemma4",
-    "gemma4_moe",
-    "ovis2",
-    "lfm3_vl",
-)
+    "idefics3", "smolvlm", "mistral3", "pixtral", "vipllava", "lfm2_vl", "gemma4", "gemma4_moe",
+    "ovis2", "lfm3_vl", "llava_next_video",
+)  # fmt: skip
 KINDS = [
     *((name, "ragged") for name in dict.fromkeys((*SQUARES, *PRUNED))),
     ("gemma4", "video"),
     ("lfm3_vl", "video"),
+    ("llava_next_video", "video"),
 ]
 
 
@@ -51,9 +44,9 @@ def tower_of(tiny: vlms.Tiny) -> Any:
 
 
 def layer_of(tiny: vlms.Tiny) -> Any:
-    """The last layer whose output tokens are made of: VipLLaVA's are of -2, -3 and 1."""
+    """The last layer whose output tokens are made of; VipLLaVA's are of -2, -3 and 1."""
     layers = next(part for part in tower_of(tiny).modules() if isinstance(part, nn.ModuleList))
-    return layers[-2 if tiny.name == "vipllava" else -1]
+    return layers[-2 if tiny.name in ("vipllava", "llava_next_video") else -1]
 
 
 def attention_of(layer: nn.Module) -> Any:
@@ -122,18 +115,18 @@ def _received(weights: Tensor, picture: Tensor) -> Tensor:
     return torch.cat(found)
 
 
-def whole(tiny: vlms.Tiny, inputs: Mapping[str, Any], cls: bool) -> Tensor:
+def whole(tiny: vlms.Tiny, pixels: Tensor) -> Tensor:
     """Which picture the rows are of where every picture fills its part of the batch."""
-    pictures = int((inputs["pixel_values"].flatten(-3).abs().sum(-1) > 0).sum())
-    count = (tiny.processor.size // 14) ** 2
-    label = torch.arange(pictures)[:, None].expand(-1, count)
-    return nn.functional.pad(label, (int(cls), 0), value=-2)
+    pictures = int((pixels.flatten(-3).abs().sum(-1) > 0).sum())
+    label = torch.arange(pictures)[:, None].expand(-1, (tiny.processor.size // 14) ** 2)
+    return nn.functional.pad(label, (int(SQUARES[tiny.name]), 0), value=-2)
 
 
 def pictures_of(tiny: vlms.Tiny, inputs: Mapping[str, Any]) -> list[Tensor]:
     """Which picture the rows of the tower are of, see `Seen`, of each of its calls."""
     if tiny.name in SQUARES:
-        return [whole(tiny, inputs, SQUARES[tiny.name])]
+        names = ("pixel_values", "pixel_values_videos")
+        return [whole(tiny, inputs[name]) for name in names if name in inputs]
     if "image_grid_thw" in inputs:
         grids = [grid for name in ("image", "video") for grid in inputs.get(f"{name}_grid_thw", [])]
         frames = [rows * columns for times, rows, columns in grids for _ in range(times)]

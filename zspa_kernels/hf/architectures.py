@@ -42,7 +42,8 @@ class Architecture:
         frames: an entry of a video is a frame, which may begin with [CLS] (Video-LLaVA).
         patches: a visual token is one patch of the vision tower, in its order.
         blocks: a visual token is a square of patches, which follow one another in the tower.
-        squares: likewise, or one patch, but the tower has those of each picture row by row.
+        squares: likewise, or one patch, but the tower has those of each picture or frame row by
+            row, and pictures are not put together of tiles.
         strategy: where no setting says so, `"default"`: the first row of the tower becomes no
             visual token; `"full"`: all do.
         states: layers of the language model keep a state instead of keys and values.
@@ -96,7 +97,7 @@ _IDEFICS: Any = {
 ARCHITECTURES: Mapping[str, Architecture] = {
     "llava": Architecture("LLaVA-1.5", patches=True),
     "llava_next": Architecture("LLaVA-NeXT", tile="anyres", patches=True),
-    "llava_next_video": Architecture("LLaVA-NeXT-Video", tile="anyres", videos=True),
+    "llava_next_video": Architecture("LLaVA-NeXT-Video", tile="anyres", videos=True, squares=True),
     "llava_onevision": Architecture("LLaVA-OneVision", tile="shrunk", videos=True),
     "video_llava": Architecture("Video-LLaVA", videos=True, frames=True, patches=True),
     "vipllava": Architecture("VipLLaVA", patches=True, strategy="default"),

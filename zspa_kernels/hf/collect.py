@@ -119,12 +119,13 @@ class Collected:
         """By kind, what is wanted of pictures or of videos, in the order of their tokens."""
         made: dict[str, Tensor] = {}
         pictures = [] if self.layer is None else list(self.layer.rows(noted))
+        packed = target.arch.in_tiles and not part.modality.moves
         for kind in set(self.kinds.values()):
             if kind == "features":
                 made[kind] = along(target, inputs, part, noted["features"])
                 continue
             values = [self._values(kind, rows) for rows in pictures]
-            if target.arch.squares:
+            if target.arch.squares and not packed:
                 made[kind] = in_squares(target, inputs, part, values)
             elif target.arch.blocks:
                 made[kind] = along(target, inputs, part, in_blocks(target, torch.cat(values)))

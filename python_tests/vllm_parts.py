@@ -301,11 +301,11 @@ def test_text_has_the_positions_of_the_whole_prompt() -> None:
 
 def test_parts_of_a_prompt_are_numbered_like_the_whole() -> None:
     model = object.__new__(ZspaQwen2VLForConditionalGeneration)
-    model.__dict__["_shown"] = [5, 7]
     ids = [1, 5, 5, 5, 2, 7, 7, 3]
     text = torch.tensor([0, 0, 0, 0, 303, 0, 0, 308])  # of pictures, nothing is known yet
-    inside = torch.tensor([[0, 1, 2], [0, 2, 0], [0, 300, 301], [0, 0, 1], [3, 0, 2]])
-    rows = torch.cat((torch.ones(5, 2), inside // 256, inside % 256), dim=1).bfloat16()
+    inside = torch.tensor([[0, 1, 2], [0, 2, 0], [0, 300, 301], [0, 0, 1], [72_003, 0, 2]])
+    model.__dict__.update(_shown=[5, 7], _inside=lambda *_: inside)
+    rows = model._cut(torch.ones(5, 2).bfloat16(), torch.arange(5), 0, {})
     one, other = rows[:3], rows[3:]
     wanted = text.repeat(3, 1)
     wanted[:, 1:4] = inside[:3].T + 1

@@ -28,10 +28,12 @@ from .batches import MODALITIES, SECONDS, grid
 from .model import PruningModel
 from .processor import placeholders
 
-# A position is written in two digits: bfloat16 has every integer up to 256.
+# A position is written in digits: bfloat16 has every integer up to 256. Two would not do for a film
+# of ten hours, which Qwen2.5-VL counts in half seconds.
 _BASE = 256
+_DIGITS = 3
 _AXES = 3
-_COLUMNS = 2 * _AXES
+_COLUMNS = _DIGITS * _AXES
 
 
 class PruningMRopeModel(PruningModel):
@@ -109,13 +111,15 @@ class PruningMRopeModel(PruningModel):
             visual = torch.isin(ids, torch.tensor(self._shown, device=ids.device))
             positions = positions.clone()
             digits = torch.cat([one[:, -_COLUMNS:] for one in multimodal_embeddings])
-            inside = digits.to(positions)[:, :_AXES] * _BASE + digits.to(positions)[:, _AXES:]
+            inside = torch.zeros_like(positions[:, :1])
+            for digit in digits.to(positions).T.split(_AXES):  # the largest first
+                inside = inside * _BASE + digit
             every = torch.arange(len(ids), device=ids.device)
             # A picture begins behind the text in front of it.
             before = torch.where(visual, -1, every).cummax(0).values
             here = every[num_computed_tokens:][visual[num_computed_tokens:]][: len(digits)]
             start = torch.where(before[here] < 0, 0, positions[0, before[here]] + 1)
-            positions[:, here] = inside.T + start
+            positions[:, here] = inside + start
         # The last token is text, of which no other position is larger; see `_check_places`.
         more = int(positions[0, -1]) + 1 - positions.shape[1] if positions.numel() else 0
         return [one[:, :-_COLUMNS] for one in multimodal_embeddings], positions, more
@@ -124,8 +128,8 @@ class PruningMRopeModel(PruningModel):
         self, tokens: Tensor, indices: Tensor, place: int, inputs: Mapping[str, Any]
     ) -> Tensor:
         inside = self._inside(len(tokens), place, inputs).to(tokens.device)[indices]
-        digits = torch.cat((inside // _BASE, inside % _BASE), dim=1)
-        return torch.cat((tokens[indices], digits.to(tokens)), dim=1)
+        digits = [inside // _BASE**place % _BASE for place in reversed(range(_DIGITS))]
+        return torch.cat((tokens[indices], torch.cat(digits, dim=1).to(tokens)), dim=1)
 
     def _runs(self, tokens: Tensor, place: int, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
         if self.apart not in inputs:

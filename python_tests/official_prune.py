@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import zspa_kernels as zk
-from python_tests import official_processors, vlm_models, vlms
+from python_tests import official_processors, test_hf_towers, vlm_models, vlms
 from python_tests.hf_oracle import NEW, generate, hidden, kept_columns, reported_columns, rows
 from zspa_kernels import ask, hf, pictures
 
@@ -75,6 +75,17 @@ def test_what_is_left_is_the_prompt_without_the_dropped_tokens(name: str, kind: 
     assert handle.report is not None
     assert handle.report.after == pruned.report.after
     assert torch.equal(rows(inside), rows(generate(tiny.model, pruned)))
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in test_hf_towers.PRUNED if name in official_processors.BUILDERS]
+)
+def test_attention_and_keys(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are padded, cut and laid out as the processor does it."""
+    model = official_processors.get(name)
+    inputs = made(model, "pictures")
+    pictured = test_hf_towers.pictures_of(model.tiny, inputs)
+    test_hf_towers.check(model.tiny, inputs, pictured, monkeypatch)
 
 
 class Asked:

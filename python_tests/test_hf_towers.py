@@ -118,7 +118,7 @@ def _received(weights: Tensor, picture: Tensor) -> Tensor:
 def whole(tiny: vlms.Tiny, pixels: Tensor) -> Tensor:
     """Which picture the rows are of where every picture fills its part of the batch."""
     pictures = int((pixels.flatten(-3).abs().sum(-1) > 0).sum())
-    label = torch.arange(pictures)[:, None].expand(-1, (tiny.processor.size // 14) ** 2)
+    label = torch.arange(pictures)[:, None].expand(-1, (pixels.shape[-1] // 14) ** 2)
     return nn.functional.pad(label, (int(SQUARES[tiny.name]), 0), value=-2)
 
 

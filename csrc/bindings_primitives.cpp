@@ -216,28 +216,25 @@ void best_of_crops(uintptr_t attention, uintptr_t scores, uintptr_t valid, int64
                              k, ascending, at<int64_t>(indices) + s * k);
 }
 
-void call_absolute_sums(uintptr_t x, int dtype, int64_t S, int64_t N, int64_t D,
-                        int64_t batch_stride, int64_t row_stride, int threads, uintptr_t out) {
-  for_each_image(x, dtype, S, N, D, batch_stride, row_stride,
-                 [&](int64_t s, const zspa::cpu::Tokens& tokens) {
-                   zspa::cpu::absolute_sums(tokens, threads, at<float>(out) + s * N);
-                 });
-}
-
-void call_cosines_to(uintptr_t x, int dtype, int64_t S, int64_t N, int64_t D, int64_t batch_stride,
-                     int64_t row_stride, uintptr_t pivots, int64_t P, int threads, uintptr_t out) {
-  for_each_image(x, dtype, S, N, D, batch_stride, row_stride,
-                 [&](int64_t s, const zspa::cpu::Tokens& tokens) {
-                   zspa::cpu::cosines_to(tokens, at<const double>(pivots) + s * P * D, P, threads,
-                                         at<double>(out) + s * P * N);
-                 });
-}
-
-void in_turns(uintptr_t similar, int64_t S, int64_t P, int64_t N, uintptr_t live, uintptr_t free,
-              int64_t total, uintptr_t indices) {
-  for (int64_t s = 0; s < S; ++s)
-    zspa::cpu::in_turns(at<const double>(similar) + s * P * N, N, at<const int64_t>(live)[s],
-                        at<const uint8_t>(free) + s * N, total, at<int64_t>(indices) + s * total);
+void call_by_pivots(uintptr_t visual, int dtype, int64_t S, int64_t N, int64_t D,
+                    int64_t batch_stride, int64_t row_stride, uintptr_t mask, uintptr_t keys,
+                    int keys_dtype, int64_t C, int64_t keys_batch_stride, int64_t keys_row_stride,
+                    uintptr_t prompt, int prompt_dtype, int64_t M, int64_t prompt_batch_stride,
+                    int64_t prompt_row_stride, uintptr_t prompt_mask, int64_t pivots,
+                    int64_t text_pivots, int64_t k, bool ascending, int threads, uintptr_t norms,
+                    uintptr_t indices, uintptr_t in_core) {
+  const Words words{prompt, prompt_dtype, M, prompt_batch_stride, prompt_row_stride, prompt_mask};
+  const int64_t size = zspa::size_of(DType(keys_dtype));
+  for_each_image(
+      visual, dtype, S, N, D, batch_stride, row_stride,
+      [&](int64_t s, const zspa::cpu::Tokens& tokens) {
+        const zspa::cpu::Tokens measured{at<const char>(keys) + s * keys_batch_stride * size,
+                                         DType(keys_dtype), N, C, keys_row_stride * size};
+        zspa::cpu::by_pivots(tokens, mask ? at<const uint8_t>(mask) + s * N : nullptr,
+                             keys ? &measured : nullptr, words.of(s, D), {pivots, text_pivots, k},
+                             ascending, threads, at<float>(norms) + s * N,
+                             at<int64_t>(indices) + s * k, at<uint8_t>(in_core) + s * k);
+      });
 }
 
 void top_k_and_spaced(uintptr_t scores, int64_t S, int64_t N, uintptr_t mask, int64_t k,
@@ -267,8 +264,6 @@ void zspa::bind_primitives(py::module_& m) {
   m.def("ascending", &ascending, unlocked);
   m.def("combined", &combined, unlocked);
   m.def("best_of_crops", &best_of_crops, unlocked);
-  m.def("absolute_sums", &call_absolute_sums, unlocked);
-  m.def("cosines_to", &call_cosines_to, unlocked);
-  m.def("in_turns", &in_turns, unlocked);
+  m.def("by_pivots", &call_by_pivots, unlocked);
   m.def("top_k_and_spaced", &top_k_and_spaced, unlocked);
 }

@@ -15,42 +15,42 @@ DART = shared.test_dart
 #: What is wrong -> module, what stands there once, what stands there instead; the proof.
 MUTANTS: dict[str, tuple[tuple[str, str, str], Proof]] = {
     "dart: zero rows are pivots": (
-        ("methods.dart", ".masked_fill(stands < 0.0, -1.0)", ""),
+        ("primitives.pivots", ".masked_fill(stands < 0.0, -1.0)", ""),
         of(DART, "zero_rows"),
     ),
     "dart: zero rows are like nothing": (
         (
-            "methods.dart",
+            "primitives.pivots",
             "(stands < 0.0).unsqueeze(-2), 2.0)",
             "(stands < 0.0).unsqueeze(-2), 0.0)",
         ),
         of(DART, "zero_rows"),
     ),
     "dart: what is invalid is free": (
-        ("methods.dart", "valid & ~members(", "~members("),
+        ("primitives.pivots", "valid & ~members(", "~members("),
         of(DART, "masked_exact"),
     ),
     "dart: pivots are free": (
-        ("methods.dart", "valid & ~members(core, visual.shape[-2])", "valid"),
+        ("primitives.pivots", "valid & ~members(core, visual.shape[-2])", "valid"),
         of(DART, "vlm"),
     ),
     "dart: words without direction": (
         (
-            "methods.dart",
+            "primitives.pivots",
             "standing(prompt, prompt_mask) == 0.0",
             "standing(prompt, prompt_mask).isfinite()",
         ),
         of(DART, "vlm"),
     ),
     "dart: words that there are not": (
-        ("methods.dart", "live + (text >= 0).sum(-1, keepdim=True)", "live + count"),
+        ("primitives.pivots", "live + (text >= 0).sum(-1, keepdim=True)", "live + text.shape[-1]"),
         shared.test_dart_without_words_is_dart_without_a_prompt,
     ),
     "dart: words first": (
         (
-            "methods.dart",
-            "torch.cat((pivots, directions(prompt, text)), dim=-2)",
-            "torch.cat((directions(prompt, text), pivots), dim=-2)",
+            "primitives.pivots",
+            "torch.cat((pivots, _directions(prompt, text)), dim=-2)",
+            "torch.cat((_directions(prompt, text), pivots), dim=-2)",
         ),
         of(DART, "vlm"),
     ),

@@ -15,7 +15,7 @@ from python_tests.oracles.scoredtopk import scoredtopk
 from python_tests.runners import same_bits, spread, threads
 from zspa_kernels.primitives import scores as scores_
 from zspa_kernels.primitives import sharing, topk
-from zspa_kernels.primitives.sharing import best_of_crops, in_turns
+from zspa_kernels.primitives.sharing import best_of_crops
 
 Require = Callable[..., None]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -84,25 +84,6 @@ def test_crops_as_torch(require_backend: Require, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(scores_, "native", lambda *x, **y: False)
     for call, picks in zip(calls, found, strict=True):
         same_bits(best_of_crops(*call), picks)
-
-
-def test_turns_as_torch(require_backend: Require, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Similarities that tie; pivots that take nothing, and more than is left."""
-    require_backend("cpp")
-    calls: list[tuple[Any, ...]] = []
-    for n in (0, 1, 9, 200):
-        similar = torch.stack([numbers(kind, 8 * n).view(8, n) for kind in ("levels", "wide")])
-        free = torch.stack([torch.arange(n) % 5 != 2, torch.arange(n) % 3 == 0])
-        for live in ([8, 3], [1, 0], [5, 8]):
-            for total in sorted({0, min(3, n), n // 4, n}):
-                calls.append((similar, total, torch.tensor(live)[:, None], free))
-    found = [in_turns(*call) for call in calls]
-    for call, picks in zip(calls, found, strict=True):
-        alone = [x if isinstance(x, int) else x[1] for x in call]
-        same_bits(in_turns(*alone), picks[1])
-    monkeypatch.setattr(sharing, "native", lambda *x, **y: False)
-    for call, picks in zip(calls, found, strict=True):
-        same_bits(in_turns(*call), picks)
 
 
 def test_segments_and_quotas_go_together() -> None:

@@ -266,17 +266,13 @@ def best_of_crops(
     attention: int, scores: int, valid: int, S: int, N: int, crops: int, sharpness: float, k: int,
     ascending: bool, indices: int, /,
 ) -> None: ...  # fmt: skip
-def absolute_sums(
-    x: int, dtype: int, S: int, N: int, D: int, batch_stride: int, row_stride: int, threads: int,
-    out: int, /,
+def by_pivots(
+    visual: int, dtype: int, S: int, N: int, D: int, batch_stride: int, row_stride: int, mask: int,
+    keys: int, keys_dtype: int, C: int, keys_batch_stride: int, keys_row_stride: int,
+    prompt: int, prompt_dtype: int, M: int, prompt_batch_stride: int, prompt_row_stride: int,
+    prompt_mask: int, pivots: int, text_pivots: int, k: int, ascending: bool, threads: int,
+    norms: int, indices: int, in_core: int, /,
 ) -> None: ...  # fmt: skip
-def cosines_to(
-    x: int, dtype: int, S: int, N: int, D: int, batch_stride: int, row_stride: int, pivots: int,
-    P: int, threads: int, out: int, /,
-) -> None: ...  # fmt: skip
-def in_turns(
-    similar: int, S: int, P: int, N: int, live: int, free: int, total: int, indices: int, /
-) -> None: ...
 def combined(
     core: int,
     S: int,

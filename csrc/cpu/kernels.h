@@ -39,11 +39,6 @@ enum class Activation : int { gelu = 0, gelu_tanh, quick_gelu, silu, relu, ident
 // precision: the next term is at most 4e-7. Beyond, the difference itself loses no more than that.
 constexpr float kSeriesStep = 0x1p-4f;
 
-// Partial sums of a dot in `wide_dots`; what a call takes, so that the columns' channels stay in L1.
-constexpr int64_t kWideSums = 8;
-constexpr int64_t kWideChannels = 256;
-constexpr int64_t kWideColumns = 8;
-
 // What `fold` does with x = row[d] * scale: adds it to the sum, or keeps the larger (scale unused).
 enum class Fold : int { sum, largest };
 
@@ -111,12 +106,6 @@ struct Kernels {
 
   // The dot of two rows in double: the same bits on every instruction set.
   double (*wide_dot)(DType dtype, const void* a, const void* b, int64_t D);
-
-  // Adds to sums [1 + count][kWideSums] the squares of the channels [begin, end) of a row and their
-  // products with those of `count` columns [D], channel d to sum (d - begin) % kWideSums, in double:
-  // the same bits on every instruction set. At most kWideChannels and kWideColumns.
-  void (*wide_dots)(DType dtype, const void* row, int64_t begin, int64_t end, const double* columns,
-                    int64_t D, int64_t count, double* sums);
 
   // The sum of absolute values of a row in double: the same bits on every instruction set.
   double (*absolute_sum)(DType dtype, const void* row, int64_t D);

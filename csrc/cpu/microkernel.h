@@ -306,11 +306,17 @@ void dots(DType dtype, const void* const* rows, int count, const PanelView& pane
 
 // Rows of bfloat16 are read as even and odd channels (two cheap operations a load, no shuffle).
 void order(DType dtype, const float* vector, int64_t D, float* ordered) {
-  for (int64_t k = 0; k < round_up(D, kStep); k += kStep) {
-    for (int64_t x = 0; x < kStep; ++x) {
-      const int64_t lane = x % L, half = x / L;
-      const int64_t at = k + (dtype == DType::bf16 ? 2 * lane + half : x);
-      ordered[k + x] = at < D ? vector[at] : 0.0f;
+  alignas(64) float step[kStep];
+  for (int64_t k = 0; k < D; k += kStep) {
+    const float* from = vector + k;
+    if (D - k < kStep) {
+      std::fill(step, step + kStep, 0.0f);
+      std::copy(from, vector + D, step);
+      from = step;
+    }
+    for (int64_t x = 0; x < L; ++x) {
+      ordered[k + x] = dtype == DType::bf16 ? from[2 * x] : from[x];
+      ordered[k + L + x] = dtype == DType::bf16 ? from[2 * x + 1] : from[L + x];
     }
   }
 }
@@ -347,6 +353,6 @@ void fold(Fold fold, DType dtype, const void* row, float scale, int64_t begin, i
 
 #undef ZSPA_BY_DTYPE
 
-const Kernels table = {Isa::kName, kStep,    packed_size, pack,      dots,         order,
-                       row_pass,   fold,     slope,       expand,    quotient,     eliminate,
-                       covered,    nearness, wide_dot,    wide_dots, absolute_sum, weights};
+const Kernels table = {Isa::kName, kStep,    packed_size, pack,         dots,     order,
+                       row_pass,   fold,     slope,       expand,       quotient, eliminate,
+                       covered,    nearness, wide_dot,    absolute_sum, weights};

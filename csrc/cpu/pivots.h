@@ -1,15 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "tokens.h"
+#include "relevance_topk.h"
 
 namespace zspa::cpu {
 
-// out [N]: the sum of the absolute values of each row, added in double, rounded once.
-void absolute_sums(const Tokens& tokens, int threads, float* out);
+// How many tokens, and how many words, are pivots at most; how many tokens are kept.
+struct PivotCounts {
+  int64_t tokens, words, kept;
+};
 
-// out [P, N]: the cosine of each row to each of `pivots` [P, D], which have length 1, on the grid of
-// exact.h; 0 of a row without direction.
-void cosines_to(const Tokens& tokens, const double* pivots, int64_t P, int threads, double* out);
+// The tokens and the words of largest L1 norm as pivots, and the tokens that resemble each of them least
+// (DART, arXiv 2502.11494). The pivots among the tokens are kept; the other places are divided evenly, the
+// first pivots getting one more. By falling norm, tokens before words, each pivot takes the tokens of
+// lowest cosine to it, those without direction last; ties to the lowest index, in norms as well.
+// `keys`, if not null, are measured instead of the tokens. norms [N]: -1 of a zero row, NaN of one that is
+// masked out. out [kept]: ascending, or turn after turn, by index within; then -1. in_core [kept]: 1 for
+// a pivot.
+void by_pivots(const Tokens& tokens, const uint8_t* mask, const Tokens* keys, const Prompt& words,
+               const PivotCounts& counts, bool ascending, int threads, float* norms, int64_t* out,
+               uint8_t* in_core);
 
 }  // namespace zspa::cpu

@@ -104,13 +104,6 @@ void score_pass(const Tokens& tokens, const uint8_t* mask,
   });
 }
 
-// A row of the prompt in float32.
-std::vector<float> widened(const Prompt& prompt, int64_t m) {
-  std::vector<float> row(size_t(prompt.D), 0.0f);
-  kernels().fold(Fold::sum, prompt.dtype, prompt.row(m), 1.0f, 0, prompt.D, row.data());
-  return row;
-}
-
 }  // namespace
 
 void inverse_norms(const Tokens& tokens, const uint8_t* mask, int threads, float* inv) {
@@ -137,7 +130,7 @@ bool relevance(const Tokens& tokens, const uint8_t* mask, const Prompt& prompt, 
     const int64_t last = std::min(first + kVectorsPerPass, M);
     std::vector<std::vector<float>> vectors;
     for (int64_t v = first; v < last; ++v)
-      vectors.push_back(widened(prompt, valid.rows[size_t(v)]));
+      vectors.push_back(widened(prompt.dtype, prompt.row(valid.rows[size_t(v)]), prompt.D));
     const std::vector<float> scale(valid.inv.begin() + first, valid.inv.begin() + last);
     score_pass(tokens, mask, vectors, scale, threads, inv, scores);
   }
@@ -160,7 +153,7 @@ void word_cosines(const Tokens& tokens, const uint8_t* mask, const Prompt& promp
     for (int64_t v = first; v < last; ++v) {
       const int64_t m = words.rows[size_t(v)];
       real[m] = 1;
-      vectors.push_back(widened(prompt, m));
+      vectors.push_back(widened(prompt.dtype, prompt.row(m), prompt.D));
       scale.push_back(norm_scale(vectors.back()));
     }
     token_pass(tokens, mask, vectors, threads, inv.data(), [&](int64_t i, const float* dots) {

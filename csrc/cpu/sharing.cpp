@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// best_of_crops, in_turns: tokens of an image of which several parts, or several pivots, take a share.
-// Algorithm   : shares from means on a grid, or even ones; each takes its first tokens by a partition.
-// Work        : N for the crops; N a pivot. A sort of the k, only for the order of scores.
+// best_of_crops: tokens of an image of which several parts take a share.
+// Algorithm   : shares from means on a grid; each crop takes its first tokens by a partition.
+// Work        : N. A sort of the k, only for the order of scores.
 // Numerics    : means are exact sums, rounded once and divided; shares are on a grid of 2^-40, which is
 //               coarser than their error, so that one that is whole stays whole; comparisons are exact.
 #include "sharing.h"
@@ -101,25 +101,6 @@ void best_of_crops(const Crops& crops, int64_t k, bool ascending, int64_t* out) 
   else
     std::sort(out, end, better);
   std::fill(end, out + k, int64_t(-1));
-}
-
-void in_turns(const double* similar, int64_t N, int64_t live, const uint8_t* free, int64_t total,
-              int64_t* out) {
-  Places tokens;
-  for (int64_t i = 0; i < N; ++i)
-    if (free[i]) tokens.push_back(i);
-  int64_t *left = tokens.data(), *const last = left + tokens.size(), *end = out;
-  for (int64_t j = 0; j < live; ++j) {
-    const double* row = similar + j * N;
-    const int64_t count = total / live + (j < total % live);
-    int64_t* behind = partition(left, last, count, [row](int64_t a, int64_t b) {
-      return row[a] != row[b] ? row[a] < row[b] : a < b;
-    });
-    std::sort(left, behind);
-    end = std::copy(left, behind, end);
-    left = behind;
-  }
-  std::fill(end, out + total, int64_t(-1));
 }
 
 }  // namespace zspa::cpu

@@ -19,10 +19,4 @@ struct Crops {
 // arXiv 2510.02912), ties by lowest index. out [k]: by falling score or by index, then -1.
 void best_of_crops(const Crops& crops, int64_t k, bool ascending, int64_t* out);
 
-// `total` tokens of `free` [N], divided evenly among the first `live` of P pivots, the first ones
-// getting one more. In their order each takes the tokens least similar to it, ties by lowest index;
-// similar [P, N] (DART, arXiv 2502.11494). out [total]: turn after turn, by index within, then -1.
-void in_turns(const double* similar, int64_t N, int64_t live, const uint8_t* free, int64_t total,
-              int64_t* out);
-
 }  // namespace zspa::cpu

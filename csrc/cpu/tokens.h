@@ -39,6 +39,13 @@ struct Tokens {
   const void* row(int64_t i) const { return data + i * row_bytes; }
 };
 
+// A row [D] as floats, exactly.
+inline std::vector<float> widened(DType dtype, const void* row, int64_t D) {
+  std::vector<float> wide(size_t(D), 0.0f);
+  kernels().fold(Fold::sum, dtype, row, 1.0f, 0, D, wide.data());
+  return wide;
+}
+
 // Rows [begin, end) of a list, at most kUnitRows, all to be multiplied with the columns from `first` on.
 struct Unit {
   int begin;

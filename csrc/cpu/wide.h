@@ -2,8 +2,8 @@
 // What decides where float32 cannot; microkernel.h includes this file into the anonymous namespace of
 // each instruction set.
 //
-// Operation   : dots of rows and sums of absolute values in double, and bounds of the weights by which tokens suppress
-//               each other.
+// Operation   : dots of rows and sums of absolute values in double, and bounds of the weights by which
+//               tokens suppress each other.
 // Numerics    : wide_dot: products of float32, float16 or bfloat16 are exact in double; 16 partial
 //               sums, a fixed tree at the end. Nothing is fused, so that every instruction set gives
 //               the same bits; dot(a, b) and dot(b, a) have the same, and so have equal rows.
@@ -31,51 +31,6 @@ double wide_dot(DType dtype, const void* a, const void* b, int64_t D) {
   double sum = 0.0;
   ZSPA_BY_DTYPE(sum = wide_dot_of(static_cast<const T*>(a), static_cast<const T*>(b), D))
   return sum;
-}
-
-typedef double WideSums __attribute__((vector_size(kWideSums * sizeof(double))));
-
-ZSPA_INLINE inline void load_wide(const double* from, WideSums& to) {
-  std::memcpy(&to, from, sizeof to);
-}
-
-// The sums of kTogether columns stay in registers.
-template <int kTogether>
-void add_products(const double* values, int64_t n, const double* const* columns, double* out) {
-  WideSums sums[kTogether];
-  unrolled<kTogether>([&](auto c) { load_wide(out + c * kWideSums, sums[c]); });
-  const int64_t whole = n / kWideSums * kWideSums;
-  for (int64_t d = 0; d < whole; d += kWideSums) {
-    WideSums value, column;
-    load_wide(values + d, value);
-    unrolled<kTogether>([&](auto c) {
-      load_wide(columns[c] + d, column);
-      sums[c] += value * column;
-    });
-  }
-  unrolled<kTogether>([&](auto c) { std::memcpy(out + c * kWideSums, &sums[c], sizeof sums[c]); });
-  for (int64_t d = whole; d < n; ++d)
-    for (int c = 0; c < kTogether; ++c) out[c * kWideSums + d - whole] += values[d] * columns[c][d];
-}
-
-// The channels behind are those of the next call for this row: they come from memory meanwhile.
-template <class T>
-void widen(const T* __restrict row, int64_t n, double* __restrict values) {
-  for (int64_t d = n; d < 2 * n; d += 64 / int64_t(sizeof(T))) __builtin_prefetch(row + d);
-  for (int64_t d = 0; d < n; ++d) values[d] = double(to_float(row[d]));
-}
-
-void wide_dots(DType dtype, const void* row, int64_t begin, int64_t end, const double* columns,
-               int64_t D, int64_t count, double* sums) {
-  alignas(64) double values[kWideChannels];
-  const int64_t n = end - begin;
-  ZSPA_BY_DTYPE(widen(static_cast<const T*>(row) + begin, n, values))
-  const double* factors[kWideColumns + 1] = {values};
-  for (int64_t c = 0; c < count; ++c) factors[c + 1] = columns + c * D + begin;
-  int64_t c = 0;
-  for (; c + 5 <= count + 1; c += 5) add_products<5>(values, n, factors + c, sums + c * kWideSums);
-  for (; c + 4 <= count + 1; c += 4) add_products<4>(values, n, factors + c, sums + c * kWideSums);
-  for (; c < count + 1; ++c) add_products<1>(values, n, factors + c, sums + c * kWideSums);
 }
 
 template <class T>

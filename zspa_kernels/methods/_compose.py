@@ -84,15 +84,6 @@ def compared(about: About, name: str, value: object, visual: Tensor) -> Tensor:
     return vectors
 
 
-def standing(x: Tensor, mask: Tensor | None) -> Tensor:
-    """What the ops take each row for: float32 `[B, N]`, -inf invalid, -1 no direction, else 0.
-
-    The relevance to a prompt without a direction, in one pass over the rows.
-    """
-    nothing = x.new_zeros((*x.shape[:-2], 1, x.shape[-1]))
-    return api.relevance_topk(x, nothing, 0, visual_mask=mask)[1]
-
-
 def selection(picks: Tensor, visual: Tensor, sort: bool, scores: Tensor | None = None) -> Selection:
     """The selection of `picks` `[B, K]`, in their order or ascending, without core.
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from .. import api
 from .._contract import primitives as _rules
 from ..primitives import soft_suppress
-from ..primitives.similarity import valid_rows
+from ..primitives.similarity import standing, valid_rows
 from ..types import Selection
-from ._compose import KEYS, check_options, compared, per_token, selection, standing
+from ._compose import KEYS, check_options, compared, per_token, selection
 from ._registry import VISUAL, About, Input, register
 from .base import EachByItself
 

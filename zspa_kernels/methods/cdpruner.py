@@ -15,9 +15,9 @@ from .. import api
 from .._contract import primitives as _rules
 from .._contract import values as _values
 from ..primitives import min_max
-from ..primitives.similarity import NOISE
+from ..primitives.similarity import NOISE, standing
 from ..types import Selection
-from ._compose import check_options, kept_of_each, of_each, selection, selections, standing
+from ._compose import check_options, kept_of_each, of_each, selection, selections
 from ._registry import IMAGE_EMBEDS, LLM_PROMPT, PROMPT, TEXT_EMBEDS, VISUAL, About, Input, register
 from .base import MethodBase
 

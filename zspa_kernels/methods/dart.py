@@ -6,17 +6,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from .. import api
 from .._contract import primitives as _rules
 from .._contract import values as _values
-from ..primitives.pivots import absolute_sums, cosines_to, directions
-from ..primitives.scores import combined, largest, members
-from ..primitives.sharing import in_turns
+from ..primitives.pivots import by_pivots
 from ..types import Selection
-from ._compose import KEYS, check_options, standing
+from ._compose import KEYS, check_options
 from ._registry import PROMPT, VISUAL, About, Input, register
 from .base import EachByItself
 
@@ -50,6 +47,7 @@ class DART(EachByItself):
             index.
 
     Example:
+        >>> import torch
         >>> visual = torch.tensor([[4.0, 0.0], [1.0, 0.5], [0.0, 1.0], [1.0, 1.0], [2.0, -1.0]])
         >>> picked = DART(keep=3, pivots=1).select(visual)
         >>> picked.indices, picked.core_mask
@@ -119,25 +117,9 @@ class DART(EachByItself):
             _rules.visual("DART", visual, visual_mask)
         else:
             _rules.visual_and_prompt("DART", visual, prompt, visual_mask, prompt_mask)
-        stands = standing(visual, visual_mask)
-        valid, measured = stands.isfinite(), visual
         if keys is not None or self.by_keys:
-            measured = self.about.require("keys", keys)
-            _rules.features("DART", "keys", measured, visual)
-            valid = valid & standing(measured, visual_mask).isfinite()
-        norms = absolute_sums(measured).masked_fill(stands < 0.0, -1.0)
-        norms = norms.masked_fill(~valid, torch.nan)
+            keys = self.about.require("keys", keys)
+            _rules.features("DART", "keys", keys, visual)
         k = api.num_keep(visual.shape[-2], self.keep, self.rounding)
-        core = largest(norms, min(self.pivots, k), valid)
-        pivots = directions(visual, core)
-        live = core.new_full((*core.shape[:-1], 1), core.shape[-1])
-        if prompt is not None and self.text_pivots:
-            words = standing(prompt, prompt_mask) == 0.0  # that have a direction
-            count = min(self.text_pivots, prompt.shape[-2])
-            text = largest(absolute_sums(prompt), count, words)
-            pivots = torch.cat((pivots, directions(prompt, text)), dim=-2)
-            live = live + (text >= 0).sum(-1, keepdim=True)
-        similar = cosines_to(visual, pivots).masked_fill((stands < 0.0).unsqueeze(-2), 2.0)
-        free = valid & ~members(core, visual.shape[-2])
-        others = in_turns(similar, k - core.shape[-1], live, free)
-        return Selection(*combined(core, others, k, self.sorted), norms)
+        counts = (k, self.pivots, self.text_pivots, self.sorted)
+        return Selection(*by_pivots(visual, *counts, keys, prompt, visual_mask, prompt_mask))

@@ -14,8 +14,9 @@ from .._contract import primitives as _rules
 from .._contract import values as _values
 from ..primitives._image import SHORTEST, undisturbed
 from ..primitives.sharing import best_of_crops, crops, means
+from ..primitives.similarity import standing
 from ..types import Selection
-from ._compose import ATTENTION, check_options, per_token, standing
+from ._compose import ATTENTION, check_options, per_token
 from ._registry import VISUAL, About, register
 from .base import EachByItself
 

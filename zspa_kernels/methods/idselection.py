@@ -11,8 +11,9 @@ from torch import Tensor
 from .. import api
 from .._contract import primitives as _rules
 from ..primitives import min_max, soft_suppress
+from ..primitives.similarity import standing
 from ..types import Selection
-from ._compose import check_options, per_token, selection, standing
+from ._compose import check_options, per_token, selection
 from ._registry import VISUAL, About, Input, register
 from .base import EachByItself
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import api
 from .._contract import primitives as _rules
+from ..primitives.similarity import standing
 from ..types import Selection
 from ._compose import (
     ATTENTION,
@@ -24,7 +25,6 @@ from ._compose import (
     per_token,
     selection,
     selections,
-    standing,
 )
 from ._registry import VISUAL, About, register
 from .base import MethodBase

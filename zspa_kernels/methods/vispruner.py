@@ -13,8 +13,9 @@ from .._contract import primitives as _rules
 from .._contract import values as _values
 from ..primitives import thin
 from ..primitives.scores import combined, largest, members
+from ..primitives.similarity import standing
 from ..types import Selection
-from ._compose import ATTENTION, FEATURES, check_options, compared, per_token, standing
+from ._compose import ATTENTION, FEATURES, check_options, compared, per_token
 from ._registry import VISUAL, About, register
 from .base import EachByItself
 

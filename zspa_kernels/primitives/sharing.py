@@ -101,8 +101,6 @@ def in_turns(similar: Tensor, total: int, live: Tensor, free: Tensor) -> Tensor:
         int64 `[B, total]`: turn after turn, by index within one; then -1. Of two that are as
         similar the one of the lower index is taken.
     """
-    if native(similar, live, free, float64=True):
-        return _cpp.in_turns(similar, total, live, free)
     never = similar.shape[-2]
     each = live.clamp_min(1)  # no token is kept of no token
     turn = torch.where(free, never, never + 1)  # of each token, when it is taken

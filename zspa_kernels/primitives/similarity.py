@@ -189,6 +189,15 @@ def valid_rows(x: Tensor, mask: Tensor | None) -> Tensor:
     return valid if mask is None else valid & mask
 
 
+def standing(x: Tensor, mask: Tensor | None) -> Tensor:
+    """What the ops take each row for: float32 `[B, N]`, -inf invalid, -1 no direction, else 0.
+
+    The relevance to a prompt without a direction, in one pass over the rows.
+    """
+    nothing = x.new_zeros((*x.shape[:-2], 1, x.shape[-1]))
+    return api.relevance_topk(x, nothing, 0, visual_mask=mask)[1]
+
+
 def _mean(visual: Tensor, valid: Tensor) -> Tensor:
     """float64 `[..., D]`: mean of each image's valid tokens."""
     total = torch.zeros((), dtype=torch.float64, device=visual.device)

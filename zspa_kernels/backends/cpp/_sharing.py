@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tokens that crops or pivots take a share of, by the native kernels (csrc/cpu/sharing.cpp)."""
+"""Tokens that crops take a share of, by the native kernel (csrc/cpu/sharing.cpp)."""
 
 from __future__ import annotations
 
@@ -31,23 +31,6 @@ def best_of_crops(
         sharpness,
         k,
         ascending,
-        out.data_ptr(),
-    )
-    return out
-
-
-def in_turns(similar: Tensor, total: int, live: Tensor, free: Tensor) -> Tensor:
-    """int64 `[B, total]` of float64 `[B, P, N]`, int64 `[B, 1]`, bool `[B, N]`; or without B."""
-    similar, live, free = similar.contiguous(), live.contiguous(), free.contiguous()
-    out = live.new_empty((*free.shape[:-1], total))
-    module().in_turns(
-        similar.data_ptr(),
-        1 if free.ndim == 1 else free.shape[0],
-        similar.shape[-2],
-        free.shape[-1],
-        live.data_ptr(),
-        free.data_ptr(),
-        total,
         out.data_ptr(),
     )
     return out

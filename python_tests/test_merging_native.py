@@ -62,7 +62,7 @@ def test_as_torch_decides(native_isa: str, monkeypatch: pytest.MonkeyPatch) -> N
     for turn, kind in enumerate((*MODELS, *SPECIAL)):
         if kind != "exact" and turn % len(isas) != isas.index(native_isa):
             continue  # the inputs are dealt out to the instruction sets
-        n, c = ((45, 33), (130, 16), (90, 64))[turn % 3]
+        n, c = ((45, 33), (130, 16), (90, 64), (60, 130), (50, 300))[turn % 5]
         if kind in ("vlm", "exact"):
             n, c = 520, 24
         features, mask = case(kind, n, c, DTYPES[turn % 3])

@@ -7,6 +7,7 @@ struct Avx512 {
   using Vec = __m512;
 
   static Vec zero() { return _mm512_setzero_ps(); }
+  static Vec all(float x) { return _mm512_set1_ps(x); }
   static Vec load(const float* p) { return _mm512_loadu_ps(p); }
   static void store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
   static Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }

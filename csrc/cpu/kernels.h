@@ -39,6 +39,9 @@ enum class Activation : int { gelu = 0, gelu_tanh, quick_gelu, silu, relu, ident
 // precision: the next term is at most 4e-7. Beyond, the difference itself loses no more than that.
 constexpr float kSeriesStep = 0x1p-4f;
 
+// Less than every cosine.
+constexpr float kNoCosine = -4.0f;
+
 // What `fold` does with x = row[d] * scale: adds it to the sum, or keeps the larger (scale unused).
 enum class Fold : int { sum, largest };
 
@@ -115,6 +118,14 @@ struct Kernels {
   // by a step of its grid. apart: at most 0. n: a multiple of 8.
   void (*weights)(const float* cosines, const double* apart, int64_t n, double sharpness,
                   double slack, double* most, double* least);
+
+  // The most similar ones of `groups` times `near_columns` columns to each of `near_rows` rows [D], all
+  // of length 1: best and second largest cosine, place of the former; kNoCosine if there is none.
+  // columns [groups][D][near_columns]; bias [groups][near_columns] is added to the cosines: kNoCosine
+  // for what is no column. A cosine is within 2^-18 of the exact one for D up to 1024.
+  int64_t near_rows, near_columns;
+  void (*nearest)(const float* rows, int64_t D, const float* columns, const float* bias,
+                  int64_t groups, float* best, float* second, int32_t* place);
 };
 
 static inline int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }

@@ -17,6 +17,7 @@ struct Isa {
   using Vec = __m256;
 
   static Vec zero() { return _mm256_setzero_ps(); }
+  static Vec all(float x) { return _mm256_set1_ps(x); }
   static Vec load(const float* p) { return _mm256_loadu_ps(p); }
   static void store(float* p, Vec v) { _mm256_storeu_ps(p, v); }
   static Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }

@@ -17,6 +17,7 @@ struct Isa {
   typedef int32_t Ints __attribute__((vector_size(16)));
 
   static Vec zero() { return Vec{}; }
+  static Vec all(float x) { return Vec{x, x, x, x}; }
   static Vec load(const float* p) {
     Vec v;
     std::memcpy(&v, p, sizeof v);

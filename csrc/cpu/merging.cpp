@@ -21,11 +21,76 @@ namespace zspa::cpu {
 namespace {
 
 constexpr double kShortest = 0x1p-40;  // of a row that has a direction
+constexpr int64_t kNarrow = 256;       // channels: wider rows are multiplied as they are
 
 struct Nearest {
   std::vector<int> place;     // of each query among the targets
   std::vector<float> cosine;  // -1 without direction
 };
+
+// Calls keep(query, target, cosine, next) for places of `queries`: the target of the largest cosine, that
+// cosine and the next one. Both largest ones may be off by the error of float32.
+template <class Keep>
+void two_largest(const Compared& rows, const std::vector<int>& queries,
+                 const std::vector<int>& targets, int threads, const Keep& keep) {
+  struct Largest {
+    int64_t target = 0;
+    float cosine = kNoCosine, next = kNoCosine;
+  };
+  std::vector<Largest> found(queries.size());
+  for_cosines(rows, queries, targets, threads,
+              [&](int64_t query, int64_t first, const float* cosines, int64_t count) {
+                Largest own = found[size_t(query)];
+                if (largest(cosines, count) <= own.next) return;
+                for (int64_t c = 0; c < count; ++c) {
+                  if (cosines[c] > own.cosine)
+                    own = {first + c, cosines[c], own.cosine};
+                  else if (cosines[c] > own.next)
+                    own.next = cosines[c];
+                }
+                found[size_t(query)] = own;
+              });
+  for (size_t q = 0; q < found.size(); ++q)
+    keep(int64_t(q), found[q].target, found[q].cosine, found[q].next);
+}
+
+// The same where rows are narrow, with one call for some rows and all targets.
+template <class Keep>
+void two_largest_narrow(const Compared& rows, const std::vector<int>& queries,
+                        const std::vector<int>& targets, int threads, const Keep& keep) {
+  const Kernels& kernel = kernels();
+  const Tokens& tokens = rows.tokens;
+  const int64_t D = tokens.D, Q = int64_t(queries.size()), T = int64_t(targets.size());
+  const int64_t wide = kernel.near_columns, tall = kernel.near_rows;
+  const int64_t groups = (T + wide - 1) / wide;
+  const auto direction = [&](int i, float* out) {  // [D]
+    std::fill(out, out + D, 0.0f);
+    kernel.fold(Fold::sum, tokens.dtype, tokens.row(i), rows.inv[size_t(i)], 0, D, out);
+  };
+  std::vector<float> columns(size_t(groups * D * wide)), bias(size_t(groups * wide), kNoCosine);
+  std::fill(bias.begin(), bias.begin() + T, 0.0f);
+  threads = threads_for(Q * T * D, threads);
+  parallel_for(threads, groups, [&](int64_t group, int) {
+    std::vector<float> column(static_cast<size_t>(D));
+    for (int64_t c = group * wide; c < std::min(T, (group + 1) * wide); ++c) {
+      direction(targets[size_t(c)], column.data());
+      float* to = columns.data() + group * D * wide + c % wide;
+      for (int64_t d = 0; d < D; ++d) to[d * wide] = column[size_t(d)];
+    }
+  });
+  parallel_for(threads, (Q + tall - 1) / tall, [&](int64_t block, int) {
+    std::vector<float> asking(size_t(tall * D));
+    std::vector<float> best(static_cast<size_t>(tall)), next(best);
+    std::vector<int32_t> place(static_cast<size_t>(tall));
+    const int64_t first = block * tall, count = std::min(tall, Q - first);
+    for (int64_t i = 0; i < count; ++i)
+      direction(queries[size_t(first + i)], asking.data() + i * D);
+    kernel.nearest(asking.data(), D, columns.data(), bias.data(), groups, best.data(), next.data(),
+                   place.data());
+    for (int64_t i = 0; i < count; ++i)
+      keep(first + i, place[size_t(i)], best[size_t(i)], next[size_t(i)]);
+  });
+}
 
 // The most similar target of each query, the first of equal ones; a target without direction is the
 // most similar one only where there is no other, and to a query without direction it is the first.
@@ -40,24 +105,18 @@ Nearest nearest(const Compared& rows, const std::vector<int>& queries,
     if (rows.directed(targets[t])) at.push_back(int(t)), pointed.push_back(targets[t]);
   for (size_t q = 0; q < Q; ++q)
     if (rows.directed(queries[q])) asked.push_back(int(q)), asking.push_back(queries[q]);
-  for_cosines(rows, asking, pointed, threads,
-              [&](int64_t place, int64_t first, const float* cosines, int64_t count) {
-                const size_t q = size_t(asked[size_t(place)]);
-                float best = result.cosine[q], next = second[q];
-                if (largest(cosines, count) <= next) return;
-                for (int64_t c = 0; c < count; ++c) {
-                  if (cosines[c] > best) {
-                    next = best;
-                    best = cosines[c];
-                    result.place[q] = at[size_t(first + c)];
-                  } else if (cosines[c] > next) {
-                    next = cosines[c];
-                  }
-                }
-                result.cosine[q] = best;
-                second[q] = next;
-              });
-  if (pointed.empty()) asked.clear();
+  const auto keep = [&](int64_t asker, int64_t target, float best, float next) {
+    const size_t q = size_t(asked[size_t(asker)]);
+    result.place[q] = at[size_t(target)];
+    result.cosine[q] = best;
+    second[q] = next;
+  };
+  if (pointed.empty())
+    asked.clear();
+  else if (rows.tokens.D <= kNarrow)
+    two_largest_narrow(rows, asking, pointed, threads, keep);
+  else
+    two_largest(rows, asking, pointed, threads, keep);
   std::vector<int> rivals, rival_of;  // rows whose two best are too close, and their queries
   for (size_t a = 0; a < asked.size(); ++a) {
     const size_t q = size_t(asked[a]);

@@ -348,11 +348,13 @@ void fold(Fold fold, DType dtype, const void* row, float scale, int64_t begin, i
 #include "activations.h"
 #include "coverage.h"
 #include "elimination.h"
+#include "nearest.h"
 #include "nearness.h"
 #include "wide.h"
 
 #undef ZSPA_BY_DTYPE
 
-const Kernels table = {Isa::kName, kStep,    packed_size, pack,         dots,     order,
-                       row_pass,   fold,     slope,       expand,       quotient, eliminate,
-                       covered,    nearness, wide_dot,    absolute_sum, weights};
+const Kernels table = {Isa::kName,   kStep,     packed_size, pack,         dots,
+                       order,        row_pass,  fold,        slope,        expand,
+                       quotient,     eliminate, covered,     nearness,     wide_dot,
+                       absolute_sum, weights,   kNearRows,   kNearColumns, nearest};

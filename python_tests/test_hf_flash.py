@@ -17,6 +17,8 @@ from transformers import modeling_flash_attention_utils as flash
 import zspa_kernels as zk
 from python_tests import vlms
 from python_tests.hf_oracle import generate, hidden, reported_columns, rows
+from python_tests.test_hf_attention import collected
+from zspa_kernels.hf.architectures import Target
 
 METHOD = zk.ZSPAPrune(keep=0.2, core_ratio=0.4)
 CLOSE: dict[str, float] = {"rtol": 1e-4, "atol": 1e-4}
@@ -32,10 +34,12 @@ class Kernels:
     Attributes:
         segments: how many sequences each causal call was told of; None for a padded batch's call
             of equal lengths.
+        calls: how many there were, causal or not.
     """
 
     def __init__(self) -> None:
         self.segments: list[int | None] = []
+        self.calls = 0
 
     def plain(
         self,
@@ -47,6 +51,7 @@ class Kernels:
         causal: bool = False,
     ) -> Tensor:
         """`[B, L, heads, d]`."""
+        self.calls += 1
         if causal:
             self.segments.append(None)
         each = [_attend(a, b, c, softmax_scale, causal) for a, b, c in zip(q, k, v, strict=True)]
@@ -66,6 +71,7 @@ class Kernels:
         causal: bool = False,
     ) -> Tensor:
         """`[T, heads, d]`, sequences one behind the other."""
+        self.calls += 1
         if causal:
             self.segments.append(len(cu_seqlens_q) - 1)
         sizes = [cu.diff().tolist() for cu in (cu_seqlens_q, cu_seqlens_k, cu_seqlens_k)]
@@ -111,8 +117,8 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Kernels:
 def use_flash(model: Any) -> None:
     """As `attn_implementation="flash_attention_2"`, which asks for a GPU and the package."""
     model.config._attn_implementation = "flash_attention_2"
-    assert model.model.language_model.config._attn_implementation == "flash_attention_2"
-    tower = model.model.visual if hasattr(model.model, "visual") else model.model.vision_tower
+    assert vlms.text_model(model).config._attn_implementation == "flash_attention_2"
+    tower = Target.of(model).towers()[0]
     assert tower.config._attn_implementation == "flash_attention_2"
 
 
@@ -143,6 +149,27 @@ def test_pruned_prompts(tiny: vlms.Tiny, kernels: Kernels, kind: str, positions:
     assert set(kernels.segments) <= {None, 1 if kind == "single" else 2}
     looked = kind == "single" and positions == "original" and tiny.name not in vlms.QWENS
     assert (1 in kernels.segments) == looked
+
+
+#: With each kind of tower that may have it.
+TOWERS = ["idefics3", "lfm3_vl", "llava", "mistral3", "ovis2", "pixtral", "qwen2_5_vl", "vipllava"]
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_what_is_collected(name: str, kernels: Kernels) -> None:
+    """The same attention and keys, with pictures unpadded or told apart by where they begin."""
+    tiny = vlms.build(name)
+    inputs = tiny.inputs("ragged")
+    if name == "idefics3":
+        mask = torch.ones(*inputs["pixel_values"].shape[:2], 112, 112, dtype=torch.bool)
+        mask[0, 0, 70:] = False
+        inputs["pixel_attention_mask"] = mask
+    _, expected = collected(tiny, inputs)
+    use_flash(tiny.model)
+    _, found = collected(tiny, inputs)
+    assert kernels.calls
+    for what, values in expected.items():
+        torch.testing.assert_close(found[what], values, equal_nan=True, **CLOSE)
 
 
 def test_the_emulation_sees_packed_sequences(kernels: Kernels) -> None:

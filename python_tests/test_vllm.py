@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,6 +31,7 @@ SERVED: dict[str, dict[str, Any]] = {
     "mmtok": {},
     "todre": {},
     "trimtokenator": {},
+    "zooprune": {"score": "norm"},
     "zspaprune": {},
 }
 
@@ -55,11 +57,20 @@ def test_the_engine() -> None:
 def test_a_method_is_served_if_tokens_and_words_are_all_it_needs(name: str) -> None:
     if name in SERVED:
         assert Options.read({"method": name, **SERVED[name]}).count(50) == 5
+    if name in SERVED and not SERVED[name]:
         return
     with pytest.raises(
         (UnsupportedMethodError, TypeError), match=r"which needs|must be given|merges"
     ):
         Options.read({"method": name})
+
+
+def test_the_page_lists_the_methods_that_are_served() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "vllm.md").read_text()
+    _, _, text = page.partition("Those that choose by tokens and words: ")
+    listed = text.partition(". ")[0].replace("`", "").split()
+    names = {word.strip(",").lower() for word in listed} & set(zk.methods.available())
+    assert names == set(SERVED)
 
 
 @pytest.mark.parametrize("name", SERVED)

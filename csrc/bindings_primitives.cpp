@@ -98,6 +98,15 @@ void call_lengths(uintptr_t x, int dtype, int64_t S, int64_t N, int64_t D, int64
                  });
 }
 
+void call_valid_rows(uintptr_t x, int dtype, int64_t S, int64_t N, int64_t D, int64_t batch_stride,
+                     int64_t row_stride, uintptr_t mask, int threads, uintptr_t out) {
+  for_each_image(x, dtype, S, N, D, batch_stride, row_stride,
+                 [&](int64_t s, const zspa::cpu::Tokens& tokens) {
+                   zspa::cpu::valid_rows(tokens, mask ? at<const uint8_t>(mask) + s * N : nullptr,
+                                         threads, at<uint8_t>(out) + s * N);
+                 });
+}
+
 void call_assign(uintptr_t features, int dtype, int64_t S, int64_t N, int64_t D,
                  int64_t batch_stride, int64_t row_stride, uintptr_t mask, uintptr_t kept,
                  int64_t K, int threads, uintptr_t owner) {
@@ -254,6 +263,7 @@ void zspa::bind_primitives(py::module_& m) {
   m.def("centred", &call_centred, unlocked);
   m.def("distinctiveness", &call_distinctiveness, unlocked);
   m.def("lengths", &call_lengths, unlocked);
+  m.def("valid_rows", &call_valid_rows, unlocked);
   m.def("assign", &call_assign, unlocked);
   m.def("match", &call_match, unlocked);
   m.def("until_novel", &call_until_novel, unlocked);

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import zspa_kernels as zk
 from python_tests.runners import same_bits
 from zspa_kernels._native import module
 from zspa_kernels.primitives import (
@@ -21,6 +22,7 @@ from zspa_kernels.primitives import (
     scores,
     similarity,
 )
+from zspa_kernels.primitives.similarity import valid_rows
 from zspa_kernels.testing import prompt, tokens
 
 Require = Callable[..., None]
@@ -56,6 +58,29 @@ def images(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 def same_numbers(a: Tensor, b: Tensor) -> None:
     """The same bits, NaN where the other is."""
     same_bits(a.nan_to_num(99.0), b.nan_to_num(99.0))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rows_that_the_ops_leave_out(dtype: torch.dtype, plainly: Callable[..., Any]) -> None:
+    """By a mask, by what is not finite, by a length that is too large by the last bit."""
+    visual, mask = images(dtype)
+    visual[1, 9, 4], visual[1, 0, 0] = torch.inf, -torch.inf
+    if dtype is not torch.float16:
+        # Squared lengths of 2**80 and the next float32, whose root is 2**40 as well.
+        visual[0, 20:22] = 0.0
+        visual[0, 20:22, 0], visual[0, 21, 1] = 2.0**40, 1.15 * 2.0**28.5
+    for given in (None, mask):
+        _, scores = zk.relevance_topk(visual, visual[:, :3], 0, visual_mask=given)
+        right = scores > -torch.inf
+        assert torch.equal(plainly(valid_rows, visual, given), right)
+        for isa in ("auto", *module().isas()):
+            module().use_isa(isa)
+            assert torch.equal(valid_rows(visual, given), right)
+        module().use_isa("auto")
+        own = None if given is None else given[1]
+        assert torch.equal(valid_rows(visual[1].T.contiguous().T, own), right[1])
+    if dtype is not torch.float16:
+        assert valid_rows(visual, None)[0, 19:23].tolist() == [True, True, False, True]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

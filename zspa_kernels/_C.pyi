@@ -181,6 +181,10 @@ def distinctiveness(
     out: int,
     /,
 ) -> None: ...
+def valid_rows(
+    x: int, dtype: int, S: int, N: int, D: int, batch_stride: int, row_stride: int, mask: int,
+    threads: int, out: int, /,
+) -> None: ...  # fmt: skip
 def lengths(
     x: int,
     dtype: int,

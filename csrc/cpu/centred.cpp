@@ -47,6 +47,15 @@ float length_of(DType dtype, const void* row, int64_t D) {
   return std::sqrt(squared_length(dtype, row, D));
 }
 
+// row(i) for all of them.
+template <class Row>
+void for_rows(const Tokens& tokens, int threads, const Row& row) {
+  threads = threads_for(tokens.N * tokens.D * 4, usable_threads(threads));
+  parallel_for(threads, (tokens.N + kRows - 1) / kRows, [&](int64_t task, int) {
+    for (int64_t i = task * kRows; i < std::min(tokens.N, (task + 1) * kRows); ++i) row(i);
+  });
+}
+
 }  // namespace
 
 void centred(const Tokens& tokens, const uint8_t* mask, int threads, float* out) {
@@ -88,10 +97,14 @@ void distinctiveness(const Tokens& tokens, const uint8_t* mask, int threads, flo
 }
 
 void lengths(const Tokens& tokens, int threads, float* out) {
-  threads = threads_for(tokens.N * tokens.D * 4, usable_threads(threads));
-  parallel_for(threads, (tokens.N + kRows - 1) / kRows, [&](int64_t task, int) {
-    for (int64_t i = task * kRows; i < std::min(tokens.N, (task + 1) * kRows); ++i)
-      out[i] = length_of(tokens.dtype, tokens.row(i), tokens.D);
+  for_rows(tokens, threads,
+           [&](int64_t i) { out[i] = length_of(tokens.dtype, tokens.row(i), tokens.D); });
+}
+
+void valid_rows(const Tokens& tokens, const uint8_t* mask, int threads, uint8_t* out) {
+  for_rows(tokens, threads, [&](int64_t i) {
+    out[i] =
+        (!mask || mask[i]) && squared_length(tokens.dtype, tokens.row(i), tokens.D) <= kHugeRow;
   });
 }
 

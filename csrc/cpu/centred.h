@@ -16,4 +16,7 @@ void distinctiveness(const Tokens& tokens, const uint8_t* mask, int threads, flo
 // out [N]: lengths of rows, infinite or NaN for those that have none.
 void lengths(const Tokens& tokens, int threads, float* out);
 
+// out [N]: 1 for rows that are not masked out, by their length or by `mask`.
+void valid_rows(const Tokens& tokens, const uint8_t* mask, int threads, uint8_t* out);
+
 }  // namespace zspa::cpu

@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import api
 from .._contract import primitives as _rules
 from ..primitives import soft_suppress
-from ..primitives.similarity import standing, valid_rows
+from ..primitives.similarity import valid_rows
 from ..types import Selection
 from ._compose import KEYS, check_options, compared, per_token, selection
 from ._registry import VISUAL, About, Input, register
@@ -125,7 +125,7 @@ class AdaptPrune(EachByItself):
         scores = per_token(self.about, "attention", attention, visual, visual_mask)
         _rules.positions("AdaptPrune", "positions", places, visual)
         space = compared(self.about, "keys", keys, visual)
-        valid = (scores >= 0) & scores.isfinite() & standing(visual, visual_mask).isfinite()
+        valid = (scores >= 0) & scores.isfinite() & valid_rows(visual, visual_mask)
         valid = valid & places.isfinite().all(-1)
         if keys is not None:
             valid = valid_rows(space, valid)

@@ -15,7 +15,7 @@ from .. import api
 from .._contract import primitives as _rules
 from .._contract import values as _values
 from ..primitives import min_max
-from ..primitives.similarity import NOISE, standing
+from ..primitives.similarity import NOISE, standing, valid_rows
 from ..types import Selection
 from ._compose import check_options, kept_of_each, of_each, selection, selections
 from ._registry import IMAGE_EMBEDS, LLM_PROMPT, PROMPT, TEXT_EMBEDS, VISUAL, About, Input, register
@@ -160,7 +160,7 @@ class CDPruner(MethodBase):
         rank = standing(image, None)
         valid = scores.isfinite()
         if self.space == "clip":
-            valid &= standing(visual, visual_mask).isfinite()
+            valid &= valid_rows(visual, visual_mask)
         scores = scores.masked_fill(rank == -1.0, 0.0)  # no direction: cosine 0 with everything
         weights = self._scaled(scores if self.space == "llm" else -scores, valid)
         if self.emphasis is not None:

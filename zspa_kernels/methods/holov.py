@@ -14,7 +14,7 @@ from .._contract import primitives as _rules
 from .._contract import values as _values
 from ..primitives._image import SHORTEST, undisturbed
 from ..primitives.sharing import best_of_crops, crops, means
-from ..primitives.similarity import standing
+from ..primitives.similarity import valid_rows
 from ..types import Selection
 from ._compose import ATTENTION, check_options, per_token
 from ._registry import VISUAL, About, register
@@ -110,7 +110,7 @@ class HoloV(EachByItself):
         if visual_mask is not None:
             valid = valid & visual_mask
         if self.variance:
-            valid = valid & standing(visual, visual_mask).isfinite()
+            valid = valid & valid_rows(visual, visual_mask)
             crop, sizes = crops(valid, self.crops)
             varied = _variance(visual.detach(), valid, sizes)
             unit = means(varied, crop, sizes)

@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import api
 from .._contract import primitives as _rules
 from ..primitives import min_max, soft_suppress
-from ..primitives.similarity import standing
+from ..primitives.similarity import valid_rows
 from ..types import Selection
 from ._compose import check_options, per_token, selection
 from ._registry import VISUAL, About, Input, register
@@ -90,7 +90,7 @@ class IDSelection(EachByItself):
             tokens.
         """
         scores = per_token(self.about, "attention", attention, visual, visual_mask)
-        importance = min_max(scores, standing(visual, visual_mask).isfinite(), 0.0)
+        importance = min_max(scores, valid_rows(visual, visual_mask), 0.0)
         k = api.num_keep(visual.shape[-2], self.keep)
         picks = soft_suppress(visual, importance, k, sharpness=self.gamma)
         return selection(picks, visual, self.sorted, scores=importance)

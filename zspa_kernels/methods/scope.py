@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import api
 from .._contract import primitives as _rules
-from ..primitives.similarity import standing
+from ..primitives.similarity import valid_rows
 from ..types import Selection
 from ._compose import (
     ATTENTION,
@@ -132,5 +132,5 @@ class SCOPE(MethodBase):
         """What is covered, the factor of each token's gain, and its attention."""
         scores = per_token(self.about, "attention", attention, visual, visual_mask)
         space = compared(self.about, "features", features, visual)
-        valid = (scores >= 0) & scores.isfinite() & standing(visual, visual_mask).isfinite()
+        valid = (scores >= 0) & scores.isfinite() & valid_rows(visual, visual_mask)
         return space, scores.pow(self.alpha).masked_fill(~valid, torch.nan), scores

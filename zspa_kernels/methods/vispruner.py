@@ -13,7 +13,7 @@ from .._contract import primitives as _rules
 from .._contract import values as _values
 from ..primitives import thin
 from ..primitives.scores import combined, largest, members
-from ..primitives.similarity import standing
+from ..primitives.similarity import valid_rows
 from ..types import Selection
 from ._compose import ATTENTION, FEATURES, check_options, compared, per_token
 from ._registry import VISUAL, About, register
@@ -96,9 +96,9 @@ class VisPruner(EachByItself):
         """
         scores = per_token(self.about, "attention", attention, visual, visual_mask)
         space = compared(self.about, "features", features, visual)
-        valid = standing(visual, visual_mask).isfinite()
+        valid = valid_rows(visual, visual_mask)
         if features is not None:
-            valid = valid & standing(space, visual_mask).isfinite()
+            valid = valid & valid_rows(space, visual_mask)
         n = visual.shape[-2]
         k = api.num_keep(n, self.keep, self.rounding)
         core = largest(scores, int(k * self.important), valid)

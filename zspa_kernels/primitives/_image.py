@@ -16,11 +16,10 @@ from .._ops.implementation import contiguous, dense, recorded
 from ..backends._blas import full_float32
 from ..backends.cpp import _centred
 from ..backends.reference._common import on_grid
-from ._exact import LONGEST, ROWS, SHORTEST, Image, images, padded
+from ._exact import ROWS, SHORTEST, Image, images, padded
 from ._exact import lengths as _lengths
 
 __all__ = [
-    "LONGEST",
     "ROWS",
     "SHORTEST",
     "Image",

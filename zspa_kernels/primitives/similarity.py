@@ -13,7 +13,6 @@ from ..backends.cpp import merging as _merging
 from ..backends.cpp import relevance_topk as _relevance
 from ..backends.reference._common import row_sum
 from ._image import (
-    LONGEST,
     ROWS,
     SHORTEST,
     Image,
@@ -185,8 +184,9 @@ def word_cosines(
 
 def valid_rows(x: Tensor, mask: Tensor | None) -> Tensor:
     """Bool `[B, N]`: rows of `x` `[B, N, C]` that the ops do not take for masked out."""
-    valid = lengths(x) <= LONGEST
-    return valid if mask is None else valid & mask
+    if native(x, mask):
+        return _centred.valid_rows(plain(x), contiguous(mask))
+    return standing(x, mask).isfinite()
 
 
 def standing(x: Tensor, mask: Tensor | None) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..._native import module
-from ._arguments import address, batch
+from ._arguments import address, batch, slots
 
 
 def centred(visual: Tensor, mask: Tensor | None) -> Tensor:
@@ -28,4 +28,11 @@ def lengths(x: Tensor) -> Tensor:
     """float32 `[B, N]` or `[N]`: lengths of the rows of `[B, N, D]` or `[N, D]`."""
     out = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
     module().lengths(*batch(x), torch.get_num_threads(), out.data_ptr())
+    return out
+
+
+def valid_rows(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Bool `[B, N]` or `[N]`: rows of `[B, N, D]` or `[N, D]` that are not masked out."""
+    out = slots(x, x.shape[-2], torch.bool)
+    module().valid_rows(*batch(x), address(mask), torch.get_num_threads(), out.data_ptr())
     return out

@@ -203,16 +203,15 @@ def _why_not(kind: str, target: Target, inputs: Mapping[str, Any]) -> str | None
         return "its vision tower has no [CLS] token" if kind == "cls attention" else None
     name = target.towers()[0].config.model_type
     tower = _TOWERS.get(name)
-    given = _setting(inputs, target, "vision_feature_select_strategy")
-    strategy = given or arch.strategy
+    strategy = _setting(target, inputs, "vision_feature_select_strategy") or arch.strategy
     if tower is None or tower.cls != (strategy == "default"):
-        known = " and ".join(
-            f"{', '.join(repr(x) for x, one in _TOWERS.items() if one.cls == cls)} with {how!r}"
-            for cls, how in ((True, "default"), (False, "full"))
-        )
+        known = {
+            how: ", ".join(repr(x) for x, one in _TOWERS.items() if x and one.cls == cls)
+            for how, cls in (("default", True), ("full", False))
+        }
         return (
-            f"its vision tower is a {name!r} whose features are taken as {strategy!r}; known are "
-            f"{known}"
+            f"its vision tower is a {name!r} whose features are taken as {strategy!r}; known are, "
+            f"as 'default', {known['default']} and, as 'full', {known['full']}"
         )
     if kind == "cls attention" and not tower.cls:
         return f"its vision tower, a {name!r}, has no [CLS] token"
@@ -221,7 +220,7 @@ def _why_not(kind: str, target: Target, inputs: Mapping[str, Any]) -> str | None
     return None
 
 
-def _setting(inputs: Mapping[str, Any], target: Target, *names: str) -> Any:
+def _setting(target: Target, inputs: Mapping[str, Any], *names: str) -> Any:
     """Of a call, or else of the configuration; None if there is none by any of the names."""
     given = (inputs.get(name) for name in names)
     own = (getattr(target.model.config, name, None) for name in names)
@@ -234,7 +233,7 @@ def _feature_layer(target: Target, inputs: Mapping[str, Any]) -> int:
     State 0 is the embeddings', state i the output of layer i - 1. A model without a setting takes
     the last one.
     """
-    given = _setting(inputs, target, "vision_feature_layer", "vision_feature_layers")
+    given = _setting(target, inputs, "vision_feature_layer", "vision_feature_layers")
     states = len(_layers(target.towers()[0])) + 1
     several = given if isinstance(given, list | tuple) else [-1 if given is None else given]
     return max((layer % states for layer in several), default=0)

@@ -38,7 +38,6 @@ class Merging(NamedTuple):
         return merge(x, self.owner, self.selection.indices.shape[-1], weights=self.weights)
 
 
-@in_full_precision
 def assign(features: Tensor, kept: Tensor, *, mask: Tensor | None = None) -> Tensor:
     """Find, for each token, the kept one that it is most similar to.
 
@@ -67,6 +66,11 @@ def assign(features: Tensor, kept: Tensor, *, mask: Tensor | None = None) -> Ten
     _rules.indices("assign", "kept", kept, features)
     if native(features, kept, mask):
         return _cpp.assign(plain(features), kept.contiguous(), contiguous(mask))
+    return _assign(features, kept, mask)
+
+
+@in_full_precision
+def _assign(features: Tensor, kept: Tensor, mask: Tensor | None) -> Tensor:
     owner = torch.full(features.shape[:-1], -1, dtype=torch.int64, device=features.device)
     for b, image in enumerate(images(features, mask)):
         own = kept if features.ndim == 2 else kept[b]
@@ -174,7 +178,6 @@ def _merged(x: Tensor, owner: Tensor, k: int, weights: Tensor | None) -> Tensor:
     return sums.to(x.dtype).view(*batch, k, *trailing)
 
 
-@in_full_precision
 def match(features: Tensor, k: int, *, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Bipartite soft matching: merge alternate tokens into their most similar neighbours.
 
@@ -210,6 +213,11 @@ def match(features: Tensor, k: int, *, mask: Tensor | None = None) -> tuple[Tens
     _rules.vectors("match", features, mask, k)
     if native(features, mask):
         return _cpp.match(plain(features), k, contiguous(mask))
+    return _match(features, k, mask)
+
+
+@in_full_precision
+def _match(features: Tensor, k: int, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     owner = torch.full(features.shape[:-1], -1, dtype=torch.int64, device=features.device)
     picks = []
     for b, image in enumerate(images(features, mask)):

@@ -17,7 +17,6 @@ _NONE = -2.0  # below every cosine
 _ZERO_ROW = 2.0  # above
 
 
-@in_full_precision
 def thin(
     features: Tensor, scores: Tensor, k: int, *, step: int = 8, mask: Tensor | None = None
 ) -> Tensor:
@@ -62,6 +61,11 @@ def thin(
     rated = scores.detach().double().contiguous()
     if native(features, rated, mask, float64=True) and features.dtype is not torch.float64:
         return _cpp.thin(plain(features), rated, k, step, contiguous(mask))
+    return _thin(features, rated, k, step, mask)
+
+
+@in_full_precision
+def _thin(features: Tensor, rated: Tensor, k: int, step: int, mask: Tensor | None) -> Tensor:
     usable = rated.isfinite() if mask is None else rated.isfinite() & mask
     lines = []
     for b, image in enumerate(images(features, usable)):

@@ -363,9 +363,12 @@ def composition(draw: Draw) -> Call:
         return crop, Same.ALWAYS
     if kind == "dart":
         apart = zk.methods.DART(keep, draw.size(0, 3, most=9) + 1, sorted=ordered)
+        words = draw.rows(B, draw.size(0, 1, most=9), D, draw.dtype())
+        keys = draw.rows(B, N, max(1, draw.size(1, most=40)), draw.dtype())
+        given = {"prompt": words, "keys": keys if draw.chance() else None}
 
         def turn() -> object:
-            chosen = apart.select(x, x[:, : N // 2], visual_mask=mask)
+            chosen = apart.select(x, **given, visual_mask=mask)
             return judged(chosen.indices, x, mask), chosen.core_mask
 
         return turn, Same.ALWAYS

@@ -12,7 +12,7 @@ from .. import api
 from .._contract import primitives as _rules
 from .._contract import values as _values
 from ..primitives import thin
-from ..primitives.scores import combined, largest, members
+from ..primitives.scores import combined, largest
 from ..primitives.similarity import valid_rows
 from ..types import Selection
 from ._compose import ATTENTION, FEATURES, check_options, compared, per_token
@@ -99,9 +99,9 @@ class VisPruner(EachByItself):
         valid = valid_rows(visual, visual_mask)
         if features is not None:
             valid = valid & valid_rows(space, visual_mask)
-        n = visual.shape[-2]
-        k = api.num_keep(n, self.keep, self.rounding)
+        k = api.num_keep(visual.shape[-2], self.keep, self.rounding)
         core = largest(scores, int(k * self.important), valid)
-        left = valid & ~members(core, n)
+        # -1 stands for the first token: where tokens run out for the core, none is left of them.
+        left = valid.scatter(-1, core.clamp_min(0), False)
         others = thin(space, scores, k - core.shape[-1], step=self.step, mask=left)
         return Selection(*combined(core, others, k, self.sorted), scores)

@@ -23,6 +23,7 @@ from python_tests import vlms
 from zspa_kernels import ask
 from zspa_kernels.cli_app import app
 from zspa_kernels.demo.errors import UsageError, share_or_count
+from zspa_kernels.hf import architectures
 
 WORDS = "what is in this picture"
 
@@ -337,6 +338,19 @@ def test_bad_calls_get_one_line(
     assert said in line
     assert "Traceback" not in result.stderr
     assert sorted(path.name for path in Path().iterdir()) == before
+
+
+def test_nobody_waits_for_weights_that_this_transformers_cannot_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(architectures, "transformers_version", lambda: "4.56.2")
+    weights = MagicMock()
+    monkeypatch.setattr(transformers.AutoModelForImageTextToText, "from_pretrained", weights)
+    result = call()
+    assert (result.exit_code, result.stdout) == (FAILURE, "")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("zspa prune: transformers must be 4.57 or newer for LLaVA-1.5, got 4.5")
+    weights.assert_not_called()
 
 
 @pytest.mark.parametrize(

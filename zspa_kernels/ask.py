@@ -207,7 +207,7 @@ def load(model: str, device: torch.device) -> tuple[Any, Any]:
 
     Raises:
         DemoError: files are missing or damaged, there is no network, the architecture is not
-            supported, or the device has too little memory.
+            supported, or not by this transformers, or the device has too little memory.
     """
     import transformers
 
@@ -220,10 +220,13 @@ def load(model: str, device: torch.device) -> tuple[Any, Any]:
         if config.model_type not in ARCHITECTURES:
             known = ", ".join(sorted(ARCHITECTURES))
             raise DemoError(f"{model} is a {config.model_type!r}; supported are {known}")
+        ARCHITECTURES[config.model_type].check_version()
         processor = processors.from_pretrained(model)
         loaded = models.from_pretrained(model, dtype="auto").to(device).eval()
     except DemoError:
         raise
+    except PruningError as error:
+        raise DemoError(_line(error)) from error
     # Each of the libraries that read these files has errors of its own for damaged ones.
     except Exception as error:
         where = "" if Path(model).is_dir() else "no folder here, and "

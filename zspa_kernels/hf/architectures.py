@@ -79,6 +79,15 @@ class Architecture:
         """Whether its processor writes the time of each frame of a video."""
         return self.marks in ("times", "clocks")
 
+    def check_version(self) -> None:
+        """Raises where the transformers that is imported is older than `since`."""
+        version = transformers_version()
+        if tuple(int(part) for part in version.split(".")[:2]) < self.since:
+            raise UnsupportedModelError(
+                f"prune: transformers must be {'.'.join(map(str, self.since))} or newer for "
+                f"{self.name}, got {version}, with which it cannot be pruned rightly"
+            )
+
 
 _GRID: Any = {"size": "grid_thw", "projector": "visual.merger", "blocks": True}
 _QWEN: Any = {**_GRID, "mrope": True, "videos": True}
@@ -221,12 +230,7 @@ class Target:
                 f"part and no parallel wrapper of one, got {type(model).__name__} "
                 f"(model_type {kind!r})"
             )
-        version = transformers_version()
-        if tuple(int(part) for part in version.split(".")[:2]) < arch.since:
-            raise UnsupportedModelError(
-                f"prune: transformers must be {'.'.join(map(str, arch.since))} or newer for "
-                f"{arch.name}, got {version}, with which it cannot be pruned rightly"
-            )
+        arch.check_version()
         token = getattr(base.config, "image_token_id", None)
         if token is None:
             token = base.config.image_token_index

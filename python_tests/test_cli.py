@@ -159,6 +159,16 @@ def test_methods_are_listed_with_what_they_need() -> None:
     assert rows["visionzip"] == "attention, (keys)"
 
 
+@pytest.mark.parametrize("command", ["methods", "demo photo.png --keep 0.5"])
+def test_a_narrow_terminal_is_shown_all(here: Path, command: str) -> None:
+    result = CliRunner(env={"COLUMNS": "40"}).invoke(app, command.split())
+    assert result.exit_code == 0, result.output
+    table = [line for line in result.output.splitlines() if line.startswith("│")]
+    assert table
+    assert max(map(len, table)) <= 40
+    assert "\N{HORIZONTAL ELLIPSIS}" not in result.output
+
+
 def test_a_method_says_what_its_inputs_are() -> None:
     result = CliRunner().invoke(app, ["methods", "scope"])
     assert result.exit_code == 0, result.output

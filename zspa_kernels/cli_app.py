@@ -120,9 +120,9 @@ def _table(choices: tuple[Choice, ...]) -> Table:
         header_style="bold",
         caption="x: times as long as the op. Medians, measured in turn in this process.",
     )
-    table.add_column("")
+    table.add_column("", overflow="fold")
     for choice in choices:
-        table.add_column(choice.name, justify="right")
+        table.add_column(choice.name, justify="right", overflow="fold")
 
     def share(choice: Choice) -> str:
         if choice.k_core == 0:

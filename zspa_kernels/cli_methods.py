@@ -34,8 +34,9 @@ def methods(
 
 def _table() -> Table:
     table = Table(header_style="bold", caption="in brackets: optional")
-    for head in ("name", "needs", "paper"):
-        table.add_column(head)
+    table.add_column("name", no_wrap=True)
+    for head in ("needs", "paper"):
+        table.add_column(head, overflow="fold")  # nothing is left out where a terminal is narrow
     for name in available():
         facts = about(name)
         needs = [

@@ -55,6 +55,23 @@ def test_a_prompt_that_is_read_in_parts(
             agree(second, engine.expected(zk.ZSPAPrune(keep=KEEP), words, ROCKET, CUP))
 
 
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+def test_a_picture_that_is_given_encoded(name: str, tmp_path: Path) -> None:
+    """Its tokens are chosen from as those of the picture are."""
+    with running(name, tmp_path, overrides(keep=KEEP), enable_mm_embeds=True) as engine:
+        pixels = engine.inputs(QUESTIONS[0], CAT)
+        grid = {k: pixels[k] for k in ("image_grid_thw",) if k in pixels}
+        with torch.no_grad():
+            found = engine.model.get_image_features(pixels["pixel_values"], **grid).pooler_output
+        encoded = torch.cat(tuple(found)) if grid else found[0][None]
+        request = engine.request(QUESTIONS[0], CAT, keep=0.4)
+        request["multi_modal_data"] = {
+            "image": {"image_embeds": encoded, **grid} if grid else encoded
+        }
+        (answer,) = engine.answers(request)
+        agree(answer, engine.expected(zk.ZSPAPrune(keep=0.4), QUESTIONS[0], CAT))
+
+
 @one_after_another
 @pytest.mark.parametrize("name", ["mistral3", "gemma4", "qwen2_5_vl"])
 def test_an_adapter(name: str, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The module `zspa_kernels._C`: addresses and sizes in, nothing of torch inside. Arguments were
-// checked in Python (zspa_kernels/_contract.py); strides are in elements; address 0 means absent.
+// checked in Python (zspa_kernels/_contract/); strides are in elements; address 0 means absent.
 #include <omp.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

@@ -59,7 +59,7 @@ def thin(
     _rules.vectors("thin", features, mask, k)
     _rules.per_token("thin", "scores", scores, features)
     rated = scores.detach().double().contiguous()
-    if native(features, rated, mask, float64=True) and features.dtype is not torch.float64:
+    if native(features, rated, mask, float64=True):
         return _cpp.thin(plain(features), rated, k, step, contiguous(mask))
     return _thin(features, rated, k, step, mask)
 

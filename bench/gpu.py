@@ -34,11 +34,12 @@ from bench.gpu_check import BY_DTYPE
 from bench.gpu_checks import CHECKS
 from bench.gpu_jobs import ROOT, Job, Outcome, python, run_all, write
 from bench.gpu_phases import OPS as PHASED
+from bench.gpu_sweep import FORMS
 from bench.gpu_timing import COMPARED
 from bench.registry import gpu_suite
 from zspa_kernels.testing.cases import DTYPES
 
-STAGES = ("all", "correctness", "sanitizer", "timing", "end_to_end")
+STAGES = ("all", "correctness", "sanitizer", "timing", "sweep", "end_to_end")
 NO_DEVICE = 2  # exit code
 #: What is timed before all else.
 SOONEST = (
@@ -81,14 +82,14 @@ def why_not(stage: str) -> str | None:
     return None
 
 
-def environment() -> dict[str, Any]:
-    """Device, driver, versions, commit, date."""
+def environment(commit: str | None = None) -> dict[str, Any]:
+    """Device, driver, versions, commit, date. A copy without git must be told its commit."""
     import triton
 
     device = torch.cuda.get_device_properties(0)
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "git": _git(),
+        "git": _git() or (commit and {"sha": commit, "dirty": False}),
         "device": device.name,
         "devices": torch.cuda.device_count(),
         "capability": list(torch.cuda.get_device_capability()),
@@ -233,15 +234,24 @@ def timing() -> Iterator[Job]:
         name = f"ready {part}"
         command = python("-m", "bench.gpu_timing", name)
         yield Job(name, command, AWAITED, follows=_follows(part))
-    others = ("sensitivity", "greedy", "suppress", *(work.name for work in gpu_suite()))
-    for turn, names in enumerate((SOONEST, others), start=1):
-        for name in names:
-            if turn == 1 or name not in SOONEST:
-                command = python("-m", "bench.gpu_timing", name)
-                seconds = AWAITED if turn == 1 else 300
-                yield Job(
-                    name, command, seconds, turn=turn, alone=True, follows=_follows(name)
-                )  # fmt: skip
+    jobs = {name: name for name in (*SOONEST, "sensitivity", "greedy", "suppress")}
+    for work in gpu_suite():
+        if work.name not in SOONEST:  # of the others a process has all of a shape
+            name = f"{work.shape}: others"
+            jobs[name] = ",".join(filter(None, (jobs.get(name), work.name)))
+    for name, argument in jobs.items():
+        turn, seconds = (1, AWAITED) if name in SOONEST else (2, 300)
+        command = python("-m", "bench.gpu_timing", argument)
+        yield Job(name, command, seconds, turn=turn, alone=True, follows=_follows(name))
+
+
+def sweep() -> Iterator[Job]:
+    """Other sizes of kernels, of each workload that has some; compiled before, side by side."""
+    for turn, first in enumerate(("ready", "sweep")):
+        for name in FORMS:
+            job = f"{first} {name}"
+            command = python("-m", "bench.gpu_timing", job)
+            yield Job(job, command, 600, turn=turn, alone=turn == 1)
 
 
 def everything() -> Iterator[Job]:
@@ -269,6 +279,7 @@ JOBS: dict[str, Callable[[], Iterator[Job]]] = {
     "correctness": correctness,
     "sanitizer": sanitizer,
     "timing": timing,
+    "sweep": sweep,
     "end_to_end": end_to_end,
 }
 
@@ -313,6 +324,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--out", type=Path, default=ROOT / "build" / "gpu", help="folder of results"
     )
     parser.add_argument("--only", default="*", help="jobs whose names match this pattern")
+    parser.add_argument("--commit", help="of a copy without git; it goes into the results")
     options = parser.parse_args(arguments)
     if not options.minutes > 0:
         parser.error(f"--minutes must be positive, got {options.minutes}")
@@ -321,7 +333,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"bench.gpu: {reason}", file=sys.stderr)
         return NO_DEVICE
     options.out.mkdir(parents=True, exist_ok=True)
-    head = environment()
+    head = environment(options.commit)
     write(options.out / "environment.json", head)
     signal.signal(signal.SIGTERM, _stopped)
     outcomes = run_stage(options.stage, options.minutes, options.out, head, options.only)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bench import gpu_check
+from bench.gpu_sweep import configured
 from bench.registry import SHAPES
 from zspa_kernels import split_core
 from zspa_kernels.testing import prompt, tokens
@@ -62,23 +62,12 @@ def _both(visual: Tensor, given: int, k: int) -> dict[str, Any]:
     found, times = [], {}
     ways = {"matrix": (True, {}), "stages": (True, {"whole_stages": STAGES}), "blocks": (False, {})}
     for name, (choice, fields) in ways.items():
-        with configured(**fields), mock.patch.object(diversity, "few_tokens", return_value=choice):
+        few_tokens = mock.patch.object(diversity, "few_tokens", return_value=choice)
+        with configured("diversity", **fields), few_tokens:
             found.append(call())
             times[name] = _best(call)
     agree = all(torch.equal(found[0], other) for other in found[1:])
     return {**times, "status": "verified"} if agree else {"status": "wrong"}
-
-
-def configured(**fields: Any) -> Any:
-    """A context in which the configuration of `diversity` has other values."""
-    from zspa_kernels.backends.triton import diversity, diversity_config
-
-    config = diversity_config.config
-
-    def changed(*args: Any, **kwargs: Any) -> diversity_config.Config:
-        return dataclasses.replace(config(*args, **kwargs), **fields)
-
-    return mock.patch.object(diversity, "config", changed)
 
 
 def parts(names: tuple[str, ...] = ("llava15", "llavanext", "video")) -> Iterator[dict[str, Any]]:
@@ -160,7 +149,7 @@ def _updates(name: str, visual: Tensor) -> Iterator[dict[str, Any]]:
 
     n, found = visual.shape[1], []
     for form, fields in UPDATES.items():
-        with configured(**fields):
+        with configured("diversity", **fields):
             times = []
             for count in SEEDS:
                 at = torch.arange(count, device=visual.device) * n // count

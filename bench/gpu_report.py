@@ -24,13 +24,14 @@ GOALS = {
 def summary(folder: Path) -> str:
     """All stages that have a file in `folder`."""
     lines = list(_head(folder))
-    for stage in ("all", "correctness", "sanitizer", "timing"):
+    for stage in ("all", "correctness", "sanitizer", "timing", "sweep"):
         jobs = _jobs(folder, stage)
         if jobs:
             lines += [f"{stage}: {_counts(jobs)}", *_failures(jobs), *_kernels(jobs), ""]
-        if stage in ("all", "timing") and jobs:
+        if stage in ("all", "timing", "sweep") and jobs:
             machine = [*_machine(jobs)]
-            lines += [*machine, *[""][: len(machine)], *_table(jobs), ""]
+            lines += [*machine, *[""][: len(machine)]]
+            lines += [*_table(jobs), ""] if stage != "sweep" else []
     jobs = _jobs(folder, "end_to_end")
     if jobs:
         lines += [f"end_to_end: {_counts(jobs)}", *_failures(jobs), *_answers(jobs)]
@@ -105,6 +106,10 @@ def _machine(jobs: list[dict[str, Any]]) -> Iterator[str]:
             yield f"{record['part']:42} {figure}"
         elif "meetings" in record:
             yield f"{record['meetings'] + ': barriers':42} {record['count']:5}"
+        elif "sweep" in record:
+            figure = f"{record['us']:7.1f} us" if "us" in record else f" {record['error']}"
+            other = "" if record.get("equal", True) else ", other picks"
+            yield f"{record['sweep'][:30]:30} {record['form']:42} {figure}{other}"
         elif "sensitivity" in record:
             figure = f"{record['ms']:9.3f} ms" if "ms" in record else "no figure: it is wrong"
             yield f"{record['sensitivity']:40} {figure}"
@@ -125,10 +130,10 @@ def _table(jobs: list[dict[str, Any]]) -> Iterator[str]:
         f"{'workload':54} {'graph':>8} {'cold':>8} {'eager':>8} {'goal':>6} "
         f"{'x Gram graph':>13} {'x loop eager':>13}"
     )
-    for job in jobs:
-        records = [record for record in job["data"] if "workload" in record]
-        if not records:
-            continue
+    found: dict[str, list[dict[str, Any]]] = {}
+    for record in (record for job in jobs for record in job["data"] if "workload" in record):
+        found.setdefault(record["workload"], []).append(record)
+    for name, records in found.items():
         wrong = [r for r in records if r["status"] == "wrong"]
         times = {(r["contender"], r["mode"]): r["median_ms"] for r in records if "median_ms" in r}
         ours = {mode: times.get(("zspa", mode)) for mode in ("graph", "graph cold", "eager")}
@@ -136,9 +141,9 @@ def _table(jobs: list[dict[str, Any]]) -> Iterator[str]:
         loops = [times.get((f"{n}_loop", "eager")) for n in ("divprune", "zspaprune")]
         loop = next((value for value in loops if value is not None), None)
         cells = [_microseconds(ours[mode]) for mode in ours]
-        goal = str(GOALS.get(job["name"], ""))
+        goal = str(GOALS.get(name, ""))
         yield (
-            f"{job['name']:54} {cells[0]:>8} {cells[1]:>8} {cells[2]:>8} {goal:>6} "
+            f"{name:54} {cells[0]:>8} {cells[1]:>8} {cells[2]:>8} {goal:>6} "
             f"{_ratio(gram, ours['graph']):>13} {_ratio(loop, ours['eager']):>13}"
         )
         for record in wrong:

@@ -13,6 +13,7 @@ import dataclasses
 import json
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -20,7 +21,15 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from bench import contenders, gpu_greedy, gpu_jobs, gpu_parts, gpu_sensitivity, gpu_suppress
+from bench import (
+    contenders,
+    gpu_greedy,
+    gpu_jobs,
+    gpu_parts,
+    gpu_sensitivity,
+    gpu_suppress,
+    gpu_sweep,
+)
 from bench.compiled import sync_free
 from bench.contenders import Contender
 from bench.gpu_device_checks import late_words
@@ -34,7 +43,7 @@ DEVICE = "cuda"
 CALLS = 20
 SLOTS = 5
 #: A slot of long calls has fewer of them.
-SLOT_MS = 200.0
+SLOT_MS = 60.0
 #: Cycles of the device before a replay, some 100 us: a host takes 10 to launch a graph.
 BUSY = 200_000
 
@@ -263,7 +272,7 @@ def _pick_ns(n: int, field: str, warps: int) -> float:
     visual = torch.randn(1, n, 64, device=DEVICE).bfloat16()
     seeds = torch.zeros(1, 1, dtype=torch.int64, device=DEVICE)
     with (
-        gpu_parts.configured(**{field: warps}),
+        gpu_sweep.configured("diversity", **{field: warps}),
         mock.patch.object(diversity, "few_tokens", return_value=field == "whole_warps"),
     ):
         few = best(lambda: diversity.diversity(visual, 8, seeds, None, None))
@@ -274,13 +283,14 @@ def _pick_ns(n: int, field: str, warps: int) -> float:
 def ready(shape: str) -> Iterator[dict[str, Any]]:
     """Compile what the workloads of a shape need, to Triton's cache: what is timed finds it there.
 
-    Of the jobs in `COMPARED` all that they compare, without a figure: others run at that time.
+    Of the jobs in `COMPARED`, and of sweeps, all that they compare, without a figure: others run
+    at that time.
 
     Random tokens: kernels depend on sizes and strides only.
     """
-    if shape in COMPARED:
+    if shape in COMPARED or shape in gpu_sweep.FORMS:
         start = time.perf_counter()
-        for _ in COMPARED[shape]():
+        for _ in COMPARED[shape]() if shape in COMPARED else gpu_sweep.sweep(shape):
             pass
         yield {"ready": shape, "s": round(time.perf_counter() - start, 1)}
     for work in gpu_suite():
@@ -300,6 +310,23 @@ COMPARED: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
 }  # fmt: skip
 
 
+def several(names: list[str]) -> Iterator[dict[str, Any]]:
+    """The records of several workloads in one process: most of a short one is starting it.
+
+    One that fails is told, and the others go on, unless the device does not.
+    """
+    workloads = {workload.name: workload for workload in gpu_suite()}
+    failed: list[str] = []
+    for name in names:
+        try:
+            yield from measure(workloads[name])
+        except Exception as error:
+            traceback.print_exc()
+            failed.append(f"{name}: {type(error).__name__}")
+    if failed:
+        raise RuntimeError(f"{len(failed)} of {len(names)} workloads failed, {failed[0]}")
+
+
 def main(name: str) -> int:
     """Run one job; 1 if picks were wrong."""
     wrong = False
@@ -308,12 +335,13 @@ def main(name: str) -> int:
         "sensitivity": gpu_sensitivity.timing, "greedy": gpu_greedy.timing,
         "suppress": gpu_suppress.timing,
     }  # fmt: skip
-    workloads = {workload.name: workload for workload in gpu_suite()}
     with torch.no_grad():
         if name.startswith("ready "):
             records = ready(name.removeprefix("ready "))
+        elif name.startswith("sweep "):
+            records = gpu_sweep.sweep(name.removeprefix("sweep "))
         else:
-            records = jobs[name]() if name in jobs else measure(workloads[name])
+            records = jobs[name]() if name in jobs else several(name.split(","))
         for record in records:
             print(json.dumps(record), flush=True)
             wrong |= record.get("status") == "wrong" and record["kind"] == "ours"

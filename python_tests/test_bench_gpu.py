@@ -26,6 +26,7 @@ from bench import (
     gpu_kernels,
     gpu_parts,
     gpu_report,
+    gpu_sweep,
     gpu_timing,
     registry,
 )
@@ -268,8 +269,8 @@ def test_a_part_of_a_stage(
     monkeypatch.setattr(
         gpu,
         "environment",
-        lambda: (
-            {"git": None, "device": "X"}
+        lambda commit: (
+            {"git": {"sha": commit, "dirty": False}, "device": "X"}
             | dict.fromkeys(("driver", "date", "torch", "triton", "cuda"), "1")
         ),
     )
@@ -278,7 +279,7 @@ def test_a_part_of_a_stage(
     monkeypatch.setitem(gpu.JOBS, "correctness", lambda: iter(jobs))
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        stage = ("--stage", "correctness", "--out", str(tmp_path), "--only")
+        stage = ("--commit", "abc", "--stage", "correctness", "--out", str(tmp_path), "--only")
         assert gpu.main([*stage, "good*"]) == 1
         assert gpu.main([*stage, "bad"]) == 0
         with pytest.raises(SystemExit):
@@ -287,6 +288,7 @@ def test_a_part_of_a_stage(
         signal.signal(signal.SIGTERM, handler)
     assert "--only must match" in capsys.readouterr().err
     text = (tmp_path / "summary.txt").read_text()
+    assert "commit abc\n" in text
     assert "correctness: 2 passed, 1 failed" in text
     assert "goods: failed: ValueError: no good" in text
     assert len(json.loads((tmp_path / "correctness.json").read_text())["jobs"]) == 3
@@ -319,7 +321,12 @@ def test_letters_find_a_barrier_that_orders_nothing(
 def test_every_workload_has_a_job_and_a_name_of_its_own() -> None:
     names = [job.name for job in gpu.timing()]
     assert len(names) == len(set(names))
-    assert {w.name for w in registry.gpu_suite()} <= set(names)
+    arguments = ",".join(job.command[-1] for job in gpu.timing()).split(",")
+    assert len(arguments) == len(set(arguments))
+    assert {w.name for w in registry.gpu_suite()} <= set(arguments)
+    assert {job.command[-1] for job in gpu.sweep() if job.alone} == {
+        f"sweep {name}" for name in gpu_sweep.FORMS
+    }
     assert set(gpu_report.GOALS) <= set(names)
     assert {w.tokens for w in registry.gpu_suite()} >= set(registry.MODELS)
     checks = [job.name for job in gpu.correctness()]

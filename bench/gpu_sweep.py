@@ -41,7 +41,6 @@ BLOCKED: tuple[Form, ...] = (
     ((GREEDY, {"rows": 32, "cols": 128}),),
     ((GREEDY, {"rows": 32, "cols": 64}),),
     ((GREEDY, {"cols": 128, "stages": 3}),),
-    ((GREEDY, {"cols": 128, "warps": 4}),),
     ((GREEDY, {"rows": 128, "cols": 128, "stages": 3}),),
     ((GREEDY, {"block_k": 128, "stages": 3}),),
     ((GREEDY, {"block_k": 128, "stages": 3, "cols": 128}),),

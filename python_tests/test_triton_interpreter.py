@@ -203,6 +203,8 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool, int], list[
                 "block": 16,
                 "rows": 16,
                 "cols": 16,
+                "update_rows": 16,
+                "update_own": 4,
                 "block_k": 16,
                 "chunk": 32,
                 "finished": 2,

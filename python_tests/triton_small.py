@@ -28,6 +28,8 @@ SMALL = {
     "block": 16,
     "rows": 16,
     "cols": 16,
+    "update_rows": 32,
+    "update_own": 4,
     "block_k": 16,
     "chunk": 32,
     "finished": 2,

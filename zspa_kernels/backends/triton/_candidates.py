@@ -22,6 +22,7 @@ from ._group import (
 )
 
 PART = tl.constexpr(16)  # candidates that each is compared with at a time; all at once would spill
+OTHERS = tl.constexpr(32)  # own rows that OWN of them are compared with at a time
 
 
 @triton.jit
@@ -42,12 +43,14 @@ def propose(
     """
     rows = tl.maximum(own_rows(length, me, programs), WIDTH)
     t = tl.arange(0, OWN)
+    s = tl.arange(0, OTHERS)
     for t0 in range(0, rows, OWN):
         key = row_keys(stage, nearest, weights, length, me + programs * (t0 + t))
-        place = tl.full([OWN], 0, tl.int32)
-        for s0 in range(0, rows, OWN):
-            other = row_keys(stage, nearest, weights, length, me + programs * (s0 + t))
-            place += tl.sum((other[None, :] < key[:, None]).to(tl.int32), 1)
+        smaller = tl.full([OWN, OTHERS], 0, tl.int32)
+        for s0 in range(0, rows, OTHERS):
+            other = row_keys(stage, nearest, weights, length, me + programs * (s0 + s))
+            smaller += (other[None, :] < key[:, None]).to(tl.int32)
+        place = tl.sum(smaller, 1)
         tl.store(proposals + me * WIDTH + place, key, mask=place < WIDTH)
 
 
@@ -138,6 +141,28 @@ def choose(
 
 
 @triton.jit
+def places(columns, count, order, me, programs, BLOCK: tl.constexpr):
+    """order[lane]: with which number the key of a candidate names its lane, see `lanes_in_order`.
+
+    The programs share the lanes out.
+    """
+    other = tl.arange(0, BLOCK)
+    j = tl.load(columns + other, mask=other < count, other=0x7FFFFFFF)
+    for c0 in range(me, count, programs * PART):
+        lane = c0 + programs * tl.arange(0, PART)
+        i = tl.load(columns + lane, mask=lane < count, other=-1)
+        place = tl.sum((j[None, :] < i[:, None]).to(tl.int32), 1)  # [PART]
+        tl.store(order + lane, place * BLOCK + lane, mask=lane < count)
+
+
+@triton.jit
+def edge_by_place(i, ok, edge, BLOCK: tl.constexpr):
+    """The edge for keys that name a lane by its `places`: no candidate `i` moves across it."""
+    below = tl.sum((ok & (i < (edge & 0xFFFFFFFF))).to(tl.int32), 0)
+    return (edge >> 32 << 32) | (below * BLOCK).to(tl.int64)
+
+
+@triton.jit
 def lanes_in_order(columns, i, ok, edge, BLOCK: tl.constexpr):
     """(codes, edge) of the candidates `i` [BLOCK] in `columns`, with which a key names its lane.
 
@@ -151,8 +176,7 @@ def lanes_in_order(columns, i, ok, edge, BLOCK: tl.constexpr):
         c = c0 + tl.arange(0, PART)
         other = tl.load(columns + c, mask=c < count, other=0x7FFFFFFF)
         place += tl.sum((other[None, :] < i[:, None]).to(tl.int32), 1)
-    below = tl.sum((ok & (i < (edge & 0xFFFFFFFF))).to(tl.int32), 0)
-    return place * BLOCK + lane, (edge >> 32 << 32) | (below * BLOCK).to(tl.int64)
+    return place * BLOCK + lane, edge_by_place(i, ok, edge, BLOCK)
 
 
 @triton.jit

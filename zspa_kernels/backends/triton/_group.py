@@ -64,6 +64,22 @@ def group_memory(
 
 
 @triton.jit
+def dot_memory(dots, group, first, table, N, programs, BLOCK: tl.constexpr):
+    """(where the dots of an update with a segment's rows begin, elements of a chunk of channels).
+
+    A row has BLOCK of them in each chunk. The segments of a padded batch that a group does one
+    after another share its part; those of a ragged one, whose lengths differ, have rows of their
+    own, as in the rest of the scratch.
+    """
+    if table is not None:
+        return dots + first * BLOCK, tl.cast(N, tl.int64) * BLOCK
+    else:
+        groups = tl.num_programs(0) // programs
+        rows = tl.cast(N, tl.int64)
+        return dots + group * rows * BLOCK, groups * rows * BLOCK
+
+
+@triton.jit
 def cost(nearest, w):
     """What a pick minimises: m, or -w (1 - m); +inf of a token that cannot be picked."""
     if w is not None:

@@ -9,6 +9,9 @@ import triton.language as tl
 from ._common import INF, only_if, tile_dots
 from ._group import FINISH, FOLD, GRAM, LAST_ROW, NEAR, own_places, own_rows
 
+CHUNKS = tl.constexpr(4)  # of a dot, read at a time; 4096 channels have as many
+SCALED = tl.constexpr(8)  # columns of a Gram block that a program scales at a time
+
 
 @triton.jit
 def add_dots(total, x, x_ok, y, y_ok, k0, D, BLOCK_K: tl.constexpr):
@@ -85,7 +88,6 @@ def products(
     factor,
     stride_f,
     shift,
-    closest,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
@@ -93,16 +95,15 @@ def products(
     CHUNK: tl.constexpr,
     SPLIT: tl.constexpr,
 ):
-    """The only products of tokens, whatever the stage, so that a pair has the same bits in all.
+    """Products of tokens, with the same bits for a pair whatever the stage, as in `update_dots`.
 
-    The row of a tile is the token that is compared, the column the selected one. GRAM writes dots
-    to gram[chunk][column][row] (one chunk unless SPLIT), FINISH the largest cosine of each column
-    with own rows to gram[me][column] and the row to closest[me][column]. NEAR compares each block
-    of rows with the block that lies `shift` rows further on. FOLD raises each row's largest cosine
-    or, with `factor`, puts the cosines into its columns, which are `stride_f` (int64) apart.
+    GRAM writes the dots of the columns with each other to gram[chunk][column][column], one chunk
+    unless SPLIT. NEAR compares each block of rows with the block that lies `shift` rows further on,
+    and raises each row's largest cosine. FOLD, which needs `factor`, compares own rows with the
+    columns and puts the cosines into columns of `factor`, which are `stride_f` (int64) apart.
     """
     gramming = stage == GRAM
-    own = (stage == FOLD) | (stage == FINISH)
+    own = stage == FOLD
     rows = tl.where(own, own_rows(length, me, programs), tl.where(stage == NEAR, length, 0))
     rows = tl.where(gramming, count, rows)
     across = tl.where(stage == NEAR, 1, tl.cdiv(count, COLS))
@@ -125,8 +126,7 @@ def products(
         live = (inv_i > 0.0) & (m < INF)
         x = visual + (i.to(tl.int64) * stride_n)[:, None]
         y = visual + (j.to(tl.int64) * stride_n)[:, None]
-        # What has been selected is read no more, unless it is to finish columns.
-        read = tl.where(stage == FOLD, live, inv_i > 0.0)
+        read = tl.where(stage == FOLD, live, inv_i > 0.0)  # what was selected is read no more
         start = chunk * CHUNK
         stop = D
         if SPLIT:
@@ -135,7 +135,8 @@ def products(
             x, read, y, inv_j > 0.0, start, stop, D, ROWS, COLS, BLOCK_K, CHUNK
         )  # [ROWS, COLS]
         if gramming:
-            tl.store(gram + (chunk * BLOCK + col[None, :]) * BLOCK + row[:, None], dots)
+            # Dots are symmetric, so either token of a pair may be the row.
+            tl.store(gram + (chunk * BLOCK + row[:, None]) * BLOCK + col[None, :], dots)
         elif factor is not None:
             place = me * own_places(length, programs) + row
             at = factor + col[None, :] * stride_f + place[:, None]
@@ -144,18 +145,115 @@ def products(
         else:
             c = cosines(dots, i, inv_i, j, inv_j)
             m = tl.where(live, tl.maximum(m, tl.max(c, 1)), m)
-            if stage == FINISH:
-                final = tl.max((i[:, None] == j[None, :]).to(tl.int32), 1)
-                m = tl.where(final > 0, INF, m)
-                at = me * BLOCK + col
-                met = tl.load(gram + at, mask=down + col * 0 > 0, other=-INF)
-                who = tl.load(closest + at, mask=down + col * 0 > 0, other=-1)
-                largest = tl.max(c, 0)
-                nearer = tl.min(tl.where(c == largest[None, :], i[:, None], LAST_ROW), 0)
-                tl.store(gram + at, tl.maximum(met, largest))
-                tl.store(closest + at, tl.where(largest > met, nearer, who))
             tl.store(nearest + i, m, mask=row < rows)
-            tl.debug_barrier()  # the next tile reads these rows again
+
+
+@triton.jit
+def update_dots(
+    stage,
+    visual,
+    inv_norm,
+    nearest,
+    columns,
+    count,
+    dots,
+    chunk_size,
+    chunks,
+    length,
+    D,
+    stride_n,
+    me,
+    programs,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """Dots of all rows with the columns to dots[chunk][row][column], for `update`.
+
+    The tiles are dealt out whatever rows a program owns: a tile of own rows only would have few
+    rows, and every program would read all columns for them. With `chunks` more than 1, each chunk
+    of channels is a task of its own, so that few tiles keep many programs busy. `chunk_size`
+    (int64): elements of a chunk of `dots`.
+    """
+    across = tl.cdiv(count, COLS)
+    tasks = tl.cdiv(length, ROWS) * across * chunks
+    for task in range(me, tasks, programs):
+        chunk = task % chunks
+        i = (task // chunks) // across * ROWS + tl.arange(0, ROWS)
+        col = (task // chunks) % across * COLS + tl.arange(0, COLS)
+        j = tl.load(columns + col, mask=col < count, other=-1)
+        inv_i = tl.load(inv_norm + i, mask=i < length, other=-1.0)
+        inv_j = tl.load(inv_norm + j, mask=(j >= 0) & (j < length), other=-1.0)
+        # What has been selected is read no more, unless it is to finish columns.
+        m = tl.load(nearest + i, mask=i < length, other=INF)
+        read = tl.where(stage == FOLD, (inv_i > 0.0) & (m < INF), inv_i > 0.0)
+        x = visual + (i.to(tl.int64) * stride_n)[:, None]
+        y = visual + (j.to(tl.int64) * stride_n)[:, None]
+        start = chunk * CHUNK
+        stop = tl.where(chunks > 1, tl.minimum(start + CHUNK, D), D)
+        tile = chunked_dots(
+            x, read, y, inv_j > 0.0, start, stop, D, ROWS, COLS, BLOCK_K, CHUNK
+        )  # [ROWS, COLS]
+        at = dots + chunk * chunk_size + (i.to(tl.int64) * BLOCK)[:, None] + col[None, :]
+        tl.store(at, tile, mask=(i < length)[:, None])
+
+
+@triton.jit
+def update(
+    stage,
+    inv_norm,
+    nearest,
+    columns,
+    count,
+    dots,
+    chunk_size,
+    chunks,
+    gram,
+    closest,
+    length,
+    me,
+    programs,
+    BLOCK: tl.constexpr,
+    OWN: tl.constexpr,
+):
+    """Own rows take in their cosines with the columns, of which `update_dots` left the dots.
+
+    FOLD raises each row's largest cosine. FINISH does as well, and writes the largest cosine of
+    each column with own rows to gram[me][column] and the row to closest[me][column].
+    """
+    col = tl.arange(0, BLOCK)
+    j = tl.load(columns + col, mask=col < count, other=-1)
+    inv_j = tl.load(inv_norm + j, mask=(j >= 0) & (j < length), other=-1.0)
+    met = tl.full([BLOCK], -INF, tl.float32)
+    who = tl.full([BLOCK], -1, tl.int32)
+    for t0 in range(0, own_rows(length, me, programs), OWN):
+        i = me + programs * (t0 + tl.arange(0, OWN))
+        inv_i = tl.load(inv_norm + i, mask=i < length, other=-1.0)
+        m = tl.load(nearest + i, mask=i < length, other=INF)
+        at = dots + (i.to(tl.int64) * BLOCK)[:, None] + col[None, :]  # [OWN, BLOCK]
+        ok = (i < length)[:, None] & (col < count)[None, :]
+        total = tl.full([OWN, BLOCK], 0.0, tl.float32)
+        for chunk0 in range(0, chunks, CHUNKS):
+            for step in tl.static_range(CHUNKS):  # so many loads on their way
+                here = at + (chunk0 + step) * chunk_size
+                total += tl.load(here, mask=only_if(chunk0 + step < chunks, ok), other=0.0)
+        live = (inv_i > 0.0) & (m < INF)
+        c = cosines(total, i, inv_i, j, inv_j)
+        m = tl.where(live, tl.maximum(m, tl.max(c, 1)), m)
+        if stage == FINISH:
+            final = tl.max((i[:, None] == j[None, :]).to(tl.int32), 1)
+            m = tl.where(final > 0, INF, m)
+            largest = tl.max(c, 0)
+            nearer = tl.min(tl.where(c == largest[None, :], i[:, None], LAST_ROW), 0)
+            who = tl.where(largest > met, nearer, who)
+            met = tl.maximum(met, largest)
+        tl.store(nearest + i, m, mask=i < length)
+    if stage == FINISH:
+        tl.store(gram + me * BLOCK + col, met)
+        tl.store(closest + me * BLOCK + col, who)
+    tl.debug_barrier()  # other threads of this program read these rows next
 
 
 @triton.jit
@@ -181,12 +279,15 @@ def scale(
     chunks = 1
     if SPLIT:
         chunks = tl.cdiv(D, CHUNK)
-    for col in range(me, count, programs):
-        at = gram + col * BLOCK + row
-        dots = tl.full([BLOCK], 0.0, tl.float32)
+    for c0 in range(me, count, programs * SCALED):
+        col = c0 + programs * tl.arange(0, SCALED)
+        j = tl.load(columns + col, mask=col < count, other=-1)
+        inv_j = tl.load(inv_norm + j, mask=col < count, other=-1.0)
+        at = gram + (col * BLOCK)[:, None] + row[None, :]  # [SCALED, BLOCK]
+        ok = (col < count)[:, None] & (row < count)[None, :]
+        dots = tl.full([SCALED, BLOCK], 0.0, tl.float32)
         for chunk in range(chunks):
-            dots += tl.load(at + chunk * BLOCK * BLOCK, mask=row < count, other=0.0)
-        j = tl.load(columns + col + row * 0)  # [BLOCK], all the same token
-        inv_j = tl.load(inv_norm + j)
-        meets = (inv_i > 0.0) & (inv_j > 0.0)
-        tl.store(at, tl.where(meets, dots * (inv_i * inv_j), -INF))
+            dots += tl.load(at + chunk * BLOCK * BLOCK, mask=ok, other=0.0)
+        meets = (inv_j > 0.0)[:, None] & (inv_i > 0.0)[None, :]
+        c = tl.where(meets, dots * (inv_j[:, None] * inv_i[None, :]), -INF)
+        tl.store(at, c, mask=(col < count)[:, None])

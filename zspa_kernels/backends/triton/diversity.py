@@ -53,20 +53,31 @@ from ._common import (
 from ._group import (
     ARRIVED,
     CONTROL,
+    FINISH,
     FOLD,
     GRAM,
     KEY_LAST,
     NEAR,
     STOP,
     accept,
+    dot_memory,
     group_memory,
     seed_list,
 )
 from ._steps import greedy_in_steps
-from .diversity_config import Config, config, constants, grid, group, norm_programs, whole
-from .diversity_steps import diversity_step
+from .diversity_config import (
+    Config,
+    config,
+    constants,
+    grid,
+    group,
+    norm_programs,
+    update_chunks,
+    whole,
+)
+from .diversity_steps import PHASES, diversity_step
 
-_GROUP_SCRATCH = ("proposals", "columns", "gram", "closest", "picks", "control")
+_GROUP_SCRATCH = ("proposals", "columns", "gram", "dots", "closest", "order", "picks", "control")
 INTERPRETED_PROGRAMS = 2  # of a segment: the interpreter runs them in turn, so more only cost time
 
 
@@ -98,7 +109,9 @@ def _diversity_norm_kernel(
 
 
 @triton.jit(
-    do_not_specialize=["segments", "N", "num_seeds", "k_core", "k_diverse", "programs", "in_slots"]
+    do_not_specialize=[
+        *("segments", "N", "num_seeds", "k_core", "k_diverse", "programs", "in_slots", "chunks"),
+    ]
 )
 def _diversity_greedy_kernel(
     visual,
@@ -111,7 +124,9 @@ def _diversity_greedy_kernel(
     proposals,
     columns,
     gram,
+    dots,
     closest,
+    order,
     picks,
     control,
     segments,
@@ -124,6 +139,7 @@ def _diversity_greedy_kernel(
     k_diverse,
     programs,
     in_slots,
+    chunks,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
@@ -133,6 +149,8 @@ def _diversity_greedy_kernel(
     WIDTH: tl.constexpr,
     OWN: tl.constexpr,
     SPLIT: tl.constexpr,
+    UPDATE_ROWS: tl.constexpr,
+    UPDATE_OWN: tl.constexpr,
     FINISHED: tl.constexpr,
     VOTES: tl.constexpr,
     COPIES: tl.constexpr,
@@ -146,6 +164,7 @@ def _diversity_greedy_kernel(
         BLOCK, CHUNK, WIDTH, SPLIT,
     )  # fmt: skip
     closest += group * programs * BLOCK
+    order += group * BLOCK
     arrivals = control + ARRIVED
     meetings = 0
     for seg in range(group, segments, tl.num_programs(0) // programs):
@@ -160,9 +179,10 @@ def _diversity_greedy_kernel(
         w = None
         if weights is not None:
             w = weights + tokens
+        own_dots, chunk_size = dot_memory(dots, group, first, table, N, programs, BLOCK)
         stage, done, folded = phases.begin(
             inv, m, w, own_seeds, count_seeds, control, base, length, slots, me, programs,
-            in_slots, OWN,
+            in_slots, BLOCK,
         )  # fmt: skip
         best = tl.full([], KEY_LAST, tl.int64)
         edge = best
@@ -172,15 +192,28 @@ def _diversity_greedy_kernel(
             count = phases.seed_columns(
                 own_seeds, count_seeds, folded, columns, base, length, BLOCK
             )
-        elif stage == NEAR:
+        if (stage == FOLD) | (stage == NEAR):
             meetings += 1
-            meet(arrivals, meetings * programs, HIP)
+            meet(arrivals, meetings * programs, HIP)  # all rows are as before the first pick
         while stage != STOP:
-            tiles.products(
-                stage, x, inv, m, columns, count, gram, length, D, stride_n, me, programs,
-                None, 0, shift, closest, BLOCK, ROWS, COLS, BLOCK_K, CHUNK, SPLIT,
-            )  # fmt: skip
+            if (stage == FOLD) | (stage == FINISH):
+                tiles.update_dots(
+                    stage, x, inv, m, columns, count, own_dots, chunk_size, chunks, length, D,
+                    stride_n, me, programs, BLOCK, UPDATE_ROWS, COLS, BLOCK_K, CHUNK,
+                )  # fmt: skip
+                meetings += 1
+                meet(arrivals, meetings * programs, HIP)  # all dots are there
+                tiles.update(
+                    stage, inv, m, columns, count, own_dots, chunk_size, chunks, gram, closest,
+                    length, me, programs, BLOCK, UPDATE_OWN,
+                )  # fmt: skip
+            else:
+                tiles.products(
+                    stage, x, inv, m, columns, count, gram, length, D, stride_n, me, programs,
+                    None, 0, shift, BLOCK, ROWS, COLS, BLOCK_K, CHUNK, SPLIT,
+                )  # fmt: skip
             if stage == GRAM:
+                candidates.places(columns, count, order, me, programs, BLOCK)
                 meetings += 1
                 meet(arrivals, meetings * programs, HIP)  # all dots are there
                 tiles.scale(inv, columns, count, gram, D, me, programs, BLOCK, CHUNK, SPLIT)
@@ -188,8 +221,8 @@ def _diversity_greedy_kernel(
                 meet(arrivals, meetings * programs, HIP)  # all cosines are there
                 if me == 0:
                     phases.chain(
-                        m, w, columns, count, edge, gram, picks, control, indices + slot, base,
-                        slots, BLOCK, COPIES,
+                        m, w, columns, count, order, edge, gram, picks, control, indices + slot,
+                        base, slots, BLOCK, COPIES,
                     )  # fmt: skip
                 meetings += 1
                 meet(arrivals, meetings * programs, HIP)  # all picks are there
@@ -200,8 +233,11 @@ def _diversity_greedy_kernel(
                     count = phases.seed_columns(
                         own_seeds, count_seeds, folded, columns, base, length, BLOCK
                     )
+                    meetings += 1
+                    meet(arrivals, meetings * programs, HIP)  # all have read the dots
                 elif (stage == NEAR) & (shift > 0):
                     shift = -shift  # what lies behind; a block's rows stay with this program
+                    tl.debug_barrier()  # its other threads read these rows again
                 else:
                     if stage == NEAR:
                         meetings += 1
@@ -214,14 +250,13 @@ def _diversity_greedy_kernel(
                         stage, inv, proposals, columns, count, best, gram, shift, closest, length,
                         programs, BLOCK, WIDTH, PROGRAMS, FINISHED, VOTES,
                     )  # fmt: skip
-                    if seeding:
+                    if seeding & (stage == FOLD):
+                        stage, done = phases.first_pick(
+                            inv, m, best, control, indices + slot, base, length, slots, done,
+                            me, programs, BLOCK,
+                        )  # fmt: skip
                         meetings += 1
-                        meet(arrivals, meetings * programs, HIP)  # all have read the proposals
-                        if stage == FOLD:
-                            stage, done = phases.first_pick(
-                                inv, m, best, control, indices + slot, base, length, slots, done,
-                                me, programs, OWN,
-                            )  # fmt: skip
+                        meet(arrivals, meetings * programs, HIP)  # all rows are as they were
         if seg + tl.num_programs(0) // programs < segments:
             meetings += 1
             meet(arrivals, meetings * programs, HIP)  # the group's memory is free again
@@ -260,12 +295,16 @@ def greedy_plan(visual: Tensor, segments: Segments) -> _scratch.Plan:
     size = group(cfg, programs)
     chunks = -(-visual.shape[-1] // cfg.chunk) if size.split else 1
     block = cfg.block
+    dot_chunks = _update_chunks(cfg, visual, segments, programs)
+    rows = segments.rows * (groups if segments.table is None else 1)
     return inv_norm | {
         "nearest": (torch.float32, visual.shape[:-1]),
         "proposals": (torch.int64, (groups * programs * size.width,)),
         "columns": (torch.int32, (groups * programs * block,)),
         "gram": (torch.float32, (groups * chunks * block * block,)),
+        "dots": (torch.float32, (dot_chunks * rows * block,)),
         "closest": (torch.int32, (groups * programs * block,)),
+        "order": (torch.int32, (groups * block,)),
         "picks": (torch.int32, (groups * block,)),
         "control": (torch.int32, (groups * CONTROL.value,)),
     }
@@ -315,12 +354,17 @@ def greedy(
         *(scratch[name] for name in _GROUP_SCRATCH),
         *(segments.count, n, dim, stride_b, stride_n, 0 if seeds is None else seeds.shape[1]),
         *(segments.k_core, segments.k_diverse, programs, int(after_core)),
+        _update_chunks(cfg, visual, segments, programs),
     )
     options = constants(cfg, size)
     options |= {"FINISHED": min(cfg.finished, size.programs), "VOTES": cfg.votes}
+    options |= {"UPDATE_ROWS": cfg.update_rows, "UPDATE_OWN": cfg.update_own}
     options["COPIES"] = cfg.warps
     if device.type == "cpu":
-        greedy_in_steps(diversity_step, launch, groups * programs, device, *arguments, **options)
+        greedy_in_steps(
+            diversity_step, launch, groups * programs, device, *arguments,
+            phases=PHASES, **options,
+        )  # fmt: skip
     else:
         launch(
             _diversity_greedy_kernel,
@@ -362,6 +406,12 @@ def diversity_varlen(visual: Tensor, table: Tensor, total_k: int, weights: Tenso
 def _config(visual: Tensor) -> Config:
     hip = torch.version.hip is not None
     return config(visual.shape[-1], visual.element_size(), hip=hip)
+
+
+def _update_chunks(cfg: Config, visual: Tensor, segments: Segments, programs: int) -> int:
+    """Into how many chunks the channels of an update are cut; of a ragged batch, as on average."""
+    rows = segments.rows if segments.table is None else segments.rows // max(1, segments.count)
+    return update_chunks(cfg, rows, visual.shape[-1], programs)
 
 
 def few_tokens(cfg: Config, segments: Segments, device: torch.device) -> bool:

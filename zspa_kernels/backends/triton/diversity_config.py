@@ -43,6 +43,8 @@ class Config:
     block_k: int
     # Channels added up by themselves, so that a Gram block of few tiles keeps many programs busy.
     chunk: int
+    update_rows: int  # of a tile of an update, which has `cols` columns
+    update_own: int  # own rows whose dots are added up at a time
     finished: int  # programs whose column maxima are compared at a time
     votes: int  # finished columns that must agree how far away their nearest row is
     warps: int
@@ -85,6 +87,11 @@ def config(d: int, itemsize: int, hip: bool = False) -> Config:
         # A program that takes one chunk of a Gram block begins with an empty pipeline, so a chunk
         # is not too short: 16 steps in half precision.
         chunk=max(deep, 1024),
+        # H100, 2880 x 4096 by 29 columns: 8.1 us with 128 x 64, 10.5 with 64 x 64, 12.1 with
+        # 128 x 128; by 128 columns 16.7, 16.9 and 12.9, but a pass rarely makes that many picks.
+        update_rows=128 if half else 64 if units else 32,
+        # 32 x 128 dots are 16 registers per thread of 256, for each of 4 chunks read at a time.
+        update_own=32,
         # 32 x 128 maxima are 16 registers per thread of 256.
         finished=32,
         # Of 128 finished columns 32 to 128 agree on `video` tokens of N = 1296 to 4096, at most 4
@@ -165,6 +172,16 @@ def grid(cfg: Config, rows: int, segments: int, multiprocessors: int) -> tuple[i
     groups = max(1, min(segments, multiprocessors))
     most = min(multiprocessors // groups, cfg.groups[-1].programs, -(-rows // cfg.least_rows))
     return groups, max(1, most)
+
+
+def update_chunks(cfg: Config, rows: int, d: int, programs: int) -> int:
+    """Into how many chunks the channels of an update of so many rows are cut: 1, or all there are.
+
+    All, where that gives programs an eighth of a tile less to multiply: as much as adding up takes.
+    """
+    tiles, chunks = -(-rows // cfg.update_rows), -(-d // cfg.chunk)
+    whole, cut = -(-tiles // programs), -(-tiles * chunks // programs)
+    return chunks if 8 * cut + chunks < 8 * whole * chunks else 1
 
 
 def group(cfg: Config, programs: int) -> Group:

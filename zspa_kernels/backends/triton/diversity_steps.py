@@ -10,8 +10,21 @@ from . import _candidates as candidates
 from . import _products as tiles
 from . import diversity_phases as phases
 from ._common import program, segment
-from ._group import FOLD, GRAM, KEY_LAST, NEAR, STOP, accept, group_memory, seed_list
+from ._group import (
+    FINISH,
+    FOLD,
+    GRAM,
+    KEY_LAST,
+    NEAR,
+    STOP,
+    accept,
+    dot_memory,
+    group_memory,
+    seed_list,
+)
 from ._steps import BEST, COUNT, EDGE, FILLED, FOLDED, PROPOSED, SHIFT, STAGE, WORDS
+
+PHASES = ("products", "update", "scale", "chain", "settle", "choose")
 
 
 @triton.jit
@@ -27,7 +40,9 @@ def diversity_step(
     proposals,
     columns,
     gram,
+    dots,
     closest,
+    order,
     picks,
     control,
     segments,
@@ -40,6 +55,7 @@ def diversity_step(
     k_diverse,
     programs,
     in_slots,
+    chunks,
     PHASE: tl.constexpr,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
@@ -50,6 +66,8 @@ def diversity_step(
     WIDTH: tl.constexpr,
     OWN: tl.constexpr,
     SPLIT: tl.constexpr,
+    UPDATE_ROWS: tl.constexpr,
+    UPDATE_OWN: tl.constexpr,
     FINISHED: tl.constexpr,
     VOTES: tl.constexpr,
     COPIES: tl.constexpr,
@@ -70,6 +88,7 @@ def diversity_step(
         BLOCK, CHUNK, WIDTH, SPLIT,
     )  # fmt: skip
     closest += seg * programs * BLOCK
+    order += seg * BLOCK
     first, tokens, origin, base, length, core, diverse, slot = segment(
         seg, table, N, stride_b, stride_n, k_core, k_diverse
     )
@@ -84,7 +103,7 @@ def diversity_step(
     if PHASE == "begin":
         stage, done, folded = phases.begin(
             inv, m, w, own_seeds, count_seeds, control, base, length, slots, me, programs,
-            in_slots, OWN,
+            in_slots, BLOCK,
         )  # fmt: skip
         count = 0
         if stage == FOLD:
@@ -102,17 +121,31 @@ def diversity_step(
         return
     count = tl.load(known + COUNT).to(tl.int32)
     shift = tl.load(known + SHIFT).to(tl.int32)
-    if PHASE == "products":
+    updating = (stage == FOLD) | (stage == FINISH)
+    own_dots, chunk_size = dot_memory(dots, seg, first, table, N, programs, BLOCK)
+    if PHASE == "products" and updating:
+        tiles.update_dots(
+            stage, x, inv, m, columns, count, own_dots, chunk_size, chunks, length, D, stride_n,
+            me, programs, BLOCK, UPDATE_ROWS, COLS, BLOCK_K, CHUNK,
+        )  # fmt: skip
+    if PHASE == "products" and not updating:
         tiles.products(
             stage, x, inv, m, columns, count, gram, length, D, stride_n, me, programs,
-            None, 0, shift, closest, BLOCK, ROWS, COLS, BLOCK_K, CHUNK, SPLIT,
+            None, 0, shift, BLOCK, ROWS, COLS, BLOCK_K, CHUNK, SPLIT,
+        )  # fmt: skip
+        if stage == GRAM:
+            candidates.places(columns, count, order, me, programs, BLOCK)
+    if PHASE == "update" and updating:
+        tiles.update(
+            stage, inv, m, columns, count, own_dots, chunk_size, chunks, gram, closest, length,
+            me, programs, BLOCK, UPDATE_OWN,
         )  # fmt: skip
     if PHASE == "scale" and stage == GRAM:
         tiles.scale(inv, columns, count, gram, D, me, programs, BLOCK, CHUNK, SPLIT)
     if PHASE == "chain" and stage == GRAM:
         phases.chain(
-            m, w, columns, count, tl.load(known + EDGE), gram, picks, control, indices + slot,
-            base, slots, BLOCK, COPIES,
+            m, w, columns, count, order, tl.load(known + EDGE), gram, picks, control,
+            indices + slot, base, slots, BLOCK, COPIES,
         )  # fmt: skip
     if PHASE == "settle":
         folded = tl.load(known + FOLDED).to(tl.int32)
@@ -142,7 +175,7 @@ def diversity_step(
         if seeding & (stage == FOLD):
             stage, done = phases.first_pick(
                 inv, m, best, control, indices + slot, base, length, slots,
-                tl.load(known + FILLED), me, programs, OWN,
+                tl.load(known + FILLED), me, programs, BLOCK,
             )  # fmt: skip
             tl.store(known + FILLED, done)
         tl.store(known + STAGE, stage)

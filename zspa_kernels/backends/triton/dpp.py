@@ -117,7 +117,7 @@ def _dpp_greedy_kernel(
         while stage != STOP:
             tiles.products(
                 stage, x, inv, m, columns, count, gram, length, D, stride_n, me, programs,
-                own_factor + filled * stride_f, stride_f, 0, None,
+                own_factor + filled * stride_f, stride_f, 0,
                 BLOCK, ROWS, COLS, BLOCK_K, CHUNK, SPLIT,
             )  # fmt: skip
             if stage == GRAM:

@@ -100,7 +100,7 @@ def dpp_step(
     if PHASE == "products":
         tiles.products(
             stage, visual + origin, inv, m, columns, count, gram, length, D, stride_n, me,
-            programs, factor + filled * stride_f, stride_f, 0, None,
+            programs, factor + filled * stride_f, stride_f, 0,
             BLOCK, ROWS, COLS, BLOCK_K, CHUNK, SPLIT,
         )  # fmt: skip
         if stage == GRAM:

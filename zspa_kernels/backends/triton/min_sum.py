@@ -134,7 +134,7 @@ def _min_sum_greedy_kernel(
         while stage != STOP:
             tiles.products(
                 stage, x, inv, m, columns, count, gram, length, D, stride_n, me, programs,
-                cosines, stride_f, 0, None, BLOCK, ROWS, COLS, BLOCK_K, CHUNK, SPLIT,
+                cosines, stride_f, 0, BLOCK, ROWS, COLS, BLOCK_K, CHUNK, SPLIT,
             )  # fmt: skip
             if stage == GRAM:
                 meetings += 1

@@ -117,7 +117,7 @@ def min_sum_step(
     if PHASE == "products":
         tiles.products(
             stage, x, inv, m, columns, count, gram, length, D, stride_n, me, programs,
-            cosines, stride_f, 0, None, BLOCK, ROWS, COLS, BLOCK_K, CHUNK, SPLIT,
+            cosines, stride_f, 0, BLOCK, ROWS, COLS, BLOCK_K, CHUNK, SPLIT,
         )  # fmt: skip
         if stage != GRAM and folded >= num_seeds:
             phases.compare(

@@ -58,9 +58,11 @@ WHOLE: tuple[Form, ...] = (
 STREAM: tuple[Form, ...] = (
     *_forms(RELEVANCE, block_n=(1, 2, 8, 16), block_k=(256, 512, 2048), warps=(2, 8)),
     *_forms(RELEVANCE, several=(1, 2, 8), two_rounds=(264, 4096), pool_block_d=(32, 64, 256)),
-    *_forms(RELEVANCE, rank_rows=(8, 16, 64), rank_columns=(64, 256, 512), rank_warps=(1, 8)),
-    *_forms(SORT, slots=(8, 16, 64), columns=(64, 256)),
-    ((RELEVANCE, {"rank_rows": 8, "rank_columns": 512}),),
+    *_forms(RELEVANCE, rank_rows=(4, 16), rank_columns=(128, 512), rank_steps=(1, 2, 8)),
+    *_forms(SORT, slots=(4, 16), columns=(128,), steps=(1, 2, 8)),
+    ((RELEVANCE, {"rank_columns": 128, "rank_warps": 4, "rank_steps": 8}),),
+    ((RELEVANCE, {"rank_columns": 512, "rank_warps": 16, "rank_steps": 2}),),
+    ((SORT, {"columns": 128, "warps": 4}),),
     ((RELEVANCE, {"block_n": 1, "block_k": 4096}),),
     ((RELEVANCE, {"block_n": 2, "block_k": 2048}),),
 )

@@ -437,7 +437,7 @@ def test_each_block_has_a_program_or_shares_one() -> None:
     norms = diversity_config.config(64, 2)
     assert [diversity_config.norm_programs(norms, n, 4) for n in (0, 33)] == [1, 9]
     assert diversity_config.norm_programs(norms, 10**6, 4) == norms.norm_programs // 4
-    assert select_config.programs(select_config.config(), 65, 2) == 3
+    assert select_config.programs(select_config.config(), 65, 2) == 9
 
 
 def test_no_host_synchronisation_in_the_source() -> None:

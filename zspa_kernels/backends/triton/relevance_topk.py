@@ -31,12 +31,10 @@ from torch import Tensor
 from . import _scratch
 from ._common import (
     INF,
-    KEY_END,
     Segments,
     block_norms,
     inverse_norm,
     launch,
-    order_key,
     pair_dots,
     program,
     row_strides,
@@ -45,6 +43,7 @@ from ._common import (
     unit_scale,
 )
 from .relevance_topk_config import Config, config, programs, stream_programs
+from .relevance_topk_rank import _relevance_topk_rank_kernel
 
 
 @triton.jit(do_not_specialize=["N", "programs"])
@@ -218,40 +217,6 @@ def _relevance_topk_max_kernel(
         tl.store(scores + first + i, score, mask=i < length)
 
 
-@triton.jit(do_not_specialize=["N", "k_core", "k_diverse", "programs"])
-def _relevance_topk_rank_kernel(
-    scores,
-    count,
-    indices,
-    table,
-    N,
-    k_core,
-    k_diverse,
-    programs,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    REVERSED: tl.constexpr,
-):
-    """Writes the k_core best tokens of a segment, best first, to its first slots.
-
-    Slots that get no token are left as they are.
-    """
-    seg, me = program(programs, REVERSED)
-    first, _, _, base, length, k_core, _, slot = segment(seg, table, N, 0, 0, k_core, k_diverse)
-    if tl.load(count + seg) == 0 or k_core == 0:
-        length = length * 0  # no valid prompt token: there is no core
-    for block in range(me * ROWS, length, programs * ROWS):
-        i = block + tl.arange(0, ROWS)
-        own = order_key(-tl.load(scores + first + i, mask=i < length, other=-INF), i)
-        rank = tl.full([ROWS], 0, tl.int32)
-        for j0 in range(0, length, COLUMNS):
-            j = j0 + tl.arange(0, COLUMNS)
-            # Past the end: score -inf and a larger index, so never before a token of this segment.
-            other = order_key(-tl.load(scores + first + j, mask=j < length, other=-INF), j)
-            rank += tl.sum((other[None, :] < own[:, None]).to(tl.int32), 1)
-        tl.store(indices + slot + rank, base + i, mask=(own < KEY_END) & (rank < k_core))
-
-
 def score_plan(visual: Tensor, prompt: Tensor, segments: Segments, pooling: str) -> _scratch.Plan:
     """The scratch memory that `score` takes for these arguments, but for the scores."""
     plan: _scratch.Plan = {
@@ -366,6 +331,7 @@ def rank(scores: Tensor, count: Tensor, segments: Segments, indices: Tensor) -> 
         *(segments.rows, segments.k_core, segments.k_diverse, each),
         ROWS=cfg.rank_rows,
         COLUMNS=cfg.rank_columns,
+        STEPS=cfg.rank_steps,
         REVERSED=cfg.reverse,
         num_warps=cfg.rank_warps,
     )

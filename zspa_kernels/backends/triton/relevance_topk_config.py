@@ -3,7 +3,7 @@
 
 Only `block_k` and `max_block_k` decide the order of a sum. They depend on D and the dtype and on
 nothing else, so a row has the same bits alone, in a batch, padded, or as a ragged segment.
-The reasons are counts (registers, bytes in flight, instructions); no figure here was timed yet.
+The reasons are counts (registers, bytes in flight, instructions), and where it is said a time.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class Config:
     pool_warps: int
     # Top-k by counting: for each row, how many rows precede it.
     rank_rows: int
-    rank_columns: int
+    rank_columns: int  # a multiple of rank_rows, at least 128 (see relevance_topk_rank)
+    rank_steps: int  # times rank_columns are loaded at a time
     rank_warps: int
     # Programs of the stream, and blocks of each where there would be more.
     two_rounds: int
@@ -76,10 +77,16 @@ def config(d: int, itemsize: int, mixed: bool = False, hip: bool = False) -> Con
         # 128 channels a program: D = 4096 gives 32 programs a prompt, a warp reads whole lines.
         pool_block_d=min(width, 128),
         pool_warps=1,
-        # 32 x 128 comparisons of 64-bit keys are 32 a thread of 128.
-        rank_rows=32,
-        rank_columns=128,
-        rank_warps=4,
+        # Waiting, not comparing, is what few tokens cost: on an H100 a selection of 58 of 576 took
+        # 62.8 us with 32 rows and 128 columns at a time (and int64 keys), 60.3 with 8 rows, 58.9
+        # with 8 and 512. Now 576 rows are 72 programs, which wait for memory three times: for their
+        # own scores, for those before and for those behind. With 8 rows a comparison is 2.7
+        # instructions, loading included (16 rows: 2.4), in 32 registers, so that 8 programs fit
+        # beside each other. That counts to 25 us at 16384 tokens, where it took 165.
+        rank_rows=8,
+        rank_columns=256,
+        rank_steps=4,
+        rank_warps=8,
         # An H200 holds 132 x 3 programs that score at a time (138 registers for sm_90). Beyond two
         # rounds of them a program takes several blocks: it reads the pooled prompt from L2 for the
         # first of them and from L1 for the others, and what is most of the time is bandwidth.

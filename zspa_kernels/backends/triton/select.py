@@ -30,7 +30,14 @@ from ._common import Segments, launch, program, segment
 from .diversity import greedy, greedy_plan
 from .select_config import config, programs
 
-LAST = tl.constexpr(0x7FFFFFFFFFFFFFFF)  # the place of a -1: after every index
+LAST = tl.constexpr(0x7FFFFFFF)  # the place of a -1: after every token of a segment
+
+
+@triton.jit
+def places(picks, there, base):
+    """The slots at `picks` that are `there` as tokens of their segment, int32; LAST where -1."""
+    pick = tl.load(picks, mask=there, other=-1)
+    return tl.where(pick < 0, LAST, (pick - base).to(tl.int32))
 
 
 @triton.jit(do_not_specialize=["N", "k_core", "k_diverse", "programs"])
@@ -44,25 +51,33 @@ def _select_sort_kernel(
     programs,
     SLOTS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    STEPS: tl.constexpr,
     REVERSED: tl.constexpr,
 ):
-    """Copies the picks of a segment in ascending order, and then its -1s."""
+    """Copies the picks of a segment in ascending order, and then its -1s.
+
+    No two picks are the same. All -1s are: the slots from the number of picks on get one, whichever
+    of them had one before.
+    """
     seg, me = program(programs, REVERSED)
-    _, _, _, _, _, core, diverse, slot = segment(seg, table, N, 0, 0, k_core, k_diverse)
-    for block in range(me * SLOTS, core + diverse, programs * SLOTS):
-        s = block + tl.arange(0, SLOTS)
-        own = tl.load(picks + slot + s, mask=s < core + diverse, other=-1)
-        own = tl.where(own < 0, LAST, own)
-        rank = tl.full([SLOTS], 0, tl.int32)
-        for c0 in range(0, core + diverse, COLUMNS):
-            c = c0 + tl.arange(0, COLUMNS)
-            other = tl.load(picks + slot + c, mask=c < core + diverse, other=-1)
-            other = tl.where(other < 0, LAST, other)
-            before = (other[None, :] == own[:, None]) & (c[None, :] < s[:, None])  # both are -1
-            before = before | (other[None, :] < own[:, None])
-            rank += tl.sum(before.to(tl.int32), 1)
-        own = tl.where(own < LAST, own, -1)
-        tl.store(indices + slot + rank, own, mask=s < core + diverse)
+    _, _, _, base, _, core, diverse, slot = segment(seg, table, N, 0, 0, k_core, k_diverse)
+    slots = core + diverse
+    lane = tl.arange(0, COLUMNS)[None, :]
+    for block in range(me * SLOTS, slots, programs * SLOTS):
+        s = block + tl.arange(0, SLOTS)[:, None]
+        own = places(picks + slot + s, s < slots, base)  # [SLOTS, 1]
+        lower = tl.full([SLOTS, COLUMNS], 0, tl.int32)
+        some = tl.full([1, COLUMNS], 0, tl.int32)
+        for c0 in range(0, slots, STEPS * COLUMNS):
+            for step in tl.static_range(STEPS):  # so many loads wait for nothing
+                c = c0 + step * COLUMNS + lane
+                other = places(picks + slot + c, c < slots, base)  # [1, COLUMNS]
+                lower += (other < own).to(tl.int32)
+                some += (other < LAST).to(tl.int32)
+        rank = tl.sum(lower, 1)[:, None]
+        tl.store(indices + slot + rank, base + own, mask=own < LAST)
+        empty = (s >= tl.sum(some, 1)[:, None]) & (s < slots)
+        tl.store(indices + slot + s, tl.full([SLOTS, 1], -1, tl.int64), mask=empty)
 
 
 def sort(picks: Tensor, indices: Tensor, segments: Segments, slots: int) -> None:
@@ -79,6 +94,7 @@ def sort(picks: Tensor, indices: Tensor, segments: Segments, slots: int) -> None
         *(picks, indices, segments.table, 0, segments.k_core, segments.k_diverse, each),
         SLOTS=cfg.slots,
         COLUMNS=cfg.columns,
+        STEPS=cfg.steps,
         REVERSED=cfg.reverse,
         num_warps=cfg.warps,
     )

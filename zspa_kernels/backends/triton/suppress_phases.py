@@ -59,12 +59,13 @@ def rank(
     for r0 in range(0, own_rows(length, me, programs), ROWS):
         i = me + programs * (r0 + row)
         key = score_keys(scores, inv_norm, i, length)
-        place = tl.full([ROWS], 0, tl.int32)
+        before = tl.full([ROWS, COLS], 0, tl.int32)
         for s0 in range(0, length, COLS):
             s = s0 + tl.arange(0, COLS)
             other = score_keys(scores, inv_norm, s, length)
             same = (other[None, :] == key[:, None]) & (s[None, :] < i[:, None])
-            place += tl.sum((same | (other[None, :] < key[:, None])).to(tl.int32), 1)
+            before += (same | (other[None, :] < key[:, None])).to(tl.int32)
+        place = tl.sum(before, 1)
         tl.store(order + place, tl.where(key < KEY_LAST, i, -1), mask=i < length)
 
 

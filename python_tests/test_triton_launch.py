@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import weakref
 from collections.abc import Callable, Iterator
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from triton._C.libtriton import native_specialize_impl
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import CUDABackend
+from triton.compiler import CompiledKernel
 
 from zspa_kernels.backends.triton import _common, _compiled
 
@@ -37,18 +39,30 @@ def forms(x: Any) -> list[Any]:
     return [native_specialize_impl(BACKEND, x, False, some, True) for some in (True, False)]
 
 
+def kind(x: Any) -> Any:
+    return _compiled.kinds((x,))[0]
+
+
 @given(WHOLE, WHOLE)
 def test_integers_of_one_kind_need_one_form(a: int, b: int) -> None:
-    same = _compiled.kinds((a,)) == _compiled.kinds((b,))
-    assert same == (forms(a) == forms(b))
+    assert (kind(a) == kind(b)) == (forms(a) == forms(b))
 
 
 def test_arguments_of_one_kind_need_one_form() -> None:
     arguments = (*TENSORS, *EDGES, None, 0.0, 1.0, 16.0, True, False)
     for a, b in combinations(arguments, 2):
-        if _compiled.kinds((a,)) == _compiled.kinds((b,)):
+        if kind(a) == kind(b):
             assert forms(a) == forms(b), (a, b)
-    assert len({_compiled.kinds((x,)) for x in TENSORS}) == 10  # and no more than there are
+    assert len({kind(x) for x in TENSORS}) == 10  # and no more than there are
+
+
+def test_kinds_of_several_arguments_tell_them_apart() -> None:
+    """Of a tensor there are two, so nothing else may look like one of them."""
+    arguments = (MEMORY, MEMORY[1:], 1, 2, 16, None, True, 1.0)
+    lists = [args for length in (1, 2, 3) for args in product(arguments, repeat=length)]
+    for a, b in combinations(lists, 2):
+        if _compiled.kinds(a)[0] == _compiled.kinds(b)[0]:
+            assert list(map(forms, a)) == list(map(forms, b)), (a, b)
 
 
 class Kernel:
@@ -73,11 +87,29 @@ class Kernel:
 
 
 class Compiled:
+    """Has of `triton.compiler.CompiledKernel` what a launch needs."""
+
+    function, packed_metadata = 1234, (4, 1, 0)
+
     def __init__(self, launched: list[tuple[Any, ...]]) -> None:
         self.launched = launched
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        return lambda *args: self.launched.append((grid, args))
+        return lambda *args: self.launched.append((grid, "by Triton", args))
+
+    def run(self, x: int, y: int, z: int, stream: int, *more: Any) -> None:
+        handles, hooks, args = more[:2], more[2:5], more[5:]
+        assert handles == (self.function, self.packed_metadata)
+        assert hooks == (None, None, None)
+        self.launched.append(((x, y, z), stream, args))
+
+
+class Driver:
+    """The stream of device 1 is 11."""
+
+    @staticmethod
+    def get_current_stream(index: int) -> int:
+        return 10 + index
 
 
 @pytest.fixture
@@ -99,6 +131,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(torch.cuda, "device", Device)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: bool(state[1]))
     monkeypatch.setattr(_compiled, "_forms", {})
+    monkeypatch.setattr(triton.runtime.driver, "_active", Driver)
     return state
 
 
@@ -109,10 +142,59 @@ def test_a_form_that_is_known_is_launched_without_a_search(gpu: list[int]) -> No
     gpu[1] = 1  # and nothing has to be compiled while a graph is captured
     _common.launch(kernel, 5, device, MEMORY[4:], 48, **options)
     assert len(kernel.searched) == 1
-    ((grid, args),) = kernel.launched
-    assert grid == (5, 1, 1)
-    assert args[0].data_ptr() == MEMORY[4:].data_ptr()
-    assert args[1:] == (48, 2, 1)  # constants in the order of parameters
+    ((grid, stream, args),) = kernel.launched
+    assert (grid, stream) == ((5, 1, 1), 10)
+    # An address in place of the tensor, and constants in the order of parameters.
+    assert args == (MEMORY[4:].data_ptr(), 48, 2, 1)
+
+
+def test_a_launch_takes_the_current_stream_of_its_device(gpu: list[int]) -> None:
+    kernel = Kernel()
+    for index in (0, 1, 0, 1, 1):
+        _common.launch(kernel, 1, torch.device("cuda", index), MEMORY, 32, FIRST=1, LAST=2)
+    assert [stream for _, stream, _ in kernel.launched] == [10, 11, 11]
+
+
+@pytest.mark.parametrize("hook", ["launch_enter_hook", "launch_exit_hook"])
+def test_launches_that_are_watched_are_triton_s(
+    gpu: list[int], monkeypatch: pytest.MonkeyPatch, hook: str
+) -> None:
+    kernel, runtime = Kernel(), triton.knobs.runtime
+
+    def launch() -> str:
+        _common.launch(kernel, 3, torch.device("cuda", 0), MEMORY, 32, FIRST=1, LAST=2)
+        return "Triton's" if kernel.launched and kernel.launched[-1][1] == "by Triton" else "ours"
+
+    assert [launch(), launch()] == ["ours"] * 2
+    getattr(runtime, hook).add(print)
+    try:
+        assert launch() == "Triton's"
+        assert kernel.launched[-1] == ((3, 1, 1), "by Triton", (MEMORY, 32, 2, 1))
+    finally:
+        getattr(runtime, hook).remove(print)
+    assert launch() == "ours"
+    monkeypatch.setattr(runtime, hook, print)  # a hook that is no chain
+    assert launch() == "Triton's"
+
+
+def test_a_triton_that_is_not_known_launches_itself(
+    gpu: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_compiled, "_KNOWN", False)
+    kernel = Kernel()
+    for _ in range(2):
+        _common.launch(kernel, 3, torch.device("cuda", 0), MEMORY, 32, FIRST=1, LAST=2)
+    assert kernel.launched == [((3, 1, 1), "by Triton", (MEMORY, 32, 2, 1))]
+
+
+def test_a_compiled_kernel_is_called_as_triton_calls_it() -> None:
+    """What is read here is what `_compiled` was written for; a Triton that differs is not known."""
+    assert _compiled._KNOWN
+    lines = " ".join(inspect.getsource(CompiledKernel.__getitem__).split())
+    assert (
+        "self.run(grid[0], grid[1], grid[2], stream, self.function, self.packed_metadata, "
+        "launch_metadata, knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook, *args)"
+    ) in lines
 
 
 @pytest.mark.parametrize(

@@ -280,7 +280,8 @@ class Segments:
 
 def row_strides(tensor: Tensor) -> tuple[int, int]:
     """Strides of the batch axis and of the row axis of `[B, N, D]` or (packed) `[T, D]`."""
-    return (tensor.stride(0) if tensor.dim() == 3 else 0), tensor.stride(-2)
+    strides = tensor.stride()
+    return (strides[0] if len(strides) == 3 else 0), strides[-2]
 
 
 @functools.cache
@@ -327,28 +328,33 @@ def launch(
         with np.errstate(all="ignore"):
             kernel[(programs,)](*args, **options)
         return
-    options |= compiler_options(together)
     current = torch.cuda.current_device()
     index = current if device.index is None else device.index
     if index == current:
-        _launch(kernel, programs, index, args, options)
+        _launch(kernel, programs, index, args, together, options)
     else:
         with torch.cuda.device(index):
-            _launch(kernel, programs, index, args, options)
+            _launch(kernel, programs, index, args, together, options)
 
 
 def _launch(
-    kernel: Any, programs: int, index: int, args: tuple[Any, ...], options: dict[str, Any]
+    kernel: Any,
+    programs: int,
+    index: int,
+    args: tuple[Any, ...],
+    together: bool,
+    options: dict[str, Any],
 ) -> None:
     """On the current device."""
-    key, launched = _compiled.launch(kernel, programs, index, args, options)
+    key, launched = _compiled.launch(kernel, programs, index, args, together, options)
     if launched:
         return
+    options |= compiler_options(together)
     if torch.cuda.is_current_stream_capturing():
         compiled = _launch_in_capture(kernel, programs, args, options)
     else:
         compiled = kernel[(programs,)](*args, **options)
-    _compiled.keep(key, kernel, compiled, args, options)
+    _compiled.keep(key, kernel, compiled, index, args, options)
 
 
 _capturing = threading.Lock()  # the hook below is one for all threads

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -19,21 +20,31 @@ def allocate(device: torch.device, plan: Plan) -> dict[str, Tensor]:
     It comes from torch's allocator, so it is ordered with the stream, may be captured in a graph,
     and goes back when the last of the tensors does.
     """
-    starts = {}
-    end = 0
-    for name, (dtype, shape) in plan.items():
-        starts[name] = end
-        end += -(-math.prod(shape) * dtype.itemsize // ALIGNMENT) * ALIGNMENT
-    memory = torch.empty(end // 4, dtype=torch.int32, device=device)
+    words, places = _layout(tuple(plan.items()))
+    memory = torch.empty(words, dtype=torch.int32, device=device)
     views: dict[torch.dtype, Tensor] = {}
     parts = {}
-    for name, (dtype, shape) in plan.items():
-        if dtype not in views:
-            views[dtype] = memory.view(dtype)
+    for name, dtype, shape, strides, start in places:
+        view = views.get(dtype)
+        if view is None:
+            view = views[dtype] = memory.view(dtype)
         # One operation a part: on a GPU an eager call waits for the host.
-        strides = [1]
-        for size in shape[:0:-1]:
-            strides.insert(0, strides[0] * size)
-        start = starts[name] // dtype.itemsize
-        parts[name] = views[dtype].as_strided(shape, strides, start)
+        parts[name] = view.as_strided(shape, strides, start)
     return parts
+
+
+_Place = tuple[str, torch.dtype, tuple[int, ...], tuple[int, ...], int]
+
+
+@functools.lru_cache(maxsize=256)
+def _layout(
+    plan: tuple[tuple[str, tuple[torch.dtype, tuple[int, ...]]], ...],
+) -> tuple[int, tuple[_Place, ...]]:
+    """(int32 words in all, of each tensor the name, dtype, shape, strides and first element)."""
+    places = []
+    end = 0
+    for name, (dtype, shape) in plan:
+        strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+        places.append((name, dtype, tuple(shape), strides, end // dtype.itemsize))
+        end += -(-math.prod(shape) * dtype.itemsize // ALIGNMENT) * ALIGNMENT
+    return end // 4, tuple(places)

@@ -249,11 +249,10 @@ def score(
     cfg = _config(visual, prompt)
     stride_b, stride_n = row_strides(visual)
     stride_pb, stride_m = row_strides(prompt)
-    prompts = Segments(1, prompt.shape[0], 0, 0)
-    if prompt.dim() == 3:
-        prompts = Segments(prompt.shape[0], prompt.shape[1], 0, 0)
-    n, m, table = segments.rows, prompts.rows, segments.table
-    inv_norm, inv_prompt, count = (scratch[name] for name in ("inv_norm", "inv_prompt", "count"))
+    batch, m = prompt.shape[:2] if prompt.dim() == 3 else (1, prompt.shape[0])
+    prompts = Segments(batch, m, 0, 0)
+    n, table = segments.rows, segments.table
+    inv_norm, inv_prompt, count = scratch["inv_norm"], scratch["inv_prompt"], scratch["count"]
     pooled = scratch.get("pooled")
     _norms(cfg, prompt, prompt_mask, prompts, inv_prompt)
 

@@ -69,7 +69,7 @@ def _loop(name: str, step: Step) -> Baseline:
             largest = (unit @ unit[chosen].T).amax(-1)
         else:
             largest = table.index_select(0, chosen).amax(0)
-        largest[chosen] = torch.inf
+        largest.index_fill_(0, chosen, torch.inf)  # an assignment could not be captured
         for t in range(start, k_core + k_diverse):
             picks[t : t + 1], largest = step(table, largest)
         return picks

@@ -4,7 +4,7 @@
 `norm_block_k`, `block_k`, `chunk` and the tile decide the bits of a cosine. They depend on D and
 the dtype and on nothing else, so a row has the same bits alone, in a batch, padded, or as a ragged
 segment. The number of programs decides how the work is cut, never what comes out.
-The reasons are counts (registers, bytes in flight, instructions); no figure here was timed yet.
+The reasons are counts (registers, bytes in flight, instructions), and where it is said times.
 """
 
 from __future__ import annotations

@@ -41,12 +41,16 @@ STACK = {
     "_dpp_greedy_kernel": 16,
     "_min_sum_greedy_kernel": 16,
 }
-# The same, in bytes of kernels for sm_120, of any dtype.
-STACK_SM_120 = {
-    "_relevance_topk_norm_kernel": 16,
-    "_diversity_norm_kernel": 16,
-    "_diversity_greedy_kernel": 24,
-    "_relevance_topk_max_kernel": 16,
+# The same, in bytes of kernels for one target, of any dtype.
+STACK_OF = {
+    "sm_80": {"_diversity_greedy_kernel": 8},
+    "sm_120": {
+        "_relevance_topk_norm_kernel": 16,
+        "_diversity_norm_kernel": 16,
+        "_diversity_greedy_kernel": 24,
+        "_relevance_topk_max_kernel": 16,
+        "_min_sum_greedy_kernel": 16,
+    },
 }
 # Pairs that no barrier orders (`triton_races`), and need not.
 HARMLESS = {
@@ -61,6 +65,7 @@ HARMLESS = {
     "matrix: _facility_location_soft_kernel writes, _facility_location_soft_kernel reads",
     # The next block of rows, or of covered tokens.
     "costs: substitute writes, substitute reads",
+    "nearest: update writes, update reads",
     "covered: take writes, take reads",
     "answered: take writes, take reads",
     # Other words: what was picked and what is done, this pick's slot and the next one's, rows of
@@ -76,11 +81,10 @@ HARMLESS = {
     "gram: products writes, products reads",
     "cholesky: products writes, gather reads",
 }
-# What Triton 3.9 adds: diversity on sm_90, min_sum on sm_120, and no barrier between a block of
+# What Triton 3.9 adds: diversity on sm_90, and no barrier between a block of
 # rows that is written and the next one, which is read.
 if tuple(map(int, version("triton").split(".")[:2])) >= (3, 9):
     STACK["_diversity_greedy_kernel"] = 8
-    STACK_SM_120["_min_sum_greedy_kernel"] = 8
     HARMLESS.add("residual: substitute writes, substitute reads")
 
 
@@ -123,8 +127,7 @@ def _fits(report: dict[str, Any]) -> list[str]:
 
 def _stack(kernel: str, target: str, float32: bool) -> int:
     """Bytes that a kernel may have on the stack."""
-    blackwell = STACK_SM_120.get(kernel, 0) if target == "sm_120" else 0
-    return max(blackwell, STACK.get(kernel, 0) if float32 else 0)
+    return max(STACK_OF.get(target, {}).get(kernel, 0), STACK.get(kernel, 0) if float32 else 0)
 
 
 def _waits(report: dict[str, Any]) -> list[str]:

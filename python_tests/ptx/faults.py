@@ -47,7 +47,7 @@ FAULTS = {
     "none": Fault(GREEDY, "$^", ""),
     # Not everywhere: some of these barriers also order shared memory, and what is read there too
     # early may be an address that ends the run before programs race.
-    "an arrival before others have written": Fault(GREEDY, ARRIVAL, r"\1", 2),
+    "an arrival before others have written": Fault(GREEDY, ARRIVAL, r"\1", 3),
     "a poll that orders nothing": Fault(GREEDY, r"ld\.global\.gpu\.acquire", "ld.global"),
     "an arrival that orders nothing": Fault(
         GREEDY, r"(atom|red)\.global\.gpu\.release\.add", r"\1.global.gpu.relaxed.add"

@@ -146,6 +146,7 @@ def products(
             c = cosines(dots, i, inv_i, j, inv_j)
             m = tl.where(live, tl.maximum(m, tl.max(c, 1)), m)
             tl.store(nearest + i, m, mask=row < rows)
+            tl.debug_barrier()  # other threads of this program may read these rows next
 
 
 @triton.jit

@@ -203,7 +203,6 @@ def _diversity_greedy_kernel(
                     meet(arrivals, meetings * programs, HIP)  # all have read the dots
                 elif (stage == NEAR) & (shift > 0):
                     shift = -shift  # what lies behind; a block's rows stay with this program
-                    tl.debug_barrier()  # its other threads read these rows again
                 else:
                     if stage == NEAR:
                         meetings += 1

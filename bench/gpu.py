@@ -83,13 +83,13 @@ def why_not(stage: str) -> str | None:
 
 
 def environment(commit: str | None = None) -> dict[str, Any]:
-    """Device, driver, versions, commit, date. A copy without git must be told its commit."""
+    """Device, driver, versions, commit, date. A copy may have to be told its commit."""
     import triton
 
     device = torch.cuda.get_device_properties(0)
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "git": _git() or (commit and {"sha": commit, "dirty": False}),
+        "git": {"sha": commit, "dirty": False} if commit else _git(),
         "device": device.name,
         "devices": torch.cuda.device_count(),
         "capability": list(torch.cuda.get_device_capability()),
@@ -324,7 +324,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--out", type=Path, default=ROOT / "build" / "gpu", help="folder of results"
     )
     parser.add_argument("--only", default="*", help="jobs whose names match this pattern")
-    parser.add_argument("--commit", help="of a copy without git; it goes into the results")
+    parser.add_argument("--commit", help="of a copy whose git does not know it")
     options = parser.parse_args(arguments)
     if not options.minutes > 0:
         parser.error(f"--minutes must be positive, got {options.minutes}")

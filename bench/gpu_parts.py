@@ -19,14 +19,12 @@ from zspa_kernels.testing import prompt, tokens
 
 #: Tokens of an image for which both ways are timed, and images of a batch.
 FEW = ((256, 1), (576, 1), (576, 5), (1024, 1), (576, 32))
-#: The other number of stages the tiles of the matrix are timed with.
-STAGES = 4
-#: Forms of the tiles of an update; others have as many columns as a pass has candidates, or read
-#: further ahead.
+#: Forms of the tiles of an update; others have as many columns as a pass has candidates, or fewer
+#: rows.
 UPDATES: dict[str, dict[str, Any]] = {
     "": {},
     ", 128 columns": {"cols": 128},
-    ", 6 stages": {"stages": 6},
+    ", 64 rows": {"update_rows": 64},
 }
 #: Seeds whose updates are timed: a block of columns, and three more.
 SEEDS = (128, 512)
@@ -60,13 +58,11 @@ def _both(visual: Tensor, given: int, k: int) -> dict[str, Any]:
         return diversity.diversity(visual, k, seeds if given else None, None, None)
 
     found, times = [], {}
-    ways = {"matrix": (True, {}), "stages": (True, {"whole_stages": STAGES}), "blocks": (False, {})}
-    for name, (choice, fields) in ways.items():
-        few_tokens = mock.patch.object(diversity, "few_tokens", return_value=choice)
-        with configured("diversity", **fields), few_tokens:
+    for name, choice in (("matrix", True), ("blocks", False)):
+        with mock.patch.object(diversity, "few_tokens", return_value=choice):
             found.append(call())
             times[name] = _best(call)
-    agree = all(torch.equal(found[0], other) for other in found[1:])
+    agree = torch.equal(*found)
     return {**times, "status": "verified"} if agree else {"status": "wrong"}
 
 

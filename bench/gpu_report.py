@@ -90,16 +90,14 @@ def _machine(jobs: list[dict[str, Any]]) -> Iterator[str]:
         if "ceiling" in record:
             yield f"{record['ceiling']:14} {record['value']:9.0f}"
         elif "step" in record:
-            figure = f"{record['ns']:9.0f} ns" if "ns" in record else "no figure: it is wrong"
-            yield f"{record['step']:16} {figure}, {record['programs']} programs"
+            yield f"{record['step']:16} {record['ns']:9.0f} ns, {record['programs']} programs"
         elif "pick" in record:
             figure = f"{record['ns']:9.0f} ns" if "ns" in record else f" {record['error']}"
             yield f"a pick, {record['pick']:16} {figure}"
         elif "few" in record:
             figure = "no figure: the ways differ"
             if record["status"] == "verified":
-                names = {"matrix": "matrix", "stages": "other stages", "blocks": "blocks"}
-                figure = ", ".join(f"{name} {record[key]:7.1f} us" for key, name in names.items())
+                figure = ", ".join(f"{way} {record[way]:7.1f} us" for way in ("matrix", "blocks"))
             yield f"{record['few']:24} {figure}"
         elif "part" in record:
             figure = f"{record['us']:7.1f} us" if "us" in record else "no figure: it is wrong"

@@ -37,6 +37,7 @@ def _forms(module: str, **values: tuple[int, ...]) -> Iterator[Form]:
 #: Of the blocked greedy. Tiles, `block_k` and `chunk` decide bits: picks may then differ at ties.
 BLOCKED: tuple[Form, ...] = (
     *_forms(GREEDY, warps=(4,), stages=(3, 5, 6), least_rows=(16, 32, 64), block=(64, 256)),
+    *_forms(GREEDY, update_rows=(64,), update_own=(16,)),
     *_forms(GREEDY, cols=(128,), rows=(128,), block_k=(128,), chunk=(512, 2048)),
     ((GREEDY, {"rows": 32, "cols": 128}),),
     ((GREEDY, {"rows": 32, "cols": 64}),),

@@ -75,8 +75,9 @@ def _notes(results: dict[str, Any]) -> Iterator[str]:
         f"{results['triton']}, {pages.commit(results)}, {results['date'][:10]}."
     )
     yield (
-        "Medians, `vlm` tokens in bfloat16; the baselines get float32 copies and the same core. *Over the published "
-        "loop*: DivPrune's without core, ZSPAPrune's with, against a replay and, in parentheses, against a whole call."
+        "Medians, `vlm` tokens in bfloat16; the baselines get float32 copies and the same core. "
+        "*Over the published loop*: DivPrune's without core, ZSPAPrune's with, against a replay "
+        "and, in parentheses, against a whole call."
     )
     yield f"Verified in float64: {verified} of {len(records)} records."
 

@@ -32,7 +32,6 @@ from bench import (
 )
 from bench.compiled import sync_free
 from bench.contenders import Contender
-from bench.gpu_device_checks import late_words
 from bench.problem import PROMPT_TOKENS, Image, Problem, Tokens, draw
 from bench.registry import Workload, gpu_suite
 from bench.timing import POISON, summary
@@ -214,8 +213,8 @@ def ceilings(size: int = 8192, elements: int = 2**29) -> Iterator[dict[str, Any]
 
 
 def barrier(times: int = 1000) -> Iterator[dict[str, Any]]:
-    """A meeting of one program a multiprocessor, against another way and a node of a graph."""
-    from bench.gpu_kernels import empty_kernel, meetings_by_loads_kernel, meetings_kernel
+    """A meeting of one program a multiprocessor, against a node of a graph."""
+    from bench.gpu_kernels import empty_kernel, meetings_kernel
     from zspa_kernels.backends.triton._common import launch, multiprocessors
 
     device = torch.device(DEVICE, torch.cuda.current_device())
@@ -233,23 +232,10 @@ def barrier(times: int = 1000) -> Iterator[dict[str, Any]]:
         for _ in range(count):
             launch(empty_kernel, programs, device, arrivals, num_warps=8)
 
-    def by_loads(count: int) -> None:
-        arrivals.zero_()
-        launch(
-            meetings_by_loads_kernel, programs, device, arrivals, count, programs,
-            together=True, THREADS=256, num_warps=8,
-        )  # fmt: skip
-
     ways: dict[str, Callable[[int], None]] = {"barrier": meet, "graph node": nodes}
-    if torch.version.hip is None:
-        ways["barrier by loads"] = by_loads
     for name, call in ways.items():
         few, many = best(lambda c=call: c(10)), best(lambda c=call: c(10 + times))  # type: ignore[misc]
-        record = {"step": name, "programs": programs}
-        if call is by_loads and late_words(8, THREADS=256)[0]:
-            yield record  # it does not order memory
-        else:
-            yield {**record, "ns": 1e6 * (many - few) / times}
+        yield {"step": name, "programs": programs, "ns": 1e6 * (many - few) / times}
 
 
 def picks() -> Iterator[dict[str, Any]]:

@@ -419,6 +419,9 @@ def test_warmup_runs_every_op(num_tokens: int, monkeypatch: pytest.MonkeyPatch) 
         ({"dim": 0}, ValueError, "warmup: dim must be at least 1, got 0"),
         ({"dtype": torch.float64}, TypeError, "warmup: dtype must be float32, .*got torch.float64"),
         ({"dtype": ["half"]}, TypeError, r"warmup: dtype must be float32, .*got \['half'\]"),
+        ({"ops": "select"}, TypeError, "warmup: ops must be several names, got str 'select'"),
+        ({"ops": 3}, TypeError, "warmup: ops must be several names, got int 3"),
+        ({"ops": ["dp"]}, ValueError, "warmup: ops must be one of select, .*got str 'dp'"),
     ],
 )
 def test_warmup_of_nothing(sizes: dict[str, Any], kind: type[Exception], text: str) -> None:

@@ -109,6 +109,28 @@ def _call_every_op() -> None:
             zk.facility_location_varlen(images, 4, weights=heavy, temperature=temperature)
 
 
+def _call_ragged(images: list[Tensor], weights: list[Tensor]) -> None:
+    zk.select_varlen(images, images[0][:1], k_core=1, k_diverse=0)
+    zk.min_sum_varlen(images, 1)
+    for heavy in (None, weights):
+        zk.diversity_varlen(images, 1, weights=heavy)
+        zk.dpp_varlen(images, 1, weights=heavy)
+
+
+def test_warmup_of_some_ops(launched: set[Any]) -> None:
+    zk.warmup("cpu", torch.bfloat16, num_tokens=N, dim=D, ops=("select",))
+    ready = set(launched)
+    families = {name.lstrip("_").partition("_")[0] for name, *_ in ready}
+    assert families == {"diversity", "relevance", "select"}
+    for n, images in product((64, 300, 513, 1025), (1, 5, 40)):
+        visual = torch.zeros(1, 1, D, dtype=torch.bfloat16).expand(images, n, -1)
+        for mask in ({}, {"visual_mask": torch.ones(images, n, dtype=torch.bool)}):
+            zk.select(visual, visual[:, :1], k_core=1, k_diverse=3, **mask)
+            zk.select(visual, k_core=0, k_diverse=3, **mask)
+        zk.select_varlen(list(visual), visual[0, :1], k_core=1, k_diverse=1)
+    assert launched == ready
+
+
 def test_warmup_leaves_nothing_to_compile(launched: set[Any]) -> None:
     zk.warmup("cpu", torch.bfloat16, num_tokens=N, dim=D)
     ready = set(launched)
@@ -131,6 +153,8 @@ def test_warmup_serves_images_of_other_sizes(launched: set[Any], num_tokens: int
         zk.min_sum(visual, 1, seeds=seeds)
         zk.min_sum(visual, 1)
         zk.select(visual, visual[:, :1], k_core=1, k_diverse=0)
+        if n < 16384:
+            _call_ragged(list(visual), list(weights))
         assert {name for name, *_ in launched - ready} == set(), (n, images)
 
 

@@ -187,6 +187,20 @@ def test_a_smaller_table_of_proposals_would_not_bound() -> None:
     assert cfg.block % cfg.rows == cfg.block % cfg.cols == 0
 
 
+@pytest.mark.parametrize(
+    ("rows", "d", "programs", "chunks"),
+    [
+        *((2880, 4096, 128, 4), (576, 4096, 4, 4), (16384, 3584, 128, 1), (1296, 3584, 128, 4)),
+        *((2880, 512, 128, 1), (2880, 8192, 4, 1), (500_000, 8192, 128, 1)),
+    ],
+)
+def test_an_update_is_cut_where_that_spares_more_than_it_costs(
+    rows: int, d: int, programs: int, chunks: int
+) -> None:
+    cfg = diversity_config.config(d, 2)
+    assert diversity_config.update_chunks(cfg, rows, d, programs) == chunks
+
+
 # --- programs that wait for each other ------------------------------------------------------------
 
 

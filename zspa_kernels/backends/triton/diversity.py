@@ -17,8 +17,9 @@ Inputs      : visual [B, N, D] or [T, D], float32/float16/bfloat16, any row stri
               [B, N]; table int64 [S, 5]
 Outputs     : int64 indices in pick order, [B, k] or [T']; slots that get no token stay as they are
 Work        : 2 N D flops per pick and one read of V per pass; a pass makes 1 to 128 picks;
-              DivPrune's seed up to 2 N^2 D flops; 2 launches and 2 fills, 0 syncs; scratch of 8
-              bytes per token and at most (D/512 + 1) 64 KiB per group
+              DivPrune's seed up to 2 N^2 D flops; 2 launches and 2 fills, 0 syncs; scratch of 520
+              bytes per token (padded: of 132 images at most), 512 more for each further 1024
+              channels where updates are cut, and at most (D/1024 + 2) 64 KiB per group
 Mapping     : one launch of groups of programs, one group per segment, rows dealt out one by one;
               the programs of a group synchronise at a barrier in global memory, so all must be
               resident: the launch is cooperative, with at most one program per multiprocessor

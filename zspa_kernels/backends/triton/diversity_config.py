@@ -177,11 +177,11 @@ def grid(cfg: Config, rows: int, segments: int, multiprocessors: int) -> tuple[i
 def update_chunks(cfg: Config, rows: int, d: int, programs: int) -> int:
     """Into how many chunks the channels of an update of so many rows are cut: 1, or all there are.
 
-    All, where that gives programs an eighth of a tile less to multiply: as much as adding up takes.
+    All, where that spares programs more of their tiles than an eighth: as much as adding up takes.
     """
     tiles, chunks = -(-rows // cfg.update_rows), -(-d // cfg.chunk)
     whole, cut = -(-tiles // programs), -(-tiles * chunks // programs)
-    return chunks if 8 * cut + chunks < 8 * whole * chunks else 1
+    return chunks if 8 * cut + whole * chunks < 8 * whole * chunks else 1
 
 
 def group(cfg: Config, programs: int) -> Group:

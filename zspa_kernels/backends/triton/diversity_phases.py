@@ -39,7 +39,6 @@ def forget(inv_norm, nearest, taken, length, me, programs, BLOCK: tl.constexpr):
         inv = tl.load(inv_norm + i, mask=i < length, other=-1.0)
         m = tl.where(i == taken, INF, nothing_selected(inv))
         tl.store(nearest + i, m, mask=i < length)
-    tl.debug_barrier()  # other threads of this program read these rows next
 
 
 @triton.jit
@@ -63,6 +62,7 @@ def begin(
     Returns (stage, slots filled, seeds that need no folding).
     """
     forget(inv_norm, nearest, -1, length, me, programs, BLOCK)
+    tl.debug_barrier()  # other threads of this program write these rows next
     s = tl.arange(0, BLOCK)
     filled = 0
     valid = 0
@@ -93,11 +93,13 @@ def begin(
 
 @triton.jit
 def seed_columns(seeds, num_seeds, folded, columns, base, length, BLOCK: tl.constexpr):
-    """The next seeds become this program's columns (-1: none of this segment). Returns how many."""
+    """The next seeds become this program's columns (-1: none of this segment). Returns how many.
+
+    The programs meet before they read them.
+    """
     s = tl.arange(0, BLOCK)
     j = tl.load(seeds + folded + s, mask=folded + s < num_seeds, other=-1) - base
     tl.store(columns + s, tl.where((j >= 0) & (j < length), j, -1).to(tl.int32))
-    tl.debug_barrier()
     return tl.minimum(num_seeds - folded, BLOCK)
 
 
@@ -196,7 +198,10 @@ def first_pick(
     programs,
     BLOCK: tl.constexpr,
 ):
-    """The token of the key `best` is picked. Returns (stage, slots filled)."""
+    """The token of the key `best` is picked; the programs meet next.
+
+    Returns (stage, slots filled).
+    """
     pick = best & 0xFFFFFFFF
     forget(inv_norm, nearest, pick, length, me, programs, BLOCK)
     if me == 0:

@@ -13,24 +13,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench import pages
+from bench import gpu_report, pages
 from bench.environment import RESULTS, ROOT
+from bench.gpu_report import Medians
 from bench.registry import Workload, gpu_suite
 
 TABLE = "bench:gpu"
 PUBLISHED = RESULTS / "h100.json"
-_LOOPS = ("divprune_loop", "zspaprune_loop")
-_GRAM = ("gram_incremental sync-free", "graph")
 
 
-def medians(results: dict[str, Any]) -> dict[str, dict[tuple[str, str], float]]:
-    """Milliseconds by workload, contender and mode, of what was verified."""
-    found: dict[str, dict[tuple[str, str], float]] = {}
-    for record in (record for job in results["jobs"] for record in job["data"]):
-        if "workload" in record and record["status"] == "verified":
-            at = record["contender"], record["mode"]
-            found.setdefault(record["workload"], {})[at] = record["median_ms"]
-    return found
+def medians(results: dict[str, Any]) -> dict[str, Medians]:
+    """Of each workload."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for record in _records(results):
+        found.setdefault(record["workload"], []).append(record)
+    return {name: gpu_report.medians(records) for name, records in found.items()}
+
+
+def _records(results: dict[str, Any]) -> list[dict[str, Any]]:
+    return [r for job in results["jobs"] for r in job["data"] if "workload" in r]
 
 
 def table(results: dict[str, Any]) -> str:
@@ -46,16 +47,16 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join([*rows, "", *_notes(results)])
 
 
-def _row(work: Workload, times: dict[tuple[str, str], float]) -> str:
-    replay, cold, whole = (times.get(("zspa", mode)) for mode in ("graph", "graph cold", "eager"))
-    loop = next((times[name, "eager"] for name in _LOOPS if (name, "eager") in times), None)
+def _row(work: Workload, times: Medians) -> str:
+    replay, cold, whole = (times.get(("zspa", mode)) for mode in gpu_report.MODES)
+    gram, loop = gpu_report.rivals(times)
     images = 1 if work.single else len(work.images)
     model = "" if work.tokens == "vlm" else f", {work.tokens}"
     dtype = "" if work.dtype == "bf16" else f", {work.dtype}"
     return pages.row(
         f"{images} x {work.n} x {work.d}{model}{dtype}", f"{work.k} ({work.k_core})",
         *(_us(value) for value in (replay, cold, whole)),
-        _times(times.get(_GRAM), replay), f"{_times(loop, replay)} ({_times(loop, whole)})",
+        _times(gram, replay), f"{_times(loop, replay)} ({_times(loop, whole)})",
     )  # fmt: skip
 
 
@@ -68,7 +69,7 @@ def _times(slower: float | None, faster: float | None) -> str:
 
 
 def _notes(results: dict[str, Any]) -> Iterator[str]:
-    records = [r for job in results["jobs"] for r in job["data"] if "workload" in r]
+    records = _records(results)
     verified = sum(record["status"] == "verified" for record in records)
     yield (
         f"{results['device']}, driver {results['driver']}, torch {results['torch']}, Triton "

@@ -87,8 +87,9 @@ def config(d: int, itemsize: int, hip: bool = False) -> Config:
         # A program that takes one chunk of a Gram block begins with an empty pipeline, so a chunk
         # is not too short: 16 steps in half precision.
         chunk=max(deep, 1024),
-        # H100, 2880 x 4096 by 29 columns: 8.1 us with 128 x 64, 10.5 with 64 x 64, 12.1 with
-        # 128 x 128; by 128 columns 16.7, 16.9 and 12.9, but a pass rarely makes that many picks.
+        # Alone in a kernel on an H100, tried by hand, 2880 x 4096 by 29 columns take 8.1 us with
+        # 128 x 64, 10.5 with 64 x 64, 12.1 with 128 x 128; by 128 columns 16.7, 16.9 and 12.9, but
+        # a pass rarely makes that many picks.
         update_rows=128 if half else 64 if units else 32,
         # 32 x 128 dots are 16 registers per thread of 256, for each of 4 chunks read at a time.
         update_own=32,
@@ -101,7 +102,7 @@ def config(d: int, itemsize: int, hip: bool = False) -> Config:
         # Two warpgroups: more loads on their way for the tiles; the picks would like fewer.
         # AMD's warps are twice as wide, and 4 of them leave each lane 512 registers.
         warps=4 if hip else 8,
-        # (64 + 64) rows x 128 bytes per stage: 64 KiB; AMD has 64 KiB in all.
+        # (128 + 64) rows x 128 bytes per stage: 96 KiB; AMD has 64 KiB in all.
         stages=2 if hip else 4,
         # 576 tokens still have 72 programs, 2880 as many as a group has at most.
         least_rows=8,
